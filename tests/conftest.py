@@ -1,0 +1,22 @@
+"""Fixtures that every package's tests may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# torch.compile on a CPU runs a C++ compiler for every fused function: ten times slower, and no test needs it.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The development data beside the checkout; tests that need it are skipped, out loud, where it is absent."""
+    path = ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"development data not found at {path}: real-row checks did not run")
+    return path

@@ -1,0 +1,16 @@
+"""Where this project lives and what the environment selects: the root, the store, the experiment."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def store_root() -> Path:
+    """Directory of all artifacts: ``$VPMOE_ARTIFACTS``, or ``artifacts/`` in the project."""
+    return Path(os.environ.get("VPMOE_ARTIFACTS") or ROOT / "artifacts").resolve()
+
+
+def experiment_name() -> str:
+    """The experiment in force: ``$VPMOE_EXPERIMENT`` (a name, or the path of a TOML file), or ``smoke``."""
+    return os.environ.get("VPMOE_EXPERIMENT") or "smoke"
