@@ -1,0 +1,57 @@
+"""Errors of the lineage library; each message says what was asked, what was found and what to do."""
+
+
+class LineageError(Exception):
+    """Base of every error that a user can act on; the command line prints it in one line."""
+
+
+class UnstableValueError(LineageError):
+    """A value has no stable canonical form, so it may not enter a hash."""
+
+
+class UnsafePathError(LineageError):
+    """A path is absolute, climbs out of its tree, or is of a kind that an artifact may not hold."""
+
+
+class SecretFoundError(LineageError):
+    """A value that identifies an artifact contains a secret."""
+
+
+class ProvenanceError(LineageError):
+    """The state of the code cannot be established."""
+
+
+class RecordError(LineageError):
+    """A record is unreadable, altered, or contradicts itself."""
+
+
+class PublishError(LineageError):
+    """A work area cannot be published as it is."""
+
+
+class BusyError(LineageError):
+    """Another process holds a lock; the message says which."""
+
+
+class ArtifactMissing(LineageError):  # noqa: N818 - the three answers of Store.require read as states
+    """No artifact was published under that name."""
+
+
+class ArtifactDamaged(LineageError):  # noqa: N818
+    """A published file is missing, added, truncated or altered."""
+
+
+class ArtifactBlocked(LineageError):  # noqa: N818
+    """A blocking check of the artifact failed, so nothing may be built on it."""
+
+
+class IndexLockedError(LineageError):
+    """Another process is writing the index."""
+
+
+class IndexCorruptError(LineageError):
+    """The index file cannot be read; it can always be rebuilt from the records."""
+
+
+class QueryError(LineageError):
+    """The SQL is wrong, or would write."""
