@@ -1,0 +1,320 @@
+"""An experiment: one TOML file that holds every knob of identity, resolved and checked as a whole."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainer.config.architecture import Architecture
+from trainer.config.base import ConfigError, Count, Fraction, Frozen, Name, NamedTables, PositiveInt, parse
+from trainer.config.base import Path as KeyPath
+from trainer.config.data import Data
+from trainer.config.rungs import GEOMETRY_TABLES, HF_RUNG, Healing, RungConfig, Rungs
+from trainer.config.sources import Sources
+from trainer.config.training import KDConfig, RolloutConfig, TrainingConfig, TrainRecipe, check_fusions
+
+CONFIGS_DIR = Path(__file__).resolve().parents[2] / "configs"
+STUDENT = "vpmoe"
+_HEALED = "_healed"
+
+
+class StageConfig(Frozen):
+    """A training stage of the student.
+
+    Attributes:
+        init: ``fresh`` starts from the experiment's seed instead of the parent's checkpoint.
+        training: the experiment's ``[training]``, overridden by the stage's own keys.
+    """
+
+    steps: PositiveInt
+    init: Literal["fresh", "checkpoint"] = "checkpoint"
+    training: TrainingConfig
+    kd: KDConfig = KDConfig()
+
+
+class ScoredStage(StageConfig):
+    """Stage 2: a share of the batches uses the teacher's stored scores."""
+
+    scored_fraction: Fraction
+
+
+class RolloutStage(RolloutConfig):
+    """Stage 3: on-policy distillation."""
+
+    steps: PositiveInt
+    init: Literal["checkpoint"] = "checkpoint"
+    training: TrainingConfig
+    kd: KDConfig = KDConfig()
+
+    def rollouts(self) -> RolloutConfig:
+        """The keys of generation alone."""
+        return RolloutConfig(**{name: getattr(self, name) for name in RolloutConfig.model_fields})
+
+
+class TeacherTopk(Frozen):
+    """Stored teacher scores: log-probabilities kept per token, and the share of conversations scored."""
+
+    topk: PositiveInt
+    subset_fraction: Annotated[float, Field(gt=0, le=1)]
+
+
+class Stages(NamedTables):
+    """The distillation stages, by asset name."""
+
+    vpmoe_stage1: StageConfig
+    teacher_topk: TeacherTopk | None = None
+    vpmoe_stage2: ScoredStage | None = None
+    vpmoe_stage3: RolloutStage | None = None
+
+
+class Generation(Frozen):
+    """Sampling for the Harmony-validity check."""
+
+    prompts: PositiveInt
+    max_new_tokens: PositiveInt
+    greedy: bool
+
+
+class Evaluation(Frozen):
+    """What every checkpoint is measured on."""
+
+    suites: Annotated[
+        tuple[Literal["core8", "ppl", "numeric", "harmony"], ...], Field(strict=False, min_length=1)
+    ]
+    ppl_tokens: PositiveInt
+    generation: Generation
+
+
+class Profiling(Frozen):
+    """The measured run: ``profile_steps`` are the first and last profiled step, both inclusive."""
+
+    seq_len: PositiveInt
+    micro_batch_size: PositiveInt
+    steps: PositiveInt
+    profile_steps: Annotated[tuple[Count, Count], Field(strict=False)]
+    data: Literal["mock", "synth_kd_v1"] = "mock"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        first, last = self.profile_steps
+        if not first <= last < self.steps:
+            raise ValueError(
+                f"profile_steps = [{first}, {last}] must be in order and below steps = {self.steps}"
+            )
+        return self
+
+
+class Experiment(Frozen):
+    """A whole experiment, every table resolved."""
+
+    schema_: Literal["vpmoe.experiment/1"] = Field(alias="schema")
+    name: Name
+    seed: Count
+    sources: Sources
+    data: Data
+    rungs: Rungs
+    training: TrainingConfig
+    stages: Stages
+    evaluation: Evaluation | None = None
+    profiling: Profiling
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if HF_RUNG in self.rungs and (self.sources.qwen3_0_6b is None or self.sources.gpt_oss_20b is None):
+            raise ValueError(f"rungs.{HF_RUNG} needs sources.qwen3_0_6b and sources.gpt_oss_20b")
+        seq_len = self.data.synth_kd_v1.seq_len
+        for name, rung in self.rungs.items():
+            if isinstance(rung, RungConfig) and (rung.healing or name == STUDENT):
+                longest = rung.attention.max_sequence_length
+                if seq_len > longest:
+                    raise ValueError(
+                        f"data.synth_kd_v1.seq_len = {seq_len} is more than "
+                        f"rungs.{name}.attention.max_sequence_length = {longest}"
+                    )
+        for name, stage in self.stages.items():
+            if not isinstance(stage, TeacherTopk):
+                try:
+                    check_fusions(self.rungs.vpmoe.moe, stage.training)
+                except ValueError as error:
+                    raise ValueError(f"stages.{name}: rungs.vpmoe.{error}") from None
+        return self
+
+    def architecture(self, rung: str) -> Architecture:
+        """Geometry of a rung over the experiment's vocabulary.
+
+        Args:
+            rung: asset name of the rung (``"vpdense_28"``).
+
+        Raises:
+            ConfigError: no such rung, or one whose geometry is the donor's.
+        """
+        table = self.rungs[rung]
+        if not isinstance(table, RungConfig):
+            raise ConfigError(
+                f"rungs.{rung}: has no geometry of its own; it is the donor's (sources.qwen3_0_6b) over "
+                f"{self.sources.tokenizer.vocab_size} tokens"
+            )
+        return Architecture(
+            vocab_size=self.sources.tokenizer.vocab_size,
+            **{name: getattr(table, name) for name in GEOMETRY_TABLES},
+        )
+
+    def train_recipe(self, asset: str) -> TrainRecipe:
+        """The complete recipe of a training run.
+
+        Args:
+            asset: a stage (``"vpmoe_stage1"``) or a healed rung (``"vpdense_28_healed"``).
+
+        Raises:
+            ConfigError: the experiment does not train this asset.
+        """
+        if asset.endswith(_HEALED) and (rung := asset.removesuffix(_HEALED)) in self.rungs:
+            return self._healing_recipe(rung)
+        stage = self.stages.get(asset)
+        if stage is None or isinstance(stage, TeacherTopk):
+            raise ConfigError(
+                f"{asset}: not a training run of this experiment, which has {', '.join(self.runs())}"
+            )
+        return TrainRecipe(
+            architecture=self.architecture(STUDENT),
+            training=stage.training,
+            steps=stage.steps,
+            seq_len=self.data.synth_kd_v1.seq_len,
+            pack_block=self.data.synth_kd_v1.pack.block,
+            kd=stage.kd,
+            init=stage.init,
+            scored_fraction=stage.scored_fraction if isinstance(stage, ScoredStage) else None,
+            rollouts=stage.rollouts() if isinstance(stage, RolloutStage) else None,
+        )
+
+    def runs(self) -> tuple[str, ...]:
+        """Assets that are made by training, in the order of the ladder."""
+        healed = [name + _HEALED for name, rung in self.rungs.items() if getattr(rung, "healing", None)]
+        staged = [name for name, stage in self.stages.items() if not isinstance(stage, TeacherTopk)]
+        return (*healed, *staged)
+
+    def _healing_recipe(self, rung: str) -> TrainRecipe:
+        healing: Healing | None = getattr(self.rungs[rung], "healing", None)
+        if healing is None:
+            raise ConfigError(f"rungs.{rung}.healing: missing, so {rung}{_HEALED} cannot be trained")
+        optimizer = healing.training.optimizer.scaled_to(healing.learning_rate)
+        return TrainRecipe(
+            architecture=self.architecture(rung),
+            training=healing.training.model_copy(update={"optimizer": optimizer}),
+            steps=healing.new_layers_only_steps + healing.steps,
+            seq_len=self.data.synth_kd_v1.seq_len,
+            pack_block=self.data.synth_kd_v1.pack.block,
+            init="checkpoint",
+            harmony_fraction=healing.harmony_fraction,
+            new_layers_only_steps=healing.new_layers_only_steps,
+        )
+
+
+def load_experiment(name_or_path: str | Path) -> Experiment:
+    """Read an experiment.
+
+    Args:
+        name_or_path: a bare name (``"smoke"`` reads ``configs/smoke.toml``) or the path of a ``.toml`` file.
+
+    Raises:
+        ConfigError: no such file, not TOML, or a key that is unknown, missing or wrong.
+    """
+    path = _locate(name_or_path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not valid TOML: {error}", origin=str(path)) from None
+    merged, inherited = _inherit(raw)
+    experiment = parse(
+        Experiment, merged, origin=path.name, source_path=lambda key: _written(key, raw, inherited)
+    )
+    if not str(name_or_path).endswith(".toml") and experiment.name != name_or_path:
+        raise ConfigError(
+            f"name: found {experiment.name!r}; expected {name_or_path!r}, as the file is called",
+            origin=path.name,
+        )
+    return experiment
+
+
+def _locate(name_or_path: str | Path) -> Path:
+    if str(name_or_path).endswith(".toml"):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such experiment file")
+        return path
+    path = CONFIGS_DIR / f"{name_or_path}.toml"
+    names = sorted(file.stem for file in CONFIGS_DIR.glob("*.toml"))
+    if str(name_or_path) not in names:
+        close = difflib.get_close_matches(str(name_or_path), names, n=1, cutoff=0.4)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"no experiment called {str(name_or_path)!r}; there are {', '.join(names)}{hint}")
+    return path
+
+
+def _inherit(raw: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[KeyPath, KeyPath]]]:
+    """Merge ``[rungs.defaults]`` into the rungs, and ``[training]`` into stages and healing runs.
+
+    Returns:
+        The merged tables, and pairs (inheriting path, inherited path) for error messages.
+    """
+    merged = dict(raw)
+    inherited: list[tuple[KeyPath, KeyPath]] = []
+    training = raw.get("training")
+
+    def with_training(table: object, *path: str) -> object:
+        if not isinstance(table, Mapping) or not isinstance(training, Mapping):
+            return table
+        inherited.append(((*path, "training"), ("training",)))
+        return {**table, "training": _merge(training, table.get("training", {}))}
+
+    if isinstance(rungs := raw.get("rungs"), Mapping):
+        defaults = rungs.get("defaults", {})
+        merged["rungs"] = {}
+        for name, table in rungs.items():
+            if name == "defaults":
+                continue
+            if name != HF_RUNG and isinstance(table, Mapping) and isinstance(defaults, Mapping):
+                inherited.append((("rungs", name), ("rungs", "defaults")))
+                table = _merge(defaults, table)
+                if "healing" in table:
+                    table = {**table, "healing": with_training(table["healing"], "rungs", name, "healing")}
+            merged["rungs"][name] = table
+    if isinstance(stages := raw.get("stages"), Mapping):
+        merged["stages"] = {
+            name: table if name == "teacher_topk" else with_training(table, "stages", name)
+            for name, table in stages.items()
+        }
+    return merged, inherited
+
+
+def _merge(base: Mapping[str, Any], over: object) -> Any:
+    if not isinstance(over, Mapping):
+        return over
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = (
+            _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        )
+    return result
+
+
+def _written(key: KeyPath, raw: Mapping[str, Any], inherited: list[tuple[KeyPath, KeyPath]]) -> KeyPath:
+    """Where the value at a merged key path was written: its own table, or the one it was inherited from."""
+    for path, source in reversed(inherited):  # the innermost inheritance was noted last
+        if key[: len(path)] == path and not _present(raw, key):
+            candidate = (*source, *key[len(path) :])
+            if _present(raw, candidate):
+                return candidate
+    return key
+
+
+def _present(table: object, key: KeyPath) -> bool:
+    for part in key:
+        if not isinstance(table, Mapping) or part not in table:
+            return False
+        table = table[part]
+    return True
