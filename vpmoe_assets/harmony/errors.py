@@ -1,0 +1,39 @@
+"""What the data path says when an input is not what it must be."""
+
+
+class DataError(ValueError):
+    """An input, or an existing output, is not usable; the message names it and says what to do."""
+
+
+class RowRejected(DataError):
+    """One conversation breaks the format. The builder adds shard, row and synth_id, and stops: nothing is repaired.
+
+    Args:
+        reason: what is wrong with this conversation, in words.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class ShardRejected(DataError):
+    """A build stopped at one row.
+
+    Args:
+        shard: output shard number.
+        where: the row in words, e.g. ``row 17 (part-0.parquet, row 17)``.
+        synth_id: id of the row, None when it has none.
+        reason: why it was refused.
+    """
+
+    def __init__(self, shard: int, where: str, synth_id: str | None, reason: str) -> None:
+        super().__init__(
+            f"shard {shard:02d}, {where}, synth_id {synth_id!r}: {reason}. "
+            "Nothing was published; correct or remove the row and build again."
+        )
+        self.arguments = (shard, where, synth_id, reason)
+
+    def __reduce__(self) -> tuple[type, tuple[int, str, str | None, str]]:
+        """Rebuild from the four arguments (the default would pass the message), so that it crosses processes."""
+        return type(self), self.arguments

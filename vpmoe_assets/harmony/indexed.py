@@ -1,0 +1,192 @@
+"""Megatron's IndexedDataset files, written as a stream and read without torch.
+
+``.bin`` is the concatenation of all sequences. ``.idx`` is, little-endian: 9 bytes ``MMIDIDX\\0\\0``, u64
+version 1, u8 dtype code, u64 number of sequences n, u64 number of document indices n+1, int32[n] lengths,
+int64[n] byte offsets, int64[n+1] document indices. Here one sequence is one document.
+"""
+
+import hashlib
+import os
+import struct
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from vpmoe_assets.harmony.errors import DataError
+
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 4: np.dtype("<i4")}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """Size in bytes and sha256 of a file, known while it was written."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """A parsed ``.idx``: lengths [n] int32, byte offsets [n] int64, document indices [n+1] int64."""
+
+    dtype: np.dtype[Any]
+    lengths: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    documents: npt.NDArray[np.int64]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements (tokens) in the ``.bin``."""
+        return int(self.lengths.sum(dtype=np.int64))
+
+
+class IndexedWriter:
+    """Writes one ``.bin``/``.idx`` pair; of everything written it keeps 4 bytes per sequence in memory.
+
+    Use as a context manager; ``finish`` writes the index. Leaving without ``finish`` removes both files.
+
+    Args:
+        prefix: path without suffix.
+        dtype: uint8 or int32.
+    """
+
+    def __init__(self, prefix: Path, dtype: npt.DTypeLike) -> None:
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in _CODES:
+            raise ValueError(f"IndexedDataset files here hold uint8 or int32, not {self.dtype}")
+        self.bin_path, self.idx_path = (
+            prefix.with_name(prefix.name + ".bin"),
+            prefix.with_name(prefix.name + ".idx"),
+        )
+        self._lengths = array("i")
+        self._bytes = 0
+        self._digest = hashlib.sha256()
+        self._stream: BinaryIO | None = self.bin_path.open("wb")
+        self._finished = False
+
+    def append(self, data: "bytes | npt.NDArray[Any]", lengths: Sequence[int]) -> None:
+        """Add ``len(lengths)`` sequences whose concatenation is ``data``.
+
+        Raises:
+            ValueError: the lengths do not add up to the data.
+        """
+        view = memoryview(data).cast("B") if len(data) else memoryview(b"")
+        if view.nbytes != sum(lengths) * self.dtype.itemsize:
+            raise ValueError(
+                f"{self.bin_path.name}: {view.nbytes} bytes for {sum(lengths)} elements of {self.dtype}"
+            )
+        if self._stream is None:
+            raise ValueError(f"{self.bin_path.name} is closed")
+        self._stream.write(view)
+        self._digest.update(view)
+        self._bytes += view.nbytes
+        self._lengths.extend(lengths)
+
+    def finish(self) -> tuple[WrittenFile, WrittenFile]:
+        """Close the ``.bin``, write the ``.idx``, both to the disk; returns what was written (bin, idx)."""
+        if self._stream is None:
+            raise ValueError(f"{self.bin_path.name} is closed")
+        _sync_and_close(self._stream)
+        self._stream = None
+        lengths = np.frombuffer(self._lengths, dtype=np.int32) if self._lengths else np.zeros(0, np.int32)
+        count = lengths.size
+        digest, size = hashlib.sha256(), 0
+        with self.idx_path.open("wb") as stream:
+            for part in (
+                HEADER.pack(MAGIC, 1, _CODES[self.dtype], count, count + 1),
+                lengths.astype("<i4", copy=False).tobytes(),
+                _offsets(lengths, self.dtype.itemsize).tobytes(),
+                np.arange(count + 1, dtype="<i8").tobytes(),
+            ):
+                stream.write(part)
+                digest.update(part)
+                size += len(part)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._finished = True
+        return WrittenFile(self._bytes, self._digest.hexdigest()), WrittenFile(size, digest.hexdigest())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        if not self._finished:
+            self.bin_path.unlink(missing_ok=True)
+            self.idx_path.unlink(missing_ok=True)
+
+
+def read_index(path: Path) -> Index:
+    """Parse and check an ``.idx`` file.
+
+    Raises:
+        DataError: not such a file, a size that does not fit the counts, offsets or documents that are not those
+            of one sequence per document.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read the index {path}: {error.strerror}") from error
+    if len(content) < HEADER.size:
+        raise DataError(f"{path} is not an IndexedDataset index: only {len(content)} bytes")
+    magic, version, code, count, documents = HEADER.unpack_from(content)
+    if magic != MAGIC or version != 1 or code not in DTYPES:
+        raise DataError(
+            f"{path} is not an IndexedDataset index of uint8 or int32 (version {version}, dtype {code})"
+        )
+    expected = HEADER.size + 12 * count + 8 * documents
+    if documents != count + 1 or len(content) != expected:
+        raise DataError(
+            f"{path} is damaged: {len(content)} bytes and {documents} document indices for {count} sequences, "
+            f"expected {expected} bytes and {count + 1}"
+        )
+    lengths = np.frombuffer(content, "<i4", count, HEADER.size)
+    offsets = np.frombuffer(content, "<i8", count, HEADER.size + 4 * count)
+    indices = np.frombuffer(content, "<i8", count + 1, HEADER.size + 12 * count)
+    dtype = DTYPES[code]
+    if not np.array_equal(offsets, _offsets(lengths, dtype.itemsize)):
+        raise DataError(f"{path} is damaged: its byte offsets do not follow from its lengths")
+    if not np.array_equal(indices, np.arange(count + 1)):
+        raise DataError(f"{path}: a document is not exactly one sequence")
+    return Index(dtype, lengths, offsets, indices)
+
+
+def map_elements(prefix: Path, index: Index) -> npt.NDArray[Any]:
+    """Memory-map the ``.bin`` beside an index.
+
+    Raises:
+        DataError: the file is absent or has another size than the index says.
+    """
+    path = prefix.with_name(prefix.name + ".bin")
+    expected = index.elements * index.dtype.itemsize
+    found = path.stat().st_size if path.is_file() else None
+    if found != expected:
+        raise DataError(
+            f"{path}: {found} bytes, its index says {expected}; the shard is damaged, build it again"
+        )
+    return np.memmap(path, dtype=index.dtype, mode="r") if expected else np.zeros(0, index.dtype)
+
+
+def _offsets(lengths: npt.NDArray[np.int32], itemsize: int) -> npt.NDArray[np.int64]:
+    offsets = np.zeros(lengths.size, dtype="<i8")
+    np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:]) if lengths.size else None
+    return offsets * itemsize
+
+
+def _sync_and_close(stream: BinaryIO) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+    stream.close()
