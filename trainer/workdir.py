@@ -1,0 +1,183 @@
+"""The work directory of one job: what a restart resumes from and what a watcher reads while the job runs.
+
+```
+work_dir/
+  STATUS          one line: running | done | interrupted | failed: <reason>
+  heartbeat       one JSON object; the file is rewritten every few seconds, also inside a long save
+  metrics.jsonl   one JSON object per logged step (see trainer.metrics)
+  log.txt         the log of rank 0; other ranks write log.rank_NNNNN.txt
+  checkpoints/    resume checkpoints (see trainer.checkpoint)
+```
+
+The directory outlives a crash. Every file here is either appended to or replaced by a rename, so a reader
+never sees half of one.
+"""
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+HEARTBEAT_SECONDS = 5.0
+"""Half of the ten seconds that the contract with the orchestrator promises."""
+
+RUNNING = "running"
+DONE = "done"
+INTERRUPTED = "interrupted"
+FAILED = "failed"
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 75
+"""`EX_TEMPFAIL` of sysexits.h: nothing is wrong, run the same command again and it goes on."""
+
+LOGGER = logging.getLogger("trainer")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a small file so that a reader, or a crash, sees the old content or the new and never a part.
+
+    Args:
+        path: File to create or replace; its directory must exist.
+        text: New content, written as UTF-8.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+
+
+def canonical_json(value: object, *, indent: int | None = None) -> str:
+    """JSON with sorted keys and without NaN or infinity, so that equal values give equal text.
+
+    Args:
+        value: Anything the json module encodes.
+        indent: Spaces per level for people; None gives the compact form that is hashed.
+
+    Raises:
+        ValueError: A float is NaN or infinite.
+    """
+    separators = (",", ":") if indent is None else (",", ": ")
+    return json.dumps(value, sort_keys=True, allow_nan=False, indent=indent, separators=separators)
+
+
+class WorkDir:
+    """The files of a job that are not checkpoints or metrics.
+
+    Only rank 0 writes `STATUS` and `heartbeat`; on other ranks the same calls do nothing, so callers need
+    not ask.
+
+    Attributes:
+        path: The directory itself.
+        checkpoints: Where resume checkpoints go.
+        metrics: The metrics file.
+    """
+
+    def __init__(self, path: Path, *, rank: int = 0) -> None:
+        self.path = path
+        self.rank = rank
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        path.mkdir(parents=True, exist_ok=True)
+        self._beat: dict[str, Any] = {"phase": "start", "iteration": 0}
+        self._beat_lock = threading.Lock()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes the shared files."""
+        return self.rank == 0
+
+    def status(self, text: str) -> None:
+        """Replaces `STATUS`; a reason is flattened to one line."""
+        if self.leads:
+            replace_text(self.path / "STATUS", " ".join(text.split()) + "\n")
+
+    def fail(self, reason: str) -> None:
+        """Puts `failed: <reason>` into `STATUS`, from any rank, unless another rank was first.
+
+        The first failure is the cause; what the other ranks meet afterwards is a broken connection.
+        """
+        if not self.read_status().startswith(FAILED):
+            replace_text(self.path / "STATUS", " ".join(f"{FAILED}: {reason}".split()) + "\n")
+
+    def read_status(self) -> str:
+        """The present `STATUS`, or an empty string where none was written yet."""
+        try:
+            return (self.path / "STATUS").read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return ""
+
+    def at(self, phase: str, iteration: int) -> None:
+        """Notes what the job is doing; the next heartbeat says so, with the time since when."""
+        with self._beat_lock:
+            self._beat = {"phase": phase, "iteration": iteration, "since_unix_s": round(time.time(), 3)}
+
+    def beat(self) -> None:
+        """Writes one heartbeat; an error (a full disk) is logged, it must not end the job."""
+        if not self.leads:
+            return
+        with self._beat_lock:
+            content: Mapping[str, Any] = {**self._beat, "unix_s": round(time.time(), 3), "pid": os.getpid()}
+        path = self.path / "heartbeat"
+        scratch = path.with_name(".heartbeat.tmp")
+        try:
+            scratch.write_text(json.dumps(content) + "\n", encoding="utf-8")
+            scratch.replace(path)
+        except OSError as error:
+            LOGGER.warning("heartbeat not written: %s", error)
+
+    @contextmanager
+    def heartbeat(self, seconds: float = HEARTBEAT_SECONDS) -> Iterator[None]:
+        """Beats from a thread of its own while the block runs.
+
+        A thread, because a save or the building of a large model keeps the main thread away for longer than
+        a watcher waits. What the main thread is at, and since when, stands in the file: a watcher that
+        wants progress and not only life reads `since_unix_s`.
+
+        Args:
+            seconds: Time between two beats.
+        """
+        ended = threading.Event()
+
+        def run() -> None:
+            while not ended.wait(seconds):
+                self.beat()
+
+        self.beat()
+        thread = threading.Thread(target=run, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self.beat()
+
+    @contextmanager
+    def logging(self) -> Iterator[logging.Logger]:
+        """Sends the log to `log.txt` (rank 0, to standard error too) or `log.rank_NNNNN.txt`."""
+        name = "log.txt" if self.leads else f"log.rank_{self.rank:05d}.txt"
+        handlers: list[logging.Handler] = [logging.FileHandler(self.path / name, encoding="utf-8")]
+        if self.leads:
+            handlers.append(logging.StreamHandler(sys.stderr))
+        form = logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+        for handler in handlers:
+            handler.setFormatter(form)
+            LOGGER.addHandler(handler)
+        LOGGER.setLevel(logging.INFO)
+        propagate, LOGGER.propagate = LOGGER.propagate, False
+        try:
+            yield LOGGER
+        finally:
+            LOGGER.propagate = propagate
+            for handler in handlers:
+                LOGGER.removeHandler(handler)
+                handler.close()
