@@ -1,4 +1,4 @@
-"""The one schema of ``configs/*.toml`` and of ``job.json``: typed, frozen, torch-free; unknown keys are errors."""
+"""The one schema of ``configs/*.toml`` and ``job.json``: typed, frozen, torch-free, unknown keys refused."""
 
 from trainer.config.architecture import (
     Architecture,

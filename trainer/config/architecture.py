@@ -66,7 +66,7 @@ class AttentionConfig(Frozen):
     """Masks and positions.
 
     Attributes:
-        window_size: keys a local layer sees, including the current token; 0: no window, every layer is global.
+        window_size: keys a local layer sees, including the current token; 0: every layer is global.
         window_attn_skip_freq: n makes every n-th layer global; a list gives each layer its kind, 1 = local.
         position_embedding_type: ``grapem`` (learnable, local layers) or ``rope`` (the donor's, all layers).
     """
@@ -214,9 +214,9 @@ def layer_kinds(model: ModelConfig, attention: AttentionConfig) -> tuple[LayerKi
     """Kind of each of the model's layers; see :meth:`Architecture.layer_kinds`."""
     pattern = attention.window_attn_skip_freq
     if attention.window_size == 0:
-        return ("global",) * model.num_layers
-    if pattern is None:
-        return ("local",) * model.num_layers
+        pattern = (0,) * model.num_layers
+    elif pattern is None:
+        pattern = (1,) * model.num_layers
     if isinstance(pattern, int):
         pattern = tuple(int(number % pattern != 0) for number in range(1, model.num_layers + 1))
     kinds: tuple[LayerKind, LayerKind] = ("global", "local")
@@ -239,8 +239,8 @@ def check_geometry(
     if moe is None and model.dense_ffn_hidden_size not in (None, model.ffn_hidden_size):
         raise ValueError(
             f"model.dense_ffn_hidden_size = {model.dense_ffn_hidden_size} differs from "
-            f"model.ffn_hidden_size = {model.ffn_hidden_size} in a model without a moe table, where every layer "
-            "is dense; set one of them"
+            f"model.ffn_hidden_size = {model.ffn_hidden_size} in a model without a moe table, "
+            "where every layer is dense; set one of them"
         )
 
 
@@ -273,9 +273,7 @@ def _check_windows(
 
 def _check_rope(attention: AttentionConfig, tpa: TpaConfig, grape: GrapeConfig) -> None:
     if grape.rotary_base is None:
-        raise ValueError(
-            "attention.position_embedding_type = 'rope' needs grape.rotary_base (the donor's θ is never assumed)"
-        )
+        raise ValueError("attention.position_embedding_type = 'rope' needs grape.rotary_base (the donor's θ)")
     for clash, name in (
         (attention.window_size > 0, f"attention.window_size = {attention.window_size} (allowed: 0)"),
         (tpa.use_tpa, "tpa.use_tpa = true (allowed: false)"),
@@ -295,9 +293,10 @@ def _check_grapem(model: ModelConfig, attention: AttentionConfig, grape: GrapeCo
     if not grape.grapem_share_across_heads and model.num_query_groups != model.num_attention_heads:
         raise ValueError(
             f"grape.grapem_share_across_heads = false needs one key head per query head, but "
-            f"model.num_query_groups = {model.num_query_groups} and model.num_attention_heads = {model.num_attention_heads}"
+            f"model.num_query_groups = {model.num_query_groups} and "
+            f"model.num_attention_heads = {model.num_attention_heads}"
         )
     if not grape.grape_a and "global" in layer_kinds(model, attention):
         raise ValueError(
-            "grape.grape_a = false leaves the global layers without positions: GRAPE-M rotates local layers only"
+            "grape.grape_a = false leaves global layers without positions: GRAPE-M rotates local ones only"
         )

@@ -29,7 +29,7 @@ class ConfigError(ValueError):
 
 
 class Frozen(BaseModel):
-    """A config table: immutable, no unknown keys, no coercion ("8" is not 8, true is not 1), finite numbers."""
+    """A config table: immutable, no unknown keys, no coercion ("8" is not 8, true is not 1)."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True
@@ -64,7 +64,7 @@ class Frozen(BaseModel):
         if missing := self.missing_pins(path):
             raise ConfigError(
                 f"{', '.join(missing)}: not pinned. This source is about to be used, so write the exact "
-                "value (a 40-digit commit for a revision, 64 hex digits for a sha256) into the experiment's TOML."
+                "value (a revision is a 40-digit commit, a sha256 64 hex digits) into the experiment's TOML."
             )
         return self
 
@@ -96,12 +96,12 @@ class NamedTables(Frozen):
         return ((name, getattr(self, name)) for name in self.names())
 
 
-class _Pin:
+class Pin:
     """Marks a field whose empty string means "to be filled in before use"."""
 
 
 def _is_pin(metadata: list[Any]) -> bool:
-    return any(isinstance(item, _Pin) for item in metadata)
+    return any(isinstance(item, Pin) for item in metadata)
 
 
 def _commit(value: str) -> str:
@@ -118,8 +118,8 @@ def _sha256(value: str) -> str:
     return value
 
 
-Revision = Annotated[str, AfterValidator(_commit), _Pin()]
-Sha256 = Annotated[str, AfterValidator(_sha256), _Pin()]
+Revision = Annotated[str, AfterValidator(_commit), Pin()]
+Sha256 = Annotated[str, AfterValidator(_sha256), Pin()]
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 RowCap = Annotated[int, Field(ge=-1)]

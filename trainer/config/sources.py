@@ -4,10 +4,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.config.base import Count, Frozen, Name, PositiveFloat, PositiveInt, Revision, RowCap, Sha256
+from trainer.config.base import Count, Frozen, Name, Pin, PositiveFloat, PositiveInt, Revision, RowCap, Sha256
 
 O200K_VOCAB_SIZE = 201088
 Repo = Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")]
+Url = Annotated[str, Pin()]
 Files = dict[str, Sha256]
 ReasoningMode = Literal["low", "medium", "high"]
 
@@ -193,7 +194,7 @@ class ZipCore8(Frozen):
     """The published evaluation bundle, one zip file pinned by sha256."""
 
     kind: Literal["zip"]
-    url: Annotated[str, Field(min_length=1)]
+    url: Url
     sha256: Sha256
     seed: int
     max_per_task: PositiveInt

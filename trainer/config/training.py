@@ -62,7 +62,7 @@ class OptimizerConfig(Frozen):
         if off and self.polar_express_coefficients is None:
             raise ValueError(
                 f"polar_express_safety_factor = {self.polar_express_safety_factor} needs "
-                f"polar_express_coefficients computed for it; the built-in table is for {BUILT_IN_SAFETY_FACTOR}"
+                f"polar_express_coefficients for it; the built-in table is for {BUILT_IN_SAFETY_FACTOR}"
             )
         return self
 
@@ -75,7 +75,7 @@ class OptimizerConfig(Frozen):
 
 
 class ScheduleConfig(Frozen):
-    """Learning-rate shape of all groups: linear warm-up, then ``kind`` down to ``min_lr_fraction`` of the peak.
+    """Learning-rate shape of all groups: linear warm-up, then ``kind`` down to ``min_lr_fraction``.
 
     Attributes:
         warmup_fraction: warm-up as a fraction of the run's steps.
@@ -200,7 +200,7 @@ class TrainRecipe(Frozen):
         seq_len: tokens per packed sample.
         pack_block: documents packed together, see ``data.synth_kd_v1.pack``.
         harmony_fraction: share of conversation samples; the rest is plain healing text.
-        new_layers_only_steps: first steps, counted in ``steps``, that train only the layers which the rung added.
+        new_layers_only_steps: first steps, counted in ``steps``, that train only the new layers.
         init: start from the seed, or from the checkpoint among the job's inputs.
         kd: the loss of conversation samples; None for plain cross-entropy over every supervised token.
         scored_fraction: share of batches that use the teacher's stored scores.
