@@ -1,0 +1,1 @@
+"""What the trainer reads: indexed shards, packing, samples, and a sampler with two integers of state."""
