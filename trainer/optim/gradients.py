@@ -1,0 +1,179 @@
+"""Main gradients: accumulated in float32 over micro-batches, summed over ranks in large buckets.
+
+``loss.backward()`` leaves a parameter's gradient in ``param.main_grad``, a float32 view into a flat bucket,
+and frees ``param.grad`` at once, so at most one gradient in the model's own type is alive at a time.
+Gradients are summed, never
+averaged: the loss already divides by counts of the whole global batch.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+
+import torch
+
+from trainer.optim.errors import OptimizerError
+from trainer.optim.routing import Routed
+from trainer.optim.topology import Group, Topology
+
+#: Elements of one bucket (256 MiB): large enough for full bandwidth, small enough to be no burden.
+BUCKET_ELEMENTS = 1 << 26
+#: Every parameter starts on a 64-byte boundary.
+ALIGN_ELEMENTS = 16
+
+
+class Gradients:
+    """The float32 gradients of a set of parameters.
+
+    Over the expert-data-parallel group for expert-parallel parameters, over the data-parallel group for all
+    others. Parameters with ``tp_grad_sum`` (or Megatron's ``sequence_parallel``), which every tensor-parallel
+    rank holds whole but for which it sees only its own heads' or tokens' part of the gradient, are summed
+    over that group too.
+    """
+
+    def __init__(
+        self, routed: Sequence[Routed], topology: Topology, *, bucket_elements: int = BUCKET_ELEMENTS
+    ) -> None:
+        """Allocates the buckets and hooks into autograd.
+
+        Args:
+            routed: the parameters, in the same order on every rank.
+            topology: process groups.
+            bucket_elements: a bucket is closed before it would grow beyond this.
+
+        Raises:
+            OptimizerError: a parameter already feeds another optimizer.
+        """
+        self._routed = list(routed)
+        self._topology = topology
+        self._touched = [False] * len(self._routed)
+        self._reduced = False
+        self._buckets: list[tuple[torch.Tensor, list[Group]]] = []
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        for entry in self._routed:
+            if getattr(entry.param, "main_grad", None) is not None:
+                raise OptimizerError(
+                    f"{entry.name}: already belongs to another optimizer; close() that one first."
+                )
+        for indices, groups in self._by_groups():
+            self._allocate(indices, groups, bucket_elements)
+        for index, entry in enumerate(self._routed):
+            self._handles.append(_hook(entry.param, _accumulate_into(weakref.ref(self), index)))
+
+    def _by_groups(self) -> list[tuple[list[int], list[Group]]]:
+        kinds: dict[tuple[bool, bool], list[int]] = {(False, False): [], (False, True): [], (True, False): []}
+        for index, entry in enumerate(self._routed):
+            partial = getattr(entry.param, "tp_grad_sum", False) or getattr(
+                entry.param, "sequence_parallel", False
+            )
+            if partial and entry.route.expert_parallel:
+                raise OptimizerError(
+                    f"{entry.name}: an expert-parallel parameter cannot ask for a tensor-parallel gradient "
+                    "sum; "
+                    f"its data-parallel group holds those ranks already."
+                )
+            kinds[entry.route.expert_parallel, bool(partial)].append(index)
+        data, expert, tensor = self._topology.data, self._topology.expert_data, self._topology.tensor
+        groups = {(False, False): [data], (False, True): [data, tensor], (True, False): [expert]}
+        return [(indices, groups[kind]) for kind, indices in kinds.items() if indices]
+
+    def _allocate(self, indices: list[int], groups: list[Group], bucket_elements: int) -> None:
+        filling: list[tuple[int, int]] = []
+        size = 0
+        for index in indices:
+            padded = -(-self._routed[index].param.numel() // ALIGN_ELEMENTS) * ALIGN_ELEMENTS
+            if filling and size + padded > bucket_elements:
+                self._close_bucket(filling, size, groups)
+                filling, size = [], 0
+            filling.append((index, size))
+            size += padded
+        self._close_bucket(filling, size, groups)
+
+    def _close_bucket(self, members: list[tuple[int, int]], size: int, groups: list[Group]) -> None:
+        device = self._routed[members[0][0]].param.device
+        flat = torch.zeros(size, dtype=torch.float32, device=device)
+        self._buckets.append((flat, groups))
+        for index, offset in members:
+            param = self._routed[index].param
+            param.main_grad = flat[offset : offset + param.numel()].view(param.shape)  # type: ignore[attr-defined]
+
+    def accumulate(self, index: int) -> None:
+        """Moves one parameter's fresh ``grad`` into its main gradient; called by autograd."""
+        entry = self._routed[index]
+        grad = entry.param.grad
+        if grad is None:
+            return
+        entry.param.grad = None
+        if grad.layout != torch.strided:
+            raise OptimizerError(
+                f"{entry.name}: sparse gradients are not supported; build the embedding dense."
+            )
+        if self._reduced:
+            raise OptimizerError(
+                f"{entry.name}: a backward pass ran after step() without zero_grad() before it."
+            )
+        entry.param.main_grad.add_(grad)  # type: ignore[attr-defined]
+        self._touched[index] = True
+
+    def zero(self) -> None:
+        """Forgets all gradients; the next backward pass starts afresh."""
+        for flat, _ in self._buckets:
+            flat.zero_()
+        for entry in self._routed:
+            entry.param.grad = None
+        self._touched = [False] * len(self._routed)
+        self._reduced = False
+
+    def reduce(self) -> list[bool]:
+        """Sums the gradients over their groups.
+
+        Returns:
+            For each parameter, whether any rank saw a gradient for it since ``zero()``.
+
+        Raises:
+            OptimizerError: called twice without ``zero()`` in between.
+        """
+        if self._reduced:
+            raise OptimizerError(
+                "gradients were already reduced: call zero_grad() before the next backward pass."
+            )
+        self._reduced = True
+        for flat, groups in self._buckets:
+            for group in groups:
+                group.sum_(flat)
+        if self._topology.world.size > 1:
+            device = self._buckets[0][0].device
+            flags = torch.tensor(self._touched, dtype=torch.int32, device=device)
+            self._topology.world.max_(flags)
+            self._touched = [bool(flag) for flag in flags.tolist()]
+        return list(self._touched)
+
+    def close(self) -> None:
+        """Takes the hooks and the buckets off the parameters, so that another optimizer may have them."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._buckets.clear()
+        for entry in self._routed:
+            entry.param.main_grad = None  # type: ignore[attr-defined]
+
+
+def _hook(
+    param: torch.nn.Parameter, hook: Callable[[torch.Tensor], None]
+) -> torch.utils.hooks.RemovableHandle:
+    """Registers a hook that also works on a parameter that is frozen now and thawed later."""
+    requires_grad = param.requires_grad
+    param.requires_grad_(True)
+    handle = param.register_post_accumulate_grad_hook(hook)
+    param.requires_grad_(requires_grad)
+    return handle
+
+
+def _accumulate_into(owner: "weakref.ref[Gradients]", index: int) -> Callable[[torch.Tensor], None]:
+    """The autograd hook of one parameter; weak, so that a model does not keep a dropped optimizer alive."""
+
+    def hook(_: torch.Tensor) -> None:
+        gradients = owner()
+        if gradients is not None:
+            gradients.accumulate(index)
+
+    return hook

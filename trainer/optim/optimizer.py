@@ -1,0 +1,335 @@
+"""The mixed-precision optimizer: float32 gradients and master weights, sharded over ranks."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from trainer.config import OptimizerConfig
+from trainer.optim.adamw import adamw_
+from trainer.optim.errors import NonFiniteGradientError, OptimizerError, OptimizerStateError
+from trainer.optim.exchange import WeightExchange
+from trainer.optim.gradients import Gradients
+from trainer.optim.matrices import step_matrices
+from trainer.optim.parts import Ownership, Part, build_parts, tensor_parallel_dim
+from trainer.optim.polar_express import coefficients_for, polar_express
+from trainer.optim.routing import Routed, count_matrices, route_model
+from trainer.optim.sharded_state import SCHEMA, load_tensors, shard_state, state_tensors
+from trainer.optim.topology import Topology
+
+#: Added to the norm before dividing, as Megatron and torch do.
+CLIP_EPSILON = 1e-6
+#: Element-wise updates run over lists of at most this many elements, which bounds their temporaries.
+VECTOR_CHUNK_ELEMENTS = 1 << 26
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """What one step did.
+
+    Attributes:
+        grad_norm: global gradient norm before clipping.
+        clip_scale: factor the gradients were multiplied by, at most 1.
+        learning_rates: of ``matrices``, ``embeddings`` and ``vectors``, as far as the model has them.
+        untouched: parameters that got no gradient on any rank and were left alone.
+    """
+
+    grad_norm: float
+    clip_scale: float
+    learning_rates: dict[str, float]
+    untouched: tuple[str, ...]
+
+
+class Optimizer:
+    """NorMuon for matrices and AdamW for the rest, over the process groups of Megatron's parallel state.
+
+    Use: ``zero_grad()``, any number of backward passes, ``step(fraction)``. Gradients are summed over ranks,
+        so the loss
+    must already be divided by counts of the whole global batch. Every data-parallel rank must start with the
+    same weights.
+
+    With ``shard`` each matrix (each expert of a stack) is updated by one data-parallel rank, which alone
+    keeps its master weight and state, and hands the new weights to the others. Without it every rank updates
+    everything.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        config: OptimizerConfig,
+        *,
+        clip_grad: float,
+        shard: bool = True,
+        topology: Topology | None = None,
+    ) -> None:
+        """Routes the model's parameters, plans ownership and allocates gradients and state.
+
+        Args:
+            model: its parameters carry the attributes of :mod:`trainer.optim.routing`.
+            config: rates, decays and constants.
+            clip_grad: largest global gradient norm; 0 does not clip.
+            shard: spread state and work over data-parallel ranks.
+            topology: process groups; by default those of Megatron's parallel state.
+
+        Raises:
+            OptimizerError: a parameter or setting is refused.
+        """
+        if not (math.isfinite(clip_grad) and clip_grad >= 0):
+            raise OptimizerError(
+                f"clip_grad = {clip_grad}: give the largest gradient norm, or 0 for no clipping."
+            )
+        self._config = config
+        self._clip_grad = clip_grad
+        self._topology = topology if topology is not None else Topology.current()
+        self._orthogonalize = partial(
+            polar_express,
+            coefficients=coefficients_for(
+                config.polar_express_safety_factor, config.polar_express_coefficients
+            ),
+            safety_factor=config.polar_express_safety_factor,
+        )
+        self.routed: list[Routed] = route_model(model.named_parameters(), config)
+        for entry in self.routed:
+            if not entry.param.is_contiguous():
+                raise OptimizerError(f"{entry.name}: not contiguous; call .contiguous() where it is made.")
+        self._ownership = Ownership(self.routed, self._topology)
+        self.gradients = Gradients(self.routed, self._topology)
+        self._shard = shard
+        self._parts = build_parts(
+            self.routed,
+            self._ownership,
+            self._topology,
+            shard=shard,
+            momentum_dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[config.momentum_dtype],
+        )
+        self._exchange = WeightExchange(self.routed, self._ownership, self._topology) if shard else None
+        self._steps = 0
+        self._versions = self._current_versions()
+
+    @property
+    def steps(self) -> int:
+        """Steps taken, over all resumes."""
+        return self._steps
+
+    @property
+    def matrices(self) -> int:
+        """Number of matrices NorMuon sees on this rank's model, owned or not."""
+        return count_matrices(self.routed)
+
+    def state_bytes(self) -> int:
+        """Bytes of this rank's master weights and optimizer state, without gradients."""
+        return sum(tensor.nbytes for part in self._parts for _, tensor in state_tensors(part))
+
+    def zero_grad(self) -> None:
+        """Forgets all gradients; call it before the first backward pass of a step."""
+        self.gradients.zero()
+
+    @torch.no_grad()
+    def step(self, lr_fraction: float) -> StepStats:
+        """Sums the gradients over ranks, clips them and updates the weights. Collective.
+
+        Args:
+            lr_fraction: fraction of every group's peak learning rate, from the schedule.
+
+        Returns:
+            Norm, clipping and rates of this step.
+
+        Raises:
+            NonFiniteGradientError: the gradient norm is NaN or infinite, on every rank; nothing has changed.
+            OptimizerError: ``lr_fraction`` is not in [0, 1], ``zero_grad()`` was forgotten, or the weights
+                were changed behind the optimizer's back.
+        """
+        if not 0 <= lr_fraction <= 1:
+            raise OptimizerError(f"lr_fraction = {lr_fraction}: must be in [0, 1].")
+        self._check_weights()
+        touched = self.gradients.reduce()
+        parts = [part for part in self._parts if touched[part.index]]
+        norm = self._norm(parts)
+        if not math.isfinite(norm):
+            raise self._non_finite(norm)
+        scale = min(1.0, self._clip_grad / (norm + CLIP_EPSILON)) if self._clip_grad else 1.0
+        if scale < 1 and parts:
+            torch._foreach_mul_([part.grad for part in parts], scale)
+        self._steps += 1
+        self._update(parts, lr_fraction)
+        narrow = [part for part in parts if part.keeps_master]
+        if narrow:
+            torch._foreach_copy_([part.weight for part in narrow], [part.master for part in narrow])
+        if self._exchange is not None:
+            self._exchange.run()
+        self._versions = self._current_versions()
+        return StepStats(
+            grad_norm=norm,
+            clip_scale=scale,
+            learning_rates={entry.route.kind: entry.route.lr * lr_fraction for entry in self.routed},
+            untouched=tuple(e.name for e, seen in zip(self.routed, touched, strict=True) if not seen),
+        )
+
+    def _update(self, parts: Sequence[Part], lr_fraction: float) -> None:
+        config = self._config
+        step_matrices(
+            [part for part in parts if part.route.algorithm == "normuon"],
+            lr_fraction=lr_fraction,
+            mu=config.normuon_momentum,
+            beta2=config.normuon_beta2,
+            eps=config.normuon_eps,
+            orthogonalize=self._orthogonalize,
+            tensor_group=self._topology.tensor,
+        )
+        for chunk in _elementwise_chunks(parts):
+            route = chunk[0].route
+            lr = route.lr * lr_fraction
+            masters, grads = [part.master for part in chunk], [part.grad for part in chunk]
+            if route.algorithm == "sgd":
+                torch._foreach_mul_(masters, 1 - lr * route.weight_decay)
+                torch._foreach_add_(masters, grads, alpha=-lr)
+                continue
+            adamw_(
+                masters,
+                grads,
+                [part.state["exp_avg"] for part in chunk],
+                [part.state["exp_avg_sq"] for part in chunk],
+                step=self._steps,
+                lr=lr,
+                beta1=config.adam_beta1,
+                beta2=config.adam_beta2,
+                eps=config.adam_eps,
+                weight_decay=route.weight_decay,
+            )
+
+    def _norm(self, parts: Sequence[Part]) -> float:
+        """Global gradient norm, every number of the whole model counted once."""
+        counted = [part.grad for part in parts if self._counts(part)]
+        device = self.routed[0].param.device
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        if counted:
+            total += torch.stack(torch._foreach_norm(counted)).double().square_().sum()
+        self._topology.world.sum_(total)
+        return math.sqrt(total.item()) if math.isfinite(total.item()) else total.item()
+
+    def _counts(self, part: Part) -> bool:
+        topology = self._topology
+        if not self._shard:  # every rank of the group holds the same parts
+            group = topology.expert_data if part.route.expert_parallel else topology.data
+            if group.rank != 0:
+                return False
+        if part.route.expert_parallel or topology.tensor.rank == 0:
+            return True
+        entry = self.routed[part.index]
+        return tensor_parallel_dim(entry.name, entry.param, topology) is not None
+
+    def _non_finite(self, norm: float) -> NonFiniteGradientError:
+        bad = [part.name for part in self._parts if not torch.isfinite(part.grad).all()]
+        where = f"first of {len(bad)} here: {', '.join(bad[:3])}" if bad else "none of them is on this rank"
+        return NonFiniteGradientError(
+            f"gradient norm is {norm} at optimizer step {self._steps + 1}; non-finite gradients: {where}. "
+            "No weight "
+            f"has changed: look at the batch and the loss of this step, or resume from the last checkpoint."
+        )
+
+    # Weights have two copies in a bfloat16 model. Loading new ones into the model alone would be undone by
+    # the next step; comparing version counters costs nothing and finds it.
+
+    def reload_master_weights(self) -> None:
+        """Takes the model's present weights as master weights, after loading others into the model."""
+        with torch.no_grad():
+            for part in self._parts:
+                if part.keeps_master:
+                    part.master.copy_(part.weight)
+        self._versions = self._current_versions()
+
+    def _current_versions(self) -> list[int]:
+        return [entry.param._version for entry in self.routed]
+
+    def _check_weights(self) -> None:
+        versions = self._current_versions()
+        for part in self._parts:
+            if not part.keeps_master or versions[part.index] == self._versions[part.index]:
+                continue
+            if not torch.equal(part.weight, part.master.to(part.weight.dtype)):
+                raise OptimizerError(
+                    f"{part.name}: its weights were changed outside the optimizer and no longer belong to "
+                    "the master "
+                    f"weights. Call reload_master_weights() after loading weights without optimizer state."
+                )
+
+    def sharded_state_dict(self, model_sharded_state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """The state for ``megatron.core.dist_checkpointing``, to save or to load into.
+
+        Args:
+            model_sharded_state_dict: the model's own, which says where each parameter lies in the whole
+                model.
+
+        Returns:
+            A nested dictionary whose sharded tensors are the live state; global shapes and keys are the same
+            for any number of data-parallel ranks.
+        """
+        return {
+            "schema": SCHEMA,
+            "algorithm": self._config.name,
+            "step": self._steps,
+            "tensors": shard_state(
+                self._parts,
+                self.routed,
+                model_sharded_state_dict,
+                self._topology,
+                replicated=not self._shard,
+            ),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Takes over what ``dist_checkpointing.load`` returned for :meth:`sharded_state_dict`.
+
+        Load the model's weights first. A run that starts from converted weights without optimizer state does
+        not call this.
+
+        Args:
+            state: the loaded dictionary.
+
+        Raises:
+            OptimizerStateError: the state is absent or of another optimizer, or does not fit the model.
+        """
+        if not state:
+            raise OptimizerStateError(
+                "the checkpoint holds no optimizer state: resuming needs it. To start afresh from its "
+                "weights, "
+                "make it the input of a new run (finetune) instead of resuming."
+            )
+        found = (state.get("schema"), state.get("algorithm"))
+        if found != (SCHEMA, self._config.name):
+            raise OptimizerStateError(
+                f"optimizer state is {found}, this run needs {(SCHEMA, self._config.name)}; "
+                f"resume with the configuration that made the checkpoint."
+            )
+        step = state.get("step")
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            raise OptimizerStateError(f"optimizer state: step is {step!r}, expected a count of steps.")
+        with torch.no_grad():
+            load_tensors(self._parts, state.get("tensors", {}))
+        self._steps = step
+        self._check_weights()
+        self._versions = self._current_versions()
+
+    def close(self) -> None:
+        """Releases gradients and hooks, so that another optimizer may take the model."""
+        self.gradients.close()
+
+
+def _elementwise_chunks(parts: Sequence[Part]) -> list[list[Part]]:
+    """Element-wise parts with equal settings together, cut to a bounded number of elements."""
+    chunks: dict[tuple[str, float, float], list[list[Part]]] = {}
+    for part in parts:
+        route = part.route
+        if route.algorithm == "normuon":
+            continue
+        lists = chunks.setdefault((route.algorithm, route.lr, route.weight_decay), [[]])
+        if (
+            lists[-1]
+            and sum(p.master.numel() for p in lists[-1]) + part.master.numel() > VECTOR_CHUNK_ELEMENTS
+        ):
+            lists.append([])
+        lists[-1].append(part)
+    return [chunk for lists in chunks.values() for chunk in lists]

@@ -1,0 +1,180 @@
+"""Which algorithm, weight decay and learning rate each parameter gets.
+
+A parameter states its nature by attributes set where it is made; names are never parsed:
+
+* ``is_embedding_or_output_parameter``: the input embedding or the output head (Megatron sets it);
+* ``matrix_batch``: a rank-3 stack ``[E, m, n]`` of E separate matrices;
+* ``vector_batch``: a rank-2 stack ``[E, n]`` of E vectors, such as the biases of all experts;
+* ``adamw_only``: never a matrix to NorMuon, whatever its rank;
+* ``keep_fp32``: must not have been cast below float32;
+* ``allreduce = False``: expert-parallel (Megatron's convention).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from trainer.config import OptimizerConfig
+from trainer.optim.errors import OptimizerError
+
+Algorithm = Literal["normuon", "adamw", "sgd"]
+Kind = Literal["matrices", "embeddings", "vectors"]
+
+
+@dataclass(frozen=True)
+class Route:
+    """What happens to one parameter.
+
+    Attributes:
+        kind: ``matrices``, ``embeddings`` (with the output head) or ``vectors`` (everything else).
+        algorithm: ``normuon``, ``adamw`` or ``sgd``.
+        expert_parallel: reduced over the expert-data-parallel group.
+        lr: peak learning rate.
+        weight_decay: decoupled weight decay.
+    """
+
+    kind: Kind
+    algorithm: Algorithm
+    expert_parallel: bool
+    lr: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A parameter with its route.
+
+    Attributes:
+        name: full name in the model.
+        param: the parameter.
+        route: where it goes.
+    """
+
+    name: str
+    param: torch.nn.Parameter
+    route: Route
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices NorMuon sees in it."""
+        if self.route.algorithm != "normuon":
+            return 0
+        return self.param.size(0) if self.param.ndim == 3 else 1
+
+
+def route_parameter(name: str, param: torch.nn.Parameter, settings: OptimizerConfig) -> Route:
+    """Routes one parameter.
+
+    With ``name = "normuon"`` NorMuon takes every matrix but the embedding and the head, with weight decay;
+    AdamW takes the rest: vectors never decay, embedding and head by a key of their own. ``adam`` and ``sgd``
+    use one algorithm for everything, with the same rates and decays.
+
+    Args:
+        name: full name, for messages.
+        param: the parameter with its attributes.
+        settings: the optimizer's configuration.
+
+    Returns:
+        The route.
+
+    Raises:
+        OptimizerError: the parameter's rank and attributes do not add up to one nature, or it should be
+            float32 and is not.
+    """
+    kind = _kind(name, param)
+    if getattr(param, "keep_fp32", False) and param.dtype != torch.float32:
+        raise OptimizerError(
+            f"{name}: must stay float32 (in {param.dtype} its gradient rounds away) but is {param.dtype}. "
+            f"Exclude it from the cast."
+        )
+    if param.dtype not in (torch.float32, torch.bfloat16):
+        raise OptimizerError(f"{name}: dtype {param.dtype} is not trained here; use float32 or bfloat16.")
+    vector_lr = settings.lr if settings.normuon_aux_lr is None else settings.normuon_aux_lr
+    embedding_lr = vector_lr if settings.decoupled_lr is None else settings.decoupled_lr
+    return Route(
+        kind=kind,
+        algorithm=_algorithm(kind, settings),
+        expert_parallel=not getattr(param, "allreduce", True),
+        lr={"matrices": settings.lr, "embeddings": embedding_lr, "vectors": vector_lr}[kind],
+        weight_decay={
+            "matrices": settings.weight_decay,
+            "embeddings": settings.embedding_weight_decay,
+            "vectors": 0.0,
+        }[kind],
+    )
+
+
+def _algorithm(kind: Kind, settings: OptimizerConfig) -> Algorithm:
+    if settings.name == "sgd":
+        return "sgd"
+    return "normuon" if settings.name == "normuon" and kind == "matrices" else "adamw"
+
+
+def _kind(name: str, param: torch.nn.Parameter) -> Kind:
+    claims = [
+        claim
+        for claim in ("is_embedding_or_output_parameter", "matrix_batch", "vector_batch", "adamw_only")
+        if getattr(param, claim, False)
+    ]
+    shape = list(param.shape)
+    if len(claims) > 1:
+        raise OptimizerError(
+            f"{name} {shape}: belongs to two groups, it says {' and '.join(claims)}; keep one."
+        )
+    claim = claims[0] if claims else None
+    ranks = {"is_embedding_or_output_parameter": 2, "matrix_batch": 3, "vector_batch": 2}
+    if claim in ranks and param.ndim != ranks[claim]:
+        raise OptimizerError(
+            f"{name} {shape}: {claim} is for parameters of rank {ranks[claim]}, this one has rank "
+            f"{param.ndim}."
+        )
+    if claim == "is_embedding_or_output_parameter":
+        return "embeddings"
+    if claim in ("vector_batch", "adamw_only") or param.ndim < 2:
+        return "vectors"
+    if claim == "matrix_batch" or param.ndim == 2:
+        return "matrices"
+    raise OptimizerError(
+        f"{name} {shape}: belongs to no group: rank {param.ndim} without matrix_batch. Set "
+        "param.matrix_batch = True "
+        f"on a stack [E, m, n] of separate matrices, or param.adamw_only = True."
+    )
+
+
+def route_model(
+    named_parameters: Iterable[tuple[str, torch.nn.Parameter]], settings: OptimizerConfig
+) -> list[Routed]:
+    """Routes every parameter of a model, each exactly once.
+
+    Parameters that are frozen now (``requires_grad`` False) are routed too: they may be thawed later in the
+    run, and a checkpoint should not depend on when.
+
+    Args:
+        named_parameters: as ``model.named_parameters()`` gives them; their order fixes every later order.
+        settings: the optimizer's configuration.
+
+    Returns:
+        The routed parameters in the given order.
+
+    Raises:
+        OptimizerError: a parameter fits no group or two, the same tensor comes twice, or there is none.
+    """
+    routed: list[Routed] = []
+    names: dict[int, str] = {}
+    for name, param in named_parameters:
+        if id(param) in names:
+            raise OptimizerError(
+                f"{name} and {names[id(param)]} are the same tensor: it would be in two groups."
+            )
+        names[id(param)] = name
+        routed.append(Routed(name, param, route_parameter(name, param, settings)))
+    if not routed:
+        raise OptimizerError("the model has no parameters to train.")
+    return routed
+
+
+def count_matrices(routed: Iterable[Routed]) -> int:
+    """Number of matrices that NorMuon treats, each expert's counted on its own."""
+    return sum(entry.matrices for entry in routed)

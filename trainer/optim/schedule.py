@@ -1,0 +1,52 @@
+"""The learning-rate schedule: a pure function of the step, so there is no state that a resume could lose."""
+
+import math
+
+from trainer.config import ScheduleConfig
+from trainer.optim.errors import OptimizerError
+
+
+def warmup_steps(steps: int, schedule: ScheduleConfig) -> int:
+    """Number of warm-up steps in a run of ``steps``.
+
+    Raises:
+        OptimizerError: the warm-up would fill the whole run, so that the peak is never reached.
+    """
+    warmup = max(round(schedule.warmup_fraction * steps), schedule.min_warmup_steps)
+    if warmup >= steps:
+        raise OptimizerError(
+            f"learning-rate schedule: a run of {steps} steps would spend {warmup} of them warming up; lower "
+            f"warmup_fraction ({schedule.warmup_fraction}) or min_warmup_steps ({schedule.min_warmup_steps})."
+        )
+    return warmup
+
+
+def lr_fraction(step: int, steps: int, schedule: ScheduleConfig) -> float:
+    """Fraction of its peak learning rate that every parameter group uses in one step.
+
+    Linear warm-up, then the chosen decay. The first step already moves (1/warm-up of the peak) and the last
+    one runs at ``min_lr_fraction``: the value of Megatron's ``OptimizerParamScheduler`` after ``step + 1`` of
+    ``steps`` steps.
+
+    Args:
+        step: index of the step about to be taken, counted from 0.
+        steps: length of the run.
+        schedule: the shape.
+
+    Returns:
+        A number in [0, 1].
+
+    Raises:
+        OptimizerError: the step is outside the run, or the warm-up fills it.
+    """
+    if not 0 <= step < steps:
+        raise OptimizerError(f"learning-rate schedule: step {step} is outside a run of {steps} steps.")
+    warmup = warmup_steps(steps, schedule)
+    done = step + 1
+    if done <= warmup:
+        return done / warmup
+    if schedule.kind == "constant":
+        return 1.0
+    ratio = (done - warmup) / (steps - warmup)
+    shape = 0.5 * (math.cos(math.pi * ratio) + 1.0) if schedule.kind == "cosine" else 1.0 - ratio
+    return schedule.min_lr_fraction + (1.0 - schedule.min_lr_fraction) * shape
