@@ -1,8 +1,8 @@
 """One byte sequence for one value: the canonical JSON that every hash of this project is taken over.
 
 ASCII JSON, keys sorted, no white space, floats in the shortest form that reads back equal. Whatever has no
-stable form (NaN, sets, bytes, paths, functions, objects with an address in their ``repr``) is refused with the
-key path at which it stands, because a hash over it would differ tomorrow for no reason.
+stable form (NaN, sets, bytes, paths, functions, objects with an address in their ``repr``) is refused with
+the key path at which it stands, because a hash over it would differ tomorrow for no reason.
 """
 
 import hashlib
@@ -62,8 +62,8 @@ def sha256_json(obj: Any) -> str:
 def without_volatile(manifest: Any) -> Any:
     """Return a copy of ``manifest`` without the keys of :data:`VOLATILE_KEYS`, at any depth.
 
-    This is what a manifest's hash is taken over wherever that hash is an input of something else: two builds of
-    the same data on two days, machines or checkouts have the same one.
+    This is what a manifest's hash is taken over wherever that hash is an input of something else: two
+    builds of the same data on two days, machines or checkouts have the same one.
     """
     if isinstance(manifest, dict):
         return {key: without_volatile(value) for key, value in manifest.items() if key not in VOLATILE_KEYS}
@@ -73,8 +73,8 @@ def without_volatile(manifest: Any) -> Any:
 
 
 def _check(obj: Any, path: str, parents: tuple[int, ...]) -> None:
-    # Exact types only: a subclass (numpy.float64 is a float, an enum may be a str) carries a meaning of its own
-    # that JSON drops, and the next release of its library may print it differently.
+    # Exact types only: a subclass (numpy.float64 is a float, an enum may be a str) carries a meaning of its
+    # own that JSON drops, and the next release of its library may print it differently.
     if type(obj) in _SCALARS:
         return
     if type(obj) is float:

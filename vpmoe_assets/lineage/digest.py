@@ -1,8 +1,9 @@
 """Content digests: sha256 of files, and one Merkle root for a tree of them.
 
-The root is the Merkle tree hash of RFC 6962 (leaves hashed with prefix byte 0, inner nodes with prefix byte 1, so
-that no leaf can pass for a node) over the leaves ``[path, size, sha256]`` as canonical JSON, sorted by the UTF-8
-bytes of the path. It depends on names and bytes alone: not on times, modes, owners or the order of listing.
+The root is the Merkle tree hash of RFC 6962 (leaves hashed with prefix byte 0, inner nodes with prefix byte
+1, so that no leaf can pass for a node) over the leaves ``[path, size, sha256]`` as canonical JSON, sorted
+by the UTF-8 bytes of the path. It depends on names and bytes alone: not on times, modes, owners or the
+order of listing.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from vpmoe_assets.lineage.canonical import canonical_json
@@ -44,14 +46,22 @@ def safe_relative(path: str) -> str:
     """Return ``path`` if it names a file inside a tree.
 
     Raises:
-        UnsafePathError: for an absolute path, an empty one, one with ``.`` or ``..``, a NUL, or no UTF-8 form.
+        UnsafePathError: for an absolute path, an empty one, one with ``.`` or ``..``, a NUL, or no UTF-8
+            form.
     """
     try:
         path.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UnsafePathError(f"file name {path!r} is not valid UTF-8; rename the file") from error
     pure = PurePosixPath(path)
-    if not path or "\0" in path or pure.is_absolute() or ".." in pure.parts or str(pure) != path or path == ".":
+    if (
+        not path
+        or "\0" in path
+        or pure.is_absolute()
+        or ".." in pure.parts
+        or str(pure) != path
+        or path == "."
+    ):
         raise UnsafePathError(f"path {path!r} is not a plain path inside an artifact (relative, no '..')")
     return path
 
@@ -62,7 +72,8 @@ def tree_files(root: Path) -> Iterator[tuple[str, Path]]:
     Relative symlinks to files of the same tree are followed; empty directories do not count.
 
     Raises:
-        UnsafePathError: for a symlink that is absolute, leaves the tree, dangles or points at a directory, for
+        UnsafePathError: for a symlink that is absolute, leaves the tree, dangles or points at a directory,
+            for
             devices, pipes and sockets, and for names that are not UTF-8.
     """
     top = os.path.realpath(root)
@@ -79,7 +90,9 @@ def tree_files(root: Path) -> Iterator[tuple[str, Path]]:
                     yield safe_relative(relative), Path(entry.path)
                 else:
                     kind = stat.filemode(entry.stat(follow_symlinks=False).st_mode)[0]
-                    raise UnsafePathError(f"{root / relative}: only regular files can be published (kind {kind!r})")
+                    raise UnsafePathError(
+                        f"{root / relative}: only regular files can be published (kind {kind!r})"
+                    )
 
 
 def _inside(top: str, link: str, relative: str) -> Path:
@@ -125,7 +138,7 @@ def merkle_root(entries: Iterable[FileEntry]) -> str:
         UnsafePathError: a path occurs twice or is not a plain relative one.
     """
     ordered = sorted(entries, key=_order)
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in pairwise(ordered):
         if before.path == after.path:
             raise UnsafePathError(f"path {after.path!r} occurs twice in one tree")
     level = [
@@ -134,8 +147,8 @@ def merkle_root(entries: Iterable[FileEntry]) -> str:
     ]
     if not level:
         return hashlib.sha256(b"").hexdigest()
-    # Pairing neighbours level by level and carrying an odd last node up unchanged gives the same tree as RFC 6962's
-    # recursive split at the largest power of two, without recursion.
+    # Pairing neighbours level by level and carrying an odd last node up unchanged gives the same tree as
+    # RFC 6962's recursive split at the largest power of two, without recursion.
     while len(level) > 1:
         paired = [
             hashlib.sha256(b"\1" + level[i] + level[i + 1]).digest() for i in range(0, len(level) - 1, 2)

@@ -1,0 +1,81 @@
+"""Locks between processes: taken with ``flock``, so the system releases them when their holder is killed.
+
+Beside each lock a small JSON file says who holds it, for the message to whoever waits. It may outlive a
+killed holder; it is read only while the lock is really held.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vpmoe_assets.lineage.errors import BusyError
+from vpmoe_assets.lineage.redaction import redact_command
+
+_POLL_S = 0.1
+_log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def hold(path: Path, what: str, wait_s: float) -> Iterator[None]:
+    """Hold the lock file ``path``.
+
+    Args:
+        path: of the lock; created, with its directory, and never removed (removing a lock file lets two
+            processes hold two files of one name).
+        what: named in messages.
+        wait_s: how long to wait for another holder, in seconds; 0 does not wait.
+
+    Raises:
+        BusyError: still held after ``wait_s``; the message names the holder.
+    """
+    import filelock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if wait_s > 0:
+            _log.warning("waiting up to %.0f s for %s, held by %s", wait_s, what, holder(path))
+        try:
+            lock.acquire(timeout=wait_s, poll_interval=_POLL_S)
+        except filelock.Timeout as error:
+            raise BusyError(
+                f"{what} is held by {holder(path)}; wait for it, or end that process (waited {wait_s:.0f} s)"
+            ) from error
+    try:
+        _sign(path)
+        yield
+    finally:
+        lock.release()
+
+
+def holder(path: Path) -> str:
+    """Describe the process that holds the lock file ``path``, as it signed."""
+    try:
+        signed = json.loads(_signature(path).read_text())
+        return f"pid {signed['pid']} on {signed['host']} since {signed['since']} ({signed['command']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _sign(path: Path) -> None:
+    signature = {
+        "pid": os.getpid(),
+        "host": platform.node(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(redact_command(sys.argv))[:200],
+    }
+    temporary = _signature(path).with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(signature))
+    temporary.replace(_signature(path))
+
+
+def _signature(path: Path) -> Path:
+    return path.with_suffix(".holder")

@@ -1,0 +1,269 @@
+"""The record: one JSON file per artifact that says everything about it, ``.artifact.json``.
+
+The file is the record's fields plus ``record_digest``, the sha256 of the canonical JSON of all the others.
+Each input is named with the digest of *its* record, so records form a Merkle DAG: whoever trusts one digest
+can verify the whole ancestry behind it.
+
+Metric names that the views of the index know (give them where they apply): ``parameters``,
+``active_parameters``, ``num_layers``, ``hidden_size``, ``loss`` (the last training loss) and
+``valid_loss``, nats per token.
+
+A format's manifest stays a file of its own beside ``payload/``; the record holds its hash, and the hash of
+its canonical content without the volatile fields, which is what downstream fingerprints may use. It is not
+embedded: a corpus of ten thousand shards would double every record of its ancestry.
+"""
+
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from vpmoe_assets.lineage.canonical import canonical_json, sha256_json
+from vpmoe_assets.lineage.digest import FileEntry, merkle_root, safe_relative
+from vpmoe_assets.lineage.errors import LineageError, RecordError
+
+SCHEMA: Literal["vpmoe.artifact/1"] = "vpmoe.artifact/1"
+RECORD_NAME = ".artifact.json"
+MANIFEST_NAME = "manifest.json"
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+
+
+def safe_name(name: str) -> str:
+    """Return ``name`` if it may name a directory of the store.
+
+    Raises:
+        RecordError: it is empty, starts with a dot or dash, or has characters other than ``A-Za-z0-9_.-``.
+    """
+    if not _NAME.fullmatch(name):
+        raise RecordError(
+            f"{name!r} is no name for an experiment, asset or version (use letters, digits, _ . -)"
+        )
+    return name
+
+
+def _stable(value: dict[str, Any]) -> dict[str, Any]:
+    canonical_json(value)
+    return value
+
+
+Name = Annotated[str, AfterValidator(safe_name)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+GitSha = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")]
+Stable = Annotated[dict[str, Any], AfterValidator(_stable)]
+"""A dict whose canonical JSON exists."""
+Scalar = bool | int | float | str | None
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class InputRef(_Frozen):
+    """An artifact that another was made from."""
+
+    asset: Name
+    version: Name
+    digest: Sha256
+    record_digest: Sha256
+    role: str
+
+
+class CheckOutcome(_Frozen):
+    """What one check of the artifact found; a failed blocking one stops everything below."""
+
+    name: str
+    passed: bool
+    blocking: bool
+    severity: Literal["WARN", "ERROR"] = "ERROR"
+    description: str = ""
+    metadata: Stable = Field(default_factory=dict)
+
+
+class CodeState(_Frozen):
+    """The code that ran; see :func:`vpmoe_assets.lineage.provenance.code_state`."""
+
+    git_sha: GitSha
+    git_dirty: bool
+    patch_digest: Sha256 | None
+    source_digest: Sha256
+
+
+class ManifestRef(_Frozen):
+    """The file ``manifest.json`` beside ``payload/``: its bytes, and its content without volatile fields."""
+
+    size: int
+    sha256: Sha256
+    content_sha256: Sha256
+
+
+class EvalScore(_Frozen):
+    """One score of one object: a task of a suite, or the suite itself (``task`` = ``"mean"``)."""
+
+    object_asset: Name
+    object_version: Name
+    suite: str
+    task: str
+    score: float
+    centered: float | None = None
+    correct: int | None = None
+    total: int | None = None
+    stderr: float | None = None
+
+
+class PerfFigure(_Frozen):
+    """One measured speed or size."""
+
+    name: str
+    value: float
+    unit: str
+    device: str
+    context: Stable = Field(default_factory=dict)
+
+
+class Draft(_Frozen):
+    """What the maker of an artifact states; the store adds files, digests, version and sequence.
+
+    Attributes:
+        fingerprint_payload: from :func:`vpmoe_assets.lineage.fingerprint.recipe_fingerprint`.
+        execution: how it ran and what may not change bytes: device, processes, DP/TP/EP, launcher, W&B mode.
+        environment: from :func:`vpmoe_assets.lineage.provenance.environment`.
+        started_utc: ISO 8601 with offset, also ``finished_utc``.
+        details: what the format or a checkpoint adds: student spec, transform, tokenizer, tokens consumed, …
+    """
+
+    fingerprint_payload: Stable
+    inputs: tuple[InputRef, ...] = ()
+    execution: Stable = Field(default_factory=dict)
+    seed: int | None = None
+    code: CodeState
+    environment: Stable
+    command: tuple[str, ...]
+    started_utc: str
+    finished_utc: str
+    metrics: dict[str, Scalar] = Field(default_factory=dict)
+    checks: tuple[CheckOutcome, ...] = ()
+    evals: tuple[EvalScore, ...] = ()
+    perf: tuple[PerfFigure, ...] = ()
+    details: Stable = Field(default_factory=dict)
+    dagster_run_id: str | None = None
+
+
+class Record(Draft):
+    """One published artifact. Construct it through :meth:`vpmoe_assets.lineage.store.Store.publish`."""
+
+    schema_: Literal["vpmoe.artifact/1"] = Field(default=SCHEMA, alias="schema")
+    experiment: Name
+    asset: Name
+    version: Name
+    sequence: int = Field(ge=1)
+    published_utc: str
+    fingerprint: Sha256
+    digest: Sha256
+    files: tuple[FileEntry, ...] = Field(min_length=1)
+    run_files: tuple[FileEntry, ...] = ()
+    manifest: ManifestRef | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for entry in (*self.files, *self.run_files):
+            safe_relative(entry.path)
+        if sha256_json(self.fingerprint_payload) != self.fingerprint:
+            raise RecordError("the fingerprint is not the sha256 of its payload")
+        if merkle_root(self.files) != self.digest:
+            raise RecordError("the content digest is not the Merkle root of the file list")
+        return self
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe, from the fingerprint's payload."""
+        recipe: dict[str, Any] = self.fingerprint_payload.get("recipe", {})
+        return recipe
+
+    @property
+    def blocked_by(self) -> tuple[CheckOutcome, ...]:
+        """Blocking checks that failed."""
+        return tuple(check for check in self.checks if check.blocking and not check.passed)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the payload."""
+        return sum(entry.size for entry in self.files)
+
+    @cached_property
+    def record_digest(self) -> str:
+        """sha256 of the canonical JSON of every field."""
+        return record_digest(self)
+
+    def as_input(self, role: str | None = None) -> InputRef:
+        """Return the reference by which a child names this artifact; its role is the asset by default."""
+        return InputRef(
+            asset=self.asset,
+            version=self.version,
+            digest=self.digest,
+            record_digest=self.record_digest,
+            role=role or self.asset,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values, without the record digest."""
+        return self.model_dump(by_alias=True)
+
+
+def record_digest(record: Record) -> str:
+    """Return the sha256, in hex, of the canonical JSON of the record's fields."""
+    return sha256_json(record.to_dict())
+
+
+def record_bytes(record: Record) -> bytes:
+    """Return the contents of ``.artifact.json``: readable JSON, fields and ``record_digest`` sorted."""
+    fields = json.loads(canonical_json(record.to_dict()))
+    text = json.dumps({**fields, "record_digest": record.record_digest}, sort_keys=True, indent=1)
+    return text.encode("ascii") + b"\n"
+
+
+def read_record(path: Path) -> Record:
+    """Read and check one ``.artifact.json``: schema, digests, and the paths in it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        RecordError: not JSON, another schema, fields altered since it was written, or contradicting itself.
+    """
+    try:
+        fields = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RecordError(f"{path}: not a JSON record ({error}); {_REMEDY}") from error
+    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
+        found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
+        raise RecordError(f"{path}: schema {found!r}, expected {SCHEMA!r}")
+    stated = fields.pop("record_digest", None)
+    actual = sha256_json(fields)
+    if stated != actual:
+        raise RecordError(
+            f"{path}: altered since it was written (digest {actual}, record says {stated}); {_REMEDY}"
+        )
+    try:
+        return Record.model_validate(fields)
+    except (ValidationError, LineageError) as error:
+        raise RecordError(f"{path}: {_first_problem(error)}; {_REMEDY}") from error
+
+
+_REMEDY = "remove the version's directory and materialise the asset again"
+
+
+def _first_problem(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"field {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error)

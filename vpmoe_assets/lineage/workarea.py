@@ -1,0 +1,195 @@
+"""The work area: where an artifact is made, and where making it goes on after a crash.
+
+::
+
+    artifacts/.work/<experiment>/<asset>-<fingerprint8>/    WorkArea.path, the trainer's work_dir
+        output/                WorkArea.output, the trainer's output_dir
+            payload/           WorkArea.payload: what is hashed and delivered
+            manifest.json      WorkArea.manifest: where the format has one
+            summary.json       what the trainer reports
+        run/                   WorkArea.run: anything else worth keeping
+        .scratch/              WorkArea.scratch: never published
+        metrics.jsonl  log.txt  job.json  STATUS  checkpoints/  heartbeat     as the trainer writes them
+
+Published are ``payload/``, ``manifest.json`` and ``run/``, which takes what stands in ``run/``, ``output/``
+and the work area itself, except ``heartbeat`` and names that start with a dot. Publishing moves; a journal
+of the moves lets a publication that was cut short be taken back, so that the next attempt finds everything
+where it was.
+"""
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vpmoe_assets.lineage.errors import PublishError, RecordError
+from vpmoe_assets.lineage.record import MANIFEST_NAME, RECORD_NAME
+
+PENDING_NAME = f"{RECORD_NAME}.pending"
+_STAGED, _JOURNAL, _FINGERPRINT, _SCRATCH = ".staged", ".moves.json", ".fingerprint", ".scratch"
+_UNPUBLISHED = {"output", "run", "heartbeat"}
+
+
+class WorkArea:
+    """One locked work area; get it from :meth:`vpmoe_assets.lineage.store.Store.work_area`.
+
+    Attributes:
+        experiment: name.
+        asset: name.
+        fingerprint: of the recipe, 64 hex digits.
+        path: the directory.
+    """
+
+    def __init__(self, path: Path, experiment: str, asset: str, fingerprint: str) -> None:
+        self.path = path
+        self.experiment = experiment
+        self.asset = asset
+        self.fingerprint = fingerprint
+        self.open = True
+
+    @property
+    def output(self) -> Path:
+        """Where the maker writes its deliverable: the trainer's ``output_dir``."""
+        return self.path / "output"
+
+    @property
+    def payload(self) -> Path:
+        """What is hashed and delivered."""
+        return self.output / "payload"
+
+    @property
+    def manifest(self) -> Path:
+        """Where the format's manifest belongs, if it has one."""
+        return self.output / MANIFEST_NAME
+
+    @property
+    def run(self) -> Path:
+        """Logs, reports and whatever else is kept beside the payload, outside the content digest."""
+        return self.path / "run"
+
+    @property
+    def scratch(self) -> Path:
+        """Temporary files; survives a crash, is never published."""
+        return self.path / _SCRATCH
+
+    def clear(self) -> None:
+        """Remove everything in the work area, to start over; a kill half-way leaves no half-removed state."""
+        trash = self.path.with_name(f".{self.path.name}.trash")
+        shutil.rmtree(trash, ignore_errors=True)
+        self.path.rename(trash)
+        shutil.rmtree(trash)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Make the directories, and make sure that the work found there is of this fingerprint.
+
+        Raises:
+            RecordError: the area belongs to another fingerprint with the same first eight digits.
+        """
+        for directory in (self.payload, self.run, self.scratch):
+            directory.mkdir(parents=True, exist_ok=True)
+        owner = self.path / _FINGERPRINT
+        if not owner.exists():
+            write_durably(owner, self.fingerprint.encode())
+        elif (found := owner.read_text()) != self.fingerprint:
+            raise RecordError(
+                f"{self.path} holds work of fingerprint {found}, not {self.fingerprint}; "
+                "remove that directory"
+            )
+
+    def stage(self) -> Path:
+        """Move what is to be published into one directory of the published layout and return it."""
+        if not any(self.payload.iterdir()):
+            raise PublishError(f"nothing to publish: {self.payload} is empty")
+        staged = self.path / _STAGED
+        moves = [(self.payload, staged / "payload")]
+        if self.manifest.exists():
+            moves.append((self.manifest, staged / MANIFEST_NAME))
+        moves += [(source, staged / "run" / source.name) for source in self._run_entries()]
+        targets = [target for _, target in moves]
+        if twice := {target.name for target in targets if targets.count(target) > 1}:
+            raise PublishError(
+                f"{self.path}: {sorted(twice)} would land twice in run/; keep one of each name"
+            )
+        journal = [[os.path.relpath(end, self.path) for end in move] for move in moves]
+        write_durably(self.path / _JOURNAL, json.dumps(journal).encode())
+        (staged / "run").mkdir(parents=True)
+        for source, target in moves:
+            source.rename(target)
+        return staged
+
+    def unstage(self) -> None:
+        """Take back a publication that did not finish: every file returns to where :meth:`stage` found it."""
+        staged, journal = self.path / _STAGED, self.path / _JOURNAL
+        if staged.exists():
+            (staged / PENDING_NAME).unlink(missing_ok=True)
+            _make_writable(staged)
+            for source, target in reversed(json.loads(journal.read_bytes())):
+                if (self.path / target).exists():
+                    self._return(self.path / target, self.path / source)
+            shutil.rmtree(staged)
+        journal.unlink(missing_ok=True)
+
+    def reclaim(self, abandoned: Path) -> None:
+        """Take back a version directory that was renamed into place but never got its record.
+
+        Without the journal of its moves the work area was cleared since, and the directory stays where it is.
+        """
+        staged = self.path / _STAGED
+        if not (self.path / _JOURNAL).exists():
+            return
+        if staged.exists():
+            raise PublishError(f"both {staged} and {abandoned} hold this publication; remove one of them")
+        abandoned.rename(staged)
+
+    def _return(self, target: Path, source: Path) -> None:
+        source.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir() and not any(source.iterdir()):
+            source.rmdir()
+        target.rename(source)
+
+    def _run_entries(self) -> Iterator[Path]:
+        yield from sorted(self.run.iterdir())
+        yield from sorted(e for e in self.output.iterdir() if e not in (self.payload, self.manifest))
+        for entry in sorted(self.path.iterdir()):
+            if entry.name not in _UNPUBLISHED and not entry.name.startswith("."):
+                yield entry
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash it is there whole, or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_read_only(root: Path) -> None:
+    """Make every file below ``root`` read-only; directories stay writable, so that ``rm -r`` works."""
+    _change_files(root, lambda mode: mode & ~0o222)
+
+
+def _make_writable(root: Path) -> None:
+    _change_files(root, lambda mode: mode | stat.S_IWUSR)
+
+
+def _change_files(root: Path, change: Callable[[int], int]) -> None:
+    for directory, _, names in os.walk(root):
+        for name in names:
+            path = os.path.join(directory, name)
+            if not os.path.islink(path):
+                os.chmod(path, change(stat.S_IMODE(os.stat(path).st_mode)))
