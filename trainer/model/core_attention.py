@@ -1,0 +1,156 @@
+"""Scores, mask, softmax with a sink, and the weighted sum of values: the reference backend."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from torch import nn
+
+from trainer.model.config import VPTransformerConfig
+from trainer.model.context import PADDING
+from trainer.model.parameters import mark
+from trainer.model.positions import alibi_slopes
+from trainer.model.precision import Float32Parameters
+
+_GLOBAL_QUERY_BLOCK = 512
+_LOCAL_QUERY_BLOCK = 128
+
+
+class ReferenceCoreAttention(MegatronModule, Float32Parameters):
+    """Grouped-query attention in plain PyTorch on any device; every other backend is measured against it.
+
+    Queries are worked off in blocks and each block sees only the keys that its window can reach, so a local layer costs
+    O(S · W). Scores, bias, softmax and the weighted sum are fp32 in every dtype.
+    """
+
+    float32_names = ("slopes",)
+
+    def __init__(
+        self, config: VPTransformerConfig, layer_number: int, pg_collection: ProcessGroupCollection, **_: Any
+    ) -> None:
+        super().__init__(config=config)
+        self.tp_group: dist.ProcessGroup = pg_collection.tp
+        size, rank = self.tp_group.size(), self.tp_group.rank()
+        self.groups = config.num_query_groups // size
+        self.heads = config.num_attention_heads // size
+        self.scale = config.kv_channels**-0.5
+        self.window = config.window if config.is_local(layer_number) else None
+        self.softmax_type = config.softmax_type
+
+        self.softmax_offset: nn.Parameter | None
+        if config.softmax_type == "learnable":
+            offset = nn.Parameter(torch.empty(self.heads, dtype=config.params_dtype))
+            self.softmax_offset = mark(offset, partition_dim=0)
+        else:
+            self.register_parameter("softmax_offset", None)
+
+        slopes = None
+        if config.alibi and not config.is_local(layer_number):
+            every = alibi_slopes(config.num_attention_heads)
+            slopes = torch.tensor(every[rank * self.heads : (rank + 1) * self.heads], dtype=torch.float32)
+        self.register_buffer("slopes", slopes, persistent=False)
+        self.slopes: torch.Tensor | None
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, doc_id: torch.Tensor
+    ) -> torch.Tensor:
+        """Attend.
+
+        Args:
+            query: ``[S, B, heads, D]``; head h uses key/value head ``h // (heads / groups)``.
+            key: ``[S, B, groups, D]``.
+            value: ``[S, B, groups, D]``.
+            doc_id: int64 ``[B, S]``; -1 is padding, which attends to itself only.
+
+        Returns:
+            ``[S, B, heads · D]`` in the dtype of ``query``.
+        """
+        length, batch, heads, dim = query.shape
+        per_group = heads // self.groups
+        # [S, B, heads, D] -> [B, groups, heads per group, S, D]; keys and values [B, groups, S, D]
+        q = query.float().reshape(length, batch, self.groups, per_group, dim).permute(1, 2, 3, 0, 4) * self.scale
+        k, v = (tensor.float().permute(1, 2, 0, 3) for tensor in (key, value))
+        block = _GLOBAL_QUERY_BLOCK if self.window is None else max(_LOCAL_QUERY_BLOCK, 2 * self.window)
+        attended = []
+        for start in range(0, length, block):
+            stop = min(start + block, length)
+            first = 0 if self.window is None else max(0, start - self.window + 1)
+            attended.append(
+                self._attend_block(
+                    q[:, :, :, start:stop], k[:, :, first:stop], v[:, :, first:stop], doc_id, start, first
+                )
+            )
+        out = torch.cat(attended, dim=3)  # [B, groups, heads per group, S, D]
+        return out.permute(3, 0, 1, 2, 4).reshape(length, batch, heads * dim).to(query.dtype)
+
+    def _attend_block(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, doc_id: torch.Tensor, start: int, first: int
+    ) -> torch.Tensor:
+        batch, groups, per_group, queries, dim = q.shape
+        keys = k.shape[2]
+        i = torch.arange(start, start + queries, device=q.device)[:, None]
+        j = torch.arange(first, first + keys, device=q.device)[None, :]
+        # The heads of a group share their keys: fold them into the rows of one product.
+        scores = (q.reshape(batch, groups, per_group * queries, dim) @ k.transpose(-1, -2)).reshape(
+            batch, groups, per_group, queries, keys
+        )
+        if self.slopes is not None:
+            scores = scores - self.slopes.view(groups, per_group, 1, 1) * (i - j)
+        scores = scores.masked_fill(~self._allowed(i, j, doc_id)[:, None, None], float("-inf"))
+        probabilities = self._softmax(scores)
+        return (probabilities.reshape(batch, groups, per_group * queries, keys) @ v).reshape(q.shape)
+
+    def _allowed(self, i: torch.Tensor, j: torch.Tensor, doc_id: torch.Tensor) -> torch.Tensor:
+        """bool ``[B, queries, keys]``: causal, inside the window, same document; padding sees itself."""
+        causal = j <= i
+        if self.window is not None:
+            causal = causal & (i - j < self.window)
+        doc_i, doc_j = doc_id[:, i[:, 0], None], doc_id[:, None, j[0]]
+        return (causal & (doc_i == doc_j) & (doc_i != PADDING)) | (i == j)
+
+    def _softmax(self, scores: torch.Tensor) -> torch.Tensor:
+        """Softmax over the last axis; a sink takes its share of the mass, which is then dropped."""
+        if self.softmax_type == "vanilla":
+            return scores.softmax(dim=-1)
+        shape = (self.groups, scores.shape[2], 1, 1)
+        if self.softmax_offset is None:  # off-by-one: a sink fixed at exp(0)
+            sink = scores.new_zeros(shape)
+        else:
+            sink = self.softmax_offset.float().view(shape)
+        sink = sink.expand(*scores.shape[:-1], 1)
+        return torch.cat((scores, sink), dim=-1).softmax(dim=-1)[..., :-1]
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> ShardedStateDict:
+        """Sinks are split by head."""
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            {"softmax_offset": 0},
+            sharded_offsets,
+            tp_group=self.tp_group,
+            dp_cp_group=(metadata or {}).get("dp_cp_group"),
+        )
+
+
+def gate_by_log_sum_exp(
+    attended: torch.Tensor, log_sum_exp: torch.Tensor, softmax_offset: torch.Tensor
+) -> torch.Tensor:
+    """Give the output of a sink-less attention kernel the sink it lacks.
+
+    With ``LSE_i = log Σ_j exp(l_ij)`` over the allowed keys,
+    ``exp(l_ij) / (exp(s_h) + Σ exp(l_ik)) = σ(LSE_i − s_h) · softmax(l_i)_j``: one multiplication of the output. Exact,
+    so any flash-style kernel that returns its log-sum-exp can serve a model with sinks.
+
+    Args:
+        attended: ``[B, heads, S, D]``, softmax without a sink times values.
+        log_sum_exp: fp32 ``[B, heads, S]``, natural logarithm.
+        softmax_offset: ``[heads]``, one sink logit per head (zeros for ``off-by-one``).
+    """
+    gate = torch.sigmoid(log_sum_exp.float() - softmax_offset.float()[None, :, None])
+    return (attended.float() * gate[..., None]).to(attended.dtype)

@@ -1,0 +1,100 @@
+"""Routed experts with stacked weights."""
+
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import MegatronModule
+from torch import nn
+
+from trainer.model.config import VPTransformerConfig, squared_relu
+from trainer.model.parameters import mark
+
+
+class StackedExperts(MegatronModule):
+    """This rank's experts, one tensor per kind of weight.
+
+    Stacking is what a grouped GEMM and a batched optimizer want: two tensors a layer instead of 2 · E. Every expert's
+    matrix is a matrix of its own to the optimizer, which ``matrix_batch`` says.
+
+    Attributes:
+        weight1: ``[E, F, H]``; ``bias1`` ``[E, F]``; ``weight2`` ``[E, H, F]``; ``bias2`` ``[E, H]``; E counts the
+            experts of this rank.
+    """
+
+    def __init__(self, config: VPTransformerConfig, pg_collection: ProcessGroupCollection) -> None:
+        super().__init__(config=config)
+        self.ep_group: dist.ProcessGroup = pg_collection.ep
+        self.expert_dp_group: dist.ProcessGroup = pg_collection.expt_dp
+        assert config.num_moe_experts is not None and config.moe_ffn_hidden_size is not None
+        self.num_local_experts = config.num_moe_experts // self.ep_group.size()
+        self.first_expert = self.ep_group.rank() * self.num_local_experts
+        local, inner, outer = self.num_local_experts, config.moe_ffn_hidden_size, config.hidden_size
+
+        def stacked(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(local, *shape, dtype=config.params_dtype))
+
+        self.weight1, self.weight2 = stacked(inner, outer), stacked(outer, inner)
+        self.bias1: nn.Parameter | None
+        self.bias2: nn.Parameter | None
+        if config.add_bias_linear:
+            self.bias1, self.bias2 = stacked(inner), stacked(outer)
+        else:
+            self.register_parameter("bias1", None)
+            self.register_parameter("bias2", None)
+        # Megatron's mark for parameters whose gradients are summed over the expert data-parallel group instead. With
+        # tensor parallelism that group spans the tensor-parallel ranks too, each of which works on its share of tokens.
+        separate = config.expert_model_parallel_size > 1 or config.tensor_model_parallel_size > 1
+        for parameter in self.parameters():
+            mark(parameter, allreduce=not separate, expert_parallel=True, matrix_batch=True if parameter.dim() == 3 else None)
+
+    def forward(self, rows: torch.Tensor, weights: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """Apply each expert to its rows.
+
+        ``h = relu(W₁ z + b₁)²``; ``h ← p h``; ``W₂ h + p b₂``: scaling inside equals scaling the output, since W₂ is
+        linear, and costs F instead of H multiplications a row.
+
+        Args:
+            rows: ``[n, H]``, sorted by expert.
+            weights: fp32 ``[n]``, routing weight p of each row.
+            counts: rows of each of this rank's experts.
+
+        Returns:
+            ``[n, H]``, weighted.
+        """
+        # unbind's backward stacks the experts' gradients once; indexing would make a zero tensor [E, …] per expert.
+        weight1, weight2 = self.weight1.unbind(0), self.weight2.unbind(0)
+        bias1 = (None,) * len(counts) if self.bias1 is None else self.bias1.unbind(0)
+        bias2 = (None,) * len(counts) if self.bias2 is None else self.bias2.unbind(0)
+        outputs = []
+        for expert, (z, p) in enumerate(zip(rows.split(counts), weights.split(counts), strict=True)):
+            if counts[expert] == 0:
+                continue
+            p = p[:, None]
+            inner = squared_relu(nn.functional.linear(z, weight1[expert], bias1[expert]))
+            inner = (inner.float() * p).to(z.dtype)
+            output = nn.functional.linear(inner, weight2[expert])
+            b2 = bias2[expert]
+            outputs.append(output if b2 is None else output + (p * b2.float()).to(z.dtype))
+        if outputs:
+            return torch.cat(outputs)
+        # No token on this rank. The result still hangs on the weights, so that they get a gradient (zero) as on every
+        # other rank and collectives over gradients stay in step.
+        return rows.new_zeros(0, rows.shape[1]) + sum(parameter.sum() * 0.0 for parameter in self.parameters())
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> ShardedStateDict:
+        """Split by expert over the expert-parallel group; copies live on the expert data-parallel group."""
+        axis = len(sharded_offsets)
+        return {
+            f"{prefix}{name}": ShardedTensor.from_rank_offsets(
+                f"{prefix}{name}",
+                parameter,
+                *sharded_offsets,
+                (axis, self.ep_group.rank(), self.ep_group.size()),
+                replica_id=(0, 0, self.expert_dp_group.rank()),
+                prepend_axis_num=axis,
+            )
+            for name, parameter in self.state_dict(prefix="", keep_vars=True).items()
+        }

@@ -1,0 +1,240 @@
+"""The language model: Megatron's ``GPTModel`` with this architecture's layers and positions."""
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from torch import nn
+
+from trainer.config import Architecture, ConfigError
+from trainer.model.config import VPTransformerConfig, transformer_config
+from trainer.model.context import ForwardContext, forward_context
+from trainer.model.init import initialize
+from trainer.model.moe import MoELayer
+from trainer.model.positions import GrapeM, Rope
+from trainer.model.specs import block_spec
+
+
+class VPGPTModel(GPTModel):
+    """vpMoE and the dense rungs below it.
+
+    Positions are applied inside attention, so ``GPTModel`` is told that there are none. Activations are ``[S, B, H]``
+    inside, batch-first at the edges.
+    """
+
+    config: VPTransformerConfig
+    rotary_pos_emb: GrapeM | Rope | None
+
+    def __init__(self, config: VPTransformerConfig, *, vocab_size: int, max_sequence_length: int) -> None:
+        super().__init__(
+            config=config,
+            transformer_layer_spec=block_spec(config),
+            vocab_size=vocab_size,
+            max_sequence_length=max_sequence_length,
+            position_embedding_type="none",
+            share_embeddings_and_output_weights=False,
+            parallel_output=True,
+        )
+        if config.rotation == "rope":
+            self.rotary_pos_emb = Rope(config)
+        elif any(config.local_layers):
+            self.rotary_pos_emb = GrapeM(config, self.pg_collection.tp)
+        else:
+            self.rotary_pos_emb = None
+
+    def forward_hidden(
+        self, tokens: torch.Tensor, position_ids: torch.Tensor, doc_id: torch.Tensor
+    ) -> torch.Tensor:
+        """Run everything but the head.
+
+        Args:
+            tokens: int64 ``[B, S]``.
+            position_ids: int64 ``[B, S]``, from 0 inside each document.
+            doc_id: int64 ``[B, S]``; tokens see their own document only, -1 (padding) itself only.
+
+        Returns:
+            ``[S, B, H]`` after the final norm, replicated over tensor-parallel ranks.
+
+        Raises:
+            ValueError: a shape or dtype is wrong, or a row is too long.
+        """
+        context = forward_context(tokens, position_ids, doc_id, max_sequence_length=self.max_sequence_length)
+        if self.rotary_pos_emb is not None:
+            context.rotation = self.rotary_pos_emb(position_ids)
+        return self._decode(tokens, context)
+
+    def _decode(self, tokens: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+        embedded = self.embedding(input_ids=tokens, position_ids=context.position_ids)
+        hidden: torch.Tensor = self.decoder(
+            hidden_states=embedded, attention_mask=context, padding_mask=context.padding
+        )
+        return hidden
+
+    def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor, doc_id: torch.Tensor) -> torch.Tensor:
+        """Logits ``[B, S, V / tp]`` of this rank's part of the vocabulary; for tests and evaluation.
+
+        Training never calls it: it takes :meth:`forward_hidden` and computes the loss in chunks.
+        """
+        logits, _bias = self.output_layer(self.forward_hidden(tokens, position_ids, doc_id))
+        return logits.transpose(0, 1).contiguous()
+
+    @property
+    def head_weight(self) -> nn.Parameter:
+        """``[V / tp, H]``, this rank's rows of the output head."""
+        weight: nn.Parameter = self.output_layer.weight
+        return weight
+
+    @property
+    def moe_layers(self) -> list[MoELayer]:
+        """The MoE layers, first layer first."""
+        return [layer.mlp for layer in self.decoder.layers if isinstance(layer.mlp, MoELayer)]
+
+    @property
+    def moe_layer_numbers(self) -> list[int]:
+        """1-based numbers of the MoE layers."""
+        return list(self.config.moe_layers)
+
+    def pop_aux_loss(self, *, check_finite: bool = True) -> torch.Tensor:
+        """Auxiliary loss of the last training pass, taken: a second call returns 0.
+
+        The sum over MoE layers of the coefficient times the layer's loss, each a mean over the rows of the micro-batch.
+        A step of n micro-batches on d data-parallel ranks should weight it by 1 / (n · d), rows per micro-batch being
+        equal; it is identical on all tensor-parallel ranks.
+
+        Args:
+            check_finite: look at the value, which waits for the device.
+
+        Returns:
+            fp32, 0-dimensional, differentiable.
+
+        Raises:
+            FloatingPointError: it is NaN or infinite, naming the layers.
+        """
+        total = torch.zeros((), dtype=torch.float32, device=self.head_weight.device)
+        losses = {}
+        for number, layer in zip(self.moe_layer_numbers, self.moe_layers, strict=True):
+            if layer.router.aux_loss is not None:
+                losses[number] = layer.router.aux_loss
+                total = total + layer.router.aux_loss
+                layer.router.aux_loss = None
+        if check_finite and losses and not math.isfinite(total.item()):
+            bad = [str(number) for number, loss in losses.items() if not math.isfinite(loss.item())]
+            raise FloatingPointError(
+                f"the routers' auxiliary loss is not finite in layer(s) {', '.join(bad)}: the activations or router "
+                "weights have overflowed; go back to the last checkpoint and lower the learning rate"
+            )
+        return total
+
+    def router_counts(self) -> torch.Tensor:
+        """int64 ``[MoE layers, E]``: tokens each expert was chosen for since the last reset, on this data-parallel rank.
+
+        Training passes only, padding left out; equal on all tensor-parallel ranks, so sum over data-parallel ranks alone.
+        """
+        return torch.stack([layer.router.tokens_per_expert for layer in self._require_moe()])
+
+    def reset_router_counts(self) -> None:
+        """Start counting anew."""
+        for layer in self.moe_layers:
+            layer.router.tokens_per_expert.zero_()
+
+    def update_expert_bias(self, global_counts: torch.Tensor) -> None:
+        """Steer each router towards an even load; no effect where ``moe.router_enable_expert_bias`` is off.
+
+        Args:
+            global_counts: ``[MoE layers, E]``, :meth:`router_counts` summed over data-parallel ranks.
+        """
+        for layer, counts in zip(self.moe_layers, global_counts, strict=True):
+            layer.router.update_expert_bias(counts)
+
+    def expert_biases(self) -> torch.Tensor | None:
+        """fp32 ``[MoE layers, E]``, or None without MoE layers or with the bias off."""
+        biases = [layer.router.expert_bias for layer in self.moe_layers if layer.router.expert_bias is not None]
+        return torch.stack(biases) if biases else None
+
+    def _require_moe(self) -> list[MoELayer]:
+        if not self.moe_layers:
+            raise ValueError("this model is dense: it has no router; ask moe_layer_numbers first")
+        return self.moe_layers
+
+
+def build_model(
+    arch: Architecture,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    seed: int = 1234,
+    backend: str = "reference",
+    **overrides: Any,
+) -> VPGPTModel:
+    """Build this rank's part of a model and fill it with its initial weights.
+
+    The layout is that of Megatron's parallel state. Where no process group exists, one of a single process is made
+    (in memory, no network), so that a script or a count needs no launcher.
+
+    Args:
+        arch: the rung's architecture.
+        dtype: ``torch.float32`` or ``torch.bfloat16``; ω, ``log_freq`` and expert biases stay fp32.
+        device: ``cpu``, ``cuda`` or ``meta`` (shapes only, no weights).
+        seed: of the initial weights.
+        backend: ``reference``.
+        **overrides: further ``TransformerConfig`` fields.
+
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        ConfigError: the architecture cannot run in this layout or on this backend.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("execution.device = 'cuda': torch finds no CUDA device here; set execution.device = 'cpu'")
+    ensure_parallel_state()
+    config = transformer_config(
+        arch,
+        dtype=dtype,
+        tp=parallel_state.get_tensor_model_parallel_world_size(),
+        ep=parallel_state.get_expert_model_parallel_world_size(),
+        backend=backend,
+        pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        **overrides,
+    )
+    with torch.device(device):
+        model = VPGPTModel(
+            config, vocab_size=arch.vocab_size, max_sequence_length=arch.attention.max_sequence_length
+        )
+    model.to(dtype)  # torch's norms are made in fp32
+    if device.type != "meta":
+        initialize(
+            model,
+            config,
+            seed,
+            tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+            tp_size=parallel_state.get_tensor_model_parallel_world_size(),
+        )
+    return model
+
+
+def ensure_parallel_state() -> None:
+    """Make the process groups of a single process where there are none, and refuse a layout that experts cannot use.
+
+    Raises:
+        ConfigError: experts would be split over tensor-parallel ranks, or ``torch.distributed`` runs without Megatron's
+            parallel state.
+    """
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    if not parallel_state.model_parallel_is_initialized():
+        if dist.get_world_size() > 1:
+            raise ConfigError(
+                f"torch.distributed runs {dist.get_world_size()} ranks, but their tensor- and expert-parallel groups are "
+                "not set up; call megatron.core.parallel_state.initialize_model_parallel(…, expert_tensor_parallel_size=1)"
+            )
+        parallel_state.initialize_model_parallel(expert_tensor_parallel_size=1)
+    if (split := parallel_state.get_expert_tensor_parallel_world_size()) != 1:
+        raise ConfigError(
+            f"expert_tensor_parallel_size = {split}: a biased expert is not split over ranks; "
+            "call initialize_model_parallel(…, expert_tensor_parallel_size=1)"
+        )

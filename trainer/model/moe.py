@@ -1,0 +1,70 @@
+"""The mixture-of-experts layer: router, routed experts and the shared expert."""
+
+from typing import Any
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import MegatronModule
+
+from trainer.model.config import VPTransformerConfig
+from trainer.model.dispatch import ExpertExchange, assign
+from trainer.model.experts import StackedExperts
+from trainer.model.ffn import DenseFFN
+from trainer.model.parallel import gather_rows, split_rows
+from trainer.model.router import Router
+
+
+class MoELayer(MegatronModule):
+    """``y = Σ_e p_e FFN_e(z) + FFN_shared(z)``; the shared expert has weight 1 and no gate.
+
+    Layouts: the router runs replicated on every tensor-parallel rank (same input, same choice); then each of them takes
+    its share of the tokens, so that no expert sees a token twice, sends it to the ranks that hold its experts, and the
+    results are gathered again. Experts themselves are never split.
+    """
+
+    def __init__(self, config: VPTransformerConfig, pg_collection: ProcessGroupCollection, **_: Any) -> None:
+        super().__init__(config=config)
+        self.tp_group, self.ep_group = pg_collection.tp, pg_collection.ep
+        self.layer_number: int | None = None
+        self.router = Router(config, pg_collection)
+        self.experts = StackedExperts(config, pg_collection)
+        self.shared_experts: DenseFFN | None = None
+        if config.moe_shared_expert_intermediate_size:
+            self.shared_experts = DenseFFN(config, pg_collection, config.moe_shared_expert_intermediate_size)
+
+    def set_layer_number(self, layer_number: int) -> None:
+        """Called by Megatron's layer with the 1-based number, which the ``mlp`` slot is not built with."""
+        self.layer_number = layer_number
+
+    def forward(
+        self, hidden: torch.Tensor, padding_mask: torch.Tensor | None = None, **_: Any
+    ) -> tuple[torch.Tensor, None]:
+        """Route and compute.
+
+        Args:
+            hidden: ``[S, B, H]``, normalised.
+            padding_mask: bool ``[B, S]``, True where a token is padding: it meets the shared expert only.
+
+        Returns:
+            ``[S, B, H]`` and no bias: the experts' biases are weighted per token, so they are added inside.
+        """
+        weights, chosen = self.router(hidden, padding_mask)
+        tokens = hidden.flatten(0, 1)
+        output = self._routed(tokens, weights, chosen).view_as(hidden)
+        if self.shared_experts is not None:
+            shared, bias = self.shared_experts(hidden)
+            output = output + (shared if bias is None else shared + bias)
+        return output, None
+
+    def _routed(self, tokens: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        total = tokens.shape[0]
+        tokens, weights = split_rows(tokens, self.tp_group), split_rows(weights, self.tp_group)
+        pairs = assign(split_rows(chosen, self.tp_group), self.router.num_experts)
+        rows, scale = pairs.take(tokens), pairs.take_weights(weights)
+        if self.ep_group.size() == 1:
+            result = self.experts(rows, scale, pairs.counts)
+        else:
+            exchange = ExpertExchange(pairs.counts, self.ep_group, tokens.device)
+            arrived, arrived_scale = exchange.to_experts(rows), exchange.to_experts(scale)
+            result = exchange.back(self.experts(arrived, arrived_scale, exchange.counts))
+        return gather_rows(pairs.combine(result), self.tp_group, total)

@@ -1,0 +1,40 @@
+"""What a parameter says about itself to the optimizer, the checkpoint and the reduction of gradients."""
+
+from torch import nn
+
+
+def mark(
+    parameter: nn.Parameter,
+    *,
+    keep_fp32: bool | None = None,
+    adamw_only: bool | None = None,
+    matrix_batch: bool | None = None,
+    allreduce: bool | None = None,
+    expert_parallel: bool | None = None,
+    partition_dim: int | None = None,
+) -> nn.Parameter:
+    """Set attributes on a parameter; those left at None are not set.
+
+    Args:
+        parameter: the parameter.
+        keep_fp32: it is fp32 in a model of any dtype.
+        adamw_only: AdamW updates it whatever its rank.
+        matrix_batch: a rank-3 stack of matrices, each a matrix of its own to the optimizer.
+        allreduce: Megatron's mark; False sums its gradient over the expert data-parallel group instead.
+        expert_parallel: its first axis is split over the expert-parallel group.
+        partition_dim: axis that is split over tensor-parallel ranks; sets ``tensor_model_parallel`` too.
+    """
+    marks = {
+        "keep_fp32": keep_fp32,
+        "adamw_only": adamw_only,
+        "matrix_batch": matrix_batch,
+        "allreduce": allreduce,
+        "expert_parallel": expert_parallel,
+        "partition_dim": partition_dim,
+        "partition_stride": None if partition_dim is None else 1,
+        "tensor_model_parallel": None if partition_dim is None else True,
+    }
+    for name, value in marks.items():
+        if value is not None:
+            setattr(parameter, name, value)
+    return parameter

@@ -1,0 +1,44 @@
+"""Which module fills which slot of Megatron's block and layers."""
+
+import functools
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import nn
+
+from trainer.model.attention import SelfAttention, SelfAttentionSubmodules
+from trainer.model.config import VPTransformerConfig
+from trainer.model.core_attention import ReferenceCoreAttention
+from trainer.model.ffn import DenseFFN
+from trainer.model.moe import MoELayer
+
+CORE_ATTENTION: dict[str, type[nn.Module]] = {"reference": ReferenceCoreAttention}
+
+
+def block_spec(config: VPTransformerConfig) -> TransformerBlockSubmodules:
+    """One spec per layer: every layer's attention is our own, its FFN dense or routed."""
+    attention = ModuleSpec(
+        module=SelfAttention,
+        submodules=SelfAttentionSubmodules(core_attention=CORE_ATTENTION[config.backend]),
+    )
+
+    def layer(number: int) -> ModuleSpec:
+        mlp = MoELayer if number in config.moe_layers else DenseFFN
+        return ModuleSpec(
+            module=TransformerLayer,
+            submodules=TransformerLayerSubmodules(
+                input_layernorm=WrappedTorchNorm,
+                self_attention=attention,
+                self_attn_bda=get_bias_dropout_add,
+                pre_mlp_layernorm=WrappedTorchNorm,
+                mlp=functools.partial(mlp),
+                mlp_bda=get_bias_dropout_add,
+            ),
+        )
+
+    return TransformerBlockSubmodules(
+        layer_specs=[layer(number) for number in range(1, config.num_layers + 1)], layer_norm=WrappedTorchNorm
+    )
