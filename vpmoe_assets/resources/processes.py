@@ -1,0 +1,301 @@
+"""The processes of one trainer job: found, stopped and, after a crash of the orchestrator, reaped.
+
+A job is a tree that no process group holds together: torchrun puts every rank into a session of its own. What
+all of them share is a random marker in their environment, inherited over fork and exec. A process is
+signalled only when it carries the marker of the job that is being ended, so a process id that was given to
+somebody else is never touched.
+"""
+
+import contextlib
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from vpmoe_assets.resources.process_record import RECORD_NAME, ProcessRecord
+
+MARKER_ENV = "VPMOE_JOB"
+_POLL_S = 0.5
+_DEBOUNCE_S = 5.0
+_SKIPPED_DIRECTORIES = frozenset({"checkpoints", "output", "run", "wandb", ".scratch", ".staged"})
+
+Log = Callable[[str], None]
+
+
+class ProcessesRemainError(RuntimeError):
+    """Processes are still there after SIGKILL (uninterruptible sleep in a driver or a file system)."""
+
+
+def new_marker() -> str:
+    """A marker for one start of one job."""
+    return uuid.uuid4().hex
+
+
+def members(marker: str) -> list[psutil.Process]:
+    """All living processes that carry the marker, except this one. Zombies hold nothing and do not count."""
+    found = []
+    for process in psutil.process_iter():
+        # A process of another user, or one that ended just now, is none of ours.
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARKER_ENV) == marker and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
+def roots(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those whose parent is not among them: the trainer, or torchrun, or ranks that torchrun left behind."""
+    pids = {process.pid for process in processes}
+    tops = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if process.ppid() not in pids:
+                tops.append(process)
+    return tops
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)  # psutil compares the start time before it sends
+
+
+def _gone(marker: str, deadline: float) -> bool:
+    """Waits until no process carries the marker, at most until `deadline` (of the monotonic clock)."""
+    while living := members(marker):
+        for process in living:
+            while _alive(process):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                time.sleep(min(_POLL_S, left))
+    return True
+
+
+class _Patience:
+    """Waits for a job to end, cut short by an impatient second interrupt.
+
+    One Ctrl-C often arrives twice, from the terminal and from a parent that passes it on; only an interrupt
+    that comes later than that means "hurry". No interrupt is lost: the first one is raised again when the job
+    has ended.
+    """
+
+    def __init__(self, marker: str) -> None:
+        self.marker = marker
+        self.interrupt: BaseException | None = None
+
+    def gone(self, seconds: float) -> bool:
+        """Whether the job ended within `seconds`."""
+        begun = time.monotonic()
+        while True:
+            try:
+                return _gone(self.marker, begun + seconds)
+            except BaseException as interrupt:
+                if isinstance(interrupt, Exception):
+                    raise
+                self.interrupt = self.interrupt or interrupt
+                if time.monotonic() - begun > _DEBOUNCE_S:
+                    return False
+
+
+def end_job(
+    marker: str,
+    *,
+    grace_s: float,
+    terminate_s: float = 10.0,
+    interrupt: bool = True,
+    stack: bool = False,
+    log: Log = lambda message: None,
+) -> str:
+    """Ends all processes of a job; returns only when none is left.
+
+    SIGINT goes to the roots alone: the trainer then writes a checkpoint and exits, torchrun passes the signal
+    on. Helpers of a rank (data loaders, the W&B service) are not signalled, because the rank still needs them
+    for that. What is left after `grace_s` gets SIGTERM, after `terminate_s` more SIGKILL, whatever it is. An
+    interrupt (a second Ctrl-C) that arrives during a wait moves on to the next signal instead of leaving
+    processes behind.
+
+    Args:
+        marker: The job's marker.
+        grace_s: Time to write a checkpoint and exit, in seconds.
+        terminate_s: Time between SIGTERM and SIGKILL, in seconds.
+        interrupt: Whether to send SIGINT; False where the job is known to be exiting already.
+        stack: Sends SIGABRT before SIGKILL, on which Python's faulthandler prints the stack of every thread.
+        log: Told what is done when it is more than a quick exit.
+
+    Returns:
+        The last signal that was needed: "none", "SIGINT", "SIGTERM" or "SIGKILL".
+
+    Raises:
+        ProcessesRemainError: Something survived SIGKILL; the message names it.
+        BaseException: The interrupt that arrived in between, once the job has ended.
+    """
+    patience = _Patience(marker)
+    needed = _end(marker, patience, grace_s, terminate_s, interrupt, stack, log)
+    if patience.interrupt is not None:
+        raise patience.interrupt
+    return needed
+
+
+def _end(
+    marker: str,
+    patience: _Patience,
+    grace_s: float,
+    terminate_s: float,
+    interrupt: bool,
+    stack: bool,
+    log: Log,
+) -> str:
+    living = members(marker)
+    if not living:
+        return "none"
+    if interrupt:
+        _signal(roots(living), signal.SIGINT)
+        log(f"Sent SIGINT to the trainer; it has {grace_s:g} s to write a checkpoint and exit.")
+    if patience.gone(grace_s):
+        return "SIGINT" if interrupt else "none"
+    log(f"The trainer is still running: SIGTERM to {_described(members(marker))}")
+    _signal(members(marker), signal.SIGTERM)
+    if patience.gone(terminate_s):
+        return "SIGTERM"
+    if stack:
+        _signal(members(marker), signal.SIGABRT)
+        patience.gone(2.0)
+    log(f"The trainer is still running: SIGKILL to {_described(members(marker))}")
+    end = time.monotonic() + 30.0
+    while living := members(marker):  # again and again: a process may start another while it is being killed
+        _signal(living, signal.SIGKILL)
+        if not patience.gone(1.0) and time.monotonic() > end:
+            raise ProcessesRemainError(
+                f"Still there after SIGKILL: {_described(living)}. They are stuck in the kernel (GPU driver, "
+                "network file system); see `cat /proc/PID/stack`. The machine may need a restart."
+            )
+    return "SIGKILL"
+
+
+def _described(processes: list[psutil.Process]) -> str:
+    parts = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            parts.append(f"{process.pid} ({' '.join(process.cmdline())[:80]})")
+    return ", ".join(parts) or "nothing"
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """What was found in one work directory and what was done about it.
+
+    Attributes:
+        work_dir: Where.
+        asset: Asset that was being made.
+        dagster_run_id: Its Dagster run.
+        processes: Processes that were still there.
+        needed: Last signal that was needed: "none" where they were exiting by themselves or had gone.
+        run_failed: Whether the Dagster run was marked failed by this call.
+        note: Why nothing was done, where nothing was.
+    """
+
+    work_dir: Path
+    asset: str
+    dagster_run_id: str | None
+    processes: int = 0
+    needed: str = "none"
+    run_failed: bool = False
+    note: str = ""
+
+
+def _records(store_root: Path) -> Iterator[Path]:
+    """Work directories with a process record. Checkpoints are not walked: they are many and large."""
+    for directory, children, files in os.walk(store_root / ".work"):
+        children[:] = sorted(set(children) - _SKIPPED_DIRECTORIES)
+        if RECORD_NAME in files:
+            yield Path(directory)
+
+
+def settle(
+    work_dir: Path, *, grace_s: float, instance: Any = None, log: Log = lambda message: None
+) -> Reaped | None:
+    """Ends what a dead orchestrator left behind in a work directory.
+
+    Args:
+        work_dir: The directory.
+        grace_s: Time for a checkpoint that is being written, in seconds.
+        instance: `DagsterInstance` in which the dead run is marked failed and its pool slots are freed; None
+            leaves Dagster alone.
+        log: Told what is done.
+
+    Returns:
+        What was done; None where no job had been left. A job on another machine, or one whose orchestrator is
+        alive, is left alone and the note says so.
+    """
+    record = ProcessRecord.read(work_dir)
+    if record is None:
+        return None
+    if not record.here:
+        note = f"runs or ran on host {record.host}: reap it there"
+        return Reaped(work_dir, record.asset, record.dagster_run_id, note=note)
+    if not record.orphaned:
+        note = f"is being run by process {record.orchestrator.pid}"
+        return Reaped(work_dir, record.asset, record.dagster_run_id, note=note)
+    left = len(members(record.marker))
+    # A job that the kernel told of its orchestrator's death is writing its checkpoint now: no second signal.
+    needed = end_job(record.marker, grace_s=grace_s, interrupt=not record.death_signal, log=log)
+    failed = instance is not None and _fail_run(instance, record)
+    ProcessRecord.remove(work_dir)
+    return Reaped(work_dir, record.asset, record.dagster_run_id, left, needed, failed)
+
+
+def _fail_run(instance: Any, record: ProcessRecord) -> bool:
+    """Marks the run of a dead orchestrator failed and frees the pool slots that it would hold for ever."""
+    run = record.dagster_run_id and instance.get_run_by_id(record.dagster_run_id)
+    if not run:
+        return False
+    unfinished = not run.is_finished
+    if unfinished:
+        instance.report_run_failed(
+            run,
+            f"Process {record.orchestrator.pid} on {record.host}, which executed this run, died; reaped.",
+        )
+    if instance.event_log_storage.supports_global_concurrency_limits:
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    return unfinished
+
+
+def reap(
+    store_root: Path, *, grace_s: float = 600.0, instance: Any = None, log: Log = lambda message: None
+) -> list[Reaped]:
+    """Ends every job that a killed orchestrator left behind under a store, and closes its Dagster run.
+
+    Args:
+        store_root: The store; all work directories under it are looked at.
+        grace_s: Time for a checkpoint that is being written, in seconds, for each job.
+        instance: Dagster instance; by default the one of `DAGSTER_HOME`, and none where that is not set.
+        log: Told what is done.
+
+    Returns:
+        One entry for each work directory with a job in it, also for those that were left alone.
+    """
+    if instance is None and os.environ.get("DAGSTER_HOME"):
+        import dagster as dg
+
+        with dg.DagsterInstance.get() as found:
+            return reap(store_root, grace_s=grace_s, instance=found, log=log)
+    reaped = []
+    for work_dir in _records(store_root):
+        log(f"Looking at {work_dir}")
+        done = settle(work_dir, grace_s=grace_s, instance=instance, log=log)
+        if done is not None:
+            reaped.append(done)
+    return reaped

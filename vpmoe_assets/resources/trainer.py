@@ -1,0 +1,341 @@
+"""The trainer as a Dagster resource: leases devices, starts a job, watches it, and leaves nothing behind."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import dagster as dg
+from pydantic import Field
+
+from trainer.config import ConfigError, Job, parse
+from vpmoe_assets.resources.launchers import (
+    JOB_NAME,
+    Handle,
+    Launch,
+    Launcher,
+    LauncherNotAvailableError,
+    launcher,
+)
+from vpmoe_assets.resources.leases import GpusBusyError, NoGpuError, lease
+from vpmoe_assets.resources.processes import new_marker, settle
+from vpmoe_assets.resources.supervise import Limits, StalledError, Watcher
+from vpmoe_assets.resources.tail import MetricsTail
+from vpmoe_assets.resources.tracking import WandbKeyMissingError, wandb_environment
+from vpmoe_assets.resources.watch import DONE, FAILED, INTERRUPTED, OutputIncompleteError, WorkFiles
+
+_AFTER_FAILURE_S = 30.0
+
+
+@dataclass(frozen=True)
+class TrainerResult:
+    """A finished job.
+
+    Attributes:
+        summary: What the trainer says of its deliverable (`summary.json`).
+        returncode: 0.
+        resumed_from: Step of the checkpoint it went on from, or None for a job that began at the beginning.
+        reused: Whether the job had been finished before and was not run again.
+        seconds: Wall time of this run.
+        work_dir: Where its log, metrics and resume checkpoints are.
+        output_dir: Where `payload/` and `summary.json` are.
+        devices: Names of the GPUs, empty on a CPU.
+        execution: How it ran, for the record; never part of an artifact's identity.
+    """
+
+    summary: dict[str, Any]
+    returncode: int
+    resumed_from: int | None
+    reused: bool
+    seconds: float
+    work_dir: Path
+    output_dir: Path
+    devices: tuple[str, ...]
+    execution: dict[str, Any]
+
+
+class TrainerResource(dg.ConfigurableResource):
+    """Runs jobs of the trainer. Every setting says how a job is executed; none is part of what it makes."""
+
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where tensors live.")
+    nproc: int = Field(default=1, description="Processes; on CUDA one GPU each. Equals dp x tp.")
+    dp: int = Field(default=1, description="Data-parallel size.")
+    tp: int = Field(default=1, description="Tensor-parallel size.")
+    ep: int = Field(default=1, description="Expert-parallel size; divides dp.")
+    launcher: Literal["local", "slurm"] = Field(default="local", description="What starts the processes.")
+    wandb: Literal["offline", "online", "disabled"] = Field(
+        default="offline",
+        description="Weights & Biases; the key comes from WANDB_API_KEY or netrc, never from here.",
+    )
+    resume: bool = Field(default=True, description="Go on from the last checkpoint of an interrupted job.")
+    per_layer_router_metrics: bool = Field(default=False, description="Log router health layer by layer.")
+    stall_timeout_s: float = Field(default=300.0, description="Longest time without a heartbeat, in seconds.")
+    progress_timeout_s: float = Field(
+        default=3600.0,
+        description="Longest time at one step or in one save, in seconds, though the heart beats.",
+    )
+    grace_s: float = Field(
+        default=600.0, description="Time to write a checkpoint and exit when a run is cancelled, in seconds."
+    )
+    lease_wait_s: float = Field(
+        default=86400.0, description="How long to wait for GPUs that others hold, in seconds."
+    )
+    poll_s: float = Field(default=1.0, description="Time between two looks at the job's files, in seconds.")
+    module: str = Field(
+        default="trainer", description="What `python -m` runs; it obeys the trainer's contract."
+    )
+
+    def execution(self) -> dict[str, Any]:
+        """The settings that the job and the record are told."""
+        names = (
+            "device",
+            "nproc",
+            "dp",
+            "tp",
+            "ep",
+            "launcher",
+            "wandb",
+            "resume",
+            "per_layer_router_metrics",
+        )
+        return {name: getattr(self, name) for name in names}
+
+    def run(
+        self,
+        context: dg.AssetExecutionContext,
+        *,
+        command: str,
+        asset: str,
+        experiment: str,
+        recipe: Mapping[str, Any],
+        recipe_fingerprint: str,
+        seed: int,
+        inputs: Mapping[str, tuple[Path | str, str]],
+        provenance: Mapping[str, Any],
+        work_dir: Path,
+        output_dir: Path,
+    ) -> TrainerResult:
+        """Runs one job to its end; the caller holds the lock of the work directory.
+
+        A job with the same fingerprint that is finished is not run again; one that was interrupted goes on.
+        When the Dagster run is cancelled, the trainer writes a checkpoint, no process is left, and the
+        interrupt goes on.
+
+        Args:
+            context: Dagster context of the step: log, asset key, run id.
+            command: Trainer command, such as "train".
+            asset: Bare name of the asset.
+            experiment: Name of the experiment.
+            recipe: Resolved recipe.
+            recipe_fingerprint: Identity of recipe, sources and inputs.
+            seed: Seed of the job.
+            inputs: Path and content digest of each input by its name.
+            provenance: `git_sha`, `git_dirty`, `source_digest`, `lock_digest`.
+            work_dir: Where the job works and where a restart goes on.
+            output_dir: Where `payload/` and `summary.json` are to appear.
+
+        Raises:
+            dagster.Failure: The job cannot be started, failed, stalled or left an incomplete deliverable. The
+                message says what was found and what to do, with the last lines of output and the path of the
+                rest.
+        """
+        files = WorkFiles(work_dir, output_dir)
+        work_dir.mkdir(parents=True, exist_ok=True)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            job = parse(
+                Job,
+                {
+                    "schema": "vpmoe.job/1",
+                    "command": command,
+                    "asset": asset,
+                    "experiment": experiment,
+                    "recipe": dict(recipe),
+                    "recipe_fingerprint": recipe_fingerprint,
+                    "seed": seed,
+                    "inputs": {
+                        name: {"path": str(path), "digest": digest} for name, (path, digest) in inputs.items()
+                    },
+                    "execution": self.execution(),
+                    "provenance": dict(provenance),
+                    "work_dir": str(work_dir),
+                    "output_dir": str(output_dir),
+                },
+                origin="job",
+            )
+            steps = job.train_recipe().steps if command == "train" else None
+            place = launcher(self.launcher)
+            environment = wandb_environment(self.wandb, os.environ)
+        except (ConfigError, LauncherNotAvailableError, WandbKeyMissingError) as error:
+            raise dg.Failure(f"{asset}: the job cannot be started. {error}", allow_retries=False) from error
+        self._take_over(context, files, recipe_fingerprint)
+        if self.resume and files.status()[0] == DONE and files.fingerprint() == recipe_fingerprint:
+            try:
+                summary = files.deliverable()
+            except OutputIncompleteError as error:
+                context.log.warning(f"{asset}: running the finished job again, because {error}")
+            else:
+                context.log.info(f"{asset}: the job in {work_dir} is finished; not run again")
+                return self._result(files, summary, None, True, 0.0, ())
+        _replace(work_dir / JOB_NAME, job.model_dump_json(by_alias=True, indent=1) + "\n")
+        files.clear_status()
+        return self._launch(context, place, job, files, environment, steps)
+
+    def _take_over(self, context: dg.AssetExecutionContext, files: WorkFiles, fingerprint: str) -> None:
+        """Makes sure that nobody else works here: ends what a killed orchestrator left, else refuses."""
+        try:
+            left = settle(
+                files.work_dir, grace_s=self.grace_s, instance=context.instance, log=context.log.warning
+            )
+        except ValueError as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
+        found = files.fingerprint()
+        if left is not None and left.note:
+            problem = f"the job of {left.asset} in it {left.note}. Wait for it, or cancel that run."
+        elif found not in (None, fingerprint):
+            problem = (
+                f"it holds work of another recipe (fingerprint {found}, asked for {fingerprint}). "
+                "Remove that directory, or give this job its own."
+            )
+        else:
+            return
+        raise dg.Failure(f"Work directory {files.work_dir}: {problem}", allow_retries=False)
+
+    def _launch(
+        self,
+        context: dg.AssetExecutionContext,
+        place: Launcher,
+        job: Job,
+        files: WorkFiles,
+        environment: dict[str, str],
+        steps: int | None,
+    ) -> TrainerResult:
+        marker, begun = new_marker(), time.monotonic()
+        resumed_from = files.last_checkpoint() if self.resume else None
+        metrics = MetricsTail(
+            files.metrics, total_steps=steps, after_step=-1 if resumed_from is None else resumed_from
+        )
+        limits = Limits(self.stall_timeout_s, self.progress_timeout_s, _AFTER_FAILURE_S, self.poll_s)
+        watcher = Watcher(context, files, metrics, limits)
+        holder = {"marker": marker, "asset": f"{job.experiment}/{job.asset}", "pid": os.getpid()}
+        gpus = self.nproc if self.device == "cuda" else 0
+        try:
+            with lease(gpus, holder=holder, wait_s=self.lease_wait_s, log=context.log.info) as leased:
+                handle = place.handle(
+                    Launch(
+                        command=job.command,
+                        asset=job.asset,
+                        work_dir=files.work_dir,
+                        nproc=self.nproc,
+                        environment=environment | leased.environment,
+                        marker=marker,
+                        grace_s=self.grace_s,
+                        descriptors=leased.descriptors,
+                        dagster_run_id=context.run.run_id,
+                        module=self.module,
+                    )
+                )
+                returncode = self._to_its_end(context, handle, watcher, files, job.asset)
+        except (NoGpuError, GpusBusyError) as error:
+            raise dg.Failure(f"{job.asset}: {error}", allow_retries=False) from error
+        self._require_done(files, job.asset, returncode)
+        try:
+            summary = files.deliverable()
+        except OutputIncompleteError as error:
+            raise self._failure(files, job.asset, str(error)) from error
+        seconds = time.monotonic() - begun
+        return self._result(
+            files, summary, resumed_from, False, seconds, tuple(gpu.name for gpu in leased.gpus)
+        )
+
+    def _to_its_end(
+        self,
+        context: dg.AssetExecutionContext,
+        handle: Handle,
+        watcher: Watcher,
+        files: WorkFiles,
+        asset: str,
+    ) -> int:
+        """Starts and follows a job. However this ends, no process of the job is left."""
+        try:
+            handle.start()
+            context.log.info(f"{asset}: started; log {files.log}, all output {files.console}")
+            returncode = watcher.follow(handle)
+        except StalledError as stall:
+            handle.stop(grace_s=min(self.grace_s, _AFTER_FAILURE_S), stack=True, log=context.log.warning)
+            raise self._failure(files, asset, str(stall)) from stall
+        except BaseException as reason:
+            try:
+                handle.stop(grace_s=self.grace_s, log=context.log.warning)
+            finally:
+                watcher.look(all_of_it=True)
+                step = files.last_checkpoint()
+                kept = (
+                    f"its checkpoint of step {step} is complete; run it again to go on"
+                    if step
+                    else "no checkpoint"
+                )
+                context.log.warning(f"{asset}: stopped ({type(reason).__name__}); {kept}")
+            raise
+        # A killed torchrun leaves ranks that are writing a checkpoint; else these are helpers that take their
+        # time.
+        handle.stop(grace_s=self.grace_s if returncode < 0 else _AFTER_FAILURE_S, log=context.log.warning)
+        return returncode
+
+    def _require_done(self, files: WorkFiles, asset: str, returncode: int) -> None:
+        state, reason = files.status()
+        ended = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
+        if state == FAILED:
+            raise self._failure(files, asset, reason or f"failed without a reason ({ended})")
+        if state == INTERRUPTED:
+            raise self._failure(files, asset, "a signal from outside this run interrupted the trainer")
+        if returncode != 0 or state != DONE:
+            raise self._failure(
+                files, asset, f"the trainer ended with {ended} and STATUS {state or 'unwritten'!r}"
+            )
+
+    def _failure(self, files: WorkFiles, asset: str, reason: str) -> dg.Failure:
+        step = files.last_checkpoint()
+        again = (
+            f"Run it again to go on from the checkpoint of step {step}."
+            if step and self.resume
+            else "There is no checkpoint to go on from."
+        )
+        return dg.Failure(
+            f"{asset}: {reason}. {again}\nLast lines of {files.console}:\n{files.evidence()}",
+            metadata={
+                "log": dg.MetadataValue.path(files.log),
+                "console": dg.MetadataValue.path(files.console),
+                "work_dir": dg.MetadataValue.path(files.work_dir),
+            },
+            allow_retries=False,
+        )
+
+    def _result(
+        self,
+        files: WorkFiles,
+        summary: dict[str, Any],
+        resumed_from: int | None,
+        reused: bool,
+        seconds: float,
+        devices: tuple[str, ...],
+    ) -> TrainerResult:
+        return TrainerResult(
+            summary=summary,
+            returncode=0,
+            resumed_from=resumed_from,
+            reused=reused,
+            seconds=seconds,
+            work_dir=files.work_dir,
+            output_dir=files.output_dir,
+            devices=devices,
+            execution=self.execution(),
+        )
+
+
+def _replace(path: Path, text: str) -> None:
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)

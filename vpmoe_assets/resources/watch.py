@@ -1,0 +1,134 @@
+"""What the files in a work directory say about the job that writes them."""
+
+import json
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpmoe_assets.resources.launchers import CONSOLE_NAME, JOB_NAME
+from vpmoe_assets.resources.tail import last_lines
+
+RUNNING, DONE, INTERRUPTED, FAILED = "running", "done", "interrupted", "failed"
+_CHECKPOINT = re.compile(r"iter_(\d+)")
+
+
+class OutputIncompleteError(RuntimeError):
+    """The job says that it is done and its deliverable is not all there."""
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The last heartbeat.
+
+    Attributes:
+        age_s: Time since it was written, in seconds.
+        phase: What the job was at, or "" where the heartbeat does not say.
+        iteration: At which step, or None.
+        stuck_s: Time since it got there, in seconds; 0 where the heartbeat does not say.
+    """
+
+    age_s: float
+    phase: str = ""
+    iteration: int | None = None
+    stuck_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class WorkFiles:
+    """The files of one job, read from outside."""
+
+    work_dir: Path
+    output_dir: Path
+
+    @property
+    def console(self) -> Path:
+        """Standard output and error of all processes."""
+        return self.work_dir / CONSOLE_NAME
+
+    @property
+    def log(self) -> Path:
+        """The trainer's own log."""
+        return self.work_dir / "log.txt"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object for each logged step."""
+        return self.work_dir / "metrics.jsonl"
+
+    def status(self) -> tuple[str, str]:
+        """State and reason, such as ("failed", "loss is NaN at step 3"); empty before anything is written."""
+        try:
+            text = (self.work_dir / "STATUS").read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return "", ""
+        state, _, reason = text.partition(":")
+        return state.strip(), reason.strip()
+
+    def clear_status(self) -> None:
+        """Forgets how the last attempt ended, so that it is not taken for the end of the next."""
+        (self.work_dir / "STATUS").unlink(missing_ok=True)
+
+    def beat(self, since: float) -> Beat:
+        """The last heartbeat; before the first one, a beat at `since` (Unix time, in seconds)."""
+        path = self.work_dir / "heartbeat"
+        now = time.time()
+        try:
+            written = path.stat().st_mtime
+            content: Any = json.loads(path.read_text(encoding="utf-8") or "{}")
+        except FileNotFoundError:
+            return Beat(now - since)
+        except ValueError:  # a heartbeat may be a bare `touch`
+            content = {}
+        if written < since:  # left by an earlier attempt
+            return Beat(now - since)
+        if not isinstance(content, dict):
+            content = {}
+        entered = content.get("since_unix_s")
+        return Beat(
+            age_s=now - written,
+            phase=str(content.get("phase", "")),
+            iteration=content.get("iteration"),
+            stuck_s=now - max(float(entered), since) if isinstance(entered, int | float) else 0.0,
+        )
+
+    def last_checkpoint(self) -> int | None:
+        """Step of the newest complete resume checkpoint, or None."""
+        found = [
+            int(match.group(1))
+            for entry in (self.work_dir / "checkpoints").glob("iter_*")
+            if (match := _CHECKPOINT.fullmatch(entry.name))
+        ]
+        return max(found, default=None)
+
+    def fingerprint(self) -> str | None:
+        """Recipe fingerprint of the job that was last started here, or None."""
+        try:
+            content = json.loads((self.work_dir / JOB_NAME).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return content.get("recipe_fingerprint") if isinstance(content, dict) else None
+
+    def deliverable(self) -> dict[str, Any]:
+        """`summary.json` of a finished job, after a look at what it stands for.
+
+        Raises:
+            OutputIncompleteError: The payload is empty, or the summary is missing or no JSON object.
+        """
+        payload, summary = self.output_dir / "payload", self.output_dir / "summary.json"
+        if not payload.is_dir() or not any(payload.iterdir()):
+            raise OutputIncompleteError(f"the job ended well and left nothing in {payload}")
+        try:
+            content = json.loads(summary.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError) as error:
+            raise OutputIncompleteError(
+                f"the job ended well and its summary cannot be read: {summary}: {error}"
+            ) from error
+        if not isinstance(content, dict):
+            raise OutputIncompleteError(f"{summary} holds no JSON object")
+        return content
+
+    def evidence(self, lines: int = 30) -> str:
+        """The last lines that the processes printed, which hold the trainer's log and any traceback."""
+        return last_lines(self.console, lines) or last_lines(self.log, lines) or "(the job printed nothing)"
