@@ -155,8 +155,13 @@ def parse[M: BaseModel](
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = [_explain(model, data, detail, source_path) for detail in error.errors()]
+        problems = [_explain(model, data, detail, source_path) for detail in _unknown_first(error)]
         raise ConfigError(list(dict.fromkeys(problems)), origin=origin) from None
+
+
+def _unknown_first(error: ValidationError) -> list[Any]:
+    """A misspelt key also leaves the right one missing: name the misspelling first."""
+    return sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
 
 
 def dotted(path: Path) -> str:

@@ -307,7 +307,8 @@ def _written(key: KeyPath, raw: Mapping[str, Any], inherited: list[tuple[KeyPath
     for path, source in reversed(inherited):  # the innermost inheritance was noted last
         if key[: len(path)] == path and not _present(raw, key):
             candidate = (*source, *key[len(path) :])
-            if _present(raw, candidate):
+            # [training] is a whole table, so what is missing from a run's copy is missing there.
+            if _present(raw, candidate) or source == ("training",):
                 return candidate
     return key
 
