@@ -1,0 +1,87 @@
+"""The losses over two gloo ranks: vocabulary-parallel, and data-parallel counts and metrics."""
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from trainer.losses.cross_entropy import chunked_cross_entropy
+from trainer.losses.errors import LossError
+from trainer.losses.span_ce import SpanMetrics, SpanObjective, span_counts, token_weights
+
+T, H, V = 23, 6, 34
+WORLD = 2
+
+
+def problem():
+    generator = torch.Generator().manual_seed(5)
+    hidden = torch.randn(T, H, generator=generator, dtype=torch.float64)
+    head = torch.randn(V, H, generator=generator, dtype=torch.float64)
+    labels = torch.randint(V, (T,), generator=generator)
+    span_id = torch.randint(0, 3, (T,), generator=generator)
+    span_id[: T // 2][span_id[: T // 2] == 2] = 1  # the first half lacks a span that the whole batch has
+    return hidden, head, labels, {"loss_mask": (span_id > 0).float(), "span_id": span_id}
+
+
+def run(hidden, head, labels, batch, counts, objective, group=None):
+    hidden, head = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+    weights = token_weights(batch, counts, objective).double()
+    loss, ce = chunked_cross_entropy(hidden, head, labels, weights, group=group, chunk_tokens=4)
+    loss.backward()
+    return loss.detach(), ce, hidden.grad, head.grad
+
+
+def work(rank, path):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=WORLD)
+    try:
+        group = dist.group.WORLD
+        hidden, head, labels, batch = problem()
+        objective = SpanObjective.conversations(0.5, 2.0)
+        counts = span_counts([batch], objective)
+        loss, ce, grad_hidden, grad_head = run(hidden, head, labels, batch, counts, objective)
+
+        # Vocabulary-parallel: half of the head each, everything else the same.
+        rows = slice(rank * V // WORLD, (rank + 1) * V // WORLD)
+        found = run(hidden, head[rows], labels, batch, counts, objective, group)
+        torch.testing.assert_close(found[0], loss)
+        torch.testing.assert_close(found[1], ce)
+        torch.testing.assert_close(found[2], grad_hidden)
+        torch.testing.assert_close(found[3], grad_head[rows])
+        both = [torch.empty_like(found[1]) for _ in range(WORLD)]
+        dist.all_gather(both, found[1])
+        assert torch.equal(both[0], both[1]), "tensor-parallel ranks must agree to the bit"
+        wrong = labels.clone()
+        wrong[batch["loss_mask"].nonzero()[0]] = V
+        try:
+            run(hidden, head[rows], wrong, batch, counts, objective, group)
+        except LossError:
+            pass
+        else:
+            raise AssertionError("a label beyond all shards was accepted")
+
+        # Data-parallel: half of the tokens each, gradients summed.
+        part = slice(0, T // 2) if rank == 0 else slice(T // 2, T)
+        mine = {name: tensor[part] for name, tensor in batch.items()}
+        global_counts = span_counts([mine], objective, group)
+        assert global_counts.tolist() == counts.tolist()
+        part_loss, part_ce, part_hidden, part_head = run(
+            hidden[part], head, labels[part], mine, global_counts, objective
+        )
+        dist.all_reduce(part_head)
+        dist.all_reduce(part_loss)
+        torch.testing.assert_close(part_head, grad_head)
+        torch.testing.assert_close(part_hidden, grad_hidden[part])
+        torch.testing.assert_close(part_loss, loss)
+        whole, share = SpanMetrics(objective), SpanMetrics(objective)
+        whole.add(batch, ce)
+        share.add(mine, part_ce)
+        expected, logged = whole.reduce(counts), share.reduce(global_counts, group)
+        assert logged.keys() == expected.keys()
+        for name, value in expected.items():
+            assert abs(logged[name] - value) < 1e-9, (name, logged[name], value)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_ranks_equal_one(tmp_path):
+    mp.spawn(work, args=(str(tmp_path / "store"),), nprocs=WORLD)
