@@ -15,6 +15,7 @@ embedded: a corpus of ten thousand shards would double every record of its ances
 
 import json
 import re
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -58,11 +59,19 @@ def _stable(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _timestamp(value: str) -> str:
+    if datetime.fromisoformat(value).tzinfo is None:
+        raise ValueError(f"{value!r} has no UTC offset")
+    return value
+
+
 Name = Annotated[str, AfterValidator(safe_name)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 GitSha = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")]
 Stable = Annotated[dict[str, Any], AfterValidator(_stable)]
 """A dict whose canonical JSON exists."""
+Timestamp = Annotated[str, AfterValidator(_timestamp)]
+"""ISO 8601 with an offset, e.g. ``2026-01-31T12:00:00+00:00``."""
 Scalar = bool | int | float | str | None
 
 
@@ -150,8 +159,8 @@ class Draft(_Frozen):
     code: CodeState
     environment: Stable
     command: tuple[str, ...]
-    started_utc: str
-    finished_utc: str
+    started_utc: Timestamp
+    finished_utc: Timestamp
     metrics: dict[str, Scalar] = Field(default_factory=dict)
     checks: tuple[CheckOutcome, ...] = ()
     evals: tuple[EvalScore, ...] = ()
@@ -168,7 +177,7 @@ class Record(Draft):
     asset: Name
     version: Name
     sequence: int = Field(ge=1)
-    published_utc: str
+    published_utc: Timestamp
     fingerprint: Sha256
     digest: Sha256
     files: tuple[FileEntry, ...] = Field(min_length=1)

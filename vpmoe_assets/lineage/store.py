@@ -221,13 +221,15 @@ class Store:
                 yield area
             finally:
                 area.open = False
+                if area.path.exists() and area.is_empty():
+                    area.remove()
 
     def publish(self, work: WorkArea, draft: Draft) -> Record:
         """Publish a finished work area: all of it, or nothing.
 
         Files are fsynced and hashed, the version is named under the asset's lock, the directory is renamed
         into place, and the record comes last. After an error everything is back in the work area; after a
-        kill the next :meth:`work_area` of the same recipe puts it back. Then the work area is cleared.
+        kill the next :meth:`work_area` of the same recipe puts it back. On success the work area is gone.
 
         Returns:
             The record as written. Credentials are removed from every text that is not part of the identity.
@@ -248,7 +250,8 @@ class Store:
                     work.reclaim(abandoned)
             work.unstage()
             raise
-        work.clear()
+        work.open = False
+        work.remove()
         return record
 
     def _publish_staged(self, work: WorkArea, staged: Path, draft: Draft) -> Record:
@@ -277,6 +280,7 @@ class Store:
                 }
             )
             workarea.write_durably(staged / workarea.PENDING_NAME, record_bytes(record))
+            (staged / workarea.PENDING_NAME).chmod(0o444)
             final = self.directory(record)
             final.parent.mkdir(parents=True, exist_ok=True)
             staged.rename(final)

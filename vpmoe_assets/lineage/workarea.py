@@ -75,12 +75,21 @@ class WorkArea:
         return self.path / _SCRATCH
 
     def clear(self) -> None:
-        """Remove everything in the work area, to start over; a kill half-way leaves no half-removed state."""
+        """Remove everything in the work area, to start over."""
+        self.remove()
+        self.prepare()
+
+    def remove(self) -> None:
+        """Remove the work area; a kill half-way leaves no half-removed state to resume from."""
         trash = self.path.with_name(f".{self.path.name}.trash")
         shutil.rmtree(trash, ignore_errors=True)
         self.path.rename(trash)
         shutil.rmtree(trash)
-        self.prepare()
+
+    def is_empty(self) -> bool:
+        """Say whether there is nothing in it to go on from."""
+        own = {_FINGERPRINT}
+        return all(set(names) <= own for _, _, names in os.walk(self.path))
 
     def prepare(self) -> None:
         """Make the directories, and make sure that the work found there is of this fingerprint.

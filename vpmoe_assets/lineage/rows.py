@@ -1,0 +1,203 @@
+"""Rows of the index, derived from one record and the files beside it: no database here."""
+
+import json
+import math
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from vpmoe_assets.lineage.canonical import canonical_json, sha256_json
+from vpmoe_assets.lineage.fingerprint import code_version
+from vpmoe_assets.lineage.record import MANIFEST_NAME, EvalScore, Record
+
+Row = tuple[Any, ...]
+
+METRICS_FILE = "metrics.jsonl"
+MOST_STEPS = 1000
+"""Steps of one curve kept in the index, at most."""
+
+
+def rows_of(record: Record, directory: Path) -> dict[str, list[Row]]:
+    """Return the rows of every table that describe one artifact, in a fixed order.
+
+    Args:
+        record: the artifact.
+        directory: of its version; the manifest and the training curve are read from there.
+    """
+    key = (record.experiment, record.asset, record.version)
+    points, unreadable = _metric_points(directory / "run" / METRICS_FILE)
+    metrics: list[Row] = [(*key, name, *_scalar(value)) for name, value in sorted(record.metrics.items())]
+    if unreadable:
+        metrics.append((*key, "unreadable_metric_lines", float(unreadable), None))
+    return {
+        "artifacts": [_artifact(record)],
+        "runs": [_run(record)],
+        "inputs": [
+            (*key, ref.role, ref.asset, ref.version, ref.digest, ref.record_digest) for ref in record.inputs
+        ],
+        "files": [(*key, *file) for file in _files(record)],
+        "shards": [(*key, *shard) for shard in _shards(directory / MANIFEST_NAME)],
+        "metrics": metrics,
+        "metric_points": [(*key, *point) for point in points],
+        "checks": [
+            (*key, c.name, c.passed, c.blocking, c.severity, c.description, _json(c.metadata))
+            for c in record.checks
+        ],
+        "evals": [
+            (*key, e.object_asset, e.object_version, e.suite, e.task, *_score(e)) for e in record.evals
+        ],
+        "perf": [(*key, p.name, p.value, p.unit, p.device, _json(p.context)) for p in record.perf],
+    }
+
+
+def _artifact(record: Record) -> Row:
+    code = record.code
+    sources = record.fingerprint_payload.get("sources", {})
+    return (
+        record.experiment,
+        record.asset,
+        record.version,
+        record.sequence,
+        record.fingerprint,
+        code_version(record.recipe, sources),
+        sha256_json(record.recipe),
+        record.digest,
+        record.record_digest,
+        record.manifest.content_sha256 if record.manifest else None,
+        record.size,
+        len(record.files),
+        _utc(record.published_utc),
+        bool(record.blocked_by),
+        record.seed,
+        code.git_sha,
+        code.git_dirty,
+        code.patch_digest,
+        code.source_digest,
+        _json(record.recipe),
+        _json(record.details),
+    )
+
+
+def _run(record: Record) -> Row:
+    started, finished = _utc(record.started_utc), _utc(record.finished_utc)
+    environment = record.environment
+    packages = environment.get("packages") or {}
+    return (
+        record.experiment,
+        record.asset,
+        record.version,
+        record.dagster_run_id,
+        " ".join(record.command),
+        started,
+        finished,
+        (finished - started).total_seconds(),
+        record.execution.get("device"),
+        environment.get("host"),
+        environment.get("python"),
+        packages.get("torch"),
+        packages.get("megatron-core"),
+        environment.get("cuda"),
+        environment.get("lock_digest"),
+        _json(record.execution),
+        _json(environment),
+    )
+
+
+def _files(record: Record) -> Iterator[Row]:
+    if record.manifest:
+        yield "manifest", MANIFEST_NAME, record.manifest.size, record.manifest.sha256
+    for area, entries in (("payload", record.files), ("run", record.run_files)):
+        for entry in entries:
+            yield area, entry.path, entry.size, entry.sha256
+
+
+def _shards(manifest: Path) -> Iterator[Row]:
+    """Yield (split, position, name, rows, tokens, row groups, bytes, sha256) of a dataset's manifest.
+
+    Two shapes are known: ``splits.<split>.shards[]`` and ``storage.shards[]``; a manifest with neither
+    describes no shards.
+    """
+    if not manifest.is_file():
+        return
+    content = json.loads(manifest.read_bytes())
+    if not isinstance(content, dict):
+        return
+    lists: list[tuple[str | None, Any]] = []
+    if isinstance(splits := content.get("splits"), dict):
+        lists += [
+            (name, split.get("shards")) for name, split in sorted(splits.items()) if isinstance(split, dict)
+        ]
+    if isinstance(storage := content.get("storage"), dict):
+        lists.append((None, storage.get("shards")))
+    for split, shards in lists:
+        for position, shard in enumerate(shards if isinstance(shards, list) else []):
+            size = shard.get("bytes")
+            yield (
+                split,
+                position,
+                str(shard.get("name") or shard.get("path") or position),
+                shard.get("rows"),
+                shard.get("tokens"),
+                shard.get("row_groups"),
+                sum(size.values()) if isinstance(size, dict) else size,
+                _json(shard["sha256"]) if "sha256" in shard else None,
+            )
+
+
+def _metric_points(path: Path) -> tuple[list[Row], int]:
+    """Return (step, name, value) of a training curve, thinned, and the number of lines that are no JSON.
+
+    Reads once in constant memory. Every ``stride``-th line is kept, and the stride doubles whenever too many
+    are held; the first and the last step are always kept. A step logged twice (training resumed before it)
+    counts as logged last.
+    """
+    kept: dict[int, dict[str, Any]] = {}
+    last: dict[str, Any] | None = None
+    count, stride, unreadable = 0, 1, 0
+    if not path.is_file():
+        return [], 0
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                fields = orjson.loads(line)
+                step = fields.get("step", fields.get("iteration"))
+            except (ValueError, AttributeError):
+                unreadable += bool(line.strip())
+                continue
+            if type(step) is not int:
+                continue
+            last = fields
+            if step in kept or count % stride == 0:
+                kept[step] = fields
+            count += 1
+            if len(kept) > MOST_STEPS:
+                stride *= 2
+                kept = {step: kept[step] for step in sorted(kept)[::2]}
+    if last is not None:
+        kept[last.get("step", last.get("iteration"))] = last
+    return [point for step in sorted(kept) for point in _points(step, kept[step])], unreadable
+
+
+def _points(step: int, fields: dict[str, Any]) -> Iterator[Row]:
+    for name, value in sorted(fields.items()):
+        if name not in ("step", "iteration") and type(value) in (int, float) and math.isfinite(value):
+            yield step, name, float(value)
+
+
+def _score(e: EvalScore) -> Row:
+    return e.score, e.centered, e.correct, e.total, e.stderr
+
+
+def _scalar(value: bool | int | float | str | None) -> tuple[float | None, str | None]:
+    return (None, value) if isinstance(value, str) else (None if value is None else float(value), None)
+
+
+def _json(value: Any) -> str:
+    return canonical_json(value).decode()
+
+
+def _utc(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC).replace(tzinfo=None)
