@@ -155,7 +155,7 @@ def _metric_points(path: Path) -> tuple[list[Row], int]:
     counts as logged last.
     """
     kept: dict[int, dict[str, Any]] = {}
-    last: dict[str, Any] | None = None
+    last: tuple[int, dict[str, Any]] | None = None
     count, stride, unreadable = 0, 1, 0
     if not path.is_file():
         return [], 0
@@ -169,7 +169,7 @@ def _metric_points(path: Path) -> tuple[list[Row], int]:
                 continue
             if type(step) is not int:
                 continue
-            last = fields
+            last = step, fields
             if step in kept or count % stride == 0:
                 kept[step] = fields
             count += 1
@@ -177,7 +177,7 @@ def _metric_points(path: Path) -> tuple[list[Row], int]:
                 stride *= 2
                 kept = {step: kept[step] for step in sorted(kept)[::2]}
     if last is not None:
-        kept[last.get("step", last.get("iteration"))] = last
+        kept[last[0]] = last[1]
     return [point for step in sorted(kept) for point in _points(step, kept[step])], unreadable
 
 
