@@ -186,22 +186,22 @@ class Checkpoints:
         path.rename(doomed)
         shutil.rmtree(doomed)
 
-    def read_state(self, iteration: int) -> RunState:
+    def read(self, iteration: int) -> tuple[RunState, dict[str, int]]:
         """Reads the plain part of a checkpoint and checks that all of its files are there, whole.
+
+        Returns:
+            The run state, and the parallel layout that wrote it.
 
         Raises:
             CheckpointError: A file is missing, has another size, or is not what it should be.
         """
-        state, _ = self._read(iteration)
-        return state
-
-    def _read(self, iteration: int) -> tuple[RunState, dict[str, Any]]:
         path = self.path(iteration)
         try:
             stored = json.loads((path / "state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"{path}: state.json cannot be read ({error}); remove this checkpoint"
+                f"{path}: state.json cannot be read ({error}); remove this checkpoint to resume from the one "
+                "before"
             ) from error
         if stored.get("schema") != SCHEMA:
             raise CheckpointError(f"{path}: schema {stored.get('schema')!r} found, {SCHEMA!r} expected")
@@ -211,77 +211,71 @@ class Checkpoints:
             if found != size:
                 what = "is missing" if found is None else f"has {found} bytes"
                 raise CheckpointError(
-                    f"{path}: {name} {what}, {size} bytes were written; remove this checkpoint "
-                    "to resume from the one before"
+                    f"{path}: {name} {what}, {size} bytes were written; remove this checkpoint to "
+                    "resume from the one before"
                 )
         fields = ("iteration", "config_hash", "samplers", "schedule", "progress")
         return RunState(**{name: stored[name] for name in fields}), stored["layout"]
 
-    def load(
-        self, iteration: int, tensors: dict[str, Any], *, expect: RunState, seed: int
-    ) -> tuple[RunState, dict[str, Any]]:
-        """Loads a checkpoint after checking that it is of this very run.
+    def read_matching(self, iteration: int, expect: RunState) -> RunState:
+        """Reads the plain part of a checkpoint of this very run.
+
+        The samplers check their own places when they are set to them.
+
+        Args:
+            iteration: Which one.
+            expect: The fresh run's state, to compare configuration, schedule and data sets with.
+
+        Raises:
+            CheckpointError: Configuration, schedule, data sets or layout differ (naming both), or a file is
+                damaged.
+        """
+        path = self.path(iteration)
+        state, layout = self.read(iteration)
+        for name, stored, ours, remedy in (
+            ("configuration", state.config_hash, expect.config_hash, "use another work directory for it"),
+            ("schedule", dict(state.schedule), dict(expect.schedule), "use another work directory for it"),
+            ("data sets", sorted(state.samplers), sorted(expect.samplers), "give the job the same inputs"),
+        ):
+            if stored != ours:
+                raise CheckpointError(f"{path} has {name} {stored}, this run has {ours}; {remedy}")
+        for name in ("tp", "ep", "pp"):
+            size = self.layout.describe()[name]
+            if layout[name] != size:
+                raise CheckpointError(
+                    f"{path} was made with {name} = {layout[name]}, this run has {name} = {size}; only dp "
+                    f"may change on resume. Set {name} = {layout[name]}, or start from published weights"
+                )
+        return state
+
+    def load(self, iteration: int, tensors: dict[str, Any], *, seed: int) -> dict[str, Any]:
+        """Loads the tensors of a checkpoint and puts the random states back.
 
         Args:
             iteration: Which one.
             tensors: Sharded state dict with the tensors to fill.
-            expect: The fresh run's state; configuration, schedule and packed data must be equal to the
-                stored ones.
-            seed: Seeds ranks that the stored layout did not have.
+            seed: Seeds the ranks when there is another number of them than when the checkpoint was made.
 
         Returns:
-            The stored run state and the loaded state dict.
-
-        Raises:
-            CheckpointError: Configuration, data, schedule or layout differ (naming both), or a file is
-                damaged.
+            The loaded state dict.
         """
         path = self.path(iteration)
-        state, layout = self._read(iteration)
-        self._compare(path, state, layout, expect)
-        loaded = dist_checkpointing.load(tensors, str(path), strict=StrictHandling.RAISE_ALL)
-        self._restore_random(path, iteration, layout, seed)
-        return state, loaded
-
-    def _compare(self, path: Path, state: RunState, layout: Mapping[str, int], expect: RunState) -> None:
-        if state.config_hash != expect.config_hash:
-            raise CheckpointError(
-                f"{path} was made with configuration {state.config_hash} and this run has "
-                f"{expect.config_hash}; use another work directory for another configuration"
-            )
-        for name in ("tp", "ep", "pp"):
-            ours = self.layout.describe()[name]
-            if layout[name] != ours:
-                raise CheckpointError(
-                    f"{path} was made with {name} = {layout[name]} and this run has {name} = {ours}; only dp "
-                    "may change on resume: publish the weights and start from them to change the rest"
-                )
-        if dict(state.schedule) != dict(expect.schedule):
-            raise CheckpointError(
-                f"{path}: schedule {dict(state.schedule)} stored, {dict(expect.schedule)} asked for"
-            )
-        for name in sorted(state.samplers.keys() | expect.samplers.keys()):
-            stored, ours = (
-                x.get(name, {}).get("pack_index_sha256") for x in (state.samplers, expect.samplers)
-            )
-            if stored != ours:
-                raise CheckpointError(
-                    f"{path}: data set {name} was packed as {stored} and is now packed as {ours}; "
-                    "the data, its seed or the packing changed, so the remaining samples are not those of the "
-                    "interrupted run"
-                )
-
-    def _restore_random(self, path: Path, iteration: int, layout: Mapping[str, int], seed: int) -> None:
+        loaded: dict[str, Any] = dist_checkpointing.load(tensors, str(path), strict=StrictHandling.RAISE_ALL)
+        _, layout = self.read(iteration)
         if layout["world"] == self.layout.world:
-            stored = json.loads(
-                (path / "random" / f"rank_{self.layout.rank:05d}.json").read_text(encoding="utf-8")
+            restore_random_state(self.random_state(iteration), self.layout.device)
+        else:
+            # Other ranks than before: their streams cannot go on, so each gets a new one, the same each time.
+            seed_everything(seed + iteration, self.layout.device)
+            LOGGER.info(
+                "%d ranks instead of %d: random states seeded anew", self.layout.world, layout["world"]
             )
-            restore_random_state(stored, self.layout.device)
-            return
-        # Other ranks than before: their streams cannot be continued, so each gets a new one, the same each
-        # time.
-        seed_everything(seed + iteration, self.layout.device)
-        LOGGER.info("%d ranks instead of %d: random states seeded anew", self.layout.world, layout["world"])
+        return loaded
+
+    def random_state(self, iteration: int) -> dict[str, Any]:
+        """The random states of this rank as a checkpoint holds them."""
+        path = self.path(iteration) / "random" / f"rank_{self.layout.rank:05d}.json"
+        return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def largest_difference(tensors: Mapping[str, Any], directory: Path) -> float:

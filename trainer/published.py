@@ -73,19 +73,20 @@ class _Whole:
         return count * self.dtype.itemsize
 
 
-def sharded_tensors(model: nn.Module) -> dict[str, ShardedTensor]:
-    """The model's parameters and persistent buffers as Megatron sharded tensors, by parameter name.
+def sharded_state_dict(model: nn.Module) -> dict[str, Any]:
+    """The model's parameters and persistent buffers as Megatron sharded tensors over their live storage.
 
     Args:
         model: A Megatron module, built under an initialised parallel state.
-
-    Raises:
-        PublishedError: Two local tensors claim one name.
     """
     metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
-    state = cast(Any, model).sharded_state_dict(metadata=metadata)
+    state: dict[str, Any] = cast(Any, model).sharded_state_dict(metadata=metadata)
+    return {name: value for name, value in state.items() if not name.endswith("_extra_state")}
+
+
+def _by_name(model: nn.Module) -> dict[str, ShardedTensor]:
     found: dict[str, ShardedTensor] = {}
-    for value in nested_values(state):
+    for value in nested_values(sharded_state_dict(model)):
         if isinstance(value, ShardedTensor):
             if value.key in found:
                 raise PublishedError(f"two tensors of the model are called {value.key}")
@@ -112,7 +113,7 @@ def save_published(
     Raises:
         PublishedError: The directory holds something already.
     """
-    local = sharded_tensors(model)
+    local = _by_name(model)
     wholes = _gather_layout(local)
     shards = _plan_shards(wholes, shard_bytes)
     leads = dist.get_rank() == 0
@@ -259,7 +260,7 @@ def load_published(
     if architecture is not None:
         _compare_architectures(plain(architecture), read_config(directory)["architecture"], directory)
     files = _open_index(directory)
-    local = sharded_tensors(model)
+    local = _by_name(model)
     expected = set().union(*_all_names(local))
     missing, extra = sorted(expected - set(files)), sorted(set(files) - expected)
     if missing or extra:
