@@ -1,11 +1,12 @@
-"""SYNTH row to Harmony conversation: five messages in a fixed order, and what makes a conversation acceptable."""
+"""SYNTH row to Harmony conversation: five messages in a fixed order, and what makes one acceptable."""
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vpmoe_assets.harmony.errors import RowRejected
+from vpmoe_assets.harmony.errors import RowError
 
 TEXT_FIELDS = ("query", "synthetic_reasoning", "synthetic_answer")
 METADATA_FIELDS = (
@@ -71,8 +72,9 @@ class Scaffold:
             return None
         return {"type": "developer_content", "instructions": self.instructions}
 
-    def messages(self) -> list[dict[str, Any]]:
-        """The one or two messages that open every conversation."""
+    @functools.cached_property
+    def opening(self) -> list[dict[str, Any]]:
+        """The one or two messages that open every conversation; do not change them."""
         opening = [{"role": "system", "content": [self.system()]}]
         if (developer := self.developer()) is not None:
             opening.append({"role": "developer", "content": [developer]})
@@ -107,7 +109,7 @@ def messages(row: Mapping[str, Any], scaffold: Scaffold) -> list[dict[str, Any]]
     """
     query, reasoning, answer = (row[field] for field in TEXT_FIELDS)
     return [
-        *scaffold.messages(),
+        *scaffold.opening,
         {"role": "user", "content": [{"type": "text", "text": query}]},
         {"role": "assistant", "channel": "analysis", "content": [{"type": "text", "text": reasoning}]},
         {"role": "assistant", "channel": "final", "content": [{"type": "text", "text": answer}]},
@@ -123,18 +125,18 @@ def parse_messages(text: str | None) -> list[dict[str, Any]]:
     """Read a ``messages_json`` field.
 
     Raises:
-        RowRejected: absent, not JSON, not valid Unicode, or not an object with a list of messages.
+        RowError: absent, not JSON, not valid Unicode, or not an object with a list of messages.
     """
     import orjson
 
     if not text:
-        raise RowRejected("messages_json is missing")
+        raise RowError("messages_json is missing")
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise RowRejected(f"messages_json is not valid JSON ({error})") from error
+        raise RowError(f"messages_json is not valid JSON ({error})") from error
     if not isinstance(document, dict) or not isinstance(document.get("messages"), list):
-        raise RowRejected('messages_json must be an object {"messages": [...]} with a list of messages')
+        raise RowError('messages_json must be an object {"messages": [...]} with a list of messages')
     return document["messages"]
 
 
@@ -145,27 +147,26 @@ def validate(conversation: Sequence[Any]) -> Turn:
     and a developer message and earlier turns.
 
     Raises:
-        RowRejected: anything else, with the position (from 0) of the message at fault.
+        RowError: anything else, with the position (from 0) of the message at fault.
     """
     if not conversation:
-        raise RowRejected("the conversation has no messages")
+        raise RowError("the conversation has no messages")
     if not any(isinstance(message, dict) and message.get("role") == "assistant" for message in conversation):
-        raise RowRejected("the conversation has no assistant message")
+        raise RowError("the conversation has no assistant message")
     for position, message in enumerate(conversation):
         _check_message(position, message)
     if len(conversation) < 3:
-        raise RowRejected(f"only {len(conversation)} messages; a turn is user, analysis, final")
+        raise RowError(f"only {len(conversation)} messages; a turn is user, analysis, final")
     *head, user, analysis, final = conversation
     last = len(conversation) - 1
     if _kind(final) != ("assistant", "final"):
-        raise RowRejected(f"message {last} is {_name(final)}; the last message must be assistant/final")
+        raise RowError(f"message {last} is {_name(final)}; the last message must be assistant/final")
     if _kind(analysis) != ("assistant", "analysis"):
-        raise RowRejected(
-            f"message {last - 1} is {_name(analysis)}; the one before the final must be analysis"
-        )
+        raise RowError(f"message {last - 1} is {_name(analysis)}; the one before the final must be analysis")
     if _kind(user) != ("user", None):
-        raise RowRejected(
-            f"message {last - 2} is {_name(user)}; exactly one analysis, after a user message, may precede the final"
+        raise RowError(
+            f"message {last - 2} is {_name(user)}; "
+            "exactly one analysis, after a user message, may precede the final"
         )
     return Turn(
         head, *(_text(last - 2 + offset, message) for offset, message in enumerate((user, analysis, final)))
@@ -183,42 +184,42 @@ def _name(message: Mapping[str, Any]) -> str:
 
 def _check_message(position: int, message: Any) -> None:
     if not isinstance(message, dict):
-        raise RowRejected(f"message {position} is a {type(message).__name__}, not an object")
+        raise RowError(f"message {position} is a {type(message).__name__}, not an object")
     role = message.get("role")
     if role not in ROLES:
-        raise RowRejected(f"message {position} has role {role!r}; allowed: {', '.join(ROLES)}")
+        raise RowError(f"message {position} has role {role!r}; allowed: {', '.join(ROLES)}")
     channel = message.get("channel")
     if role == "assistant":
         if channel not in ASSISTANT_CHANNELS:
-            raise RowRejected(
+            raise RowError(
                 f"message {position} (assistant) has channel {channel!r}; allowed: analysis, final"
             )
     elif channel is not None:
-        raise RowRejected(
+        raise RowError(
             f"message {position} ({role}) has channel {channel!r}; only assistant messages have one"
         )
     for field in ("recipient", "content_type", "name"):
         if message.get(field) is not None:
-            raise RowRejected(
+            raise RowError(
                 f"message {position} has {field} {message[field]!r}; tool traffic is not supported"
             )
     if role in ("user", "assistant"):
         _text(position, message)
     elif not message.get("content"):
-        raise RowRejected(f"message {position} ({role}) has no content")
+        raise RowError(f"message {position} ({role}) has no content")
 
 
 def _text(position: int, message: Mapping[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, list):
         if len(content) != 1:
-            raise RowRejected(f"message {position} has {len(content)} content parts; expected one text")
+            raise RowError(f"message {position} has {len(content)} content parts; expected one text")
         part = content[0]
         if not isinstance(part, dict) or part.get("type") != "text":
-            raise RowRejected(f"message {position} has content that is not text")
+            raise RowError(f"message {position} has content that is not text")
         content = part.get("text")
     if not isinstance(content, str):
-        raise RowRejected(f"message {position} has no text")
+        raise RowError(f"message {position} has no text")
     if not content:
-        raise RowRejected(f"message {position} ({_name(message)}) is empty")
+        raise RowError(f"message {position} ({_name(message)}) is empty")
     return content

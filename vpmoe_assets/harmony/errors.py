@@ -5,8 +5,8 @@ class DataError(ValueError):
     """An input, or an existing output, is not usable; the message names it and says what to do."""
 
 
-class RowRejected(DataError):
-    """One conversation breaks the format. The builder adds shard, row and synth_id, and stops: nothing is repaired.
+class RowError(DataError):
+    """One conversation breaks the format. The builder names shard, row and synth_id, and stops.
 
     Args:
         reason: what is wrong with this conversation, in words.
@@ -17,7 +17,7 @@ class RowRejected(DataError):
         self.reason = reason
 
 
-class ShardRejected(DataError):
+class ShardRowError(DataError):
     """A build stopped at one row.
 
     Args:
@@ -35,5 +35,5 @@ class ShardRejected(DataError):
         self.arguments = (shard, where, synth_id, reason)
 
     def __reduce__(self) -> tuple[type, tuple[int, str, str | None, str]]:
-        """Rebuild from the four arguments (the default would pass the message), so that it crosses processes."""
+        """Rebuild from the four arguments (not from the message), so that it crosses processes."""
         return type(self), self.arguments

@@ -1,6 +1,6 @@
-"""Megatron's IndexedDataset files, written as a stream and read without torch.
+r"""Megatron's IndexedDataset files, written as a stream and read without torch.
 
-``.bin`` is the concatenation of all sequences. ``.idx`` is, little-endian: 9 bytes ``MMIDIDX\\0\\0``, u64
+``.bin`` is the concatenation of all sequences. ``.idx`` is, little-endian: 9 bytes ``MMIDIDX\0\0``, u64
 version 1, u8 dtype code, u64 number of sequences n, u64 number of document indices n+1, int32[n] lengths,
 int64[n] byte offsets, int64[n+1] document indices. Here one sequence is one document.
 """
@@ -133,8 +133,8 @@ def read_index(path: Path) -> Index:
     """Parse and check an ``.idx`` file.
 
     Raises:
-        DataError: not such a file, a size that does not fit the counts, offsets or documents that are not those
-            of one sequence per document.
+        DataError: not such a file, a size that does not fit the counts, or offsets or documents that are not
+            those of one sequence per document.
     """
     try:
         content = path.read_bytes()
@@ -150,7 +150,7 @@ def read_index(path: Path) -> Index:
     expected = HEADER.size + 12 * count + 8 * documents
     if documents != count + 1 or len(content) != expected:
         raise DataError(
-            f"{path} is damaged: {len(content)} bytes and {documents} document indices for {count} sequences, "
+            f"{path} is damaged: {len(content)} bytes, {documents} document indices for {count} sequences, "
             f"expected {expected} bytes and {count + 1}"
         )
     lengths = np.frombuffer(content, "<i4", count, HEADER.size)
@@ -182,7 +182,8 @@ def map_elements(prefix: Path, index: Index) -> npt.NDArray[Any]:
 
 def _offsets(lengths: npt.NDArray[np.int32], itemsize: int) -> npt.NDArray[np.int64]:
     offsets = np.zeros(lengths.size, dtype="<i8")
-    np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:]) if lengths.size else None
+    if lengths.size:
+        np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
     return offsets * itemsize
 
 

@@ -1,11 +1,11 @@
 """Conversations to token ids, loss mask and span labels, fast.
 
-The wire form of a message is ``<|start|>role[<|channel|>channel]<|message|>content<|end|>``; a final answer at
-the end closes with ``<|return|>``, then comes one EOD. Only the contents change from row to row: what stands
-before the latest user message is rendered once by ``openai-harmony`` and cached, the rest are constant headers
-around what ``tiktoken`` makes of three texts (as ordinary text: a literal ``<|end|>`` in a query is not a
-control token). ``openai-harmony`` renders the same conversations several times slower; the tests and an asset
-check compare the two.
+The wire form of a message is ``<|start|>role[<|channel|>channel]<|message|>content<|end|>``; a final answer
+at the end closes with ``<|return|>``, then comes one EOD. Only the contents change from row to row: what
+stands before the latest user message is rendered once by ``openai-harmony`` and cached, the rest are constant
+headers around what ``tiktoken`` makes of three texts (as ordinary text: a literal ``<|end|>`` in a query is
+not a control token). ``openai-harmony`` renders the same conversations several times slower; the tests and an
+asset check compare the two.
 
 Labels: every token of an assistant message, wrapper and terminator included, has span 1 (analysis) or 2
 (final) and mask 1; all else, the EOD too, has 0. Stored arrays are label-aligned, i.e. shifted by one:
@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from vpmoe_assets.harmony import tokenizer
 from vpmoe_assets.harmony.conversation import Turn, validate
-from vpmoe_assets.harmony.errors import RowRejected
+from vpmoe_assets.harmony.errors import RowError
 from vpmoe_assets.harmony.truncate import KEEP, Cut, plan_cut
 
 #: Part of the configuration hash; raise it when any output byte changes.
@@ -128,7 +128,7 @@ class Renderer:
         """Render one conversation at its full length.
 
         Raises:
-            RowRejected: the conversation is not acceptable.
+            RowError: the conversation is not acceptable.
         """
         batch = Batch()
         self.add(batch, self.encode(validate(messages)))
@@ -138,7 +138,7 @@ class Renderer:
         """Token ids of a validated conversation.
 
         Raises:
-            RowRejected: a text cannot be encoded, or the head cannot be rendered.
+            RowError: a text cannot be encoded, or the head cannot be rendered.
         """
         head = self.head(turn.head)
         return Encoded(head, self.text(turn.user), self.text(turn.analysis), self.text(turn.final))
@@ -147,15 +147,15 @@ class Renderer:
         """[n] uint32 ids of ``text`` as ordinary text.
 
         Raises:
-            RowRejected: the text is not valid Unicode, or the encoder gives up on it.
+            RowError: the text is not valid Unicode, or the encoder gives up on it.
         """
         try:
             # Same ids as encode_ordinary, without a Python integer per token.
             return self._encode(text, disallowed_special=())
         except UnicodeEncodeError as error:
-            raise RowRejected(f"a text is not valid Unicode ({error.reason} at {error.start})") from error
+            raise RowError(f"a text is not valid Unicode ({error.reason} at {error.start})") from error
         except ValueError as error:
-            raise RowRejected(f"a text cannot be encoded ({error})") from error
+            raise RowError(f"a text cannot be encoded ({error})") from error
 
     def head(self, messages: Sequence[Mapping[str, Any]]) -> Head:
         """Everything up to and including the header of the latest user message."""
@@ -209,10 +209,10 @@ class Renderer:
         batch.lengths.append(self.length(encoded))
 
     def require_parses(self, encoded: Encoded, original: Turn) -> None:
-        """Parse a cut conversation with ``openai-harmony``: same messages, and a final answer that lost nothing.
+        """Parse a cut conversation with ``openai-harmony``: same messages, and a whole final answer.
 
         Raises:
-            RowRejected: it does not parse, or roles, channels, count or final content changed.
+            RowError: it does not parse, or roles, channels, count or final content changed.
         """
         import openai_harmony
 
@@ -222,14 +222,14 @@ class Renderer:
         try:
             parsed = tokenizer.load_harmony(self._directory).parse_messages_from_completion_tokens(tokens)
         except openai_harmony.HarmonyError as error:
-            raise RowRejected(f"the truncated conversation does not parse ({error})") from error
+            raise RowError(f"the truncated conversation does not parse ({error})") from error
         expected = [(message["role"], message.get("channel")) for message in original.head]
         expected += [("user", None), ("assistant", "analysis"), ("assistant", "final")]
         found = [(message.author.role.value, message.channel) for message in parsed]
         if found != expected:
-            raise RowRejected(f"truncation changed the messages: {found}, expected {expected}")
+            raise RowError(f"truncation changed the messages: {found}, expected {expected}")
         if "".join(getattr(part, "text", "") for part in parsed[-1].content) != original.final:
-            raise RowRejected("truncation changed the final answer")
+            raise RowError("truncation changed the final answer")
 
     def _header(self, role: str, channel: str | None = None) -> list[int]:
         ids = [tokenizer.START, *self._encoding.encode_ordinary(role)]
@@ -263,7 +263,7 @@ def render_with_harmony(
         All ids, and per message (span label, ids), which concatenate to all ids.
 
     Raises:
-        RowRejected: the library refuses the messages, or the two renderings differ.
+        RowError: the library refuses the messages, or the two renderings differ.
     """
     import openai_harmony as oh
     import pydantic
@@ -286,11 +286,11 @@ def render_with_harmony(
         KeyError,
         AttributeError,
     ) as error:
-        raise RowRejected(f"openai-harmony refuses the messages ({error})") from error
+        raise RowError(f"openai-harmony refuses the messages ({error})") from error
     if for_training and messages and _ends_with_final(messages):
         singles[-1][-1] = tokenizer.RETURN
     if [number for single in singles for number in single] != whole:
-        raise RowRejected("the conversation renders differently as a whole and message by message")
+        raise RowError("the conversation renders differently as a whole and message by message")
     return whole, [(span_of(message), single) for message, single in zip(messages, singles, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""The o200k Harmony tokenizer from an artifact directory: verified bytes, no network, two independent readers.
+"""The o200k Harmony tokenizer from an artifact directory: verified bytes, no network, two readers.
 
 ``tiktoken`` encodes, ``openai-harmony`` is the oracle of the wire format. Both can fetch the ranks from the
 web, and tiktoken deletes a cache file that it dislikes; neither happens here, because the file's sha256 is
@@ -91,7 +91,7 @@ def write_tokenizer(directory: Path) -> dict[str, str]:
     directory.mkdir(parents=True, exist_ok=True)
     for file_name in (RANKS_NAME, CACHE_NAME):
         _write_whole(directory / file_name, ranks)
-    return {file_name: RANKS_SHA256 for file_name in (RANKS_NAME, CACHE_NAME)}
+    return dict.fromkeys((RANKS_NAME, CACHE_NAME), RANKS_SHA256)
 
 
 def load_ranks(directory: Path) -> dict[bytes, int]:
@@ -140,7 +140,7 @@ def require_known_ids(ids: npt.NDArray[Any], what: str) -> None:
 
 
 def disagreements(directory: Path, texts: list[str]) -> list[str]:
-    """Where ``tiktoken`` and ``openai-harmony`` differ on special ids, size or ``texts``; empty when they agree."""
+    """Where ``tiktoken`` and ``openai-harmony`` differ on special ids, size or ``texts``; empty if never."""
     encoding, oracle = load_tiktoken(directory), load_harmony(directory)
     found = []
     named = {**SPECIAL_IDS, **{f"<|reserved_{number}|>": number for number in RESERVED_IDS}}
@@ -175,7 +175,8 @@ def _verified(directory: Path) -> bytes:
         ranks = path.read_bytes()
     except OSError as error:
         raise TokenizerError(
-            f"no tokenizer file {path} ({error.strerror}); materialise o200k_tokenizer or give its payload directory"
+            f"no tokenizer file {path} ({error.strerror}); "
+            "materialise o200k_tokenizer or give its payload directory"
         ) from error
     _require_digest(ranks, str(path), remedy="materialise o200k_tokenizer again; the file was left as it is")
     return ranks
@@ -213,7 +214,7 @@ def _ranks(content: bytes) -> dict[bytes, int]:
 @functools.lru_cache(maxsize=1)
 def _tiktoken(content: bytes) -> "tiktoken.Encoding":
     import tiktoken
-    from tiktoken_ext import openai_public
+    from tiktoken_ext import openai_public  # type: ignore[import-untyped]
 
     # tiktoken's own definition (pattern and special names), evaluated with a loader that returns the verified
     # ranks: no environment variable, no cache directory, no file that tiktoken could delete.
@@ -237,7 +238,7 @@ def _harmony(content: bytes) -> "openai_harmony.HarmonyEncoding":
     import openai_harmony
 
     # The library reads its directory from the environment, while it loads and never again. It gets a private
-    # copy of the verified bytes, so nothing that happens to the artifact meanwhile can send it to the network.
+    # copy of the verified bytes: nothing that happens to the artifact meanwhile can send it to the network.
     with _environment_lock, tempfile.TemporaryDirectory(prefix="o200k-") as copy:
         (Path(copy) / RANKS_NAME).write_bytes(content)
         before = os.environ.get("TIKTOKEN_ENCODINGS_BASE")

@@ -1,7 +1,7 @@
 """Structured truncation: what to cut from a conversation that is longer than the sequence.
 
 Reasoning is cut first, then the question, each from its beginning; headers, system, developer and the final
-answer are never cut. Cuts are made on token ids, so what stays is byte for byte what the model would have seen.
+answer are never cut. Cuts are made on token ids, so what stays is what the model would have seen.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def plan_cut(
         continuation: [V] bool, whether a token starts inside a UTF-8 character.
 
     Returns:
-        The cut. A kept part never starts inside a character, so it may be some tokens shorter than there is room.
+        The cut. A kept part never starts inside a character, so it may be a little shorter than the room.
     """
     room = seq_len - other
     if user.size + analysis.size <= room:

@@ -1,0 +1,211 @@
+"""One shard of ``synth_kd_v1``: conversations to token, loss-mask and span files. Also callable alone.
+
+    python -m vpmoe_assets.harmony.kd --input FILES --work DIR --tokenizer DIR --shard 0 --of 4
+
+builds one shard into a work directory, from which ``vpmoe data build`` with the same options goes on. A
+worker is idempotent: a finished shard is recognised and skipped, an unfinished one is written anew.
+"""
+
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vpmoe_assets.harmony.completion import ShardWork, shard_key, shard_name
+from vpmoe_assets.harmony.errors import RowError, ShardRowError
+from vpmoe_assets.harmony.indexed import IndexedWriter, WrittenFile
+from vpmoe_assets.harmony.kd_config import KdConfig
+from vpmoe_assets.harmony.render import Batch, Renderer
+from vpmoe_assets.harmony.sources import Source
+from vpmoe_assets.harmony.split import SPLITS, split_hash, split_threshold
+from vpmoe_assets.harmony.truncate import DROP_REASONS
+
+#: Array name in file names, and its dtype.
+ARRAYS: dict[str, np.dtype[Any]] = {
+    "tokens": np.dtype("<i4"),
+    "lossmask": np.dtype("u1"),
+    "span": np.dtype("u1"),
+}
+COUNTS = ("kept", "truncated_analysis", "emptied_analysis", "truncated_user", *DROP_REASONS)
+
+
+@dataclass(frozen=True)
+class KdWorker:
+    """Builds shards of one build; picklable, so that any process can run any shard.
+
+    Args:
+        sources: one per shard.
+        config: what decides the bytes.
+        config_hash: hash over the configuration and the input.
+        tokenizer_dir: payload of ``o200k_tokenizer``.
+        payload_dir: gets ``train/`` and ``valid/``.
+        state_dir: gets completion records and the hashes of ids.
+    """
+
+    sources: tuple[Source, ...]
+    config: KdConfig
+    config_hash: str
+    tokenizer_dir: Path
+    payload_dir: Path
+    state_dir: Path
+
+    def __call__(self, shard: int, report: Callable[[int], None]) -> dict[str, Any]:
+        """Build shard ``shard`` unless it is finished; returns its entry for the manifest step.
+
+        Raises:
+            ShardRowError: a row breaks the format.
+            DataError: the input is damaged.
+        """
+        work = self.work(shard)
+        result = work.completed()
+        reused = result is not None
+        if result is None:
+            result = _build(self, work, report)
+        else:
+            report(self.sources[shard].rows)
+        return {**result, "reused": reused}
+
+    def work(self, shard: int) -> ShardWork:
+        """Where shard ``shard`` is built."""
+        key = shard_key(
+            kind="synth_kd_v1",
+            shard=[shard, len(self.sources)],
+            config_hash=self.config_hash,
+            source=self.sources[shard].identity(),
+        )
+        return ShardWork(shard, key, self.payload_dir, self.state_dir)
+
+
+def hash_files(state_dir: Path, shard: int) -> tuple[Path, Path]:
+    """The shard's sorted 8-byte id hashes [n] uint64, and their rows [n] int64, as ``.npy``."""
+    name = shard_name(shard)
+    return state_dir / f"{name}.hashes.npy", state_dir / f"{name}.rows.npy"
+
+
+@dataclass
+class _Split:
+    """The three open files of a split; opened at the first conversation, so an empty split leaves none."""
+
+    directory: Path
+    name: str
+    stack: ExitStack
+    writers: dict[str, IndexedWriter] = field(default_factory=dict)
+    rows: int = 0
+    tokens: int = 0
+
+    def write(self, batch: Batch) -> None:
+        if not batch.lengths:
+            return
+        if not self.writers:
+            self.directory.mkdir()
+            for kind, dtype in ARRAYS.items():
+                writer = IndexedWriter(self.directory / f"{self.name}_{kind}", dtype)
+                self.writers[kind] = self.stack.enter_context(writer)
+        arrays = batch.arrays()
+        self.writers["tokens"].append(arrays.tokens, batch.lengths)
+        self.writers["lossmask"].append(arrays.mask, batch.lengths)
+        self.writers["span"].append(arrays.span, batch.lengths)
+        self.rows += len(batch.lengths)
+        self.tokens += arrays.tokens.size
+
+    def finish(self) -> dict[str, WrittenFile]:
+        files = {}
+        for kind, writer in self.writers.items():
+            files[f"{self.name}_{kind}.bin"], files[f"{self.name}_{kind}.idx"] = writer.finish()
+        return files
+
+
+@lru_cache(maxsize=1)
+def _renderer(tokenizer_dir: Path) -> Renderer:
+    return Renderer(tokenizer_dir)
+
+
+def _build(worker: KdWorker, work: ShardWork, report: Callable[[int], None]) -> dict[str, Any]:
+    source, config = worker.sources[work.shard], worker.config
+    renderer = _renderer(worker.tokenizer_dir)
+    threshold = split_threshold(config.valid_fraction)
+    scratch = work.begin()
+    counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    hashes, rows = array("Q"), array("q")
+    skipped = 0
+    with ExitStack() as stack:
+        splits = {split: _Split(scratch / split, shard_name(work.shard), stack) for split in SPLITS}
+        for batch in source.batches():
+            if len(rows) == source.limit:
+                break
+            pending = {split: Batch() for split in SPLITS}
+            ids = batch.columns["synth_id"]
+            for position, synth_id in enumerate(ids):
+                if len(rows) == source.limit:
+                    break
+                try:
+                    turn = source.turn(batch, position)
+                    if turn is None:
+                        skipped += 1
+                        continue
+                    if not synth_id:
+                        raise RowError("synth_id is missing")
+                    encoded = renderer.encode(turn)
+                    cut = renderer.cut(encoded, config.seq_len)
+                    number = split_hash(synth_id)
+                    split = "valid" if number < threshold else "train"
+                    hashes.append(number)
+                    rows.append(batch.first_row + position)
+                    if cut.drop is not None:
+                        counts[split][cut.drop] += 1
+                        continue
+                    if cut.user_from or cut.analysis_from:
+                        encoded = replace(
+                            encoded,
+                            user=encoded.user[cut.user_from :],
+                            analysis=encoded.analysis[cut.analysis_from :],
+                        )
+                        renderer.require_parses(encoded, turn)
+                        counts[split]["truncated_analysis"] += 1
+                        counts[split]["emptied_analysis"] += not encoded.analysis.size
+                        counts[split]["truncated_user"] += bool(cut.user_from)
+                    renderer.add(pending[split], encoded)
+                except RowError as error:
+                    where = source.describe(batch.first_row + position)
+                    raise ShardRowError(work.shard, where, synth_id, error.reason) from error
+            for split, conversations in pending.items():
+                splits[split].write(conversations)
+            report(len(batch))
+        written = {split: splits[split].finish() for split in SPLITS}
+    sidecars = _save_hashes(scratch, work.shard, hashes, rows)
+    entry: dict[str, Any] = {"shard": work.shard, "skipped": skipped, "splits": {}}
+    for split, state in splits.items():
+        counts[split]["kept"] = state.rows
+        entry["splits"][split] = {
+            "rows": state.rows,
+            "tokens": state.tokens,
+            "counts": {name: counts[split][name] for name in COUNTS},
+            "files": {
+                name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in written[split].items()
+            },
+        }
+    files = {f"{split}/{name}": file.sha256 for split in SPLITS for name, file in written[split].items()}
+    work.finish(files, sidecars, entry)
+    return entry
+
+
+def _save_hashes(scratch: Path, shard: int, hashes: "array[int]", rows: "array[int]") -> list[str]:
+    values = np.array(hashes, dtype="<u8")
+    order = np.argsort(values, kind="stable")
+    paths = hash_files(scratch, shard)
+    np.save(paths[0], values[order])
+    np.save(paths[1], np.array(rows, dtype="<i8")[order])
+    return [path.name for path in paths]
+
+
+if __name__ == "__main__":
+    from vpmoe_assets.harmony import kd_command
+
+    sys.exit(kd_command.main(sys.argv[1:]))
