@@ -43,11 +43,11 @@ class HeadRMSNorm(nn.RMSNorm):
 class SelfAttention(MegatronModule, Float32Parameters):
     """Causal self-attention of one layer, local or global by its number.
 
-    Local layers see a window, rotate q and k, and project with tensor products where TPA is on; global layers see all
-    of the document and carry the ALiBi bias. With ``rope`` every layer is global and rotates.
+    Local layers see a window, rotate q and k, and project with tensor products where TPA is on; global layers
+    see all of the document and carry the ALiBi bias. With ``rope`` every layer is global and rotates.
 
-    Bias, then QK-norm, then rotation, then the value residual: the order matters, and v is neither normalised nor
-    rotated.
+    Bias, then QK-norm, then rotation, then the value residual: the order matters, and v is neither normalised
+    nor rotated.
     """
 
     float32_names = ("value_residual_logit",)
@@ -101,7 +101,9 @@ class SelfAttention(MegatronModule, Float32Parameters):
         self.value_residual = config.value_residual
         self.value_residual_logit: nn.Parameter | None
         if config.value_residual and layer_number > 1:
-            self.value_residual_logit = mark(nn.Parameter(torch.empty((), dtype=torch.float32)), keep_fp32=True)
+            self.value_residual_logit = mark(
+                nn.Parameter(torch.empty((), dtype=torch.float32)), keep_fp32=True
+            )
         else:
             self.register_parameter("value_residual_logit", None)
 
@@ -123,7 +125,8 @@ class SelfAttention(MegatronModule, Float32Parameters):
             **_: Megatron's rotary and bias arguments, always None here.
 
         Returns:
-            ``[S, B, H]`` and the output bias ``[H]`` (or None), which Megatron's layer adds with the residual.
+            ``[S, B, H]`` and the output bias ``[H]`` (or None), which Megatron's layer adds with the
+            residual.
 
         Raises:
             NotImplementedError: a key/value cache or Megatron's own packing was passed.
@@ -132,8 +135,8 @@ class SelfAttention(MegatronModule, Float32Parameters):
         context = attention_mask
         if inference_context is not None or packed_seq_params is not None:
             raise NotImplementedError(
-                "inference_context and packed_seq_params are not supported: documents are given by doc_id, and a "
-                "key/value cache would also have to keep layer 1's values; run the whole prefix"
+                "inference_context and packed_seq_params are not supported: documents are given by doc_id, "
+                "and a key/value cache would also have to keep layer 1's values; run the whole prefix"
             )
         mixed, _bias = (self.linear_tpa if self.tensor_product else self.linear_qkv)(hidden)
         query, key, value = split_qkv(mixed, self.groups, self.head_dim)
@@ -154,10 +157,12 @@ class SelfAttention(MegatronModule, Float32Parameters):
             return value
         if context.first_value is None:
             raise RuntimeError(
-                f"layer {self.layer_number} needs the values of layer 1 (model.value_residual = true), but layer 1 has not "
-                "run in this forward pass; run the layers in order, with one ForwardContext for all of them"
+                f"layer {self.layer_number} needs the values of layer 1 (model.value_residual = true), but "
+                "layer 1 has not run in this forward pass; run the layers in order, with one ForwardContext "
+                "for all of them"
             )
         logit = require_float32(
-            self.value_residual_logit, f"decoder.layers.{self.layer_number - 1}.self_attention.value_residual_logit"
+            self.value_residual_logit,
+            f"decoder.layers.{self.layer_number - 1}.self_attention.value_residual_logit",
         )
         return mix_values(value, context.first_value, sum_gradient_over_tp(logit, self.tp_group))

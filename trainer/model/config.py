@@ -24,9 +24,10 @@ def squared_relu(x: torch.Tensor) -> torch.Tensor:
 class VPTransformerConfig(TransformerConfig):
     """Megatron's config plus what this architecture adds.
 
-    Fields that Megatron already knows keep its names (``window_size``, ``softmax_type``, ``moe_router_*`` …); the ones
-    below have no counterpart there. Names that ``GPTModel`` looks for on a config (``position_embedding_type``,
-    ``rotary_base``) are avoided on purpose: it would build its own rotary embedding.
+    Fields that Megatron already knows keep its names (``window_size``, ``softmax_type``, ``moe_router_*`` …);
+    the ones below have no counterpart there. Names that ``GPTModel`` looks for on a config
+    (``position_embedding_type``, ``rotary_base``) are avoided on purpose: it would build its own rotary
+    embedding.
     """
 
     backend: str = "reference"
@@ -66,7 +67,7 @@ class VPTransformerConfig(TransformerConfig):
 
     @property
     def attention_bias(self) -> bool:
-        """Whether attention projections carry a bias; Megatron ties the output projection to one of the two only."""
+        """Whether attention projections, the output projection among them, carry a bias."""
         return bool(self.add_bias_linear or self.add_qkv_bias)
 
 
@@ -87,7 +88,8 @@ def transformer_config(
         tp: tensor-parallel size.
         ep: expert-parallel size; experts are never split over tensor-parallel ranks.
         backend: ``reference``; the others are refused.
-        **overrides: further ``TransformerConfig`` fields, for a caller that wants to say more than an experiment can.
+        **overrides: further ``TransformerConfig`` fields, for a caller that wants to say more than an
+            experiment can.
 
     Returns:
         The config, validated.
@@ -143,8 +145,8 @@ def transformer_config(
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
         "bf16": dtype == torch.bfloat16,
-        # Weights are made by name in trainer.model.init, the same for every layout; "cpu initialization" only keeps
-        # Megatron's linears from asking for the current CUDA device.
+        # Weights are made by name in trainer.model.init, the same for every layout; "cpu initialization" only
+        # keeps Megatron's linears from asking for the current CUDA device.
         "perform_initialization": False,
         "use_cpu_initialization": True,
         "bias_activation_fusion": False,
@@ -152,8 +154,8 @@ def transformer_config(
         "masked_softmax_fusion": False,
         "gradient_accumulation_fusion": False,
         "persist_layer_norm": False,
-        # Layers differ in their parameters (local and global attention, dense and MoE), so checkpoints need a key per
-        # layer instead of one stacked tensor.
+        # Layers differ in their parameters (local and global attention, dense and MoE), so checkpoints need a
+        # key per layer instead of one stacked tensor.
         "hetereogenous_dist_checkpoint": True,
     }
     fields |= _moe_fields(arch)
@@ -193,26 +195,37 @@ def _check_backend(config: VPTransformerConfig) -> None:
             f"training.backend = {config.backend!r}: not available in this installation; "
             "set training.backend = 'reference', which runs every model on any device"
         )
-    for fusion in ("bias_activation_fusion", "bias_dropout_fusion", "masked_softmax_fusion", "moe_grouped_gemm",
-                   "moe_permute_fusion", "moe_router_fusion", "gradient_accumulation_fusion"):
+    for fusion in (
+        "bias_activation_fusion",
+        "bias_dropout_fusion",
+        "masked_softmax_fusion",
+        "moe_grouped_gemm",
+        "moe_permute_fusion",
+        "moe_router_fusion",
+        "gradient_accumulation_fusion",
+    ):
         if getattr(config, fusion):
-            raise ConfigError(f"{fusion} = true: the {config.backend} backend has no such fusion; set it to false")
+            raise ConfigError(
+                f"{fusion} = true: the {config.backend} backend has no such fusion; set it to false"
+            )
 
 
 def _check_layout(config: VPTransformerConfig) -> None:
     tp = config.tensor_model_parallel_size
     if config.num_query_groups is None or config.num_query_groups % tp:
         raise ConfigError(
-            f"execution.tp = {tp} does not divide model.num_query_groups = {config.num_query_groups}: a key/value head is "
-            "not split over ranks; choose a tp that divides it"
+            f"execution.tp = {tp} does not divide model.num_query_groups = {config.num_query_groups}: a "
+            "key/value head is not split over ranks; choose a tp that divides it"
         )
     if config.context_parallel_size != 1:
         raise ConfigError(
-            f"context_parallel_size = {config.context_parallel_size}: attention needs all keys of a row on one rank; "
-            "set it to 1"
+            f"context_parallel_size = {config.context_parallel_size}: attention needs all keys of a row on "
+            "one rank; set it to 1"
         )
     if config.sequence_parallel:
-        raise ConfigError("sequence_parallel = true: norms are plain torch and do not split the sequence; set it to false")
+        raise ConfigError(
+            "sequence_parallel = true: norms are plain torch and do not split the sequence; set it to false"
+        )
     if len(config.local_layers) != config.num_layers:
         raise ConfigError(
             f"local_layers has {len(config.local_layers)} entries, but model.num_layers = {config.num_layers}"
@@ -224,17 +237,18 @@ def _check_value_residual(config: VPTransformerConfig) -> None:
         return
     if config.pipeline_model_parallel_size != 1:
         raise ConfigError(
-            f"pipeline_model_parallel_size = {config.pipeline_model_parallel_size} with model.value_residual = true: "
-            "later stages have no access to layer 1's values; set it to 1"
+            f"pipeline_model_parallel_size = {config.pipeline_model_parallel_size} with model.value_residual "
+            "= true: later stages have no access to layer 1's values; set it to 1"
         )
     if not 0.0 <= config.value_residual_init <= 1.0:
         raise ConfigError(
-            f"model.value_residual_init: found {config.value_residual_init}; allowed: 0 to 1, it is a mixing weight"
+            f"model.value_residual_init: found {config.value_residual_init}; allowed: 0 to 1, it is a mixing "
+            "weight"
         )
     if config.recompute_granularity == "full":
         raise ConfigError(
-            "recompute_granularity = 'full' with model.value_residual = true: a recomputed block would lose the gradient "
-            "into layer 1's values; set it to None"
+            "recompute_granularity = 'full' with model.value_residual = true: a recomputed block would lose "
+            "the gradient into layer 1's values; set it to None"
         )
 
 
@@ -245,32 +259,39 @@ def _check_positions(config: VPTransformerConfig) -> None:
         )
     if config.rotation_base is None:
         raise ConfigError(
-            f"grape.rotary_base: missing; attention.position_embedding_type = {config.rotation!r} needs an explicit base"
+            f"grape.rotary_base: missing; attention.position_embedding_type = {config.rotation!r} needs an "
+            "explicit base"
         )
     if config.log_freq_scale <= 0:
         raise ConfigError(f"grape.grapem_log_freq_scale: found {config.log_freq_scale}; it must be above 0")
     if config.apply_rope_fusion:
         raise ConfigError(
-            "apply_rope_fusion = true: a fused rotation cannot give GRAPE-M's frequencies a gradient; set it to false"
+            "apply_rope_fusion = true: a fused rotation cannot give GRAPE-M's frequencies a gradient; set it "
+            "to false"
         )
     if config.rotary_interleaved:
-        raise ConfigError("rotary_interleaved = true: rotations pair dimension i with i + D/2; set it to false")
+        raise ConfigError(
+            "rotary_interleaved = true: rotations pair dimension i with i + D/2; set it to false"
+        )
     if not config.share_rotation_across_heads and config.num_query_groups != config.num_attention_heads:
         raise ConfigError(
-            f"grape.grapem_share_across_heads = false with model.num_query_groups = {config.num_query_groups} and "
-            f"model.num_attention_heads = {config.num_attention_heads}: a key head would need several rotations; "
-            "set it to true"
+            "grape.grapem_share_across_heads = false with model.num_query_groups = "
+            f"{config.num_query_groups} and model.num_attention_heads = {config.num_attention_heads}: a key "
+            "head would need several rotations; set it to true"
         )
     if config.softmax_type not in ("vanilla", "off-by-one", "learnable"):
         raise ConfigError(
             f"model.softmax_type: found {config.softmax_type!r}; allowed: vanilla, off-by-one, learnable"
         )
     if not config.attention_softmax_in_fp32:
-        raise ConfigError("attention.softmax_in_fp32 = false: the softmax always runs in fp32; set it to true")
+        raise ConfigError(
+            "attention.softmax_in_fp32 = false: the softmax always runs in fp32; set it to true"
+        )
     if config.use_tpa and (config.window_size is None or not config.tpa_rank or not config.tpa_q_rank):
         raise ConfigError(
-            f"tpa.use_tpa = true needs attention.window_size > 0, tpa.tpa_rank and tpa.tpa_q_rank; found window_size = "
-            f"{config.window_size}, tpa_rank = {config.tpa_rank}, tpa_q_rank = {config.tpa_q_rank}"
+            "tpa.use_tpa = true needs attention.window_size > 0, tpa.tpa_rank and tpa.tpa_q_rank; found "
+            f"window_size = {config.window_size}, tpa_rank = {config.tpa_rank}, tpa_q_rank = "
+            f"{config.tpa_q_rank}"
         )
 
 
@@ -278,20 +299,25 @@ def _check_moe(config: VPTransformerConfig) -> None:
     ep, experts = config.expert_model_parallel_size, config.num_moe_experts
     if experts is None:
         if ep != 1:
-            raise ConfigError(f"execution.ep = {ep}: the model has no moe table, so there are no experts; set ep = 1")
+            raise ConfigError(
+                f"execution.ep = {ep}: the model has no moe table, so there are no experts; set ep = 1"
+            )
         return
     if experts % ep:
-        raise ConfigError(f"execution.ep = {ep} does not divide moe.num_experts = {experts}; choose an ep that does")
+        raise ConfigError(
+            f"execution.ep = {ep} does not divide moe.num_experts = {experts}; choose an ep that does"
+        )
     if config.expert_tensor_parallel_size != 1:
         raise ConfigError(
-            f"expert_tensor_parallel_size = {config.expert_tensor_parallel_size}: a biased expert is not split over "
-            "ranks; set it to 1"
+            f"expert_tensor_parallel_size = {config.expert_tensor_parallel_size}: a biased expert is not "
+            "split over ranks; set it to 1"
         )
     if config.moe_router_dtype not in ("fp32", "fp64"):
         raise ConfigError(f"moe.router_dtype: found {config.moe_router_dtype!r}; allowed: fp32, fp64")
     if config.moe_router_score_function not in ("sigmoid", "softmax"):
         raise ConfigError(
-            f"moe.router_score_function: found {config.moe_router_score_function!r}; allowed: sigmoid, softmax"
+            f"moe.router_score_function: found {config.moe_router_score_function!r}; allowed: sigmoid, "
+            "softmax"
         )
     if config.moe_router_enable_expert_bias and config.moe_router_score_function != "sigmoid":
         raise ConfigError(

@@ -9,10 +9,11 @@ PADDING = -1
 
 @dataclass
 class ForwardContext:
-    """State of one forward pass; it travels in the ``attention_mask`` argument of Megatron's block and layers.
+    """State of one forward pass; it travels in the ``attention_mask`` argument of Megatron's layers.
 
-    Masks are derived from ``doc_id`` and from indices where scores are computed; an ``[S, S]`` tensor is never passed
-    from layer to layer. A new object for each pass keeps two passes (or a pass and its backward) from sharing state.
+    Masks are derived from ``doc_id`` and from indices where scores are computed; an ``[S, S]`` tensor is
+    never passed from layer to layer. A new object for each pass keeps two passes (or a pass and its backward)
+    from sharing state.
 
     Attributes:
         doc_id: int64 ``[B, S]``, document of each token; -1 marks padding, which sees itself only.
@@ -28,7 +29,7 @@ class ForwardContext:
 
     @property
     def padding(self) -> torch.Tensor:
-        """bool ``[B, S]``, True where a token is padding."""
+        """Bool ``[B, S]``, True where a token is padding."""
         return self.doc_id == PADDING
 
 
@@ -42,12 +43,14 @@ def forward_context(
     """
     for name, tensor in (("tokens", tokens), ("position_ids", position_ids), ("doc_id", doc_id)):
         if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or tensor.dtype != torch.int64:
-            found = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, torch.Tensor) else repr(tensor)
+            found = (
+                f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, torch.Tensor) else repr(tensor)
+            )
             raise ValueError(f"{name}: expected an int64 tensor [B, S], found {found}")
         if tensor.shape != tokens.shape:
             raise ValueError(
-                f"{name}: expected the shape of tokens, {list(tokens.shape)}, found {list(tensor.shape)}; documents are "
-                "always isolated, so every row needs its doc_id and position_ids"
+                f"{name}: expected the shape of tokens, {list(tokens.shape)}, found {list(tensor.shape)}; "
+                "documents are always isolated, so every row needs its doc_id and position_ids"
             )
     if tokens.shape[1] > max_sequence_length:
         raise ValueError(

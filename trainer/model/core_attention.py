@@ -23,8 +23,8 @@ _LOCAL_QUERY_BLOCK = 128
 class ReferenceCoreAttention(MegatronModule, Float32Parameters):
     """Grouped-query attention in plain PyTorch on any device; every other backend is measured against it.
 
-    Queries are worked off in blocks and each block sees only the keys that its window can reach, so a local layer costs
-    O(S · W). Scores, bias, softmax and the weighted sum are fp32 in every dtype.
+    Queries are worked off in blocks and each block sees only the keys that its window can reach, so a local
+    layer costs O(S · W). Scores, bias, softmax and the weighted sum are fp32 in every dtype.
     """
 
     float32_names = ("slopes",)
@@ -72,7 +72,10 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
         length, batch, heads, dim = query.shape
         per_group = heads // self.groups
         # [S, B, heads, D] -> [B, groups, heads per group, S, D]; keys and values [B, groups, S, D]
-        q = query.float().reshape(length, batch, self.groups, per_group, dim).permute(1, 2, 3, 0, 4) * self.scale
+        q = (
+            query.float().reshape(length, batch, self.groups, per_group, dim).permute(1, 2, 3, 0, 4)
+            * self.scale
+        )
         k, v = (tensor.float().permute(1, 2, 0, 3) for tensor in (key, value))
         block = _GLOBAL_QUERY_BLOCK if self.window is None else max(_LOCAL_QUERY_BLOCK, 2 * self.window)
         attended = []
@@ -105,7 +108,7 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
         return (probabilities.reshape(batch, groups, per_group * queries, keys) @ v).reshape(q.shape)
 
     def _allowed(self, i: torch.Tensor, j: torch.Tensor, doc_id: torch.Tensor) -> torch.Tensor:
-        """bool ``[B, queries, keys]``: causal, inside the window, same document; padding sees itself."""
+        """Bool ``[B, queries, keys]``: causal, inside the window, same document; padding sees itself."""
         causal = j <= i
         if self.window is not None:
             causal = causal & (i - j < self.window)
@@ -143,9 +146,9 @@ def gate_by_log_sum_exp(
 ) -> torch.Tensor:
     """Give the output of a sink-less attention kernel the sink it lacks.
 
-    With ``LSE_i = log Σ_j exp(l_ij)`` over the allowed keys,
-    ``exp(l_ij) / (exp(s_h) + Σ exp(l_ik)) = σ(LSE_i − s_h) · softmax(l_i)_j``: one multiplication of the output. Exact,
-    so any flash-style kernel that returns its log-sum-exp can serve a model with sinks.
+    With ``LSE_i = log Σ_j exp(l_ij)`` over the allowed keys, ``exp(l_ij) / (exp(s_h) + Σ exp(l_ik)) = σ(LSE_i
+    − s_h) · softmax(l_i)_j``: one multiplication of the output. Exact, so any flash-style kernel that returns
+    its log-sum-exp can serve a model with sinks.
 
     Args:
         attended: ``[B, heads, S, D]``, softmax without a sink times values.

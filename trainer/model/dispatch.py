@@ -1,7 +1,7 @@
 """Bringing tokens to experts and back: sorting, and the exchange between expert-parallel ranks.
 
-Every step is a permutation with a known inverse, so forward and backward are gathers: the same bits in every run, on CPU
-and CUDA, where a scatter-add would not be.
+Every step is a permutation with a known inverse, so forward and backward are gathers: the same bits in every
+run, on CPU and CUDA, where a scatter-add would not be.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,9 @@ class _TakePairs(torch.autograd.Function):
     """Rows of tokens for (token, choice) pairs in a given order; the adjoint of :class:`_SumPairs`."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor, topk: int) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor, topk: int
+    ) -> torch.Tensor:
         ctx.save_for_backward(order, inverse)
         ctx.topk = topk
         return _take_pairs(x, order, topk)
@@ -31,7 +33,9 @@ class _SumPairs(torch.autograd.Function):
     """Sum of each token's rows; the adjoint of :class:`_TakePairs`."""
 
     @staticmethod
-    def forward(ctx: Any, y: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor, topk: int) -> torch.Tensor:
+    def forward(
+        ctx: Any, y: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor, topk: int
+    ) -> torch.Tensor:
         ctx.save_for_backward(order, inverse)
         ctx.topk = topk
         return _sum_pairs(y, inverse, topk)
@@ -101,7 +105,7 @@ class Assignment:
 
 
 def assign(chosen: torch.Tensor, num_experts: int) -> Assignment:
-    """Sort the pairs of ``chosen`` int64 ``[T, K]`` by expert, keeping their order inside one; index E is nobody."""
+    """Sort the pairs of ``chosen`` int64 ``[T, K]`` by expert, stably; index E is nobody."""
     flat = chosen.reshape(-1)
     order = torch.argsort(flat, stable=True)
     inverse = torch.empty_like(order)
@@ -114,7 +118,8 @@ def assign(chosen: torch.Tensor, num_experts: int) -> Assignment:
 class ExpertExchange:
     """One all-to-all over the expert-parallel group and its way back.
 
-    Rank r holds the experts ``[r · E/n, (r + 1) · E/n)``. Rows arrive grouped by sender and are re-sorted by expert.
+    Rank r holds the experts ``[r · E/n, (r + 1) · E/n)``. Rows arrive grouped by sender and are re-sorted by
+    expert.
     """
 
     def __init__(self, counts: list[int], group: dist.ProcessGroup, device: torch.device) -> None:
@@ -147,5 +152,7 @@ def _all_to_all(
     x: torch.Tensor, out_splits: list[int], in_splits: list[int], group: dist.ProcessGroup
 ) -> torch.Tensor:
     out = x.new_empty(sum(out_splits), *x.shape[1:])
-    result: torch.Tensor = dist_autograd.all_to_all_single(out, x.contiguous(), out_splits, in_splits, group=group)
+    result: torch.Tensor = dist_autograd.all_to_all_single(
+        out, x.contiguous(), out_splits, in_splits, group=group
+    )
     return result

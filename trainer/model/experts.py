@@ -14,19 +14,19 @@ from trainer.model.parameters import mark
 class StackedExperts(MegatronModule):
     """This rank's experts, one tensor per kind of weight.
 
-    Stacking is what a grouped GEMM and a batched optimizer want: two tensors a layer instead of 2 · E. Every expert's
-    matrix is a matrix of its own to the optimizer, which ``matrix_batch`` says.
+    Stacking is what a grouped GEMM and a batched optimizer want: two tensors a layer instead of 2 · E. Every
+    expert's matrix is a matrix of its own to the optimizer, and every bias a vector: ``matrix_batch`` and
+    ``vector_batch`` say so.
 
     Attributes:
-        weight1: ``[E, F, H]``; ``bias1`` ``[E, F]``; ``weight2`` ``[E, H, F]``; ``bias2`` ``[E, H]``; E counts the
-            experts of this rank.
+        weight1: ``[E, F, H]``; ``bias1`` ``[E, F]``; ``weight2`` ``[E, H, F]``; ``bias2`` ``[E, H]``; E
+            counts the experts of this rank.
     """
 
     def __init__(self, config: VPTransformerConfig, pg_collection: ProcessGroupCollection) -> None:
         super().__init__(config=config)
         self.ep_group: dist.ProcessGroup = pg_collection.ep
         self.expert_dp_group: dist.ProcessGroup = pg_collection.expt_dp
-        assert config.num_moe_experts is not None and config.moe_ffn_hidden_size is not None
         self.num_local_experts = config.num_moe_experts // self.ep_group.size()
         self.first_expert = self.ep_group.rank() * self.num_local_experts
         local, inner, outer = self.num_local_experts, config.moe_ffn_hidden_size, config.hidden_size
@@ -42,17 +42,19 @@ class StackedExperts(MegatronModule):
         else:
             self.register_parameter("bias1", None)
             self.register_parameter("bias2", None)
-        # Megatron's mark for parameters whose gradients are summed over the expert data-parallel group instead. With
-        # tensor parallelism that group spans the tensor-parallel ranks too, each of which works on its share of tokens.
+        # Megatron's mark for parameters whose gradients are summed over the expert data-parallel group
+        # instead. With tensor parallelism that group spans the tensor-parallel ranks too, each of which works
+        # on its share of tokens.
         separate = config.expert_model_parallel_size > 1 or config.tensor_model_parallel_size > 1
         for parameter in self.parameters():
-            mark(parameter, allreduce=not separate, expert_parallel=True, matrix_batch=True if parameter.dim() == 3 else None)
+            mark(parameter, allreduce=not separate, expert_parallel=True)
+            mark(parameter, **{"matrix_batch" if parameter.dim() == 3 else "vector_batch": True})
 
     def forward(self, rows: torch.Tensor, weights: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """Apply each expert to its rows.
 
-        ``h = relu(W₁ z + b₁)²``; ``h ← p h``; ``W₂ h + p b₂``: scaling inside equals scaling the output, since W₂ is
-        linear, and costs F instead of H multiplications a row.
+        ``h = relu(W₁ z + b₁)²``; ``h ← p h``; ``W₂ h + p b₂``: scaling inside equals scaling the output,
+        since W₂ is linear, and costs F instead of H multiplications a row.
 
         Args:
             rows: ``[n, H]``, sorted by expert.
@@ -62,7 +64,8 @@ class StackedExperts(MegatronModule):
         Returns:
             ``[n, H]``, weighted.
         """
-        # unbind's backward stacks the experts' gradients once; indexing would make a zero tensor [E, …] per expert.
+        # unbind's backward stacks the experts' gradients once; indexing would make a zero tensor [E, …] per
+        # expert.
         weight1, weight2 = self.weight1.unbind(0), self.weight2.unbind(0)
         bias1 = (None,) * len(counts) if self.bias1 is None else self.bias1.unbind(0)
         bias2 = (None,) * len(counts) if self.bias2 is None else self.bias2.unbind(0)
@@ -78,9 +81,11 @@ class StackedExperts(MegatronModule):
             outputs.append(output if b2 is None else output + (p * b2.float()).to(z.dtype))
         if outputs:
             return torch.cat(outputs)
-        # No token on this rank. The result still hangs on the weights, so that they get a gradient (zero) as on every
-        # other rank and collectives over gradients stay in step.
-        return rows.new_zeros(0, rows.shape[1]) + sum(parameter.sum() * 0.0 for parameter in self.parameters())
+        # No token on this rank. The result still hangs on the weights, so that they get a gradient (zero) as
+        # on every other rank and collectives over gradients stay in step.
+        return rows.new_zeros(0, rows.shape[1]) + sum(
+            parameter.sum() * 0.0 for parameter in self.parameters()
+        )
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -21,8 +21,8 @@ from trainer.model.specs import block_spec
 class VPGPTModel(GPTModel):
     """vpMoE and the dense rungs below it.
 
-    Positions are applied inside attention, so ``GPTModel`` is told that there are none. Activations are ``[S, B, H]``
-    inside, batch-first at the edges.
+    Positions are applied inside attention, so ``GPTModel`` is told that there are none. Activations are ``[S,
+    B, H]`` inside, batch-first at the edges.
     """
 
     config: VPTransformerConfig
@@ -100,9 +100,9 @@ class VPGPTModel(GPTModel):
     def pop_aux_loss(self, *, check_finite: bool = True) -> torch.Tensor:
         """Auxiliary loss of the last training pass, taken: a second call returns 0.
 
-        The sum over MoE layers of the coefficient times the layer's loss, each a mean over the rows of the micro-batch.
-        A step of n micro-batches on d data-parallel ranks should weight it by 1 / (n · d), rows per micro-batch being
-        equal; it is identical on all tensor-parallel ranks.
+        The sum over MoE layers of the coefficient times the layer's loss, each a mean over the rows of the
+        micro-batch. A step of n micro-batches on d data-parallel ranks should weight it by 1 / (n · d), rows
+        per micro-batch being equal; it is identical on all tensor-parallel ranks.
 
         Args:
             check_finite: look at the value, which waits for the device.
@@ -123,15 +123,16 @@ class VPGPTModel(GPTModel):
         if check_finite and losses and not math.isfinite(total.item()):
             bad = [str(number) for number, loss in losses.items() if not math.isfinite(loss.item())]
             raise FloatingPointError(
-                f"the routers' auxiliary loss is not finite in layer(s) {', '.join(bad)}: the activations or router "
-                "weights have overflowed; go back to the last checkpoint and lower the learning rate"
+                f"the routers' auxiliary loss is not finite in layer(s) {', '.join(bad)}: the activations or "
+                "router weights have overflowed; go back to the last checkpoint and lower the learning rate"
             )
         return total
 
     def router_counts(self) -> torch.Tensor:
-        """int64 ``[MoE layers, E]``: tokens each expert was chosen for since the last reset, on this data-parallel rank.
+        """Tokens each expert was chosen for since the last reset, int64 ``[MoE layers, E]``.
 
-        Training passes only, padding left out; equal on all tensor-parallel ranks, so sum over data-parallel ranks alone.
+        Those of this data-parallel rank, in training passes, padding left out; equal on all tensor-parallel
+        ranks, so sum over data-parallel ranks alone.
         """
         return torch.stack([layer.router.tokens_per_expert for layer in self._require_moe()])
 
@@ -150,8 +151,10 @@ class VPGPTModel(GPTModel):
             layer.router.update_expert_bias(counts)
 
     def expert_biases(self) -> torch.Tensor | None:
-        """fp32 ``[MoE layers, E]``, or None without MoE layers or with the bias off."""
-        biases = [layer.router.expert_bias for layer in self.moe_layers if layer.router.expert_bias is not None]
+        """Fp32 ``[MoE layers, E]``, or None without MoE layers or with the bias off."""
+        biases = [
+            layer.router.expert_bias for layer in self.moe_layers if layer.router.expert_bias is not None
+        ]
         return torch.stack(biases) if biases else None
 
     def _require_moe(self) -> list[MoELayer]:
@@ -171,8 +174,8 @@ def build_model(
 ) -> VPGPTModel:
     """Build this rank's part of a model and fill it with its initial weights.
 
-    The layout is that of Megatron's parallel state. Where no process group exists, one of a single process is made
-    (in memory, no network), so that a script or a count needs no launcher.
+    The layout is that of Megatron's parallel state. Where no process group exists, one of a single process is
+    made (in memory, no network), so that a script or a count needs no launcher.
 
     Args:
         arch: the rung's architecture.
@@ -190,16 +193,18 @@ def build_model(
     """
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("execution.device = 'cuda': torch finds no CUDA device here; set execution.device = 'cpu'")
+        raise ConfigError(
+            "execution.device = 'cuda': torch finds no CUDA device here; set execution.device = 'cpu'"
+        )
     ensure_parallel_state()
+    stages = {"pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size()}
     config = transformer_config(
         arch,
         dtype=dtype,
         tp=parallel_state.get_tensor_model_parallel_world_size(),
         ep=parallel_state.get_expert_model_parallel_world_size(),
         backend=backend,
-        pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
-        **overrides,
+        **(stages | overrides),
     )
     with torch.device(device):
         model = VPGPTModel(
@@ -218,19 +223,20 @@ def build_model(
 
 
 def ensure_parallel_state() -> None:
-    """Make the process groups of a single process where there are none, and refuse a layout that experts cannot use.
+    """Make the groups of a single process where there are none; refuse a layout that experts cannot use.
 
     Raises:
-        ConfigError: experts would be split over tensor-parallel ranks, or ``torch.distributed`` runs without Megatron's
-            parallel state.
+        ConfigError: experts would be split over tensor-parallel ranks, or ``torch.distributed`` runs without
+            Megatron's parallel state.
     """
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     if not parallel_state.model_parallel_is_initialized():
         if dist.get_world_size() > 1:
             raise ConfigError(
-                f"torch.distributed runs {dist.get_world_size()} ranks, but their tensor- and expert-parallel groups are "
-                "not set up; call megatron.core.parallel_state.initialize_model_parallel(…, expert_tensor_parallel_size=1)"
+                f"torch.distributed runs {dist.get_world_size()} ranks, but their tensor- and "
+                "expert-parallel groups are not set up; call "
+                "megatron.core.parallel_state.initialize_model_parallel(…, expert_tensor_parallel_size=1)"
             )
         parallel_state.initialize_model_parallel(expert_tensor_parallel_size=1)
     if (split := parallel_state.get_expert_tensor_parallel_world_size()) != 1:

@@ -1,4 +1,4 @@
-"""Initial weights, made by name: the same model whatever the parallel layout, device or order of construction."""
+"""Initial weights, made by name: the same model whatever the layout, device or order of construction."""
 
 import hashlib
 import math
@@ -23,13 +23,16 @@ _NORMAL = re.compile(
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, config: VPTransformerConfig, seed: int, *, tp_rank: int, tp_size: int) -> None:
+def initialize(
+    model: nn.Module, config: VPTransformerConfig, seed: int, *, tp_rank: int, tp_size: int
+) -> None:
     """Fill every parameter of this rank.
 
     Linear weights, embedding, head and sinks are N(0, 0.02²); output projections and FFN down projections
-    N(0, (0.02 / √(2L))²); biases 0, gains 1; ω and ``log_freq`` by their formulas. A random tensor is drawn whole, in
-    fp32 on the CPU, from a generator seeded by (seed, name) or, for experts, (seed, name, global expert number), and
-    then cut to this rank's share. Two layouts, or a CPU and a GPU, therefore start from the same bits.
+    N(0, (0.02 / √(2L))²); biases 0, gains 1; ω and ``log_freq`` by their formulas. A random tensor is drawn
+    whole, in fp32 on the CPU, from a generator seeded by (seed, name) or, for experts, (seed, name, global
+    expert number), and then cut to this rank's share. Two layouts, or a CPU and a GPU, therefore start from
+    the same bits.
 
     Args:
         model: built, unfilled.
@@ -56,11 +59,13 @@ def initialize(model: nn.Module, config: VPTransformerConfig, seed: int, *, tp_r
         elif _NORMAL.search(name):
             _fill_normal(parameter, name, INIT_STD, seed, model, tp_rank, tp_size)
         else:
-            raise ValueError(f"parameter {name} {list(parameter.shape)} has no initialisation rule in trainer.model.init")
+            raise ValueError(
+                f"parameter {name} {list(parameter.shape)} has no initialisation rule in trainer.model.init"
+            )
 
 
 def named_generator(seed: int, *names: object) -> torch.Generator:
-    """A CPU generator of its own for a name: independent of every other, and of the order in which they are asked."""
+    """A CPU generator of its own for a name, independent of all others and of the order of asking."""
     text = ":".join(str(part) for part in (seed, *names))
     digest = hashlib.sha256(text.encode()).digest()
     return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -73,10 +78,14 @@ def _fill_normal(
         first: int = model.get_submodule(name.rpartition(".")[0]).first_expert  # type: ignore[assignment]
         for local, matrix in enumerate(parameter):
             generator = named_generator(seed, name, first + local)
-            matrix.copy_(torch.empty(matrix.shape, dtype=torch.float32).normal_(0.0, std, generator=generator))
+            matrix.copy_(
+                torch.empty(matrix.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
+            )
         return
     shape = list(parameter.shape)
-    axis: int = getattr(parameter, "partition_dim", -1) if getattr(parameter, "tensor_model_parallel", False) else -1
+    axis: int = (
+        getattr(parameter, "partition_dim", -1) if getattr(parameter, "tensor_model_parallel", False) else -1
+    )
     if axis >= 0:
         shape[axis] *= tp_size
     whole = torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=named_generator(seed, name))

@@ -17,9 +17,9 @@ from trainer.model.router import Router
 class MoELayer(MegatronModule):
     """``y = Σ_e p_e FFN_e(z) + FFN_shared(z)``; the shared expert has weight 1 and no gate.
 
-    Layouts: the router runs replicated on every tensor-parallel rank (same input, same choice); then each of them takes
-    its share of the tokens, so that no expert sees a token twice, sends it to the ranks that hold its experts, and the
-    results are gathered again. Experts themselves are never split.
+    Layouts: the router runs replicated on every tensor-parallel rank (same input, same choice); then each of
+    them takes its share of the tokens, so that no expert sees a token twice, sends it to the ranks that hold
+    its experts, and the results are gathered again. Experts themselves are never split.
     """
 
     def __init__(self, config: VPTransformerConfig, pg_collection: ProcessGroupCollection, **_: Any) -> None:

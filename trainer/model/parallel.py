@@ -10,9 +10,9 @@ from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel
 def sum_gradient_over_tp(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """Identity whose gradient is summed over the tensor-parallel ranks.
 
-    A replicated parameter that acts on this rank's heads only (norm gains of q and k, ω, ``log_freq``, TPA's ``b``
-    factors) gets a part of its gradient on every rank. Passed through here, it gets the whole gradient on each of them,
-    so nobody has to know later which parameters are special.
+    A replicated parameter that acts on this rank's heads only (norm gains of q and k, ω, ``log_freq``, TPA's
+    ``b`` factors) gets a part of its gradient on every rank. Passed through here, it gets the whole gradient
+    on each of them, so nobody has to know later which parameters are special.
     """
     if group.size() == 1:
         return tensor

@@ -9,6 +9,7 @@ def mark(
     keep_fp32: bool | None = None,
     adamw_only: bool | None = None,
     matrix_batch: bool | None = None,
+    vector_batch: bool | None = None,
     allreduce: bool | None = None,
     expert_parallel: bool | None = None,
     partition_dim: int | None = None,
@@ -20,6 +21,7 @@ def mark(
         keep_fp32: it is fp32 in a model of any dtype.
         adamw_only: AdamW updates it whatever its rank.
         matrix_batch: a rank-3 stack of matrices, each a matrix of its own to the optimizer.
+        vector_batch: a rank-2 stack of vectors, never a matrix to the optimizer.
         allreduce: Megatron's mark; False sums its gradient over the expert data-parallel group instead.
         expert_parallel: its first axis is split over the expert-parallel group.
         partition_dim: axis that is split over tensor-parallel ranks; sets ``tensor_model_parallel`` too.
@@ -28,6 +30,7 @@ def mark(
         "keep_fp32": keep_fp32,
         "adamw_only": adamw_only,
         "matrix_batch": matrix_batch,
+        "vector_batch": vector_batch,
         "allreduce": allreduce,
         "expert_parallel": expert_parallel,
         "partition_dim": partition_dim,

@@ -16,13 +16,13 @@ from trainer.model.precision import Float32Parameters, require_float32
 
 
 def initial_log_freq(head_dim: int, base: float, scale: float) -> torch.Tensor:
-    """``log_freq_i = γ ln(base^(−2i/D))``, fp32 ``[D/2]``: with these GRAPE-M rotates exactly as RoPE does."""
+    """``log_freq_i = γ ln(base^(−2i/D))``, fp32 ``[D/2]``: GRAPE-M starts as RoPE."""
     index = torch.arange(head_dim // 2, dtype=torch.float64)
     return (-scale * math.log(base) * 2.0 * index / head_dim).float()
 
 
 def cos_sin(position_ids: torch.Tensor, frequency: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of ``φ(t, i) = t · f_i``.
+    """Cos and sin of ``φ(t, i) = t · f_i``.
 
     Args:
         position_ids: int64 ``[B, S]``.
@@ -36,7 +36,7 @@ def cos_sin(position_ids: torch.Tensor, frequency: torch.Tensor) -> tuple[torch.
 
 
 def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotate each pair of dimensions ``(i, i + D/2)`` of ``x`` ``[S, B, heads, D]`` by its angle (rotate-half)."""
+    """Rotate each pair of dimensions ``(i, i + D/2)`` of ``x`` ``[S, B, heads, D]`` (rotate-half)."""
     cos, sin = (part.to(x.dtype) for part in rotation)
     low, high = x.chunk(2, dim=-1)
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
@@ -50,16 +50,18 @@ class Rope(nn.Module):
         self.head_dim, self.base = config.kv_channels, config.rotation_base
 
     def forward(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin for int64 ``[B, S]`` positions; see :func:`cos_sin`."""
-        exponent = torch.arange(0, self.head_dim, 2, device=position_ids.device, dtype=torch.float32) / self.head_dim
+        """Cos and sin for int64 ``[B, S]`` positions; see :func:`cos_sin`."""
+        exponent = (
+            torch.arange(0, self.head_dim, 2, device=position_ids.device, dtype=torch.float32) / self.head_dim
+        )
         return cos_sin(position_ids, 1.0 / self.base**exponent)
 
 
 class GrapeM(MegatronModule, Float32Parameters):
     """GRAPE-M: one vector of learnable log-frequencies for the whole model, shared by all local layers.
 
-    ``f_i = exp(log_freq_i / γ)``. γ leaves the initial rotation alone and divides the effective learning rate of ln f.
-    Computed afresh in every pass, since the frequencies move.
+    ``f_i = exp(log_freq_i / γ)``. γ leaves the initial rotation alone and divides the effective learning rate
+    of ln f. Computed afresh in every pass, since the frequencies move.
     """
 
     float32_names = ("log_freq",)
@@ -79,7 +81,7 @@ class GrapeM(MegatronModule, Float32Parameters):
         )
 
     def forward(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin for int64 ``[B, S]`` positions; see :func:`cos_sin`."""
+        """Cos and sin for int64 ``[B, S]`` positions; see :func:`cos_sin`."""
         log_freq = require_float32(self.log_freq, "rotary_pos_emb.log_freq")
         if self.shared:
             log_freq = sum_gradient_over_tp(log_freq, self.tp_group)
@@ -102,8 +104,8 @@ class GrapeM(MegatronModule, Float32Parameters):
 def alibi_slopes(heads: int) -> list[float]:
     """Slopes of ALiBi (Press et al. 2022), one per head.
 
-    For a power of two: ``m_h = 2^(−8(h+1)/n)``. Otherwise the slopes of the largest power of two below, then every
-    second slope of the next one.
+    For a power of two: ``m_h = 2^(−8(h+1)/n)``. Otherwise the slopes of the largest power of two below, then
+    every second slope of the next one.
     """
     closest = 2 ** (heads.bit_length() - 1)
 

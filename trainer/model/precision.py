@@ -8,11 +8,11 @@ from torch import nn
 
 
 class Float32Parameters(nn.Module):
-    """A module whose ``float32_names`` parameters and buffers keep fp32 through ``.to(dtype)``, ``.bfloat16()`` and kin.
+    """A module whose ``float32_names`` parameters and buffers keep fp32 through ``.to(dtype)`` and kin.
 
-    A cast and a cast back would not do: a logit of 4.595 rounded to bf16 and back is another number, and the update of
-    an optimizer step is often smaller than bf16's spacing there. So the cast is not applied to them in the first place;
-    moves between devices are.
+    A cast and a cast back would not do: a logit of 4.595 rounded to bf16 and back is another number, and the
+    update of an optimizer step is often smaller than bf16's spacing there. So the cast is not applied to them
+    in the first place; moves between devices are.
     """
 
     float32_names: tuple[str, ...] = ()
@@ -42,7 +42,8 @@ def require_float32(parameter: torch.Tensor, name: str) -> torch.Tensor:
     """
     if parameter.dtype != torch.float32:
         raise TypeError(
-            f"{name} is {parameter.dtype}; it must stay torch.float32, because in a lower precision its updates round "
-            "away. Cast the model with model.to(dtype), which leaves it alone, instead of assigning to parameter.data"
+            f"{name} is {parameter.dtype}; it must stay torch.float32, because in a lower precision its "
+            "updates round away. Cast the model with model.to(dtype), which leaves it alone, instead of "
+            "assigning to parameter.data"
         )
     return parameter

@@ -16,7 +16,9 @@ def split_qkv(
     Returns:
         query ``[S, B, heads, D]``, key and value ``[S, B, groups, D]``.
     """
-    per_group = mixed.reshape(*mixed.shape[:-1], groups, -1, head_dim)  # [S, B, groups, heads per group + 2, D]
+    per_group = mixed.reshape(
+        *mixed.shape[:-1], groups, -1, head_dim
+    )  # [S, B, groups, heads per group + 2, D]
     query = per_group[..., :-2, :].flatten(-3, -2)
     return query, per_group[..., -2, :], per_group[..., -1, :]
 

@@ -13,11 +13,14 @@ from trainer.model.precision import Float32Parameters
 _DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
 
-def select_experts(selection: torch.Tensor, topk: int, num_groups: int | None, group_topk: int | None) -> torch.Tensor:
+def select_experts(
+    selection: torch.Tensor, topk: int, num_groups: int | None, group_topk: int | None
+) -> torch.Tensor:
     """Indices of the chosen experts, int64 ``[T, K]``.
 
-    With groups (DeepSeek-V3's node-limited routing): the score of a group is the sum of its best ``K // group_topk``
-    experts; only experts of the best ``group_topk`` groups can be chosen. Ties are broken by ``torch.topk``.
+    With groups (DeepSeek-V3's node-limited routing): the score of a group is the sum of its best ``K //
+    group_topk`` experts; only experts of the best ``group_topk`` groups can be chosen. Ties are broken by
+    ``torch.topk``.
 
     Args:
         selection: ``[T, E]``, selection scores (expert bias included).
@@ -49,8 +52,9 @@ def route(
     """Weights and indices of each token's experts.
 
     ``sigmoid`` (DeepSeek-V3): ``s = σ(logits)``; experts are chosen by ``s + expert_bias`` and weighted by
-    ``s_e / Σ_chosen s`` times the scaling factor, so the bias steers the choice and never the weights (with K = 1 the
-    weight is ``s`` itself). ``softmax``: experts are chosen by logit and weighted by the softmax over the chosen.
+    ``s_e / Σ_chosen s`` times the scaling factor, so the bias steers the choice and never the weights (with K
+    = 1 the weight is ``s`` itself). ``softmax``: experts are chosen by logit and weighted by the softmax over
+    the chosen.
 
     Args:
         logits: ``[T, E]``, fp32 or fp64.
@@ -79,11 +83,12 @@ def route(
 def sequence_aux_loss(scores: torch.Tensor, topk: int, valid: torch.Tensor) -> torch.Tensor:
     """Load-balancing loss per row (DeepSeek-V3's sequence-wise loss), averaged over the rows; 1 when even.
 
-    ``E / (K · S_b²) · Σ_e (Σ_t ŝ_te)(Σ_t m_te)`` where ŝ are the scores normalised over all experts, m marks the plain
-    top-K of ŝ (neither groups nor expert bias) and ``S_b`` counts the tokens of row b that are not padding. Padding is
-    left out of both sums and of ``S_b``: it all looks the same, and would teach the router about itself. A row is one
-    sequence even where several documents share it: the load to even out is that of the tokens processed together, and
-    per-document statistics over a few dozen tokens are mostly noise. A row of padding alone counts as 0.
+    ``E / (K · S_b²) · Σ_e (Σ_t ŝ_te)(Σ_t m_te)`` where ŝ are the scores normalised over all experts, m marks
+    the plain top-K of ŝ (neither groups nor expert bias) and ``S_b`` counts the tokens of row b that are not
+    padding. Padding is left out of both sums and of ``S_b``: it all looks the same, and would teach the
+    router about itself. A row is one sequence even where several documents share it: the load to even out is
+    that of the tokens processed together, and per-document statistics over a few dozen tokens are mostly
+    noise. A row of padding alone counts as 0.
 
     Args:
         scores: ``[S, B, E]``, non-negative.
@@ -106,17 +111,19 @@ def sequence_aux_loss(scores: torch.Tensor, topk: int, valid: torch.Tensor) -> t
 class Router(MegatronModule, Float32Parameters):
     """Group-limited top-K routing with a load-steering bias and a sequence auxiliary loss.
 
-    Tokens are never dropped. Padding is not routed: it gets index E (no expert) and weight 0, so it neither loads an
-    expert nor counts.
+    Tokens are never dropped. Padding is not routed: it gets index E (no expert) and weight 0, so it neither
+    loads an expert nor counts.
 
     Attributes:
-        weight: ``[E, H]``, and ``bias`` ``[E]``, in the model's dtype; logits are computed in ``moe.router_dtype``.
+        weight: ``[E, H]``, and ``bias`` ``[E]``, in the model's dtype; logits are computed in
+            ``moe.router_dtype``.
         expert_bias: fp32 ``[E]`` buffer, saved with the weights, moved by :meth:`update_expert_bias` alone.
         tokens_per_expert: int64 ``[E]``, routed tokens counted since the last reset, training passes only.
         aux_loss: coefficient times the auxiliary loss of the last training pass, or None.
     """
 
     float32_names = ("expert_bias",)
+    config: VPTransformerConfig
     expert_bias: torch.Tensor | None
     tokens_per_expert: torch.Tensor
     bias: nn.Parameter | None
@@ -144,7 +151,9 @@ class Router(MegatronModule, Float32Parameters):
         bias = None if self.bias is None else self.bias.to(self.dtype)
         return nn.functional.linear(hidden.to(self.dtype), self.weight.to(self.dtype), bias)
 
-    def forward(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, hidden: torch.Tensor, padding: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Route.
 
         Args:
@@ -152,11 +161,16 @@ class Router(MegatronModule, Float32Parameters):
             padding: bool ``[B, S]``, True where a token is padding; None when nothing is.
 
         Returns:
-            weights fp32 ``[S · B, K]`` (0 for padding) and expert indices int64 ``[S · B, K]`` (E for padding).
+            weights fp32 ``[S · B, K]`` (0 for padding) and expert indices int64 ``[S · B, K]`` (E for
+            padding).
         """
         config = self.config
         logits = self.logits(hidden)  # [S, B, E]
-        valid = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if padding is None else ~padding.t()
+        valid = (
+            torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+            if padding is None
+            else ~padding.t()
+        )
         weights, chosen = route(
             logits.flatten(0, 1),
             topk=self.topk,
@@ -174,8 +188,14 @@ class Router(MegatronModule, Float32Parameters):
             with torch.no_grad():
                 self.tokens_per_expert += _count(chosen, self.num_experts)
             if config.moe_aux_loss_coeff:
-                scores = logits.sigmoid() if config.moe_router_score_function == "sigmoid" else logits.softmax(dim=-1)
-                self.aux_loss = config.moe_aux_loss_coeff * sequence_aux_loss(scores, self.topk, valid).float()
+                scores = (
+                    logits.sigmoid()
+                    if config.moe_router_score_function == "sigmoid"
+                    else logits.softmax(dim=-1)
+                )
+                self.aux_loss = (
+                    config.moe_aux_loss_coeff * sequence_aux_loss(scores, self.topk, valid).float()
+                )
         return weights, chosen
 
     @torch.no_grad()
@@ -183,7 +203,8 @@ class Router(MegatronModule, Float32Parameters):
         """Move the bias of each expert one step towards an even load: ``b_e += rate · sign(mean(n) − n_e)``.
 
         Args:
-            counts: ``[E]``, tokens of the whole global batch (summed over data-parallel ranks), from one optimizer step.
+            counts: ``[E]``, tokens of the whole global batch (summed over data-parallel ranks), from one
+                optimizer step.
         """
         if self.expert_bias is None:
             return
@@ -193,7 +214,7 @@ class Router(MegatronModule, Float32Parameters):
 
 
 def _count(chosen: torch.Tensor, experts: int) -> torch.Tensor:
-    """int64 ``[E]``: how often each expert was chosen; index E is nobody.
+    """Int64 ``[E]``: how often each expert was chosen; index E is nobody.
 
     ``bincount`` on CUDA has no deterministic form; integer additions are exact in any order.
     """

@@ -19,13 +19,14 @@ _ROW_SPLIT = {"a_q": 0, "a_k": 0, "a_v": 0, "bias": 0}
 
 
 class TensorProductQKV(MegatronModule):
-    """``q[h] = (1/R_q) Σ_r a_q(z)[h, r] · b_q(z)[r]``, keys and values likewise, plus one bias after composition.
+    """``q[h] = (1/R_q) Σ_r a_q(z)[h, r] · b_q(z)[r]``, keys and values likewise, plus one bias at the end.
 
-    Both factors are linear in the input and have no bias of their own. The rows of every ``a`` are heads and are split
-    over tensor-parallel ranks; the ``b`` factors are needed whole on each rank, so they are replicated.
+    Both factors are linear in the input and have no bias of their own. The rows of every ``a`` are heads and
+    are split over tensor-parallel ranks; the ``b`` factors are needed whole on each rank, so they are
+    replicated.
 
-    The output has the interleaved layout of the dense projection (:mod:`trainer.model.qkv`), which makes the two
-    interchangeable.
+    The output has the interleaved layout of the dense projection (:mod:`trainer.model.qkv`), which makes the
+    two interchangeable.
     """
 
     def __init__(self, config: VPTransformerConfig, pg_collection: ProcessGroupCollection, **_: Any) -> None:
@@ -34,8 +35,7 @@ class TensorProductQKV(MegatronModule):
         size = self.tp_group.size()
         self.heads, self.groups = config.num_attention_heads // size, config.num_query_groups // size
         self.head_dim = config.kv_channels
-        assert config.tpa_q_rank and config.tpa_rank  # checked by the config
-        self.q_rank, self.kv_rank = config.tpa_q_rank, config.tpa_rank
+        self.q_rank, self.kv_rank = config.tpa_q_rank or 0, config.tpa_rank or 0  # above 0, by the config
 
         def factor(rows: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(rows, config.hidden_size, dtype=config.params_dtype))
@@ -63,7 +63,8 @@ class TensorProductQKV(MegatronModule):
             hidden: ``[S, B, H]``, normalised.
 
         Returns:
-            ``[S, B, (heads + 2 · groups) · D]`` of this rank in the parameters' dtype, and no bias left to add.
+            ``[S, B, (heads + 2 · groups) · D]`` of this rank in the parameters' dtype, and no bias left to
+            add.
         """
         z = sum_gradient_over_tp(hidden.to(self.a_q.dtype), self.tp_group)
         query = self._compose(z, self.a_q, self.b_q, self.heads, self.q_rank)
@@ -77,7 +78,7 @@ class TensorProductQKV(MegatronModule):
     def _compose(
         self, z: torch.Tensor, a: torch.Tensor, b: torch.Tensor, heads: int, rank: int
     ) -> torch.Tensor:
-        """fp32 ``[S, B, heads, D]``; the sum over ranks accumulates in fp32."""
+        """Fp32 ``[S, B, heads, D]``; the sum over ranks accumulates in fp32."""
         left = nn.functional.linear(z, a).float().unflatten(-1, (heads, rank))
         right = nn.functional.linear(z, sum_gradient_over_tp(b, self.tp_group)).float()
         return left @ right.unflatten(-1, (rank, self.head_dim)) / rank
