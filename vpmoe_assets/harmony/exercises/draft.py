@@ -19,7 +19,7 @@ LANGUAGE_NAMES = {
 BRIEF = 480
 """Below this budget the reasoning has no plan and no check."""
 
-# Words in pieces of up to eight letters, digits in groups of up to three, the space before them, signs, lines.
+# Words in pieces of up to eight letters, digits in groups of up to three, the space before, signs, lines.
 _PIECE = re.compile(r"[^\W\d_]{1,8}|\d{1,3}|[^\w\s]|\n+| (?=\d)")
 
 

@@ -96,7 +96,10 @@ def iterated_rule(rng: random.Random, language: str, budget: int) -> Draft:
             brief=budget < BRIEF,
         ),
         answer(
-            opening, [step.result for step in taken], closing.format(k=count, last=last, peak=peak), "1. "
+            opening,
+            [step.result for step in taken],
+            closing.format(k=count, last=last, peak=peak),
+            numbered=True,
         ),
     )
 
