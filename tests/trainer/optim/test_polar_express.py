@@ -13,15 +13,37 @@ def singular_values(matrices: torch.Tensor) -> torch.Tensor:
     return torch.linalg.svdvals(matrices.double())
 
 
-@pytest.mark.parametrize("shape", [(128, 1024), (1536, 1024), (32, 1024), (1024, 128)])
-def test_gaussian_matrices_become_nearly_orthogonal(shape):
+@pytest.mark.parametrize(
+    ("shape", "dtype", "low", "high"),
+    [
+        ((128, 1024), torch.float32, LOW - 1e-4, HIGH + 1e-4),
+        ((1024, 128), torch.float32, LOW - 1e-4, HIGH + 1e-4),
+        ((32, 1024), torch.float32, LOW - 1e-4, HIGH + 1e-4),
+        ((1536, 1024), torch.float32, LOW - 1e-4, HIGH + 1e-4),
+        ((128, 1024), torch.bfloat16, 0.83, 1.145),
+        ((32, 1024), torch.bfloat16, 0.83, 1.145),
+    ],
+)
+def test_gaussian_matrices_become_nearly_orthogonal(shape, dtype, low, high):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values = singular_values(polar_express(matrices))
-    assert values.min() >= LOW - 1e-4
-    assert values.max() <= HIGH + 1e-4
-    rough = singular_values(polar_express(matrices, dtype=torch.bfloat16))
-    assert rough.min() >= 0.83
-    assert rough.max() <= 1.145
+    values = singular_values(polar_express(matrices, dtype=dtype))
+    assert values.min() >= low
+    assert values.max() <= high
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(128, 1024), (1536, 1024), (1024, 1024), (32, 1024)])
+def test_on_cuda_products_are_bfloat16_and_agree_with_float32(shape):
+    matrices = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    result = polar_express(matrices.cuda())
+    assert result.dtype == torch.float32
+    assert torch.equal(result, result.bfloat16().float())
+    values = singular_values(result.cpu())
+    assert values.max() <= 1.145
+    if shape != (1024, 1024):  # a square Gaussian matrix has a few tiny singular values, which stay small
+        assert values.min() >= 0.83
+    exact = polar_express(matrices.cuda(), dtype=torch.float32).cpu()
+    assert (result.cpu() - exact).norm() / exact.norm() < 0.03
 
 
 @given(
