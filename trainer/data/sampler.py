@@ -150,7 +150,8 @@ class Sampler:
                 f" {found}: the data set, seq_len, pack.block or seed changed. Resume with those of the"
                 " checkpoint, or start a new run"
             )
-        if not 0 <= index <= (size := self._dataset.num_samples(epoch)):
+        size = self._dataset.num_samples(epoch)
+        if not 0 <= index <= size:
             raise DataError(f"the checkpoint stands at sample {index} of epoch {epoch}, which has {size}")
         self.epoch, self.index = epoch, index
 
