@@ -34,7 +34,6 @@ class SynthKd(Frozen):
     valid_fraction: Fraction
     on_invalid: Literal["fail"] = "fail"
     max_rows: RowCap = -1
-    max_rows_per_shard: RowCap = -1
     pack: Pack = Pack()
 
 

@@ -1,7 +1,8 @@
 """SYNTH-shaped rows written for this project: problems with computed, true answers, in the corpus's shape.
 
 Row ``i`` depends on the seed and on ``i`` alone. Lengths follow those of the real corpus (rendered: mean
-about 856 tokens, median 850, 99th percentile 1500, a few in a thousand above 2048); long rows are longer problems.
+about 856 tokens, median 850, 99th percentile 1500, a few in a thousand above 2048); long rows are longer
+problems.
 """
 
 import random
