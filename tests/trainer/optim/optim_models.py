@@ -90,7 +90,9 @@ class PrescribedGradients(torch.nn.Module):
                 param.partition_dim = spec.tensor_dim
             self.register_parameter(name, param)
 
-    def backward(self, step: int, *, micro_batches: int = 2, scale: float = 1.0, skip: tuple[str, ...] = ()) -> None:
+    def backward(
+        self, step: int, *, micro_batches: int = 2, scale: float = 1.0, skip: tuple[str, ...] = ()
+    ) -> None:
         """Leaves the whole model's gradient of `step`, split over micro-batches and ranks, in powers of two."""
         for micro in range(micro_batches):
             loss = torch.zeros(())
@@ -131,9 +133,7 @@ def settings(**changes: Any) -> OptimizerConfig:
     return OptimizerConfig(**{**values, **changes})
 
 
-def train(
-    model: PrescribedGradients, optimizer: Optimizer, steps: range, **backward: Any
-) -> list[Any]:
+def train(model: PrescribedGradients, optimizer: Optimizer, steps: range, **backward: Any) -> list[Any]:
     stats = []
     for step in steps:
         optimizer.zero_grad()
@@ -161,7 +161,13 @@ class Rank:
 
 
 def _enter(
-    rank: int, world: int, tp: int, ep: int, directory: Path, work: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int,
+    world: int,
+    tp: int,
+    ep: int,
+    directory: Path,
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
     result: Any
     try:

@@ -120,7 +120,9 @@ def test_state_takes_what_the_memory_plan_says():
     masters = sum(p.numel() for p in model.parameters()) - 1 - 12  # omega and log_freq are their own
     bytes_needed = 4 * (masters + matrices + rows + 2 * others)
     assert Optimizer(model, settings(), clip_grad=0).state_bytes() == bytes_needed
-    narrow = Optimizer(PrescribedGradients(dtype=torch.bfloat16), settings(momentum_dtype="bf16"), clip_grad=0)
+    narrow = Optimizer(
+        PrescribedGradients(dtype=torch.bfloat16), settings(momentum_dtype="bf16"), clip_grad=0
+    )
     assert narrow.state_bytes() == bytes_needed - 2 * matrices
 
 

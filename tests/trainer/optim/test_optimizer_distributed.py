@@ -117,13 +117,24 @@ def load_alone(rank, two_rank_checkpoint):
     """One rank reads what two wrote, goes on, and writes its own."""
     model, optimizer = build(rank, BFLOAT)
     load(two_rank_checkpoint, model, optimizer)
-    state = {name: t.data.clone() for name, t in optimizer.sharded_state_dict(model.sharded_state_dict())["tensors"].items()}
+    state = {
+        name: t.data.clone()
+        for name, t in optimizer.sharded_state_dict(model.sharded_state_dict())["tensors"].items()
+    }
     again = save(rank, "one_rank", model, optimizer)
     train(model, optimizer, range(2, 4))
     own, reference = build(rank, BFLOAT)
     train(own, reference, range(2))
-    expected = {name: t.data for name, t in reference.sharded_state_dict(own.sharded_state_dict())["tensors"].items()}
-    return {"state": state, "expected": expected, "weights": weights(model), "checkpoint": again, "steps": optimizer.steps}
+    expected = {
+        name: t.data for name, t in reference.sharded_state_dict(own.sharded_state_dict())["tensors"].items()
+    }
+    return {
+        "state": state,
+        "expected": expected,
+        "weights": weights(model),
+        "checkpoint": again,
+        "steps": optimizer.steps,
+    }
 
 
 def load_on_two(rank, checkpoint):
@@ -174,7 +185,9 @@ def test_two_data_parallel_ranks_train_like_one_process(data_parallel, dtype):
             trained, their_norms, _ = rank[dtype, shard]
             assert their_norms == pytest.approx(norms, rel=1e-6)
             for name, weight in trained.items():
-                torch.testing.assert_close(weight, reference[name], rtol=1e-4 if dtype is FLOAT else 8e-3, atol=1e-5)
+                torch.testing.assert_close(
+                    weight, reference[name], rtol=1e-4 if dtype is FLOAT else 8e-3, atol=1e-5
+                )
 
 
 @pytest.mark.parametrize("dtype", [FLOAT, BFLOAT], ids=["fp32", "bf16"])

@@ -21,7 +21,10 @@ def test_every_row_has_one_owner_and_shares_are_contiguous_in_rank_order(units, 
     assert plan(list(units), ranks) == shares
 
 
-@given(units=st.lists(st.builds(Unit, rows=st.integers(1, 40), cost=st.integers(1, 1000)), min_size=1), ranks=st.integers(1, 9))
+@given(
+    units=st.lists(st.builds(Unit, rows=st.integers(1, 40), cost=st.integers(1, 1000)), min_size=1),
+    ranks=st.integers(1, 9),
+)
 @settings(max_examples=100, deadline=None)
 def test_no_rank_has_more_than_its_part_plus_one_row(units, ranks):
     load = [0] * ranks

@@ -46,9 +46,7 @@ def test_every_step_equals_megatrons_scheduler(kind, steps, warmup, minimum):
 
 
 def test_the_warmup_is_the_larger_of_fraction_and_minimum():
-    schedule = ScheduleConfig(
-        kind="cosine", warmup_fraction=0.02, min_warmup_steps=100, min_lr_fraction=0.1
-    )
+    schedule = ScheduleConfig(kind="cosine", warmup_fraction=0.02, min_warmup_steps=100, min_lr_fraction=0.1)
     assert lr_fraction(0, 1907, schedule) == pytest.approx(0.01)
     assert lr_fraction(99, 1907, schedule) == 1.0
     assert lr_fraction(1906, 1907, schedule) == pytest.approx(0.1)
@@ -57,7 +55,11 @@ def test_the_warmup_is_the_larger_of_fraction_and_minimum():
 
 @pytest.mark.parametrize(
     ("step", "steps", "minimum_warmup", "message"),
-    [(10, 10, 0, "step 10 is outside a run of 10"), (-1, 10, 0, "step -1"), (0, 50, 100, "50 steps.*100 of them")],
+    [
+        (10, 10, 0, "step 10 is outside a run of 10"),
+        (-1, 10, 0, "step -1"),
+        (0, 50, 100, "50 steps.*100 of them"),
+    ],
 )
 def test_a_step_or_warmup_outside_the_run_is_refused(step, steps, minimum_warmup, message):
     schedule = ScheduleConfig(

@@ -1,0 +1,97 @@
+"""The optimizer on the real model: routing at full size, and a small one trained, stored and resumed."""
+
+import pytest
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from optim_models import settings, weights
+
+from trainer.checkpoint import TorchDistSave
+from trainer.config import load_experiment
+from trainer.model.gpt import build_model
+from trainer.optim.optimizer import Optimizer
+from trainer.optim.routing import count_matrices, route_model
+
+
+@pytest.fixture(scope="module")
+def full_size():
+    model = build_model(load_experiment("full").architecture("vpmoe"), dtype=torch.bfloat16, device="meta")
+    return route_model(model.named_parameters(), load_experiment("full").training.optimizer)
+
+
+def test_the_full_model_routes_41147_matrices(full_size):
+    assert count_matrices(full_size) == 41_147
+    assert count_matrices(entry for entry in full_size if ".mlp.experts." in entry.name) == 40_448
+
+
+@pytest.mark.parametrize(
+    ("ending", "algorithm", "decays"),
+    [
+        ("embedding.word_embeddings.weight", "adamw", False),
+        ("output_layer.weight", "adamw", False),
+        ("self_attention.linear_qkv.weight", "normuon", True),
+        ("self_attention.linear_proj.weight", "normuon", True),
+        ("self_attention.linear_proj.bias", "adamw", False),
+        ("linear_tpa.a_q", "normuon", True),
+        ("linear_tpa.b_v", "normuon", True),
+        ("linear_tpa.bias", "adamw", False),
+        ("mlp.experts.weight1", "normuon", True),
+        ("mlp.experts.weight2", "normuon", True),
+        ("mlp.experts.bias1", "adamw", False),
+        ("mlp.experts.bias2", "adamw", False),
+        ("mlp.router.weight", "normuon", True),
+        ("mlp.router.bias", "adamw", False),
+        ("mlp.shared_experts.linear_fc1.weight", "normuon", True),
+        ("q_layernorm.weight", "adamw", False),
+        ("softmax_offset", "adamw", False),
+        ("value_residual_logit", "adamw", False),
+        ("log_freq", "adamw", False),
+    ],
+)
+def test_each_kind_of_parameter_goes_where_it_belongs(full_size, ending, algorithm, decays):
+    routes = {entry.route for entry in full_size if entry.name.endswith(ending)}
+    assert routes, f"no parameter ends with {ending}"
+    assert {route.algorithm for route in routes} == {algorithm}
+    assert {route.weight_decay > 0 for route in routes} == {decays}
+
+
+def train(model, optimizer, steps):
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        tokens = torch.randint(0, 1000, (1, 24), generator=generator)
+        optimizer.zero_grad()
+        hidden = model.forward_hidden(tokens, torch.arange(24)[None], torch.zeros(1, 24, dtype=torch.int64))
+        logits = hidden[:-1, 0] @ model.head_weight[:1000].T
+        loss = torch.nn.functional.cross_entropy(logits.float(), tokens[0, 1:]) + model.pop_aux_loss()
+        loss.backward()
+        yield loss.item(), optimizer.step(1.0)
+
+
+def places(model):
+    return model.sharded_state_dict()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_the_smoke_model_trains_and_resumes_bit_for_bit_through_a_checkpoint(dtype, tmp_path):
+    arch = load_experiment("smoke").architecture("vpmoe")
+    model = build_model(arch, dtype=dtype, seed=1)
+    optimizer = Optimizer(model, settings(lr=2e-3), clip_grad=1.0)
+    first = list(train(model, optimizer, range(2)))
+    assert all(not stats.untouched for _, stats in first)
+    where = places(model)
+    state = {"model": where, "optimizer": optimizer.sharded_state_dict(where)}
+    dist_checkpointing.save(state, str(tmp_path), sharded_strategy=TorchDistSave("torch_dist", 1))
+    straight = list(train(model, optimizer, range(2, 4)))
+    final = weights(model)
+    optimizer.close()
+    del optimizer
+
+    resumed = build_model(arch, dtype=dtype, seed=2)
+    again = Optimizer(resumed, settings(lr=2e-3), clip_grad=1.0)
+    where = places(resumed)
+    state = {"model": where, "optimizer": again.sharded_state_dict(where)}
+    loaded = dist_checkpointing.load(state, str(tmp_path), strict=StrictHandling.RAISE_ALL)
+    resumed.load_state_dict(loaded["model"])
+    again.load_state_dict(loaded["optimizer"])
+    assert list(train(resumed, again, range(2, 4))) == straight
+    assert all(torch.equal(weight, final[name]) for name, weight in weights(resumed).items())
