@@ -111,7 +111,7 @@ def test_key_words_out_of_range_are_refused(seed, epoch):
 
 
 def test_fill_ratio_on_lengths_like_those_of_the_corpus():
-    """Bulk around 850 tokens, a heavier upper tail, cut at 2048 (mean 856, 90 % below 1111, 99 % below 1495)."""
+    """Bulk around 850 tokens, a heavier upper tail (mean 856, 90 % below 1111), cut at 2048."""
     generator = np.random.default_rng(0)
     bulk = generator.normal(845, 190, size=19_600)
     tail = generator.uniform(1300, 2048, size=400)
