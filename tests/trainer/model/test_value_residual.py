@@ -40,7 +40,12 @@ def test_every_logit_moves_in_bf16(kind):
 def test_logits_survive_casts_bit_for_bit():
     model = build_model(tiny("dense", model={"value_residual_init": 0.99}))
     before = {name: p.detach().clone() for name, p in logits_of(model).items()}
-    for cast in (lambda: model.to(torch.bfloat16), model.bfloat16, model.half, lambda: model.float().bfloat16()):
+    for cast in (
+        lambda: model.to(torch.bfloat16),
+        model.bfloat16,
+        model.half,
+        lambda: model.float().bfloat16(),
+    ):
         cast()
         assert all(torch.equal(p, before[name]) for name, p in logits_of(model).items())
     assert model.output_layer.weight.dtype == torch.bfloat16
