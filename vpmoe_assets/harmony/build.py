@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpmoe_assets.harmony.completion import sweep, write_json
+from vpmoe_assets.harmony.completion import sweep, sync_tree, write_json
 from vpmoe_assets.harmony.conversation import Scaffold
 from vpmoe_assets.harmony.errors import DataError
 from vpmoe_assets.harmony.kd import KdWorker
@@ -255,6 +255,7 @@ def _locked(work_dir: Path) -> Iterator[Path]:
 
 
 def _publish(work: Path, output_dir: Path) -> None:
+    sync_tree(work / "payload")
     replaced = work / "replaced"
     if output_dir.exists():
         if replaced.exists():

@@ -1,22 +1,21 @@
 """What a finished shard leaves behind, so that a build that was killed goes on where it stopped.
 
-A shard is written in a scratch directory, its files are moved to their final names, and its record is written
-last. A record counts only for the same input and configuration (its key) and only while every file it names
-still has the recorded sha256; otherwise the shard is built again.
+A shard's files are written at their final place in a payload that nobody sees before it is published, and its
+record is written last. A record counts only for the same input and configuration (its key) and only while
+every file it names still has the recorded sha256; otherwise the shard is built again. That check is also why
+nothing needs to reach the disk before the whole build is published.
 """
 
-import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpmoe_assets.lineage.canonical import canonical_json
+from vpmoe_assets.lineage.canonical import sha256_json
 from vpmoe_assets.lineage.digest import file_sha256
-from vpmoe_assets.lineage.workarea import sync_directory, write_durably
 
 
 def shard_name(shard: int) -> str:
@@ -24,10 +23,9 @@ def shard_name(shard: int) -> str:
     return f"shard_{shard:02d}"
 
 
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write indented JSON so that the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(path, json.dumps(document, indent=2, allow_nan=False).encode() + b"\n")
+def shard_key(**fields: Any) -> str:
+    """sha256 over the canonical JSON of everything that decides a shard's bytes."""
+    return sha256_json(fields)
 
 
 @dataclass(frozen=True)
@@ -37,19 +35,14 @@ class ShardWork:
     Args:
         shard: its number.
         key: sha256 over everything that decides its bytes.
-        payload_dir: where its files go.
-        state_dir: where its record, its sidecar files and its scratch directory lie.
+        payload_dir: where its files are.
+        state_dir: where its record and its sidecar files are.
     """
 
     shard: int
     key: str
     payload_dir: Path
     state_dir: Path
-
-    @property
-    def scratch(self) -> Path:
-        """Directory in which the shard is written; the same relative names as in the payload."""
-        return self.state_dir / f"{shard_name(self.shard)}.partial"
 
     @property
     def record(self) -> Path:
@@ -71,37 +64,29 @@ class ShardWork:
         result: dict[str, Any] = record["result"]
         return result
 
-    def begin(self) -> Path:
-        """Forget any earlier record and return the empty scratch directory."""
+    def begin(self) -> None:
+        """Make the directories and forget any earlier record."""
+        self.payload_dir.mkdir(parents=True, exist_ok=True)
         self.state_dir.mkdir(parents=True, exist_ok=True)
         self.record.unlink(missing_ok=True)
-        if self.scratch.exists():
-            shutil.rmtree(self.scratch)
-        self.scratch.mkdir()
-        return self.scratch
 
     def finish(self, files: Mapping[str, str], sidecars: Iterable[str], result: Mapping[str, Any]) -> None:
-        """Move the shard's files from the scratch directory to their places and write the record.
+        """Write the record.
 
         Args:
             files: sha256 by path relative to the payload.
-            sidecars: names of files that stay in the state directory.
+            sidecars: names of files in the state directory.
             result: what ``completed`` will return; must be JSON.
         """
-        kept = {name: file_sha256(self.scratch / name) for name in sidecars}
-        for root, names in ((self.payload_dir, files), (self.state_dir, kept)):
-            for name in names:
-                (root / name).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(self.scratch / name, root / name)
-            for directory in {(root / name).parent for name in names}:
-                sync_directory(directory)
-        shutil.rmtree(self.scratch)
+        kept = {name: file_sha256(self.state_dir / name) for name in sidecars}
         write_json(self.record, {"key": self.key, "files": files, "sidecars": kept, "result": result})
 
 
-def shard_key(**fields: Any) -> str:
-    """sha256 over the canonical JSON of everything that decides a shard's bytes."""
-    return hashlib.sha256(canonical_json(fields)).hexdigest()
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write indented JSON so that the file appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    os.replace(temporary, path)
 
 
 def sweep(payload_dir: Path, expected: Iterable[str]) -> None:
@@ -113,3 +98,18 @@ def sweep(payload_dir: Path, expected: Iterable[str]) -> None:
                 path.rmdir()
         elif path.relative_to(payload_dir).as_posix() not in wanted:
             path.unlink()
+
+
+def sync_tree(root: Path) -> None:
+    """Bring every file and directory below ``root``, and ``root`` itself, to the disk."""
+    paths = [root, *root.rglob("*")]
+    with ThreadPoolExecutor(8) as pool:  # they mostly wait: together they take little longer than one
+        list(pool.map(_sync, paths))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -120,8 +120,8 @@ class _translated:  # noqa: N801 -- reads as a statement: with _translated(...)
 
         if isinstance(error, httpx.TransportError | OfflineModeIsEnabled):
             raise HubError(
-                f"{self._what}: the hub cannot be reached ({type(error).__name__}: {error}). This source needs "
-                "a network; run it where the hub is reachable, or choose a source that is local "
+                f"{self._what}: the hub cannot be reached ({type(error).__name__}: {error}). This source "
+                "needs a network; run it where the hub is reachable, or choose a source that is local "
                 '(sources.synth: kind = "generated" or "parquet"; sources.healing_corpus: kind = '
                 '"pydoc_topics" or "folder")'
             ) from error
@@ -267,7 +267,12 @@ def fetch_synth(
         "description": f"{source.repo} at commit {source.revision}.",
         "repo": source.repo,
         "revision": source.revision,
-        "files": [{"name": file.path, "bytes": file.size, "sha256": file.sha256} for file in files],
+        "storage": {
+            "format": "parquet",
+            "glob": "*.parquet",
+            "total_bytes": sum(file.size for file in files),
+            "shards": [{"path": file.path, "bytes": file.size, "sha256": file.sha256} for file in files],
+        },
     }
 
 

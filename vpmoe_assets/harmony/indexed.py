@@ -6,7 +6,6 @@ int64[n] byte offsets, int64[n+1] document indices. Here one sequence is one doc
 """
 
 import hashlib
-import os
 import struct
 from array import array
 from collections.abc import Sequence
@@ -70,7 +69,10 @@ class IndexedWriter:
         self._lengths = array("i")
         self._bytes = 0
         self._digest = hashlib.sha256()
-        self._stream: BinaryIO | None = self.bin_path.open("wb")
+        # A new file, not the old one emptied: a dying worker may still hold that one open.
+        self.bin_path.unlink(missing_ok=True)
+        self.idx_path.unlink(missing_ok=True)
+        self._stream: BinaryIO | None = self.bin_path.open("xb")
         self._finished = False
 
     def append(self, data: "bytes | npt.NDArray[Any]", lengths: Sequence[int]) -> None:
@@ -92,10 +94,10 @@ class IndexedWriter:
         self._lengths.extend(lengths)
 
     def finish(self) -> tuple[WrittenFile, WrittenFile]:
-        """Close the ``.bin``, write the ``.idx``, both to the disk; returns what was written (bin, idx)."""
+        """Close the ``.bin`` and write the ``.idx``; returns what was written (bin, idx)."""
         if self._stream is None:
             raise ValueError(f"{self.bin_path.name} is closed")
-        _sync_and_close(self._stream)
+        self._stream.close()
         self._stream = None
         lengths = np.frombuffer(self._lengths, dtype=np.int32) if self._lengths else np.zeros(0, np.int32)
         count = lengths.size
@@ -110,8 +112,6 @@ class IndexedWriter:
                 stream.write(part)
                 digest.update(part)
                 size += len(part)
-            stream.flush()
-            os.fsync(stream.fileno())
         self._finished = True
         return WrittenFile(self._bytes, self._digest.hexdigest()), WrittenFile(size, digest.hexdigest())
 
@@ -185,9 +185,3 @@ def _offsets(lengths: npt.NDArray[np.int32], itemsize: int) -> npt.NDArray[np.in
     if lengths.size:
         np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
     return offsets * itemsize
-
-
-def _sync_and_close(stream: BinaryIO) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
-    stream.close()

@@ -83,10 +83,9 @@ class KdWorker:
         return ShardWork(shard, key, self.payload_dir, self.state_dir)
 
 
-def hash_files(state_dir: Path, shard: int) -> tuple[Path, Path]:
-    """The shard's sorted 8-byte id hashes [n] uint64, and their rows [n] int64, as ``.npy``."""
-    name = shard_name(shard)
-    return state_dir / f"{name}.hashes.npy", state_dir / f"{name}.rows.npy"
+def hash_file(state_dir: Path, shard: int) -> Path:
+    """``.npy`` of [2, n] uint64: the shard's 8-byte id hashes, sorted, and the rows they belong to."""
+    return state_dir / f"{shard_name(shard)}.hashes.npy"
 
 
 @dataclass
@@ -104,7 +103,7 @@ class _Split:
         if not batch.lengths:
             return
         if not self.writers:
-            self.directory.mkdir()
+            self.directory.mkdir(exist_ok=True)
             for kind, dtype in ARRAYS.items():
                 writer = IndexedWriter(self.directory / f"{self.name}_{kind}", dtype)
                 self.writers[kind] = self.stack.enter_context(writer)
@@ -131,12 +130,12 @@ def _build(worker: KdWorker, work: ShardWork, report: Callable[[int], None]) -> 
     source, config = worker.sources[work.shard], worker.config
     renderer = _renderer(worker.tokenizer_dir)
     threshold = split_threshold(config.valid_fraction)
-    scratch = work.begin()
+    work.begin()
     counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-    hashes, rows = array("Q"), array("q")
+    hashes, rows = array("Q"), array("Q")
     skipped = 0
     with ExitStack() as stack:
-        splits = {split: _Split(scratch / split, shard_name(work.shard), stack) for split in SPLITS}
+        splits = {split: _Split(work.payload_dir / split, shard_name(work.shard), stack) for split in SPLITS}
         for batch in source.batches():
             if len(rows) == source.limit:
                 break
@@ -179,7 +178,7 @@ def _build(worker: KdWorker, work: ShardWork, report: Callable[[int], None]) -> 
                 splits[split].write(conversations)
             report(len(batch))
         written = {split: splits[split].finish() for split in SPLITS}
-    sidecars = _save_hashes(scratch, work.shard, hashes, rows)
+    sidecar = _save_hashes(work, hashes, rows)
     entry: dict[str, Any] = {"shard": work.shard, "skipped": skipped, "splits": {}}
     for split, state in splits.items():
         counts[split]["kept"] = state.rows
@@ -192,17 +191,16 @@ def _build(worker: KdWorker, work: ShardWork, report: Callable[[int], None]) -> 
             },
         }
     files = {f"{split}/{name}": file.sha256 for split in SPLITS for name, file in written[split].items()}
-    work.finish(files, sidecars, entry)
+    work.finish(files, [sidecar], entry)
     return entry
 
 
-def _save_hashes(scratch: Path, shard: int, hashes: "array[int]", rows: "array[int]") -> list[str]:
-    values = np.array(hashes, dtype="<u8")
-    order = np.argsort(values, kind="stable")
-    paths = hash_files(scratch, shard)
-    np.save(paths[0], values[order])
-    np.save(paths[1], np.array(rows, dtype="<i8")[order])
-    return [path.name for path in paths]
+def _save_hashes(work: ShardWork, hashes: "array[int]", rows: "array[int]") -> str:
+    both = np.array([hashes, rows], dtype="<u8")
+    path = hash_file(work.state_dir, work.shard)
+    path.unlink(missing_ok=True)
+    np.save(path, both[:, np.argsort(both[0], kind="stable")])
+    return path.name
 
 
 if __name__ == "__main__":

@@ -107,6 +107,7 @@ class Renderer:
         self._encoding = tokenizer.load_tiktoken(tokenizer_dir)
         self._encode = self._encoding.encode_to_numpy
         self._heads: dict[bytes, Head] = {}
+        self._latest: tuple[Sequence[Mapping[str, Any]] | None, Head] = (None, Head(_ids(), (), ()))
         self._user_header = self._header("user")
         analysis_header, final_header = (
             self._header("assistant", "analysis"),
@@ -159,6 +160,8 @@ class Renderer:
 
     def head(self, messages: Sequence[Mapping[str, Any]]) -> Head:
         """Everything up to and including the header of the latest user message."""
+        if messages is self._latest[0]:  # rows of one source share their scaffold object
+            return self._latest[1]
         import orjson
 
         # Only pure scaffolds recur; earlier turns would fill the cache with texts never seen again.
@@ -166,10 +169,12 @@ class Renderer:
         if all(message["role"] in ("system", "developer") for message in messages):
             key = orjson.dumps(messages if isinstance(messages, list) else list(messages))
             if (cached := self._heads.get(key)) is not None:
+                self._latest = (messages, cached)
                 return cached
         head = self._render_head(messages)
         if key is not None and len(self._heads) < self.CACHED_HEADS:
             self._heads[key] = head
+            self._latest = (messages, head)
         return head
 
     def length(self, encoded: Encoded) -> int:

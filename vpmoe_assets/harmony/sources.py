@@ -86,7 +86,10 @@ class SynthSource:
 
     def turn(self, batch: RowBatch, position: int) -> Turn | None:
         """The texts behind the scaffold."""
-        query, reasoning, answer = (batch.columns[name][position] for name in TEXT_FIELDS)
+        columns = batch.columns
+        query = columns["query"][position]
+        reasoning = columns["synthetic_reasoning"][position]
+        answer = columns["synthetic_answer"][position]
         if not (query and reasoning and answer):
             return None
         return Turn(self.scaffold.opening, query, reasoning, answer)

@@ -67,7 +67,8 @@ class HarmonyWorker:
             report(stop - start)
             return done
         name = shard_file_name(shard)
-        entry = self._write(work.begin() / name, start, stop, report)
+        work.begin()
+        entry = self._write(self.payload_dir / name, start, stop, report)
         entry = {"path": name, **entry}
         work.finish({name: entry["sha256"]}, [], entry)
         return entry
@@ -91,7 +92,8 @@ class HarmonyWorker:
 
         schema = arrow_schema()
         groups, rows = 0, 0
-        with path.open("wb") as stream, pq.ParquetWriter(stream, schema, compression="zstd") as writer:
+        path.unlink(missing_ok=True)  # a dying worker may still hold the old file open
+        with path.open("xb") as stream, pq.ParquetWriter(stream, schema, compression="zstd") as writer:
             for group in _groups(complete_rows(), self.row_group_rows):
                 records = [_record(row, self.scaffold) for row in group]
                 writer.write_table(pa.Table.from_pylist(records, schema), row_group_size=len(records))

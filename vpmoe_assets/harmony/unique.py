@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from vpmoe_assets.harmony.errors import DataError
-from vpmoe_assets.harmony.kd import hash_files
+from vpmoe_assets.harmony.kd import hash_file
 from vpmoe_assets.harmony.sources import Source
 
 #: Hashes merged at once, so 16 MB of them.
@@ -20,7 +20,7 @@ def require_unique_ids(sources: Sequence[Source], state_dir: Path, per_range: in
         DataError: two rows have the same id; names both.
     """
     for (shard_a, row_a), (shard_b, row_b) in equal_hashes(
-        [hash_files(state_dir, shard) for shard in range(len(sources))], per_range
+        [hash_file(state_dir, shard) for shard in range(len(sources))], per_range
     ):
         first, second = sources[shard_a].synth_id(row_a), sources[shard_b].synth_id(row_b)
         if first == second:
@@ -32,18 +32,18 @@ def require_unique_ids(sources: Sequence[Source], state_dir: Path, per_range: in
 
 
 def equal_hashes(
-    files: Sequence[tuple[Path, Path]], per_range: int = _PER_RANGE
+    files: Sequence[Path], per_range: int = _PER_RANGE
 ) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
     """Pairs ``(shard, row), (shard, row)`` of rows with the same hash, earlier row first.
 
     The hash range is cut into equal parts; of each shard only the slice that falls into the part is read.
 
     Args:
-        files: per shard, sorted hashes [n] uint64 and their rows [n] int64, as ``.npy``.
+        files: per shard, ``.npy`` of [2, n] uint64: sorted hashes, and their rows.
         per_range: hashes per part, about.
     """
-    mapped = [(np.load(hashes, mmap_mode="r"), np.load(rows, mmap_mode="r")) for hashes, rows in files]
-    parts = max(1, -(-sum(hashes.size for hashes, _ in mapped) // per_range))
+    mapped = [np.load(path, mmap_mode="r") for path in files]
+    parts = max(1, -(-sum(both.shape[1] for both in mapped) // per_range))
     bounds = [part * 2**64 // parts for part in range(1, parts)]
     starts = [0] * len(mapped)
     for bound in (*bounds, None):
