@@ -81,11 +81,11 @@ class StackedExperts(MegatronModule):
             outputs.append(output if b2 is None else output + (p * b2.float()).to(z.dtype))
         if outputs:
             return torch.cat(outputs)
-        # No token on this rank. The result still hangs on the weights, so that they get a gradient (zero) as
-        # on every other rank and collectives over gradients stay in step.
-        return rows.new_zeros(0, rows.shape[1]) + sum(
-            parameter.sum() * 0.0 for parameter in self.parameters()
-        )
+        # No token on this rank. The (empty) result still hangs on the rows, so that the backward pass takes
+        # part in the exchange between ranks, and on the parameters, so that they get a gradient (zero) as on
+        # every other rank.
+        zero = sum(parameter.sum() * 0.0 for parameter in self.parameters())
+        return rows + weights[:, None].to(rows.dtype) + zero
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -77,13 +77,16 @@ class Topology:
                     f"initialised; call megatron.core.parallel_state.initialize_model_parallel first."
                 )
             return cls()
+        world = dist.group.WORLD
+        if world is None:
+            raise RuntimeError("Megatron's parallel state outlived torch.distributed: destroy both together.")
         if parallel_state.get_pipeline_model_parallel_world_size() != 1:
             raise RuntimeError(
                 f"pipeline parallel size {parallel_state.get_pipeline_model_parallel_world_size()}: only 1 "
                 "works."
             )
         return cls(
-            world=Group.of(dist.distributed_c10d._get_default_group()),
+            world=Group.of(world),
             data=Group.of(parallel_state.get_data_parallel_group(with_context_parallel=True)),
             expert_data=Group.of(parallel_state.get_expert_data_parallel_group()),
             tensor=Group.of(parallel_state.get_tensor_model_parallel_group()),

@@ -1,4 +1,4 @@
-"""A model whose gradients a test prescribes, whole or split over ranks, and a way to run it on several ranks."""
+"""A model whose gradients a test prescribes, whole or split, and a way to run it on several ranks."""
 
 import multiprocessing
 import traceback
@@ -93,15 +93,16 @@ class PrescribedGradients(torch.nn.Module):
     def backward(
         self, step: int, *, micro_batches: int = 2, scale: float = 1.0, skip: tuple[str, ...] = ()
     ) -> None:
-        """Leaves the whole model's gradient of `step`, split over micro-batches and ranks, in powers of two."""
+        """Leaves the whole model's gradient of `step`, split over micro-batches and ranks."""
         for micro in range(micro_batches):
-            loss = torch.zeros(())
+            loss = torch.zeros((), device=self.omega.device)
             for name, param in self.named_parameters():
                 if name in skip or not param.requires_grad:
                     continue
                 data = self.topology.expert_data if SPECS[name].expert else self.topology.data
                 part = _fraction(micro, micro_batches) * _fraction(data.rank, data.size) * scale
                 gradient = piece(name, whole(name, 100 + step), self.topology, self.ep)
+                gradient = gradient.to(param.device)
                 loss = loss + (param.float() * (gradient * part)).sum()
             loss.backward()
 

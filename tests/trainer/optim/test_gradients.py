@@ -115,5 +115,5 @@ def test_two_optimizers_cannot_hold_one_model_but_may_follow_each_other():
 def test_an_expert_parameter_cannot_ask_for_a_tensor_parallel_sum():
     model = PrescribedGradients()
     model.weight1.tp_grad_sum = True
-    with pytest.raises(OptimizerError, match="weight1.*tensor-parallel gradient sum"):
+    with pytest.raises(OptimizerError, match=r"weight1.*tensor-parallel gradient sum"):
         gradients_of(model)

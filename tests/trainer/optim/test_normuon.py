@@ -64,7 +64,7 @@ def test_the_update_keeps_the_norm_of_the_orthogonal_factor_times_the_shape_fact
 
 @pytest.mark.parametrize(("m", "n"), [(12, 7), (9, 9), (16, 4)])
 def test_agrees_with_nvidia_for_tall_and_square_matrices(m, n, monkeypatch):
-    """Configured alike: Nesterov, shape scaling, eps 1e-10, float32, our coefficients, 1/1.02 in the first triple."""
+    """Configured alike: Nesterov, shape scaling, eps, float32, our coefficients with 1/1.02 in the first."""
     (a, b, c), *rest = COEFFICIENTS
     folded = ((a / 1.02, b / 1.02**3, c / 1.02**5), *rest)
     monkeypatch.setitem(muon_utils._COEFFICIENT_SETS, "polar_express", list(folded))

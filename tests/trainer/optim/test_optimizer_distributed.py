@@ -1,4 +1,6 @@
-"""Two gloo ranks against one process: data, tensor and expert parallel, and checkpoints that change layout."""
+"""Two gloo ranks against one process: data, tensor and expert parallel; checkpoints that change layout."""
+
+import itertools
 
 import pytest
 import torch
@@ -208,7 +210,7 @@ def test_each_row_belongs_to_one_rank_and_state_is_halved(data_parallel):
         ranges = sorted(owner[name] for owner in (first, second) if name in owner)
         assert ranges[0][0] == 0
         assert ranges[-1][1] == (spec.shape[0] if spec.shape else 1)
-        assert all(left[1] == right[0] for left, right in zip(ranges, ranges[1:], strict=False))
+        assert all(left[1] == right[0] for left, right in itertools.pairwise(ranges))
     whole = data_parallel[0][BFLOAT, False, "bytes"]
     halves = [rank[BFLOAT, True, "bytes"] for rank in data_parallel]
     assert sum(halves) == whole

@@ -4,7 +4,7 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
-from optim_models import settings, weights
+from optim_models import on_ranks, settings, weights
 
 from trainer.checkpoint import TorchDistSave
 from trainer.config import load_experiment
@@ -95,3 +95,29 @@ def test_the_smoke_model_trains_and_resumes_bit_for_bit_through_a_checkpoint(dty
     again.load_state_dict(loaded["optimizer"])
     assert list(train(resumed, again, range(2, 4))) == straight
     assert all(torch.equal(weight, final[name]) for name, weight in weights(resumed).items())
+
+
+def norms_of_two_steps(rank=None):
+    """Gradient norms of two steps; the second one's depends on every weight the first one changed."""
+    model = build_model(load_experiment("smoke").architecture("vpmoe"), seed=1)
+    optimizer = Optimizer(model, settings(lr=2e-3), clip_grad=1.0)
+    share = 1.0 if rank is None else 1.0 / rank.topology.data.size
+    norms = []
+    for step in range(2):
+        generator = torch.Generator().manual_seed(step)
+        tokens = torch.randint(0, 1000, (1, 32), generator=generator)
+        target = torch.randn(32, 1, 64, generator=generator)
+        optimizer.zero_grad()
+        hidden = model.forward_hidden(tokens, torch.arange(32)[None], torch.zeros(1, 32, dtype=torch.int64))
+        loss = (hidden.float() - target).square().mean() + model.pop_aux_loss()
+        (loss * share).backward()  # every data-parallel rank sees the same sample
+        norms.append(optimizer.step(1.0).grad_norm)
+    return norms
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [{}, {"tp": 2}, {"ep": 2}], ids=["dp2", "tp2", "ep2"])
+def test_the_smoke_model_takes_the_same_steps_in_every_layout(layout, tmp_path):
+    alone = on_ranks(tmp_path / "alone", norms_of_two_steps, world=1)[0]
+    for norms in on_ranks(tmp_path / "ranks", norms_of_two_steps, world=2, **layout):
+        assert norms == pytest.approx(alone, rel=1e-4)
