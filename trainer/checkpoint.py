@@ -150,6 +150,7 @@ class Checkpoints:
         together(lambda: self._prepare(scratch))
         dist_checkpointing.save(tensors, str(scratch), sharded_strategy=self.strategy("torch_dist", 1))
         random_path = scratch / "random" / f"rank_{self.layout.rank:05d}.json"
+        together(lambda: random_path.parent.mkdir())
         together(lambda: _write(random_path, random_state(self.layout.device)), only_leader=False)
         together(lambda: self._finish(scratch, final, state, provenance))
         return final
@@ -158,7 +159,7 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         for left in self.directory.glob(".*_iter_*"):
             shutil.rmtree(left)  # of a save or a removal that a kill cut short
-        (scratch / "random").mkdir(parents=True)
+        scratch.mkdir()
 
     def _finish(self, scratch: Path, final: Path, state: RunState, provenance: Mapping[str, Any]) -> None:
         _write(scratch / "provenance.json", provenance)

@@ -20,7 +20,9 @@ EOD = 255
 SEQ_LEN = 64
 
 
-def write_conversations(root: Path, *, rows: int = 120, valid: int = 24, seed: int = 0, vocab: int = VOCAB) -> Path:
+def write_conversations(
+    root: Path, *, rows: int = 120, valid: int = 24, seed: int = 0, vocab: int = VOCAB
+) -> Path:
     """Writes mock `synth_kd_v1` shards with a manifest: token t + 1 follows from token t, so a model can learn them."""
     rng = np.random.default_rng(seed)
     splits: dict[str, Any] = {}
@@ -41,7 +43,11 @@ def write_conversations(root: Path, *, rows: int = 120, valid: int = 24, seed: i
                 tokens = (int(rng.integers(0, vocab - 1)) + 3 * np.arange(length)) % (vocab - 1)
                 tokens[-1] = EOD if vocab == VOCAB else vocab - 1
                 span = np.repeat([0, 1, 2, 0], [prompt - 1, analysis, final, 2]).astype(np.uint8)
-                arrays = {"tokens": tokens.astype(np.int32), "lossmask": (span > 0).astype(np.uint8), "span": span}
+                arrays = {
+                    "tokens": tokens.astype(np.int32),
+                    "lossmask": (span > 0).astype(np.uint8),
+                    "span": span,
+                }
                 for kind, array in arrays.items():
                     builders[kind].add_document(torch.from_numpy(array), [len(array)])
                 total += length
@@ -53,7 +59,10 @@ def write_conversations(root: Path, *, rows: int = 120, valid: int = 24, seed: i
         "schema_version": "synth_kd_v1",
         "config_hash": "0" * 64,
         "tokenizer": {"type": "mock", "model_path": "none", "model_sha256": "0" * 64, "vocab_size": vocab},
-        "config": {"loss_mask_alignment": "labels_shifted_with_pad", "eod_token_id": EOD if vocab == VOCAB else vocab - 1},
+        "config": {
+            "loss_mask_alignment": "labels_shifted_with_pad",
+            "eod_token_id": EOD if vocab == VOCAB else vocab - 1,
+        },
         "splits": splits,
     }
     (root / "manifest.json").write_text(json.dumps(manifest))
@@ -110,7 +119,12 @@ def make_job(
             "seed": seed,
             "inputs": {key: {"path": str(path), "digest": "d" * 64} for key, path in given.items()},
             "execution": {"device": "cpu", "wandb": "disabled", **execution},
-            "provenance": {"git_sha": "a" * 40, "git_dirty": False, "source_digest": "b" * 64, "lock_digest": "c" * 64},
+            "provenance": {
+                "git_sha": "a" * 40,
+                "git_dirty": False,
+                "source_digest": "b" * 64,
+                "lock_digest": "c" * 64,
+            },
             "work_dir": str(base / name / "work"),
             "output_dir": str(base / name / "out"),
         },
@@ -130,7 +144,9 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONPATH": str(ROOT)} | more
 
 
-def command(job: Path, *flags: str, nproc: int = 1, program: tuple[str, ...] = ("-m", "trainer")) -> list[str]:
+def command(
+    job: Path, *flags: str, nproc: int = 1, program: tuple[str, ...] = ("-m", "trainer")
+) -> list[str]:
     """Command line that runs a job in a subprocess, through torchrun where it needs several ranks."""
     rest = [*program, "train", "--job", str(job), *flags]
     if nproc == 1:

@@ -1,0 +1,105 @@
+"""Runs a function on several gloo ranks, each a process of its own, without importing torch anew in each.
+
+A fork server imports the trainer once; its children start in milliseconds. Only picklable module-level functions run.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+TIMEOUT = 100.0
+
+_context = multiprocessing.get_context("forkserver")
+sys.path[:] = [str(Path(__file__).parent), *(p for p in sys.path if p != str(Path(__file__).parent))]
+_context.set_forkserver_preload(["train_ranks", "train_jobs", "trainer.train"])
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _child(
+    connection: Any, variables: dict[str, str], function: Callable[..., Any], arguments: Sequence[Any]
+) -> None:
+    os.environ.update(variables)
+    os.setpgrp()
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        connection.send((True, function(*arguments)))
+    except BaseException:
+        connection.send((False, traceback.format_exc()))
+        raise
+
+
+class Ranks:
+    """Running ranks; `join` collects what they return."""
+
+    def __init__(self, world: int, function: Callable[..., Any], *arguments: Any) -> None:
+        shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
+        shared |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+        self.connections, self.processes = [], []
+        for rank in range(world):
+            mine, theirs = _context.Pipe()
+            variables = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            process = _context.Process(
+                target=_child, args=(theirs, variables, function, arguments), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self.connections.append(mine)
+            self.processes.append(process)
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to every rank."""
+        for process in self.processes:
+            with suppress(ProcessLookupError):
+                os.kill(int(process.pid or 0), number)
+
+    def kill(self) -> None:
+        """SIGKILL, and waits until they are gone."""
+        self.signal(signal.SIGKILL)
+        for process in self.processes:
+            process.join(TIMEOUT)
+            assert process.exitcode == -signal.SIGKILL, (
+                f"ended with {process.exitcode} before it could be killed"
+            )
+
+    def join(self) -> list[Any]:
+        """Results in rank order; fails with the first rank's traceback."""
+        results = []
+        end = time.monotonic() + TIMEOUT
+        try:
+            for rank, connection in enumerate(self.connections):
+                if not connection.poll(max(0.0, end - time.monotonic())):
+                    raise AssertionError(f"rank {rank} gave no result in {TIMEOUT} s")
+                try:
+                    passed, value = connection.recv()
+                except EOFError:
+                    raise AssertionError(f"rank {rank} died without a result") from None
+                if not passed:
+                    raise AssertionError(f"rank {rank} failed:\n{value}")
+                results.append(value)
+        finally:
+            for process in self.processes:
+                process.join(1.0)
+                if process.is_alive():
+                    process.kill()
+        return results
+
+
+def run_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Runs `function(*arguments)` on `world` ranks and returns their results."""
+    return Ranks(world, function, *arguments).join()
