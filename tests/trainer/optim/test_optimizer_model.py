@@ -71,8 +71,8 @@ def places(model):
     return model.sharded_state_dict()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_the_smoke_model_trains_and_resumes_bit_for_bit_through_a_checkpoint(dtype, tmp_path):
+def test_the_smoke_model_in_bfloat16_resumes_bit_for_bit_through_a_checkpoint(tmp_path):
+    dtype = torch.bfloat16
     arch = load_experiment("smoke").architecture("vpmoe")
     model = build_model(arch, dtype=dtype, seed=1)
     optimizer = Optimizer(model, settings(lr=2e-3), clip_grad=1.0)
