@@ -13,7 +13,7 @@ from typing import Any
 from vpmoe_assets.lineage.canonical import sha256_json
 from vpmoe_assets.lineage.digest import FileEntry, file_sha256, merkle_root
 from vpmoe_assets.lineage.errors import ProvenanceError
-from vpmoe_assets.lineage.redaction import redact_text, secret_values
+from vpmoe_assets.lineage.redaction import redact
 from vpmoe_assets.project import ROOT
 
 PACKAGES = (
@@ -91,7 +91,6 @@ def environment(root: Path = ROOT) -> dict[str, Any]:
     """
     lock = root / "requirements.lock"
     driver, gpus = _nvidia()
-    secrets = secret_values()
     return {
         "lock_digest": file_sha256(lock) if lock.is_file() else None,
         "python": platform.python_version(),
@@ -105,11 +104,7 @@ def environment(root: Path = ROOT) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu(),
         "cpu_count": os.cpu_count(),
-        "variables": {
-            name: redact_text(value, secrets)
-            for name, value in sorted(os.environ.items())
-            if VARIABLES.match(name)
-        },
+        "variables": redact({name: os.environ[name] for name in sorted(os.environ) if VARIABLES.match(name)}),
     }
 
 

@@ -150,6 +150,20 @@ class Store:
                 raise candidate.error
         return newest
 
+    def find(self, experiment: str, asset: str, version: str | None) -> Record | None:
+        """Return one version of an asset (the latest if none is named), or None; files are not looked at.
+
+        Raises:
+            RecordError: its record is unreadable.
+        """
+        if version is None:
+            return self.latest(experiment, asset)
+        records, damaged = self.scan(experiment, asset)
+        for broken in damaged:
+            if broken.version == version:
+                raise broken.error
+        return next((record for record in records if record.version == version), None)
+
     def require(self, experiment: str, asset: str, version: str | None = None) -> Record:
         """Return the latest (or the given) version of an asset that something is to be built on.
 
@@ -160,7 +174,7 @@ class Store:
         """
         name = f"{experiment}/{asset}" + (f"@{version}" if version else "")
         try:
-            record = self._find(experiment, asset, version)
+            record = self.find(experiment, asset, version)
         except RecordError as error:
             raise ArtifactDamaged(f"{name} is damaged: {error}") from error
         if record is None:
@@ -320,15 +334,6 @@ class Store:
                 continue
             if isinstance(pending, dict) and pending.get("fingerprint") == work.fingerprint:
                 yield directory
-
-    def _find(self, experiment: str, asset: str, version: str | None) -> Record | None:
-        if version is None:
-            return self.latest(experiment, asset)
-        records, damaged = self.scan(experiment, asset)
-        for broken in damaged:
-            if broken.version == version:
-                raise broken.error
-        return next((record for record in records if record.version == version), None)
 
 
 def _checked(work: WorkArea, draft: Draft) -> Draft:

@@ -1,0 +1,73 @@
+"""Small real artifacts, published through the store as an asset would."""
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vpmoe_assets.lineage.fingerprint import recipe_fingerprint
+from vpmoe_assets.lineage.record import CodeState, Draft, Record
+from vpmoe_assets.lineage.store import Store, WorkArea
+
+CODE = CodeState(git_sha="a" * 40, git_dirty=False, patch_digest=None, source_digest="b" * 64)
+FILES = {"data.bin": b"\x00\x01\x02" * 100, "sub/odd name\n€.txt": "häßlich".encode()}
+_counter = itertools.count()
+
+
+def recipe(asset: str, inputs: tuple[Record, ...] = (), **keys: Any) -> tuple[str, dict[str, Any]]:
+    return recipe_fingerprint({"asset": asset, **keys}, {}, {ref.asset: ref.digest for ref in inputs})
+
+
+def draft(payload: dict[str, Any], inputs: tuple[Record, ...] = (), **fields: Any) -> Draft:
+    values: dict[str, Any] = {
+        "fingerprint_payload": payload,
+        "inputs": tuple(record.as_input() for record in inputs),
+        "execution": {"device": "cpu", "dp": 1},
+        "seed": 1234,
+        "code": CODE,
+        "environment": {"python": "3.12.1", "host": "here", "packages": {"torch": "2.11.0"}},
+        "command": ("dagster", "asset", "materialize"),
+        "started_utc": "2026-01-31T11:00:00+00:00",
+        "finished_utc": "2026-01-31T11:01:30+00:00",
+    }
+    return Draft.model_validate(values | fields)
+
+
+def fill(work: WorkArea, files: Mapping[str, bytes] = FILES, manifest: Any = None) -> None:
+    for name, content in files.items():
+        path = work.payload / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    if manifest is not None:
+        work.manifest.write_text(json.dumps(manifest))
+
+
+def publish(
+    store: Store,
+    asset: str,
+    inputs: tuple[Record, ...] = (),
+    *,
+    files: Mapping[str, bytes] | None = None,
+    manifest: Any = None,
+    run: Mapping[str, bytes] | None = None,
+    experiment: str = "smoke",
+    recipe_keys: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> Record:
+    """Publish one artifact; without ``recipe_keys`` every call has a recipe of its own."""
+    keys = {"variant": next(_counter)} if recipe_keys is None else dict(recipe_keys)
+    fingerprint, payload = recipe(asset, inputs, **keys)
+    with store.work_area(experiment, asset, fingerprint) as work:
+        fill(work, FILES if files is None else files, manifest)
+        for name, content in (run or {}).items():
+            (work.path / name).write_bytes(content)
+        return store.publish(work, draft(payload, inputs, **fields))
+
+
+def damage(path: Path, offset: int = 0) -> None:
+    """Flip one bit of a published (read-only) file."""
+    path.chmod(0o644)
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)

@@ -1,0 +1,307 @@
+"""The command as its users meet it: output, JSON, exit codes, one-line errors."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from lineage.fabricate import damage, publish
+
+from vpmoe_assets.cli import main
+from vpmoe_assets.lineage.index import Index
+from vpmoe_assets.lineage.record import RECORD_NAME
+from vpmoe_assets.lineage.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = (
+    ["ls"],
+    ["show"],
+    ["path"],
+    ["verify"],
+    ["sql"],
+    ["index", "rebuild"],
+    ["data", "build"],
+    ["reap"],
+)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("VPMOE_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.delenv("VPMOE_EXPERIMENT", raising=False)
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    return Store(tmp_path / "artifacts")
+
+
+@pytest.fixture
+def chain(store):
+    synth = publish(store, "synth", metrics={"rows": 12})
+    check = {"name": "aligned", "passed": True, "blocking": True, "description": "3 arrays"}
+    return synth, publish(store, "synth_kd_v1", (synth,), checks=[check])
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(main, list(arguments))
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def fails(*arguments):
+    """Run a command that must fail, and return its one line."""
+    result = run(*arguments, code=1)
+    assert isinstance(result.exception, SystemExit), "a traceback would have been shown"
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_examples_and_takes_json(command):
+    text = run(*command, "--help").output
+    assert "Example" in text
+    assert f"vpmoe {' '.join(command)}" in text
+    assert "--json" in text
+
+
+def test_ls_shows_the_latest_version_of_every_asset_and_what_became_stale(store, chain):
+    lines = run("ls").output.splitlines()
+    assert lines[0].split() == ["ASSET", "VERSION", "DIGEST", "SIZE", "PUBLISHED", "CHECKS", "STATE"]
+    assert lines[1].split()[:4] == ["synth", chain[0].version, chain[0].digest[:8], "309"]
+    assert lines[2].split()[-2:] == ["1/1", "ok"]
+    newer = publish(store, "synth", files={"x": b"new"})
+    rows = {row["asset"]: row for row in json.loads(run("ls", "--json").output)["artifacts"]}
+    assert rows["synth"]["version"] == newer.version
+    assert rows["synth"]["state"] == "ok"
+    assert rows["synth_kd_v1"]["state"] == f"stale: synth is now {newer.version}"
+
+
+def test_ls_shows_damage_blocked_checks_and_unreadable_records(store, chain):
+    (store.payload(chain[0]) / "data.bin").unlink()
+    publish(store, "blocked", checks=[{"name": "sha256", "passed": False, "blocking": True}])
+    broken = publish(store, "broken")
+    path = store.directory(broken) / RECORD_NAME
+    path.chmod(0o644)
+    path.write_text("{")
+    result = run("ls")
+    assert "damaged: payload/data.bin missing" in result.stdout
+    assert "blocked: sha256" in result.stdout
+    assert f"unreadable: broken@{broken.version}" in result.stderr
+
+
+def test_ls_of_an_empty_store_says_so(store):
+    assert "no artifacts of experiment smoke" in run("ls").output
+    assert json.loads(run("ls", "-e", "full", "--json").output)["artifacts"] == []
+
+
+def test_experiments_come_from_the_option_the_environment_a_file_or_the_asset_key(
+    store, tmp_path, monkeypatch
+):
+    record = publish(store, "synth", experiment="full")
+    expected = f"{store.payload(record)}\n"
+    assert "smoke/synth" in fails("path", "synth")
+    assert run("path", "synth", "-e", "full").output == expected
+    assert run("path", "full/synth").output == expected
+    monkeypatch.setenv("VPMOE_EXPERIMENT", "full")
+    assert run("path", "synth").output == expected
+    toml = tmp_path / "mine.toml"
+    toml.write_text((ROOT / "configs" / "smoke.toml").read_text().replace('name = "smoke"', 'name = "full"'))
+    monkeypatch.setenv("VPMOE_EXPERIMENT", str(toml))
+    assert run("path", "synth").output == expected
+    toml.write_text("name = 1")
+    assert fails("path", "synth")
+
+
+def test_show_tells_how_an_artifact_was_made_and_what_it_came_from(store, chain):
+    synth, kd = chain
+    text = run("show", "synth_kd_v1").output
+    for part in (
+        kd.digest,
+        kd.record_digest,
+        kd.fingerprint,
+        "a" * 40,
+        "device=cpu",
+        "passed",
+        "aligned: 3 arrays",
+    ):
+        assert part in text
+    assert f"└─ synth@{synth.version}  {synth.digest[:8]}" in text
+    answer = json.loads(run("show", f"synth_kd_v1@{kd.version}", "--json").output)
+    assert answer["record"]["record_digest"] == kd.record_digest
+    assert answer["record"]["inputs"][0]["record_digest"] == synth.record_digest
+    assert [(n["depth"], n["asset"], n["present"]) for n in answer["ancestry"]] == [
+        (0, "synth_kd_v1", True),
+        (1, "synth", True),
+    ]
+    assert "rows = 12" in run("show", "synth").output
+
+
+def test_an_unknown_asset_or_version_is_answered_with_what_there_is(store, chain):
+    assert "there is: synth, synth_kd_v1" in fails("show", "synht")
+    assert chain[0].version in fails("show", "synth@20000101.1-00000000")
+    assert "no name" in fails("show", "..")
+
+
+def test_path_is_one_line_for_a_shell_and_refuses_what_nothing_may_be_built_on(store, chain):
+    assert run("path", "synth").stdout == f"{store.payload(chain[0])}\n"
+    assert json.loads(run("path", "synth", "--json").output)["digest"] == chain[0].digest
+    damage(store.payload(chain[0]) / "data.bin")
+    assert "payload/data.bin" in fails("path", "synth")
+    assert run("path", "synth", "--unchecked").stdout == f"{store.payload(chain[0])}\n"
+
+
+def test_verify_names_each_bad_file_and_exits_with_1(store, chain):
+    assert "2 artifacts verified: all intact" in run("verify").output
+    damage(store.payload(chain[0]) / "data.bin")
+    for arguments in (["verify"], ["verify", "synth_kd_v1"]):
+        result = run(*arguments, code=1)
+        assert f"smoke/synth/{chain[0].version}/payload/data.bin: sha256" in result.stdout
+        assert "2 artifacts verified: 1 problem" in result.stderr
+    answer = json.loads(run("verify", "--json", code=1).output)
+    assert [p["path"] for p in answer["problems"]] == ["payload/data.bin"]
+    run("verify", "--quick")
+
+
+def test_verify_reports_a_record_that_cannot_be_read(store, chain):
+    path = store.directory(chain[1]) / RECORD_NAME
+    path.chmod(0o644)
+    path.write_text("{}")
+    assert "schema" in run("verify", code=1).stdout
+
+
+def test_sql_prints_a_table_or_json_and_refuses_to_write(store, chain):
+    assert "vpmoe index rebuild" in fails("sql", "SELECT 1")
+    assert run("index", "rebuild").output.startswith("2 artifacts in ")
+    question = "SELECT asset, bytes, published_utc FROM latest ORDER BY asset"
+    lines = run("sql", question).output.splitlines()
+    assert lines[0].split() == ["asset", "bytes", "published_utc"]
+    assert lines[1].split()[:2] == ["synth", "309"]
+    rows = json.loads(run("sql", question, "--json").output)
+    assert [(row["asset"], row["bytes"]) for row in rows] == [("synth", 309), ("synth_kd_v1", 309)]
+    assert "only SELECT" in fails("sql", "DROP TABLE artifacts")
+    assert "syntax error" in fails("sql", "SELEC")
+
+
+def test_index_rebuild_names_records_that_it_had_to_leave_out(store, chain):
+    path = store.directory(chain[1]) / RECORD_NAME
+    path.chmod(0o644)
+    path.write_text("{}")
+    result = run("index", "rebuild", code=1)
+    assert str(path) in result.stderr
+    answer = json.loads(run("index", "rebuild", "--json", code=1).output)
+    assert answer["artifacts"] == 1
+    assert answer["digest"] == Index(store.root / "index.duckdb").digest()
+
+
+def test_reap_of_a_quiet_store_finds_nothing(store):
+    assert run("reap").output == "nothing to reap\n"
+    assert json.loads(run("reap", "--json").output) == []
+
+
+# data build.
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Two parquet files in the public shape, without the optional columns and with one too many."""
+    directory = tmp_path_factory.mktemp("rows")
+    for part in range(2):
+        numbers = range(part * 15, part * 15 + 15)
+        table = {
+            "synth_id": [f"row-{n}" for n in numbers],
+            "query": [f"What is {n} + {n}?" for n in numbers],
+            "synthetic_reasoning": [f"{n} + {n} = {2 * n}." for n in numbers],
+            "synthetic_answer": [str(2 * n) for n in numbers],
+            "surplus": list(numbers),
+        }
+        pq.write_table(pa.table(table), directory / f"part-{part}.parquet")
+    return directory
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*.[bi][id][nx]")}
+
+
+def test_data_build_gives_the_same_bytes_however_it_is_asked(rows, tmp_path):
+    shared = ["--valid-fraction", "0.2", "--shards", "2"]
+    answer = json.loads(
+        run("data", "build", "--input", str(rows), "--output", str(tmp_path / "a"), *shared, "--json").stdout
+    )
+    assert sum(split["rows"] for split in answer["splits"].values()) == 30
+    assert json.loads(Path(answer["manifest"]).read_text())["git_sha"]
+    one = contents(tmp_path / "a")
+    assert any(name.startswith("train/") for name in one)
+    assert any(name.startswith("valid/") for name in one)
+
+    pattern = str(rows / "*.parquet")
+    files = [word for part in (0, 1) for word in ("--input", str(rows / f"part-{part}.parquet"))]
+    run("data", "build", "--input", pattern, "--output", str(tmp_path / "b"), *shared, "--workers", "2")
+    for shard in ("1", "0"):
+        only = ["--valid-fraction", "0.2", "--shard", shard, "--of", "2"]
+        run("data", "build", *files, "--output", str(tmp_path / "c"), *only)
+        assert not (tmp_path / "c").exists()
+    last = run("data", "build", *files, "--output", str(tmp_path / "c"), *shared)
+    assert "2 shards were finished by an earlier run" in last.stdout
+    assert contents(tmp_path / "b") == contents(tmp_path / "c") == one
+
+
+def test_data_build_refuses_what_it_cannot_use_in_one_line(rows, tmp_path):
+    output = str(tmp_path / "out")
+    assert "no file at" in fails("data", "build", "--input", "absent.parquet", "--output", output)
+    (tmp_path / "empty").mkdir()
+    assert "no *.parquet" in fails("data", "build", "--input", str(tmp_path / "empty"), "--output", output)
+    (tmp_path / "bad.parquet").write_bytes((rows / "part-0.parquet").read_bytes()[:100])
+    assert "bad.parquet" in fails(
+        "data", "build", "--input", str(tmp_path / "bad.parquet"), "--output", output
+    )
+    assert not Path(output).exists()
+    Path(output).mkdir()
+    (Path(output) / "mine").write_text("keep")
+    assert "not empty" in fails("data", "build", "--input", str(rows), "--output", output)
+    assert (Path(output) / "mine").read_text() == "keep"
+    for wrong in (["--shard", "0"], ["--shard", "2", "--of", "2"], ["--workers", "0"]):
+        run("data", "build", "--input", str(rows), "--output", output, *wrong, code=2)
+
+
+# The real thing.
+
+
+def test_the_installed_command_answers_in_a_shell(store, chain):
+    command = [Path(sys.executable).with_name("vpmoe")]
+    if not command[0].exists():
+        command = [sys.executable, "-m", "vpmoe_assets.cli"]
+    listed = subprocess.run(
+        f'ls "$({" ".join(map(str, command))} path synth)"', shell=True, capture_output=True, text=True
+    )
+    assert listed.stdout.split() == ["data.bin", "sub"], listed.stderr
+    refused = subprocess.run([*command, "path", "nope"], capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("Error: ")
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "absent"),
+    [
+        (["--help"], ("dagster", "pyarrow", "duckdb", "pydantic", "filelock", "torch", "rich")),
+        (["ls"], ("dagster", "pyarrow", "duckdb", "torch", "numpy", "rich")),
+    ],
+)
+def test_start_up_loads_nothing_that_the_answer_does_not_need(store, chain, arguments, absent):
+    program = (
+        "import sys\nfrom vpmoe_assets.cli import main\n"
+        f"try:\n    main({arguments})\nexcept SystemExit:\n    pass\n"
+        f"print('LOADED', [m for m in {absent} if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert result.stdout.splitlines()[-1] == "LOADED []", result.stderr

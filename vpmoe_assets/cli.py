@@ -1,0 +1,43 @@
+"""The command ``vpmoe``: what there is, where it came from, whether it is still intact.
+
+Only click is imported here and in the command modules; whatever is heavier waits until a command needs it.
+"""
+
+from typing import Any
+
+import click
+
+from vpmoe_assets.commands.artifacts import ls, path, show, verify
+from vpmoe_assets.commands.data import data
+from vpmoe_assets.commands.index import index, sql
+from vpmoe_assets.commands.jobs import reap
+from vpmoe_assets.lineage.errors import LineageError
+
+
+class _Group(click.Group):
+    """A group whose user errors end in one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (LineageError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise click.ClickException(" ".join(str(error).split())) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vpmoe")
+def main() -> None:
+    """Look at artifacts and their lineage, verify them, ask questions in SQL, build data.
+
+    ASSET is the bare name for the current experiment ($VPMOE_EXPERIMENT, default smoke; -e for another),
+    optionally with @VERSION. Every command takes --json and has examples under --help.
+    """
+
+
+for _command in (ls, show, path, verify, sql, index, data, reap):
+    main.add_command(_command)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The commands of ``vpmoe``, one module for each subject."""

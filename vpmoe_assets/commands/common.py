@@ -1,0 +1,112 @@
+"""What the commands share: options, the store and experiment in force, and how answers are printed."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from vpmoe_assets import project
+
+if TYPE_CHECKING:
+    from vpmoe_assets.lineage.store import Store
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+experiment_option = click.option(
+    "-e", "--experiment", metavar="NAME", help="Experiment: a name, or the path of its TOML file."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def open_store() -> "Store":
+    """Return the store of this environment."""
+    from vpmoe_assets.lineage.store import Store
+
+    return Store(project.store_root())
+
+
+def experiment_in_force(option: str | None) -> str:
+    """Return the name of an experiment: a TOML file is opened for it, a bare name is taken as it is."""
+    named = option or project.experiment_name()
+    if not named.endswith(".toml"):
+        return named
+    from trainer.config import ConfigError, load_experiment
+
+    with user_errors(ConfigError):
+        return load_experiment(named).name
+
+
+def asset_named(text: str, experiment: str | None) -> tuple[str, str, str | None]:
+    """Split ``[EXPERIMENT/]ASSET[@VERSION]`` into experiment, asset and version."""
+    name, _, version = text.partition("@")
+    prefix, _, asset = name.rpartition("/")
+    return (prefix or experiment_in_force(experiment)), asset, version or None
+
+
+@contextmanager
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors that the user can act on into one line and exit code 1."""
+    try:
+        yield
+    except kinds as error:
+        raise click.ClickException(" ".join(str(error).split())) from error
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON; times in ISO form."""
+    click.echo(json.dumps(value, indent=1, default=_plain))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[str] = ()) -> None:
+    """Print rows under a header: ruled on a terminal, plainly aligned elsewhere.
+
+    Args:
+        columns: headers.
+        rows: values; None is left blank.
+        right: columns to be aligned right.
+    """
+    cells = [[_cell(value) for value in row] for row in rows]
+    if sys.stdout.isatty():
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in columns:
+            table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        for row in cells:
+            table.add_row(*(Text(cell) for cell in row))
+        Console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    for row in (list(columns), *cells):
+        aligned = (
+            cell.rjust(width) if name in right else cell.ljust(width)
+            for cell, width, name in zip(row, widths, columns, strict=True)
+        )
+        click.echo("  ".join(aligned).rstrip())
+
+
+def human_bytes(size: int) -> str:
+    """Return a size in the unit that keeps it short, e.g. ``3.4 MB``."""
+    value, units = float(size), iter(("B", "kB", "MB", "GB", "TB", "PB"))
+    unit = next(units)
+    while value >= 999.5 and unit != "PB":
+        value, unit = value / 1000, next(units)
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value).replace("\n", "\\n")
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -1,0 +1,77 @@
+"""The graph of records: what an artifact came from, and whether any of that has moved on since."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from vpmoe_assets.lineage.errors import RecordError
+from vpmoe_assets.lineage.record import RECORD_NAME, InputRef, Record, read_record
+from vpmoe_assets.lineage.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One line of an ancestry tree.
+
+    Attributes:
+        depth: 0 for the artifact itself.
+        reference: the input as its child names it.
+        record: of the input; None where it is no longer in the store, or is another one now.
+        repeated: its own ancestry stands further up already.
+    """
+
+    depth: int
+    reference: InputRef
+    record: Record | None
+    repeated: bool
+
+
+def ancestry(store: Store, record: Record) -> Iterator[Node]:
+    """Yield an artifact and everything it came from, depth first; shared ancestors are unfolded once."""
+    seen: set[str] = set()
+    stack = [(0, record.as_input("self"))]
+    while stack:
+        depth, reference = stack.pop()
+        found = _read(store, record.experiment, reference)
+        repeated = reference.record_digest in seen
+        seen.add(reference.record_digest)
+        yield Node(depth, reference, found, repeated)
+        if found is not None and not repeated:
+            stack += [(depth + 1, parent) for parent in reversed(found.inputs)]
+
+
+def stale_reasons(latest: Mapping[str, Record]) -> dict[str, str]:
+    """Say for each asset of one experiment why its latest version is out of date; fresh ones are left out.
+
+    Args:
+        latest: the latest record of every asset of the experiment.
+    """
+    reasons: dict[str, str] = {}
+    pending: list[str] = []
+
+    def reason(asset: str) -> str | None:
+        if asset in reasons or asset not in latest or asset in pending:
+            return reasons.get(asset)
+        pending.append(asset)
+        for reference in latest[asset].inputs:
+            current = latest.get(reference.asset)
+            if current is not None and current.digest != reference.digest:
+                reasons[asset] = f"{reference.asset} is now {current.version}"
+            elif reason(reference.asset) is not None:
+                reasons[asset] = f"{reference.asset} is stale"
+            if asset in reasons:
+                break
+        pending.pop()
+        return reasons.get(asset)
+
+    for asset in latest:
+        reason(asset)
+    return reasons
+
+
+def _read(store: Store, experiment: str, reference: InputRef) -> Record | None:
+    path = store.version_directory(experiment, reference.asset, reference.version) / RECORD_NAME
+    try:
+        record = read_record(path)
+    except (FileNotFoundError, RecordError):
+        return None
+    return record if record.record_digest == reference.record_digest else None
