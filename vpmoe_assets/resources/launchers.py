@@ -11,7 +11,7 @@ from typing import Protocol
 from vpmoe_assets.project import ROOT
 from vpmoe_assets.resources import bound
 from vpmoe_assets.resources.process_record import Orchestrator, ProcessRecord
-from vpmoe_assets.resources.processes import MARKER_ENV, Log, end_job
+from vpmoe_assets.resources.processes import MARKER_ENV, Log, end_job, members
 
 JOB_NAME = "job.json"
 CONSOLE_NAME = "console.txt"
@@ -130,9 +130,12 @@ class LocalHandle:
 
     def stop(self, *, grace_s: float, stack: bool = False, log: Log) -> str:
         """See `Handle`."""
-        needed = end_job(self.launch.marker, grace_s=grace_s, stack=stack, log=log)
-        ProcessRecord.remove(self.launch.work_dir)
-        return needed
+        launch = self.launch
+        try:
+            return end_job(launch.marker, command=launch.trainer, grace_s=grace_s, stack=stack, log=log)
+        finally:  # also when an interrupt that came meanwhile takes effect
+            if not members(launch.marker):
+                ProcessRecord.remove(launch.work_dir)
 
 
 class LocalLauncher:

@@ -9,12 +9,14 @@ somebody else is never touched.
 import contextlib
 import os
 import signal
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 import psutil
 
@@ -23,6 +25,7 @@ from vpmoe_assets.resources.process_record import RECORD_NAME, ProcessRecord
 MARKER_ENV = "VPMOE_JOB"
 _POLL_S = 0.5
 _DEBOUNCE_S = 5.0
+_HELPERS_S = 5.0
 _SKIPPED_DIRECTORIES = frozenset({"checkpoints", "output", "run", "wandb", ".scratch", ".staged"})
 
 Log = Callable[[str], None]
@@ -59,62 +62,81 @@ def roots(processes: list[psutil.Process]) -> list[psutil.Process]:
     return tops
 
 
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)  # psutil compares the start time before it sends
 
 
-def _gone(marker: str, deadline: float) -> bool:
-    """Waits until no process carries the marker, at most until `deadline` (of the monotonic clock)."""
-    while living := members(marker):
-        for process in living:
-            while _alive(process):
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return False
-                time.sleep(min(_POLL_S, left))
-    return True
+class _Interrupts:
+    """Notes SIGINT and SIGTERM while a job is being ended, so that no exception cuts the work short.
 
-
-class _Patience:
-    """Waits for a job to end, cut short by an impatient second interrupt.
-
-    One Ctrl-C often arrives twice, from the terminal and from a parent that passes it on; only an interrupt
-    that comes later than that means "hurry". No interrupt is lost: the first one is raised again when the job
-    has ended.
+    An interrupt during the wait for a checkpoint means "hurry", unless it comes with the first one: one
+    Ctrl-C often arrives twice, from the terminal and from a parent that passes it on. Afterwards the former
+    handlers are back and get the signal, so none is lost. Python runs handlers in the main thread; in another
+    thread there is nothing to hold back.
     """
 
-    def __init__(self, marker: str) -> None:
-        self.marker = marker
-        self.interrupt: BaseException | None = None
+    def __init__(self) -> None:
+        self._received: list[tuple[int, float]] = []
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        if self._received:
+            signal.raise_signal(self._received[0][0])
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._received.append((number, time.monotonic()))
+
+    def later_than(self, moment: float) -> bool:
+        """Whether one came after `moment`, of the monotonic clock."""
+        return any(when > moment for _, when in self._received)
+
+
+@dataclass
+class _Ending:
+    """One job on its way out."""
+
+    marker: str
+    command: tuple[str, ...]
+    interrupts: _Interrupts
 
     def gone(self, seconds: float) -> bool:
-        """Whether the job ended within `seconds`."""
+        """Waits until nothing is left: `seconds` at most, and only briefly once helpers alone are left."""
         begun = time.monotonic()
-        while True:
-            try:
-                return _gone(self.marker, begun + seconds)
-            except BaseException as interrupt:
-                if isinstance(interrupt, Exception):
-                    raise
-                self.interrupt = self.interrupt or interrupt
-                if time.monotonic() - begun > _DEBOUNCE_S:
-                    return False
+        deadline, alone = begun + seconds, False
+        while living := members(self.marker):
+            if not alone and not any(self._essential(process) for process in living):
+                deadline, alone = min(deadline, time.monotonic() + _HELPERS_S), True
+            now = time.monotonic()
+            if now >= deadline or self.interrupts.later_than(begun + _DEBOUNCE_S):
+                return False
+            time.sleep(min(_POLL_S, deadline - now))
+        return True
+
+    def _essential(self, process: psutil.Process) -> bool:
+        """Whether it is a rank, or torchrun, whose command line ends with the rank's."""
+        try:
+            line = process.cmdline()
+        except psutil.Error:
+            return False
+        return not self.command or tuple(line[-len(self.command) :]) == self.command
 
 
 def end_job(
     marker: str,
     *,
+    command: Sequence[str] = (),
     grace_s: float,
-    terminate_s: float = 10.0,
+    terminate_s: float = 5.0,
     interrupt: bool = True,
     stack: bool = False,
     log: Log = lambda message: None,
@@ -124,11 +146,13 @@ def end_job(
     SIGINT goes to the roots alone: the trainer then writes a checkpoint and exits, torchrun passes the signal
     on. Helpers of a rank (data loaders, the W&B service) are not signalled, because the rank still needs them
     for that. What is left after `grace_s` gets SIGTERM, after `terminate_s` more SIGKILL, whatever it is. An
-    interrupt (a second Ctrl-C) that arrives during a wait moves on to the next signal instead of leaving
-    processes behind.
+    interrupt (a second Ctrl-C) that arrives meanwhile moves on to the next signal instead of leaving
+    processes behind; it takes effect when the job has ended.
 
     Args:
         marker: The job's marker.
+        command: Command line of a rank. When no process with it is left, the rest are helpers, and for them
+            `grace_s` is cut to a few seconds; empty takes every process for a rank.
         grace_s: Time to write a checkpoint and exit, in seconds.
         terminate_s: Time between SIGTERM and SIGKILL, in seconds.
         interrupt: Whether to send SIGINT; False where the job is known to be exiting already.
@@ -140,49 +164,34 @@ def end_job(
 
     Raises:
         ProcessesRemainError: Something survived SIGKILL; the message names it.
-        BaseException: The interrupt that arrived in between, once the job has ended.
     """
-    patience = _Patience(marker)
-    needed = _end(marker, patience, grace_s, terminate_s, interrupt, stack, log)
-    if patience.interrupt is not None:
-        raise patience.interrupt
-    return needed
-
-
-def _end(
-    marker: str,
-    patience: _Patience,
-    grace_s: float,
-    terminate_s: float,
-    interrupt: bool,
-    stack: bool,
-    log: Log,
-) -> str:
-    living = members(marker)
-    if not living:
-        return "none"
-    if interrupt:
-        _signal(roots(living), signal.SIGINT)
-        log(f"Sent SIGINT to the trainer; it has {grace_s:g} s to write a checkpoint and exit.")
-    if patience.gone(grace_s):
-        return "SIGINT" if interrupt else "none"
-    log(f"The trainer is still running: SIGTERM to {_described(members(marker))}")
-    _signal(members(marker), signal.SIGTERM)
-    if patience.gone(terminate_s):
-        return "SIGTERM"
-    if stack:
-        _signal(members(marker), signal.SIGABRT)
-        patience.gone(2.0)
-    log(f"The trainer is still running: SIGKILL to {_described(members(marker))}")
-    end = time.monotonic() + 30.0
-    while living := members(marker):  # again and again: a process may start another while it is being killed
-        _signal(living, signal.SIGKILL)
-        if not patience.gone(1.0) and time.monotonic() > end:
-            raise ProcessesRemainError(
-                f"Still there after SIGKILL: {_described(living)}. They are stuck in the kernel (GPU driver, "
-                "network file system); see `cat /proc/PID/stack`. The machine may need a restart."
-            )
-    return "SIGKILL"
+    with _Interrupts() as interrupts:
+        ending = _Ending(marker, tuple(command), interrupts)
+        living = members(marker)
+        if not living:
+            return "none"
+        if interrupt:
+            _signal(roots(living), signal.SIGINT)
+            log(f"Sent SIGINT to the trainer; it has {grace_s:g} s to write a checkpoint and exit.")
+        if ending.gone(grace_s):
+            return "SIGINT" if interrupt else "none"
+        log(f"Still running, now SIGTERM: {_described(members(marker))}")
+        _signal(members(marker), signal.SIGTERM)
+        if ending.gone(terminate_s):
+            return "SIGTERM"
+        if stack:
+            _signal(members(marker), signal.SIGABRT)
+            ending.gone(2.0)
+        log(f"Still running, now SIGKILL: {_described(members(marker))}")
+        end = time.monotonic() + 30.0
+        while living := members(marker):  # again: a process may start another while it is being killed
+            _signal(living, signal.SIGKILL)
+            if not ending.gone(1.0) and time.monotonic() > end:
+                raise ProcessesRemainError(
+                    f"Still there after SIGKILL: {_described(living)}. They are stuck in the kernel (GPU "
+                    "driver, network file system); see `cat /proc/PID/stack`. The machine may need a restart."
+                )
+        return "SIGKILL"
 
 
 def _described(processes: list[psutil.Process]) -> str:
@@ -251,7 +260,9 @@ def settle(
         return Reaped(work_dir, record.asset, record.dagster_run_id, note=note)
     left = len(members(record.marker))
     # A job that the kernel told of its orchestrator's death is writing its checkpoint now: no second signal.
-    needed = end_job(record.marker, grace_s=grace_s, interrupt=not record.death_signal, log=log)
+    needed = end_job(
+        record.marker, command=record.command, grace_s=grace_s, interrupt=not record.death_signal, log=log
+    )
     failed = instance is not None and _fail_run(instance, record)
     ProcessRecord.remove(work_dir)
     return Reaped(work_dir, record.asset, record.dagster_run_id, left, needed, failed)

@@ -18,7 +18,7 @@ _LONGEST_LINE = 16 << 20
 
 MAX_OBSERVATIONS = 200
 _HELD_OUT_SHARE = 0.2
-_HELD_OUT_PREFIXES = ("valid/", "eval/", "heldout/", "held_out/")
+_HELD_OUT_PREFIX = "heldout"
 _PER_LAYER_PREFIX = "moe/router/layer_"
 
 
@@ -90,6 +90,29 @@ class LogSpaced:
         return True
 
 
+class EvenlySpaced:
+    """Chooses from growing steps at even distances.
+
+    Args:
+        count: How many to choose at most.
+        last: Last step that will come.
+        after: Steps up to this one are not wanted.
+    """
+
+    def __init__(self, count: int, *, last: int, after: int = -1) -> None:
+        self._left = count
+        self._next = float(after + 1)
+        self._distance = (last - after) / count
+
+    def wants(self, step: int) -> bool:
+        """Whether to take this step; steps must grow from call to call."""
+        if self._left == 0 or step < self._next:
+            return False
+        self._left -= 1
+        self._next = max(self._next + self._distance, step + self._distance / 2)
+        return True
+
+
 def _ratio(span: int, count: int) -> float:
     """Smallest ratio of neighbours, at least one step apart, with which `count` of them pass `span`."""
 
@@ -112,8 +135,8 @@ class MetricsTail:
     """Follows `metrics.jsonl` and picks what the UI draws while the job runs.
 
     Held-out values come seldom and would be lost between the chosen training steps, so they have a share of
-    the observations for themselves. A step is shown once, also when a resumed run logs it again: it has the
-    same values.
+    the observations for themselves, evenly spread. A step is shown once, also when a resumed run logs it
+    again: it has the same values.
 
     Args:
         path: The file.
@@ -132,11 +155,12 @@ class MetricsTail:
     ) -> None:
         self._tail = FileTail(path, from_end=True)
         held_out = max(1, int(limit * _HELD_OUT_SHARE))
-        self._choosers = {
-            False: LogSpaced(limit - held_out, last=total_steps, after=after_step),
-            True: LogSpaced(held_out, last=total_steps, after=after_step),
-        }
-        self.last: dict[str, Any] = {}
+        self._training = LogSpaced(limit - held_out, last=total_steps, after=after_step)
+        self._held_out: LogSpaced | EvenlySpaced = (
+            LogSpaced(held_out, after=after_step)
+            if total_steps is None
+            else EvenlySpaced(held_out, last=total_steps, after=after_step)
+        )
 
     def observations(self, key: dg.AssetKey) -> Iterator[dg.AssetObservation]:
         """What was logged since the last call and is to be shown."""
@@ -144,9 +168,8 @@ class MetricsTail:
             record = _parsed(line)
             if record is None:
                 continue
-            self.last = record
-            held_out = any(name.startswith(_HELD_OUT_PREFIXES) for name in record)
-            if self._choosers[held_out].wants(record["step"]):
+            held_out = any(name.startswith(_HELD_OUT_PREFIX) for name in record)
+            if (self._held_out if held_out else self._training).wants(record["step"]):
                 yield dg.AssetObservation(asset_key=key, metadata=_shown(record))
 
 
@@ -207,6 +230,5 @@ def _clipped(lines: Iterable[str], most: int) -> str:
     for line in lines:
         kept.append(line.rstrip("\r"))
         seen += 1
-    if seen > most:
-        kept.appendleft(f"… {seen - most} lines are only in the file …")
-    return "\n".join(kept)
+    missing = [f"… {seen - most} lines are only in the file …"] if seen > most else []
+    return "\n".join([*missing, *kept])

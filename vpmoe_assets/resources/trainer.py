@@ -279,9 +279,8 @@ class TrainerResource(dg.ConfigurableResource):
                 )
                 context.log.warning(f"{asset}: stopped ({type(reason).__name__}); {kept}")
             raise
-        # A killed torchrun leaves ranks that are writing a checkpoint; else these are helpers that take their
-        # time.
-        handle.stop(grace_s=self.grace_s if returncode < 0 else _AFTER_FAILURE_S, log=context.log.warning)
+        # Helpers can be left, and, when torchrun was killed, ranks that are writing a checkpoint.
+        handle.stop(grace_s=self.grace_s, log=context.log.warning)
         return returncode
 
     def _require_done(self, files: WorkFiles, asset: str, returncode: int) -> None:
@@ -290,7 +289,11 @@ class TrainerResource(dg.ConfigurableResource):
         if state == FAILED:
             raise self._failure(files, asset, reason or f"failed without a reason ({ended})")
         if state == INTERRUPTED:
-            raise self._failure(files, asset, "a signal from outside this run interrupted the trainer")
+            raise self._failure(
+                files,
+                asset,
+                "the trainer was interrupted, by a rank that failed or by a signal from outside this run",
+            )
         if returncode != 0 or state != DONE:
             raise self._failure(
                 files, asset, f"the trainer ended with {ended} and STATUS {state or 'unwritten'!r}"

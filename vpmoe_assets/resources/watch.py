@@ -129,6 +129,6 @@ class WorkFiles:
             raise OutputIncompleteError(f"{summary} holds no JSON object")
         return content
 
-    def evidence(self, lines: int = 30) -> str:
+    def evidence(self, lines: int = 60) -> str:
         """The last lines that the processes printed, which hold the trainer's log and any traceback."""
         return last_lines(self.console, lines) or last_lines(self.log, lines) or "(the job printed nothing)"

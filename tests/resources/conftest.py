@@ -1,0 +1,95 @@
+"""A resource that runs the stand-in trainer, and a look at what is left of a test's processes."""
+
+import contextlib
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psutil
+import pytest
+
+from vpmoe_assets.resources.trainer import TrainerResource, TrainerResult
+
+PROGRAMS = Path(__file__).resolve().parent / "programs"
+TEST_ENV = "VPMOE_TEST_ID"
+PROVENANCE = {"git_sha": "0" * 40, "git_dirty": False, "source_digest": "s", "lock_digest": "l"}
+
+
+def carrying(test_id: str) -> list[psutil.Process]:
+    """Living processes that inherited the id from the test; zombies have no environment and do not count."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(TEST_ENV) == test_id:
+                found.append(process)
+    return found
+
+
+@pytest.fixture
+def test_id(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Marks every process that the test starts."""
+    value = uuid.uuid4().hex
+    monkeypatch.setenv(TEST_ENV, value)
+    return value
+
+
+@pytest.fixture(autouse=True)
+def leases_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VPMOE_LEASE_DIR", str(tmp_path / "leases"))
+    monkeypatch.setenv("PYTHONPATH", str(PROGRAMS))
+
+
+Run = Callable[..., tuple[dg.ExecuteInProcessResult, TrainerResult | None]]
+
+
+@pytest.fixture
+def run_stand_in(tmp_path: Path) -> Run:
+    """Runs one job inside a Dagster step and returns Dagster's result and the trainer's, if it had one."""
+
+    def run(
+        recipe: dict[str, Any],
+        *,
+        instance: dg.DagsterInstance | None = None,
+        fingerprint: str = "a" * 64,
+        command: str = "convert",
+        **settings: Any,
+    ) -> tuple[dg.ExecuteInProcessResult, TrainerResult | None]:
+        results: list[TrainerResult] = []
+
+        @dg.asset
+        def made(context: dg.AssetExecutionContext, trainer: TrainerResource) -> None:
+            results.append(
+                trainer.run(
+                    context,
+                    command=command,
+                    asset="made",
+                    experiment="test",
+                    recipe=recipe,
+                    recipe_fingerprint=fingerprint,
+                    seed=1,
+                    inputs={"donor": (tmp_path / "donor", "d")},
+                    provenance=PROVENANCE,
+                    work_dir=tmp_path / "work",
+                    output_dir=tmp_path / "work" / "output",
+                )
+            )
+
+        defaults = {"module": "stand_in_trainer", "poll_s": 0.1, "grace_s": 20.0}
+        result = dg.materialize(
+            [made],
+            instance=instance or dg.DagsterInstance.ephemeral(),
+            resources={"trainer": TrainerResource(**(defaults | settings))},
+            raise_on_error=False,
+        )
+        return result, results[0] if results else None
+
+    return run
+
+
+def failure_message(result: dg.ExecuteInProcessResult) -> str:
+    """What a failed step says."""
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    data = event.step_failure_data
+    return (data.user_failure_data.description if data.user_failure_data else "") or str(data.error)

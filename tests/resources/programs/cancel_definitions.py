@@ -1,0 +1,53 @@
+"""A code location with one asset that launches a stand-in job, for tests that cancel real runs.
+
+What the job does and where comes from the environment. The GPUs are two invented ones: a lease is files only.
+"""
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import dagster as dg
+
+from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.resources import trainer
+from vpmoe_assets.resources.leases import Gpu, lease
+from vpmoe_assets.resources.trainer import TrainerResource
+
+FAKE_GPUS = [Gpu("GPU-fake-0", "Invented"), Gpu("GPU-fake-1", "Invented")]
+trainer.lease = functools.partial(lease, gpus=lambda: FAKE_GPUS)
+
+FINGERPRINT = "f" * 64
+
+
+@dg.asset(pool="gpu")
+def slow_checkpoint(context: dg.AssetExecutionContext, trainer: TrainerResource) -> dg.MaterializeResult:
+    with Store(Path(os.environ["VPMOE_ARTIFACTS"])).work_area("test", "slow_checkpoint", FINGERPRINT) as work:
+        result = trainer.run(
+            context,
+            command="convert",
+            asset="slow_checkpoint",
+            experiment="test",
+            recipe=json.loads(os.environ["STAND_IN_RECIPE"]),
+            recipe_fingerprint=FINGERPRINT,
+            seed=1,
+            inputs={},
+            provenance={"git_sha": "0" * 40, "git_dirty": False, "source_digest": "s", "lock_digest": "l"},
+            work_dir=work.path,
+            output_dir=work.output,
+        )
+    return dg.MaterializeResult(metadata={"steps": result.summary["steps"]})
+
+
+NPROC = int(os.environ.get("STAND_IN_NPROC", "1"))
+
+defs = dg.Definitions(
+    assets=[slow_checkpoint],
+    resources={
+        "trainer": TrainerResource(
+            device="cuda", nproc=NPROC, dp=NPROC, module="stand_in_trainer", grace_s=120.0, poll_s=0.2
+        )
+    },
+    executor=dg.in_process_executor,
+)
