@@ -104,7 +104,7 @@ def write_synth(directory: Path, seed: int, rows: int, files: int = 4) -> dict[s
         files: number of files.
 
     Returns:
-        The manifest: that and by what the rows were generated, and name, rows, bytes and sha256 of each file.
+        The manifest: that and by what the rows were generated, and path, rows, bytes and sha256 of each file.
 
     Raises:
         FileExistsError: the directory already holds something.
@@ -136,15 +136,20 @@ def write_synth(directory: Path, seed: int, rows: int, files: int = 4) -> dict[s
                     languages[row["language"]] += 1
                     exercises[row["exercise"]] += 1
         entries.append({
-            "name": path.name, "rows": end - first, "bytes": path.stat().st_size, "sha256": file_sha256(path),
+            "path": path.name, "rows": end - first, "bytes": path.stat().st_size, "sha256": file_sha256(path),
         })  # fmt: skip
     return {
         "schema_version": "synth_source_v1",
         "kind": "generated",
         "description": f"Rows written by {GENERATOR} {GENERATOR_VERSION} of this project; not PleIAs/SYNTH.",
         "generator": {"name": GENERATOR, "version": GENERATOR_VERSION, "seed": seed},
-        "rows": rows,
         "languages": languages,
         "exercises": exercises,
-        "files": entries,
+        "storage": {
+            "format": "parquet",
+            "glob": "synth_*.parquet",
+            "total_rows": rows,
+            "total_bytes": sum(entry["bytes"] for entry in entries),
+            "shards": entries,
+        },
     }
