@@ -1,6 +1,6 @@
 """Chunked cross-entropy against ``torch.nn.functional.cross_entropy`` on all logits: time and peak memory.
 
-    python -m benchmarks.cross_entropy [--tokens 1024] [--hidden 64] [--vocabulary 201088]
+    python -m benchmarks.cross_entropy [--tokens 1024] [--hidden 64] [--vocabulary 201088] [--record]
 
 One line of JSON: medians of both in the same process, alternating, and their ratio (above 1: chunked is
 faster).
@@ -17,6 +17,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 
+from benchmarks.record import record
 from trainer.losses.cross_entropy import chunked_cross_entropy
 
 
@@ -66,7 +67,7 @@ class PeakMemory:
             self._thread.join()
 
 
-def measure(tokens: int, hidden_size: int, vocabulary: int, repeats: int) -> dict[str, float | int | str]:
+def measure(tokens: int, hidden_size: int, vocabulary: int, repeats: int) -> dict[str, float]:
     """Alternate both losses, forward and backward.
 
     Args:
@@ -104,10 +105,7 @@ def measure(tokens: int, hidden_size: int, vocabulary: int, repeats: int) -> dic
     assert abs(values["plain"] - values["chunked"]) < 1e-2 * values["plain"]
     median = {name: statistics.median(times[1:]) for name, times in seconds.items()}
     return {
-        "benchmark": "cross_entropy",
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "dtype": str(dtype).removeprefix("torch."),
         "tokens": tokens,
         "hidden": hidden_size,
         "vocabulary": vocabulary,
@@ -129,8 +127,24 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--vocabulary", type=int, default=201_088)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--record", action="store_true", help="append the results to results.jsonl")
     arguments = parser.parse_args()
-    print(json.dumps(measure(arguments.tokens, arguments.hidden, arguments.vocabulary, arguments.repeats)))
+    found = measure(arguments.tokens, arguments.hidden, arguments.vocabulary, arguments.repeats)
+    print(json.dumps(found))
+    if arguments.record:
+        shape = f"{arguments.tokens}x{arguments.hidden}x{arguments.vocabulary}"
+        for name, value, unit, kind in (
+            ("speed", arguments.tokens / found["chunked_s"], "tokens/s", "speed_ratio"),
+            ("memory", found["chunked_peak_mib"], "MiB at peak (ratio: times less)", "memory_ratio"),
+        ):
+            record(
+                f"cross_entropy.{name}.{shape}",
+                value,
+                unit,
+                comparator="torch cross_entropy on all logits",
+                ratio=found[kind],
+                details={**found, "dtype": "bfloat16" if torch.cuda.is_available() else "float32"},
+            )
 
 
 if __name__ == "__main__":

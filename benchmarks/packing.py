@@ -1,6 +1,6 @@
 """Document-aligned packing, in speed and fill, against the same rule with a linear bin search.
 
-    python -m benchmarks.packing [--documents 100000]
+    python -m benchmarks.packing [--documents 100000] [--record]
 
 One line of JSON. The comparator is best-fit decreasing that looks through all open bins for each document, in
 numpy, on the first blocks of the same permutation; both must give the same bins.
@@ -13,6 +13,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.record import record
 from trainer.data.packing import best_fit_decreasing, pack
 
 _SEQ_LEN, _BLOCK = 2048, 1024
@@ -46,7 +47,7 @@ def linear_search(lengths: NDArray[np.int32], capacity: int) -> tuple[NDArray[np
     return placement[np.argsort(assigned, kind="stable")], np.bincount(assigned, minlength=opened)
 
 
-def measure(documents: int) -> dict[str, float | int | str]:
+def measure(documents: int) -> dict[str, float]:
     """Pack an epoch, and a part of it again with the linear search."""
     lengths = corpus_lengths(documents)
     start = time.perf_counter()
@@ -63,8 +64,6 @@ def measure(documents: int) -> dict[str, float | int | str]:
     for found, expected in zip(results["sorted"], results["linear"], strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
     return {
-        "benchmark": "packing",
-        "device": "cpu",
         "documents": documents,
         "seq_len": _SEQ_LEN,
         "block": _BLOCK,
@@ -82,7 +81,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--documents", type=int, default=100_000)
-    print(json.dumps(measure(parser.parse_args().documents)))
+    parser.add_argument("--record", action="store_true", help="append the result to results.jsonl")
+    arguments = parser.parse_args()
+    found = measure(arguments.documents)
+    print(json.dumps(found))
+    if arguments.record:
+        record(
+            "packing",
+            found["documents_per_s"],
+            "documents/s",
+            comparator="the same rule with a linear search for the bin (block packing alone)",
+            ratio=found["speed_ratio"],
+            details=found,
+        )
 
 
 if __name__ == "__main__":
