@@ -328,6 +328,7 @@ def test_closing_releases_the_model():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the optimizer did not run on one")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_on_cuda_training_follows_the_cpu_and_resumes_bit_for_bit(dtype):
     """Orthogonalisation runs in bfloat16 there, so updates differ by its rounding."""
@@ -342,7 +343,8 @@ def test_on_cuda_training_follows_the_cpu_and_resumes_bit_for_bit(dtype):
     resumed.load_state_dict(loaded(optimizer, model))
     stats += train(model, optimizer, range(2, 4))
     train(twin, resumed, range(2, 4))
-    assert [s.grad_norm for s in stats] == pytest.approx([s.grad_norm for s in expected], rel=1e-5)
+    rounding = 1e-5 if dtype is torch.float32 else 1e-3  # a bfloat16 weight's gradient is bfloat16
+    assert [s.grad_norm for s in stats] == pytest.approx([s.grad_norm for s in expected], rel=rounding)
     for name, weight in weights(model).items():
         torch.testing.assert_close(weight.float().cpu(), weights(reference)[name], rtol=2e-2, atol=3e-3)
         assert torch.equal(weight, weights(twin)[name])
