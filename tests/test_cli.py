@@ -238,16 +238,14 @@ def test_data_build_gives_the_same_bytes_however_it_is_asked(rows, tmp_path):
     assert any(name.startswith("train/") for name in one)
     assert any(name.startswith("valid/") for name in one)
 
-    pattern = str(rows / "*.parquet")
-    files = [word for part in (0, 1) for word in ("--input", str(rows / f"part-{part}.parquet"))]
-    run("data", "build", "--input", pattern, "--output", str(tmp_path / "b"), *shared, "--workers", "2")
+    files = ["--input", str(rows / "part-0.parquet"), "--input", str(rows / "part-[1-9].parquet")]
     for shard in ("1", "0"):
         only = ["--valid-fraction", "0.2", "--shard", shard, "--of", "2"]
         run("data", "build", *files, "--output", str(tmp_path / "c"), *only)
         assert not (tmp_path / "c").exists()
     last = run("data", "build", *files, "--output", str(tmp_path / "c"), *shared)
     assert "2 shards were finished by an earlier run" in last.stdout
-    assert contents(tmp_path / "b") == contents(tmp_path / "c") == one
+    assert contents(tmp_path / "c") == one
 
 
 def test_data_build_refuses_what_it_cannot_use_in_one_line(rows, tmp_path):

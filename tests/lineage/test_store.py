@@ -27,6 +27,8 @@ from vpmoe_assets.lineage.record import RECORD_NAME
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.verify import verify_record
 
+pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork is meant
+
 FAILED = {"name": "aligned", "passed": False, "blocking": True, "description": "3 arrays differ"}
 
 
@@ -331,7 +333,6 @@ def killed_at(step: int, store: Store, fingerprint: str, payload: dict) -> int:
     return status
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_killed_at_any_step_nothing_half_published_is_visible_and_the_next_attempt_loses_nothing(tmp_path):
     fingerprint, payload = recipe("a")
     visible = []
@@ -365,7 +366,6 @@ def test_killed_at_any_step_nothing_half_published_is_visible_and_the_next_attem
     assert any(visible)
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_killed_again_while_recovering_still_loses_nothing(tmp_path):
     fingerprint, payload = recipe("a")
     store = Store(tmp_path)
