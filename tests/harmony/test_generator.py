@@ -3,6 +3,7 @@
 import collections
 import datetime
 import hashlib
+import itertools
 import json
 import re
 import time
@@ -18,7 +19,6 @@ from hypothesis import strategies as st
 from vpmoe_assets.harmony.exercises import EXERCISES, LANGUAGES
 from vpmoe_assets.harmony.generator import generate_row, generate_rows, schema, write_synth
 from vpmoe_assets.harmony.tokenizer import load_tiktoken, write_tokenizer
-import itertools
 
 ROWS = 2000
 
@@ -76,7 +76,7 @@ def test_a_row_depends_on_seed_and_index_alone(rows):
 
 def test_rows_do_not_depend_on_the_process(rows):
     digest = hashlib.sha256(json.dumps(rows[:300], ensure_ascii=False).encode()).hexdigest()
-    # Recorded once. Another digest means that every artifact made of generated rows changes: bump the version.
+    # Recorded once. Another digest means that all artifacts made of generated rows change: bump the version.
     assert digest == "01b346412c4e039c11a2682784017d7a64128a88040fe3c3fefd0e81ef84ef2d"
 
 

@@ -327,16 +327,18 @@ def _write_corpus(
         write_tokenizer(Path(ranks))
         encode = load_tiktoken(Path(ranks)).encode_ordinary
         for document in documents:
-            key = hashlib.blake2b(document.doc_id.encode("utf-8"), digest_size=16).digest()
-            if key in seen:
-                raise DataError(f"doc_id {document.doc_id!r} occurs twice; ids decide the split")
-            seen.add(key)
+            # tiktoken would encode a lone surrogate as a replacement character, without a word.
             try:
-                tokens = len(encode(document.text)) + 1
+                key = hashlib.blake2b(document.doc_id.encode("utf-8"), digest_size=16).digest()
+                document.text.encode("utf-8")
             except UnicodeEncodeError as error:
                 raise DataError(
                     f"document {document.doc_id!r} is not valid Unicode: {error.reason}"
                 ) from error
+            if key in seen:
+                raise DataError(f"doc_id {document.doc_id!r} occurs twice; ids decide the split")
+            seen.add(key)
+            tokens = len(encode(document.text)) + 1
             if 0 <= max_tokens < used + tokens:
                 counts.stopped_at_budget = True
                 break

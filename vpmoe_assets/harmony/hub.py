@@ -115,10 +115,11 @@ class _translated:  # noqa: N801 -- reads as a statement: with _translated(...)
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is None or isinstance(error, HubError | GeneratorExit):
             return
-        import httpx
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-        if isinstance(error, httpx.TransportError | OfflineModeIsEnabled):
+        # httpx or httpx2, by the release of huggingface_hub: known by name only.
+        unreachable = any(base.__name__ == "TransportError" for base in type(error).__mro__)
+        if unreachable or isinstance(error, OfflineModeIsEnabled):
             raise HubError(
                 f"{self._what}: the hub cannot be reached ({type(error).__name__}: {error}). This source "
                 "needs a network; run it where the hub is reachable, or choose a source that is local "
