@@ -10,6 +10,7 @@ from trainer.config import CONFIGS_DIR, Architecture, load_experiment, parse
 from trainer.model.count import COMPONENTS, count_built, count_by_formula
 from trainer.model.gpt import build_model
 from trainer.model.memory import memory_plan
+from trainer.optim.optimizer import Optimizer
 
 PUBLISHED = {
     ("bench", "vpmoe"): (6_021_784_719, 5_609_956_495, 780_087_951, 368_259_727),
@@ -135,6 +136,15 @@ def test_memory_of_one_gpu_is_what_a_parameter_costs():
     assert plan.momentum == 4 * matrices
     assert plan.adam == 8 * (6_021_784_719 - matrices)
     assert plan.total / 2**30 == pytest.approx(80.2, abs=0.1)
+
+
+def test_planned_state_is_what_the_optimizer_allocates():
+    experiment = load_experiment("smoke")
+    settings = experiment.training.optimizer
+    model = build_model(experiment.architecture("vpmoe"), dtype=torch.bfloat16)
+    planned = memory_plan(model.named_parameters(), settings, dp=1, shard=True)
+    state = planned.master + planned.momentum + planned.row_second_moments + planned.adam
+    assert state == Optimizer(model, settings, clip_grad=1.0).state_bytes()
 
 
 def test_sharding_spreads_state_and_nothing_else():
