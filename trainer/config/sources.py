@@ -131,14 +131,12 @@ class HubSynth(Frozen):
     Attributes:
         files: parquet files to take, with their sha256; empty takes every parquet file of the commit, checked
             against the digests which the commit itself names.
-        max_rows: stop after this many rows in file order; -1 takes all.
     """
 
     kind: Literal["hub"]
     repo: Repo
     revision: Revision
     files: Files = Field(default={})
-    max_rows: RowCap = -1
 
 
 class ParquetSynth(Frozen):
