@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 GPUS = [Gpu("GPU-fake-0", "Invented"), Gpu("GPU-fake-1", "Invented")]
 FINGERPRINT = "f" * 64
-PATIENCE_S = 150.0
+PATIENCE_S = 240.0  # the machine may be busy with other tests
 
 
 @dataclass
@@ -242,7 +242,7 @@ def no_orphans() -> Iterator[list[Site]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_a_checkpoint_of_45_seconds_survives_every_way_of_cancelling(
     tmp_path: Path, no_orphans: list[Site]
 ) -> None:

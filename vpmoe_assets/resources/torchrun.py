@@ -10,6 +10,7 @@ signals alone and not the rank that ended first (pytorch issue 119856), so where
 
 import argparse
 import functools
+import importlib.metadata
 import inspect
 import os
 import sys
@@ -37,10 +38,8 @@ def with_shutdown_timeout(close: Callable[..., None], seconds: int) -> Callable[
     """
     parameter = inspect.signature(close).parameters.get("timeout")
     if parameter is None or parameter.default is inspect.Parameter.empty:
-        import torch
-
         raise ShutdownTimeoutError(
-            f"torch {torch.__version__}: PContext.close{inspect.signature(close)} has no default time-out "
+            f"torch {importlib.metadata.version('torch')}: PContext.close{inspect.signature(close)} has no default time-out "
             "that could be lengthened, so torchrun would kill ranks while they write a checkpoint. "
             "Install the torch of requirements.lock, or run with nproc = 1."
         )

@@ -1,0 +1,165 @@
+"""How a job's first process is started, and what binds it to its orchestrator."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from vpmoe_assets.resources import bound, torchrun
+from vpmoe_assets.resources.launchers import Launch, LauncherNotAvailableError, LocalLauncher, launcher
+from vpmoe_assets.resources.torchrun import ShutdownTimeoutError, with_shutdown_timeout
+
+ROOT = Path(__file__).resolve().parents[2]
+BOUND = [sys.executable, "-I", "-S", str(bound.__file__)]
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+
+
+def launch(tmp_path: Path, nproc: int) -> Launch:
+    return Launch("train", "vpmoe_stage1", tmp_path, nproc, dict(os.environ), "marker", grace_s=600.0)
+
+
+def wait_gone(pid: int, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, f"{pid} is still there"
+        time.sleep(0.05)
+
+
+def test_one_rank_is_a_plain_process(tmp_path: Path) -> None:
+    line = LocalLauncher.command_line(launch(tmp_path, 1))
+    assert line[-5:] == ["-m", "trainer", "train", "--job", str(tmp_path / "job.json")]
+    assert not any("torchrun" in part for part in line)
+
+
+def test_several_ranks_go_through_torchrun_which_waits_longer_than_a_checkpoint(tmp_path: Path) -> None:
+    line = LocalLauncher.command_line(launch(tmp_path, 8))
+    assert "--nproc-per-node=8" in line
+    assert "--rdzv-endpoint=127.0.0.1:0" in line
+    assert int(line[line.index("--shutdown-timeout") + 1]) > 600
+
+
+def test_an_unknown_launcher_is_refused_with_a_remedy() -> None:
+    with pytest.raises(LauncherNotAvailableError, match=r'"slurm" was asked for; available: "local"'):
+        launcher("slurm")
+
+
+def test_a_bound_command_is_the_same_process_with_the_same_exit_code() -> None:
+    program = [*BOUND, "SIGTERM", "sh", "-c", "echo $$; exit 7"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert int(process.stdout.read()) == process.pid
+    assert process.returncode == 7
+
+
+@linux
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_bound_command_gets_its_signal_when_the_parent_is_killed(name: str) -> None:
+    child = (
+        "import signal, sys, time\n"
+        f"signal.signal(signal.{name}, lambda n, f: (print('told', flush=True), sys.exit()))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = f"import subprocess; subprocess.run({[*BOUND, name, sys.executable, '-c', child]!r})"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.kill()
+        assert process.stdout.readline() == b"told\n"
+
+
+@linux
+def test_a_command_whose_parent_is_gone_is_not_started() -> None:
+    environment = {**os.environ, bound.PARENT_ENV: "1"}
+    program = [*BOUND, "SIGTERM", "echo", "ran"]
+    ended = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert "which started this one, ended at once" in ended.stderr
+
+
+def test_signals_that_the_shell_ignores_work_again() -> None:
+    # `dagster asset materialize ... &` in a script: SIGINT is ignored, and Python would keep it so.
+    show = "import signal; print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        plain = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
+        program = [*BOUND, "SIGTERM", sys.executable, "-c", show]
+        freed = subprocess.run(program, capture_output=True, text=True, check=True)
+    finally:
+        signal.signal(signal.SIGINT, former)
+    assert (plain.stdout, freed.stdout) == ("True\n", "False\n")
+
+
+def test_a_torch_whose_time_out_cannot_be_lengthened_is_refused() -> None:
+    def close(self: object, death_sig: object = None) -> None:
+        pass
+
+    with pytest.raises(ShutdownTimeoutError, match=r"nproc = 1"):
+        with_shutdown_timeout(close, 600)
+
+
+def test_the_default_time_out_is_replaced_and_a_given_one_is_kept() -> None:
+    seen: list[float] = []
+
+    def close(self: object, death_sig: object = None, timeout: float = 30) -> None:
+        seen.append(timeout)
+
+    longer = with_shutdown_timeout(close, 600)
+    longer(None)
+    longer(None, signal.SIGINT)
+    longer(None, signal.SIGINT, 5)
+    assert seen == [600, 600, 5]
+
+
+RANK = """
+import os, signal, sys, time
+from pathlib import Path
+
+def save(number, frame):
+    time.sleep(4)
+    Path(f"saved.{os.environ['RANK']}").touch()
+    sys.exit(75)
+
+signal.signal(signal.SIGINT, save)
+Path(f"ready.{os.environ['RANK']}").touch()
+time.sleep(60)
+"""
+
+
+def test_torchrun_waits_for_its_ranks_as_long_as_it_is_told(tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(RANK)
+    agents = {}
+    for seconds in (1, 60):
+        here = tmp_path / str(seconds)
+        here.mkdir()
+        program = [sys.executable, "-m", torchrun.__name__, "--shutdown-timeout", str(seconds), "--"]
+        program += ["--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+        with (here / "output").open("wb") as output:
+            agents[here] = subprocess.Popen(
+                [*program, str(tmp_path / "rank.py")],
+                cwd=here,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=output,
+                stderr=output,
+            )
+    deadline = time.monotonic() + 200
+    for here, agent in agents.items():
+        while len(list(here.glob("ready.*"))) < 2:
+            assert agent.poll() is None, (here / "output").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    ranks = [rank.pid for agent in agents.values() for rank in psutil.Process(agent.pid).children()]
+    for agent in agents.values():
+        agent.send_signal(signal.SIGINT)
+    for agent in agents.values():
+        agent.wait(60)
+    assert {here.name: len(list(here.glob("saved.*"))) for here in agents} == {"1": 0, "60": 2}
+    assert len(ranks) == 4
+    for rank in ranks:
+        wait_gone(rank)
