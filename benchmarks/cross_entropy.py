@@ -132,18 +132,19 @@ def main() -> None:
     found = measure(arguments.tokens, arguments.hidden, arguments.vocabulary, arguments.repeats)
     print(json.dumps(found))
     if arguments.record:
+        device = "cuda" if torch.cuda.is_available() else "cpu"  # the record's GPU may be there and unused
         shape = f"{arguments.tokens}x{arguments.hidden}x{arguments.vocabulary}"
         for name, value, unit, kind in (
             ("speed", arguments.tokens / found["chunked_s"], "tokens/s", "speed_ratio"),
             ("memory", found["chunked_peak_mib"], "MiB at peak (ratio: times less)", "memory_ratio"),
         ):
             record(
-                f"cross_entropy.{name}.{shape}",
+                f"cross_entropy.{device}.{name}.{shape}",
                 value,
                 unit,
                 comparator="torch cross_entropy on all logits",
                 ratio=found[kind],
-                details={**found, "dtype": "bfloat16" if torch.cuda.is_available() else "float32"},
+                details={**found, "dtype": "bfloat16" if device == "cuda" else "float32"},
             )
 
 
