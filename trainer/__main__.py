@@ -4,6 +4,7 @@ Arguments are parsed before anything heavy is imported, so `--help` and a wrong 
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = build_parser().parse_args(arguments)
+    # Read when torch is imported. OpenMP's threads spin at the end of every parallel region by default, which
+    # on a machine with other work to do makes a step ten times slower; waiting passively costs nothing
+    # measurable.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code: int = options.run(options)
     return code
 

@@ -2,6 +2,7 @@
 
 import os
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,7 +45,16 @@ def run_job(job: Job, work: Work) -> int:
     """
     directory = WorkDir(Path(job.work_dir), rank=int(os.environ.get("RANK", "0")))
     stop = StopRequest()
-    with stop.listening(), directory.logging(), directory.heartbeat():
+    with (
+        warnings.catch_warnings(),
+        stop.listening(),
+        directory.logging(),
+        directory.heartbeat(),
+    ):
+        # What is said at import about Transformer Engine and Apex, and on each load about a single process.
+        warnings.filterwarnings(
+            "ignore", category=UserWarning, module=r"megatron\.|torch\.distributed\.checkpoint"
+        )
         directory.status(RUNNING)
         try:
             work(job, directory, stop)
