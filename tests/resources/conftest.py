@@ -1,30 +1,15 @@
-"""A resource that runs the stand-in trainer, and a look at what is left of a test's processes."""
+"""A resource that runs the stand-in trainer inside a Dagster step."""
 
-import contextlib
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import psutil
 import pytest
+from launched import PROGRAMS, PROVENANCE, TEST_ENV
 
 from vpmoe_assets.resources.trainer import TrainerResource, TrainerResult
-
-PROGRAMS = Path(__file__).resolve().parent / "programs"
-TEST_ENV = "VPMOE_TEST_ID"
-PROVENANCE = {"git_sha": "0" * 40, "git_dirty": False, "source_digest": "s", "lock_digest": "l"}
-
-
-def carrying(test_id: str) -> list[psutil.Process]:
-    """Living processes that inherited the id from the test; zombies have no environment and do not count."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(TEST_ENV) == test_id:
-                found.append(process)
-    return found
 
 
 @pytest.fixture
@@ -86,10 +71,3 @@ def run_stand_in(tmp_path: Path) -> Run:
         return result, results[0] if results else None
 
     return run
-
-
-def failure_message(result: dg.ExecuteInProcessResult) -> str:
-    """What a failed step says."""
-    (event,) = [event for event in result.all_events if event.is_step_failure]
-    data = event.step_failure_data
-    return (data.user_failure_data.description if data.user_failure_data else "") or str(data.error)

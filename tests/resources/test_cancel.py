@@ -1,7 +1,8 @@
 """Real runs of real code locations, cancelled in every way there is; afterwards nothing may be left.
 
-Two ranks under torchrun, in-process executor, a SQLite instance, two invented GPUs. In the slow test a
-checkpoint takes 45 s, longer than torchrun's own 30 s, and the ways are tried at the same time.
+Two ranks under torchrun, in-process executor, a SQLite instance, two invented GPUs. A checkpoint takes 45 s,
+longer than torchrun's own 30 s, and the ways are tried at the same time; the one with SIGTERM runs the real
+trainer.
 """
 
 import concurrent.futures
@@ -23,14 +24,13 @@ from typing import Any
 import dagster as dg
 import psutil
 import pytest
-from conftest import PROGRAMS, TEST_ENV, carrying
+from launched import PROGRAMS, ROOT, TEST_ENV, carrying
 
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.resources.leases import Gpu, lease
 from vpmoe_assets.resources.process_record import RECORD_NAME
 from vpmoe_assets.resources.processes import reap
 
-ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 GPUS = [Gpu("GPU-fake-0", "Invented"), Gpu("GPU-fake-1", "Invented")]
 FINGERPRINT = "f" * 64
@@ -44,6 +44,7 @@ class Site:
     root: Path
     save_s: float
     nproc: int
+    real: bool = False
 
     def __post_init__(self) -> None:
         self.id = uuid.uuid4().hex
@@ -66,8 +67,22 @@ class Site:
     def work(self) -> Path:
         return self.artifacts / ".work" / "test" / f"slow_checkpoint-{FINGERPRINT[:8]}"
 
+    def job(self) -> dict[str, Any]:
+            helper = self.nproc == 1
+            recipe = {"steps": 100_000, "step_s": 0.2, "save_s": self.save_s, "helper": helper}
+        if not self.real:
+            recipe = {"steps": 100_000, "step_s": 0.2, "save_s": self.save_s, "helper": self.nproc == 1}
+            how = {"command": "convert", "module": "stand_in_trainer", "device": "cuda", "inputs": {}}
+            return {**how, "recipe": recipe, "nproc": self.nproc}
+        from train_jobs import tiny_recipe, write_conversations
+
+        never = dict.fromkeys(("training.save_interval", "training.eval_interval"), 100_000)
+        recipe = tiny_recipe(steps=100_000, **never, **{"training.log_interval": 1})
+        inputs = {"synth_kd_v1": str(write_conversations(self.root / "data"))}
+        how = {"command": "train", "module": "slow_trainer", "device": "cpu", "inputs": inputs}
+        return {**how, "recipe": recipe, "nproc": self.nproc}
+
     def start(self, *command: str) -> subprocess.Popen[bytes]:
-        recipe = {"steps": 100_000, "step_s": 0.2, "save_s": self.save_s, "helper": self.save_s < 10}
         environment = {
             **os.environ,
             TEST_ENV: self.id,
@@ -75,8 +90,8 @@ class Site:
             "VPMOE_ARTIFACTS": str(self.artifacts),
             "VPMOE_LEASE_DIR": str(self.root / "leases"),
             "PYTHONPATH": f"{PROGRAMS}:{ROOT}",
-            "STAND_IN_RECIPE": json.dumps(recipe),
-            "STAND_IN_NPROC": str(self.nproc),
+            "CANCEL_JOB": json.dumps(self.job()),
+            "SLOW_SAVE_S": str(self.save_s),
             "OMP_NUM_THREADS": "1",
         }
         with (self.root / "output.txt").open("ab") as output:
@@ -123,8 +138,9 @@ class Site:
 
     def assert_checkpoint_is_complete(self) -> None:
         (saved,) = (self.work / "checkpoints").glob("iter_*")
-        assert int((saved / "complete").read_text()) == int(saved.name[5:]) > 0
-        assert not list((self.work / "checkpoints").glob(".tmp*"))
+        assert int(saved.name[5:]) > 0
+        assert (saved / ("state.json" if self.real else "complete")).exists()
+        assert not list((self.work / "checkpoints").glob(".*"))
         assert (self.work / "STATUS").read_text() == "interrupted\n"
 
     def output(self) -> str:
@@ -247,6 +263,7 @@ def test_a_checkpoint_of_45_seconds_survives_every_way_of_cancelling(
     tmp_path: Path, no_orphans: list[Site]
 ) -> None:
     sites = {name: Site(tmp_path / name.replace(" ", "_"), save_s=45.0, nproc=2) for name in WAYS}
+    sites["SIGTERM"].real = True
     no_orphans += sites.values()
     with concurrent.futures.ThreadPoolExecutor(len(WAYS)) as pool:
         tries = {name: pool.submit(way, sites[name]) for name, way in WAYS.items()}

@@ -10,7 +10,7 @@ import time
 import dagster as dg
 import psutil
 import pytest
-from conftest import carrying, failure_message
+from launched import carrying, failure_message
 
 from vpmoe_assets.resources.process_record import RECORD_NAME, Orchestrator, ProcessRecord
 from vpmoe_assets.resources.processes import MARKER_ENV

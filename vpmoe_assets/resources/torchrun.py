@@ -39,9 +39,9 @@ def with_shutdown_timeout(close: Callable[..., None], seconds: int) -> Callable[
     parameter = inspect.signature(close).parameters.get("timeout")
     if parameter is None or parameter.default is inspect.Parameter.empty:
         raise ShutdownTimeoutError(
-            f"torch {importlib.metadata.version('torch')}: PContext.close{inspect.signature(close)} has no default time-out "
-            "that could be lengthened, so torchrun would kill ranks while they write a checkpoint. "
-            "Install the torch of requirements.lock, or run with nproc = 1."
+            f"torch {importlib.metadata.version('torch')}: PContext.close{inspect.signature(close)} has no "
+            "default time-out that could be lengthened: torchrun would kill ranks while they write a "
+            "checkpoint. Install the torch of requirements.lock, or run with nproc = 1."
         )
 
     @functools.wraps(close)

@@ -1,6 +1,7 @@
 """A code location with one asset that launches a stand-in job, for tests that cancel real runs.
 
-What the job does and where comes from the environment. The GPUs are two invented ones: a lease is files only.
+What the job does comes from `CANCEL_JOB` in the environment. The GPUs are two invented ones: a lease is files
+only.
 """
 
 import functools
@@ -19,6 +20,7 @@ FAKE_GPUS = [Gpu("GPU-fake-0", "Invented"), Gpu("GPU-fake-1", "Invented")]
 trainer.lease = functools.partial(lease, gpus=lambda: FAKE_GPUS)
 
 FINGERPRINT = "f" * 64
+JOB = json.loads(os.environ["CANCEL_JOB"])
 
 
 @dg.asset(pool="gpu")
@@ -26,27 +28,31 @@ def slow_checkpoint(context: dg.AssetExecutionContext, trainer: TrainerResource)
     with Store(Path(os.environ["VPMOE_ARTIFACTS"])).work_area("test", "slow_checkpoint", FINGERPRINT) as work:
         result = trainer.run(
             context,
-            command="convert",
+            command=JOB["command"],
             asset="slow_checkpoint",
             experiment="test",
-            recipe=json.loads(os.environ["STAND_IN_RECIPE"]),
+            recipe=JOB["recipe"],
             recipe_fingerprint=FINGERPRINT,
             seed=1,
-            inputs={},
+            inputs={name: (path, "d" * 64) for name, path in JOB["inputs"].items()},
             provenance={"git_sha": "0" * 40, "git_dirty": False, "source_digest": "s", "lock_digest": "l"},
             work_dir=work.path,
             output_dir=work.output,
         )
-    return dg.MaterializeResult(metadata={"steps": result.summary["steps"]})
+    return dg.MaterializeResult(metadata={"summary": result.summary})
 
-
-NPROC = int(os.environ.get("STAND_IN_NPROC", "1"))
 
 defs = dg.Definitions(
     assets=[slow_checkpoint],
     resources={
         "trainer": TrainerResource(
-            device="cuda", nproc=NPROC, dp=NPROC, module="stand_in_trainer", grace_s=120.0, poll_s=0.2
+            device=JOB["device"],
+            nproc=JOB["nproc"],
+            dp=JOB["nproc"],
+            module=JOB["module"],
+            wandb="disabled",
+            grace_s=240.0,
+            poll_s=0.2,
         )
     },
     executor=dg.in_process_executor,

@@ -1,0 +1,28 @@
+"""The DuckDB index as a Dagster resource."""
+
+from pathlib import Path
+
+import dagster as dg
+from pydantic import Field
+
+from vpmoe_assets.lineage.index import Index
+from vpmoe_assets.lineage.record import Record
+from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.project import store_root
+
+
+class IndexResource(dg.ConfigurableResource):
+    """Writes records into the index; it can be made again from them at any time."""
+
+    path: str = Field(
+        default_factory=lambda: str(store_root() / "index.duckdb"),
+        description="The DuckDB file; by default beside the artifacts.",
+    )
+
+    def open(self) -> Index:
+        """The index."""
+        return Index(Path(self.path))
+
+    def insert(self, record: Record, store: Store) -> None:
+        """Adds a record; see `vpmoe_assets.lineage.index.Index.insert`."""
+        self.open().insert(record, store)
