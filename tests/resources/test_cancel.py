@@ -68,10 +68,10 @@ class Site:
         return self.artifacts / ".work" / "test" / f"slow_checkpoint-{FINGERPRINT[:8]}"
 
     def job(self) -> dict[str, Any]:
+        """The stand-in with an invented GPU a rank, or the real trainer on the CPU with a tiny model."""
+        if not self.real:
             helper = self.nproc == 1
             recipe = {"steps": 100_000, "step_s": 0.2, "save_s": self.save_s, "helper": helper}
-        if not self.real:
-            recipe = {"steps": 100_000, "step_s": 0.2, "save_s": self.save_s, "helper": self.nproc == 1}
             how = {"command": "convert", "module": "stand_in_trainer", "device": "cuda", "inputs": {}}
             return {**how, "recipe": recipe, "nproc": self.nproc}
         from train_jobs import tiny_recipe, write_conversations
