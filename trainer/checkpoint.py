@@ -59,13 +59,17 @@ class TorchDistSave(TorchDistSaveShardedStrategy):
         renamed, _, _ = torch_strategy._replace_state_dict_keys_with_sharded_keys(
             sharded_state_dict, self.keep_only_main_replica
         )
-        dcp.save(
-            torch_strategy.mcore_to_pyt_state_dict(renamed, False),
-            storage_writer=dcp.FileSystemWriter(checkpoint_dir),
-            planner=MCoreSavePlanner(
-                dedup_replicated_tensors=not self.keep_only_main_replica, flatten_state_dict=False
-            ),
+        planner = MCoreSavePlanner(
+            dedup_replicated_tensors=not self.keep_only_main_replica, flatten_state_dict=False
         )
+        try:
+            dcp.save(
+                torch_strategy.mcore_to_pyt_state_dict(renamed, False),
+                storage_writer=dcp.FileSystemWriter(checkpoint_dir),
+                planner=planner,
+            )
+        except dcp.api.CheckpointException as error:
+            raise _plain_error(error, f"{checkpoint_dir} could not be written") from error
 
 
 @dataclass(frozen=True)
@@ -261,7 +265,12 @@ class Checkpoints:
             The loaded state dict.
         """
         path = self.path(iteration)
-        loaded: dict[str, Any] = dist_checkpointing.load(tensors, str(path), strict=StrictHandling.RAISE_ALL)
+        try:
+            loaded: dict[str, Any] = dist_checkpointing.load(
+                tensors, str(path), strict=StrictHandling.RAISE_ALL
+            )
+        except dcp.api.CheckpointException as error:
+            raise _plain_error(error, f"{path} could not be read") from error
         _, layout = self.read(iteration)
         if layout["world"] == self.layout.world:
             restore_random_state(self.random_state(iteration), self.layout.device)
@@ -306,6 +315,12 @@ def largest_difference(tensors: Mapping[str, Any], directory: Path) -> float:
     reduced = torch.tensor([worst], dtype=torch.float64)
     dist.all_reduce(reduced, op=dist.ReduceOp.MAX)
     return float(reduced.item())
+
+
+def _plain_error(error: dcp.api.CheckpointException, what: str) -> CheckpointError:
+    """Torch's error, a `BaseException` raised on every rank, as one that the job's end reports by its cause."""
+    causes = ", ".join(f"rank {rank}: {cause}" for rank, (cause, _) in sorted(error.failures.items()))
+    return CheckpointError(f"{what} ({causes}); earlier checkpoints are intact")
 
 
 def _twin(tensor: Any) -> Any:

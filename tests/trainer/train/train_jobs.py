@@ -23,7 +23,7 @@ SEQ_LEN = 64
 def write_conversations(
     root: Path, *, rows: int = 120, valid: int = 24, seed: int = 0, vocab: int = VOCAB
 ) -> Path:
-    """Writes mock `synth_kd_v1` shards with a manifest: token t + 1 follows from token t, so a model can learn them."""
+    """Writes mock `synth_kd_v1` shards with a manifest; each token follows from the one before."""
     rng = np.random.default_rng(seed)
     splits: dict[str, Any] = {}
     for split, count in (("train", rows), ("valid", valid)):
@@ -70,7 +70,7 @@ def write_conversations(
 
 
 def tiny_recipe(**changes: Any) -> dict[str, Any]:
-    """The smoke stage 1 with four layers of width 32, a vocabulary of 256 and 8 steps; `changes` by dotted key."""
+    """The smoke stage 1 with 4 layers of width 32, 256 tokens of vocabulary, 8 steps; `changes` by dotted key."""
     recipe = copy.deepcopy(plain(load_experiment("smoke").train_recipe("vpmoe_stage1")))
     architecture = recipe["architecture"]
     architecture["vocab_size"] = VOCAB

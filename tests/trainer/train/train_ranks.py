@@ -1,6 +1,7 @@
 """Runs a function on several gloo ranks, each a process of its own, without importing torch anew in each.
 
-A fork server imports the trainer once; its children start in milliseconds. Only picklable module-level functions run.
+A fork server imports the trainer once; its children start in milliseconds. Only picklable module-level
+functions run.
 """
 
 import multiprocessing

@@ -25,7 +25,7 @@ def run_train(job: Job, verify: bool = False) -> int:
 
 
 class HoldingSave(TorchDistSave):
-    """Writes all of a checkpoint's tensors, says so, and waits to be killed before it can be renamed into place."""
+    """Writes all of a checkpoint's tensors, says so, and waits to be killed before the rename."""
 
     hold_at: int = 0
     said: Path
