@@ -318,7 +318,7 @@ def largest_difference(tensors: Mapping[str, Any], directory: Path) -> float:
 
 
 def _plain_error(error: dcp.api.CheckpointException, what: str) -> CheckpointError:
-    """Torch's error, a `BaseException` raised on every rank, as one that the job's end reports by its cause."""
+    """Torch's error, a `BaseException` raised on every rank, as one that names its cause."""
     causes = ", ".join(f"rank {rank}: {cause}" for rank, (cause, _) in sorted(error.failures.items()))
     return CheckpointError(f"{what} ({causes}); earlier checkpoints are intact")
 

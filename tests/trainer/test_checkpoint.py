@@ -117,7 +117,7 @@ def test_a_full_disk_is_reported_with_its_cause(tmp_path, layout, monkeypatch):
     checkpoints = Checkpoints(tmp_path, layout, keep_last=1)
     save(checkpoints, 1)
     monkeypatch.setattr(torch.distributed.checkpoint.FileSystemWriter, "write_data", full)
-    with pytest.raises(CheckpointError, match="iter_0000002 could not be written.*rank 0.*No space left"):
+    with pytest.raises(CheckpointError, match=r"iter_0000002 could not be written.*rank 0.*No space left"):
         save(checkpoints, 2)
     assert checkpoints.latest() == 1
 

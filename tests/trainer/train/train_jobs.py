@@ -70,7 +70,7 @@ def write_conversations(
 
 
 def tiny_recipe(**changes: Any) -> dict[str, Any]:
-    """The smoke stage 1 with 4 layers of width 32, 256 tokens of vocabulary, 8 steps; `changes` by dotted key."""
+    """Smoke's stage 1 with 4 layers of width 32, a vocabulary of 256, 8 steps; `changes` by dotted key."""
     recipe = copy.deepcopy(plain(load_experiment("smoke").train_recipe("vpmoe_stage1")))
     architecture = recipe["architecture"]
     architecture["vocab_size"] = VOCAB
