@@ -92,6 +92,15 @@ class Run:
     def start(self) -> Engine:
         """An engine at the newest checkpoint, or at the parent's weights, or at the seed's."""
         engine = self.engine()
+        LOGGER.info(
+            "%s: %d parameters on %s, %s; %d samples of %d tokens an epoch",
+            self.job.asset,
+            engine.parameters(),
+            self.layout.device,
+            self.layout.describe(),
+            self.data.train.num_samples(0),
+            self.recipe.seq_len,
+        )
         newest = self.checkpoints.latest()
         if newest is not None and self.job.execution.resume:
             engine.resume(self.checkpoints, newest)
@@ -162,7 +171,9 @@ class Run:
                 tracker.log(step, values)
 
         if engine.iteration == 0:
-            emit(0, self.measure(engine))
+            before = self.measure(engine)
+            LOGGER.info("before the first step: held-out %.4f", before["heldout_loss"])
+            emit(0, before)
             if self.drift_from == 0:
                 self.save(engine)
         bar = tqdm(
