@@ -1,7 +1,5 @@
 """Structured truncation by cases, against the list-based oracle, and at UTF-8 boundaries."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +8,6 @@ from hypothesis import strategies as st
 from vpmoe_assets.harmony.conversation import Scaffold, messages, validate
 from vpmoe_assets.harmony.errors import RowError
 from vpmoe_assets.harmony.oracle import expected_document
-from vpmoe_assets.harmony.render import Batch
 from vpmoe_assets.harmony.tokenizer import load_tiktoken
 from vpmoe_assets.harmony.truncate import DROP_FINAL_TOO_LONG, DROP_NO_ROOM, KEEP, Cut, plan_cut
 
@@ -69,14 +66,8 @@ def cut_document(renderer, conversation, seq_len):
     cut = renderer.cut(encoded, seq_len)
     if cut.drop is not None:
         return None
-    kept = replace(
-        encoded, user=encoded.user[cut.user_from :], analysis=encoded.analysis[cut.analysis_from :]
-    )
-    if cut != KEEP:
-        renderer.require_parses(kept, turn)
-    batch = Batch()
-    renderer.add(batch, kept)
-    arrays = batch.arrays()
+    kept = encoded if cut == KEEP else renderer.shorten(encoded, cut, turn)
+    arrays = renderer.concatenate([kept])
     return arrays.tokens.tolist(), arrays.mask.tolist(), arrays.span.tolist()
 
 
@@ -140,7 +131,10 @@ def test_a_cut_that_changed_the_conversation_would_be_refused(renderer):
     turn = validate(conversation)
     encoded = renderer.encode(turn)
     renderer.require_parses(encoded, turn)
+    shorter = encoded._replace(final=encoded.final[1:], length=encoded.length - 1)
+    broken = encoded._replace(analysis=np.array([200_007, 200_006], np.uint32))
+    broken = broken._replace(length=encoded.length - encoded.analysis.size + 2)
     with pytest.raises(RowError, match="changed the final answer"):
-        renderer.require_parses(replace(encoded, final=encoded.final[1:]), turn)
+        renderer.require_parses(shorter, turn)
     with pytest.raises(RowError, match=r"does not parse|changed the messages"):
-        renderer.require_parses(replace(encoded, analysis=np.array([200_007, 200_006], np.uint32)), turn)
+        renderer.require_parses(broken, turn)

@@ -136,6 +136,7 @@ def build_kd_from_harmony(
         manifest = json.loads(manifest_path.read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the manifest of synth_harmony, {manifest_path}: {error}") from error
+    load_ranks(tokenizer_dir)
     scaffold = scaffold_of(manifest)
     source = input_from_harmony(manifest_path, harmony_dir, manifest)
     worker = KdWorker(
@@ -201,7 +202,6 @@ def _run(
 ) -> KdBuild:
     if not git_sha:
         raise ValueError("git_sha must name the commit that makes the manifest")
-    load_ranks(worker.tokenizer_dir)
     sources: tuple[Source, ...] = worker.sources
     if progress is not None:
         with progress("synth_kd_v1", sum(part.rows for part in sources)) as display:

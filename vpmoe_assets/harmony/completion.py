@@ -103,7 +103,7 @@ def sweep(payload_dir: Path, expected: Iterable[str]) -> None:
 def sync_tree(root: Path) -> None:
     """Bring every file and directory below ``root``, and ``root`` itself, to the disk."""
     paths = [root, *root.rglob("*")]
-    with ThreadPoolExecutor(8) as pool:  # they mostly wait: together they take little longer than one
+    with ThreadPoolExecutor(32) as pool:  # they only wait: together they take little longer than one
         list(pool.map(_sync, paths))
 
 

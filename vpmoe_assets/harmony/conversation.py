@@ -4,7 +4,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from vpmoe_assets.harmony.errors import RowError
 
@@ -85,8 +85,7 @@ class Scaffold:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """A validated conversation: everything before the latest user message, and that message's turn."""
 
     head: Sequence[Mapping[str, Any]]

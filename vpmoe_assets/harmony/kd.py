@@ -11,7 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 
 from vpmoe_assets.harmony.completion import ShardWork, shard_key, shard_name
+from vpmoe_assets.harmony.conversation import Turn
 from vpmoe_assets.harmony.errors import RowError, ShardRowError
 from vpmoe_assets.harmony.indexed import IndexedWriter, WrittenFile
 from vpmoe_assets.harmony.kd_config import KdConfig
-from vpmoe_assets.harmony.render import Batch, Renderer
+from vpmoe_assets.harmony.render import Encoded, Renderer
+from vpmoe_assets.harmony.rows import RowBatch
 from vpmoe_assets.harmony.sources import Source
 from vpmoe_assets.harmony.split import SPLITS, split_hash, split_threshold
 from vpmoe_assets.harmony.truncate import DROP_REASONS
@@ -99,19 +101,20 @@ class _Split:
     rows: int = 0
     tokens: int = 0
 
-    def write(self, batch: Batch) -> None:
-        if not batch.lengths:
+    def write(self, renderer: Renderer, conversations: list[Encoded]) -> None:
+        if not conversations:
             return
         if not self.writers:
             self.directory.mkdir(exist_ok=True)
             for kind, dtype in ARRAYS.items():
                 writer = IndexedWriter(self.directory / f"{self.name}_{kind}", dtype)
                 self.writers[kind] = self.stack.enter_context(writer)
-        arrays = batch.arrays()
-        self.writers["tokens"].append(arrays.tokens, batch.lengths)
-        self.writers["lossmask"].append(arrays.mask, batch.lengths)
-        self.writers["span"].append(arrays.span, batch.lengths)
-        self.rows += len(batch.lengths)
+        arrays = renderer.concatenate(conversations)
+        lengths = [conversation.length for conversation in conversations]
+        self.writers["tokens"].append(arrays.tokens, lengths)
+        self.writers["lossmask"].append(arrays.mask, lengths)
+        self.writers["span"].append(arrays.span, lengths)
+        self.rows += len(lengths)
         self.tokens += arrays.tokens.size
 
     def finish(self) -> dict[str, WrittenFile]:
@@ -139,43 +142,27 @@ def _build(worker: KdWorker, work: ShardWork, report: Callable[[int], None]) -> 
         for batch in source.batches():
             if len(rows) == source.limit:
                 break
-            pending = {split: Batch() for split in SPLITS}
-            ids = batch.columns["synth_id"]
-            for position, synth_id in enumerate(ids):
-                if len(rows) == source.limit:
-                    break
+            left = source.limit - len(rows) if source.limit >= 0 else -1
+            turns, ids, positions = _turns(source, work.shard, batch, left)
+            skipped += (positions[-1] + 1 if len(turns) == left else len(batch)) - len(turns)
+            encoded = _encode(source, work.shard, batch, renderer, turns, positions)
+            pending: dict[str, list[Encoded]] = {split: [] for split in SPLITS}
+            for turn, synth_id, position, conversation in zip(turns, ids, positions, encoded, strict=True):
+                number = split_hash(synth_id)
+                split = "valid" if number < threshold else "train"
+                hashes.append(number)
+                rows.append(batch.first_row + position)
+                if conversation.length <= config.seq_len:
+                    pending[split].append(conversation)
+                    continue
                 try:
-                    turn = source.turn(batch, position)
-                    if turn is None:
-                        skipped += 1
-                        continue
-                    if not synth_id:
-                        raise RowError("synth_id is missing")
-                    encoded = renderer.encode(turn)
-                    cut = renderer.cut(encoded, config.seq_len)
-                    number = split_hash(synth_id)
-                    split = "valid" if number < threshold else "train"
-                    hashes.append(number)
-                    rows.append(batch.first_row + position)
-                    if cut.drop is not None:
-                        counts[split][cut.drop] += 1
-                        continue
-                    if cut.user_from or cut.analysis_from:
-                        encoded = replace(
-                            encoded,
-                            user=encoded.user[cut.user_from :],
-                            analysis=encoded.analysis[cut.analysis_from :],
-                        )
-                        renderer.require_parses(encoded, turn)
-                        counts[split]["truncated_analysis"] += 1
-                        counts[split]["emptied_analysis"] += not encoded.analysis.size
-                        counts[split]["truncated_user"] += bool(cut.user_from)
-                    renderer.add(pending[split], encoded)
+                    shorter = _fit(renderer, conversation, turn, config.seq_len, counts[split])
                 except RowError as error:
-                    where = source.describe(batch.first_row + position)
-                    raise ShardRowError(work.shard, where, synth_id, error.reason) from error
+                    raise _at(source, work.shard, batch, position, error) from error
+                if shorter is not None:
+                    pending[split].append(shorter)
             for split, conversations in pending.items():
-                splits[split].write(conversations)
+                splits[split].write(renderer, conversations)
             report(len(batch))
         written = {split: splits[split].finish() for split in SPLITS}
     sidecar = _save_hashes(work, hashes, rows)
@@ -193,6 +180,65 @@ def _build(worker: KdWorker, work: ShardWork, report: Callable[[int], None]) -> 
     files = {f"{split}/{name}": file.sha256 for split in SPLITS for name, file in written[split].items()}
     work.finish(files, [sidecar], entry)
     return entry
+
+
+def _turns(
+    source: Source, shard: int, batch: RowBatch, limit: int
+) -> tuple[list[Turn], list[str], list[int]]:
+    """The conversations of a batch with their ids and positions; with ``limit`` >= 0 only so many."""
+    turns: list[Turn] = []
+    ids: list[str] = []
+    positions: list[int] = []
+    for position, synth_id in enumerate(batch.columns["synth_id"]):
+        if len(turns) == limit:
+            break
+        try:
+            turn = source.turn(batch, position)
+            if turn is None:
+                continue
+            if not synth_id:
+                raise RowError("synth_id is missing")
+        except RowError as error:
+            raise _at(source, shard, batch, position, error) from error
+        turns.append(turn)
+        ids.append(synth_id)
+        positions.append(position)
+    return turns, ids, positions
+
+
+def _encode(
+    source: Source, shard: int, batch: RowBatch, renderer: Renderer, turns: list[Turn], positions: list[int]
+) -> list[Encoded]:
+    try:
+        return renderer.encode_all(turns)
+    except RowError:
+        # One of them is at fault; one at a time shows which.
+        for turn, position in zip(turns, positions, strict=True):
+            try:
+                renderer.encode(turn)
+            except RowError as error:
+                raise _at(source, shard, batch, position, error) from error
+        raise
+
+
+def _fit(
+    renderer: Renderer, conversation: Encoded, turn: Turn, seq_len: int, counts: Counter[str]
+) -> Encoded | None:
+    """A conversation that is too long, cut, or None when it is to be dropped; counted either way."""
+    cut = renderer.cut(conversation, seq_len)
+    if cut.drop is not None:
+        counts[cut.drop] += 1
+        return None
+    shorter = renderer.shorten(conversation, cut, turn)
+    counts["truncated_analysis"] += 1
+    counts["emptied_analysis"] += not shorter.analysis.size
+    counts["truncated_user"] += bool(cut.user_from)
+    return shorter
+
+
+def _at(source: Source, shard: int, batch: RowBatch, position: int, error: RowError) -> ShardRowError:
+    where = source.describe(batch.first_row + position)
+    return ShardRowError(shard, where, batch.columns["synth_id"][position], error.reason)
 
 
 def _save_hashes(work: ShardWork, hashes: "array[int]", rows: "array[int]") -> str:

@@ -13,9 +13,9 @@ position t holds the label of token t+1, which is what position t predicts.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +23,14 @@ import numpy.typing as npt
 from vpmoe_assets.harmony import tokenizer
 from vpmoe_assets.harmony.conversation import Turn, validate
 from vpmoe_assets.harmony.errors import RowError
-from vpmoe_assets.harmony.truncate import KEEP, Cut, plan_cut
+from vpmoe_assets.harmony.truncate import Cut, plan_cut
 
 #: Part of the configuration hash; raise it when any output byte changes.
 RENDERER_VERSION = "1"
 SPAN_NONE, SPAN_ANALYSIS, SPAN_FINAL = 0, 1, 2
+
+#: The labels of a conversation in order: everything up to the analysis, analysis, final, EOD.
+_RUNS = np.array([SPAN_NONE, SPAN_ANALYSIS, SPAN_FINAL, SPAN_NONE], dtype=np.uint8)
 
 Ids = npt.NDArray[np.uint32]
 
@@ -43,53 +46,21 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Head:
-    """All tokens before the latest user message's content, with the runs (span, length) of their labels."""
+    """All tokens before the latest user message's content: ids [n] uint32 and their span labels [n] uint8."""
 
     ids: Ids
-    spans: tuple[int, ...]
-    counts: tuple[int, ...]
+    span: npt.NDArray[np.uint8]
+    has_labels: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A turn as ids: the head, and the contents of user, analysis and final."""
+class Encoded(NamedTuple):
+    """A turn as ids: the head, the contents of user, analysis and final, and the whole length with EOD."""
 
     head: Head
     user: Ids
     analysis: Ids
     final: Ids
-
-
-@dataclass
-class Batch:
-    """Conversations on their way to a shard, kept as the pieces they are made of until ``arrays``."""
-
-    pieces: list[Ids] = field(default_factory=list)
-    spans: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-
-    def arrays(self) -> Rendered:
-        """Concatenate everything added so far; document boundaries are in ``lengths``.
-
-        Raises:
-            AssertionError: an invariant of the format is broken, i.e. a defect of this module.
-        """
-        if not self.lengths:
-            return Rendered(np.zeros(0, np.int32), np.zeros(0, np.uint8), np.zeros(0, np.uint8))
-        tokens = np.concatenate(self.pieces).view(np.int32)
-        span = np.repeat(np.array(self.spans, np.uint8), self.counts)
-        last = np.cumsum(self.lengths) - 1
-        if not (
-            tokens.size == span.size == last[-1] + 1
-            and bool((tokens[last] == tokenizer.EOD).all())
-            and np.count_nonzero(tokens == tokenizer.EOD) == last.size
-        ):
-            raise AssertionError(
-                "rendered arrays disagree in length, or an EOD is not exactly at a document's end"
-            )
-        tokenizer.require_known_ids(tokens, "a rendered conversation")
-        return Rendered(tokens, (span > 0).view(np.uint8), span)
+    length: int
 
 
 class Renderer:
@@ -107,7 +78,7 @@ class Renderer:
         self._encoding = tokenizer.load_tiktoken(tokenizer_dir)
         self._encode = self._encoding.encode_to_numpy
         self._heads: dict[bytes, Head] = {}
-        self._latest: tuple[Sequence[Mapping[str, Any]] | None, Head] = (None, Head(_ids(), (), ()))
+        self._latest: tuple[Sequence[Mapping[str, Any]] | None, Head] = (None, _head([], []))
         self._user_header = self._header("user")
         analysis_header, final_header = (
             self._header("assistant", "analysis"),
@@ -131,9 +102,7 @@ class Renderer:
         Raises:
             RowError: the conversation is not acceptable.
         """
-        batch = Batch()
-        self.add(batch, self.encode(validate(messages)))
-        return batch.arrays()
+        return self.concatenate([self.encode(validate(messages))])
 
     def encode(self, turn: Turn) -> Encoded:
         """Token ids of a validated conversation.
@@ -141,22 +110,33 @@ class Renderer:
         Raises:
             RowError: a text cannot be encoded, or the head cannot be rendered.
         """
-        head = self.head(turn.head)
-        return Encoded(head, self.text(turn.user), self.text(turn.analysis), self.text(turn.final))
+        return self.encode_all([turn])[0]
 
-    def text(self, text: str) -> Ids:
-        """[n] uint32 ids of ``text`` as ordinary text.
+    def encode_all(self, turns: Sequence[Turn]) -> list[Encoded]:
+        """Token ids of many validated conversations.
 
         Raises:
-            RowError: the text is not valid Unicode, or the encoder gives up on it.
+            RowError: a text of any of them cannot be encoded, or a head cannot be rendered.
         """
+        heads = [self.head(turn.head) for turn in turns]
+        encode = self._encode
         try:
-            # Same ids as encode_ordinary, without a Python integer per token.
-            return self._encode(text, disallowed_special=())
+            # Same ids as encode_ordinary, without a Python integer per token. Column after column with
+            # nothing in between: the encoder's tables stay in the processor's cache.
+            users = [encode(turn.user, disallowed_special=()) for turn in turns]
+            analyses = [encode(turn.analysis, disallowed_special=()) for turn in turns]
+            finals = [encode(turn.final, disallowed_special=()) for turn in turns]
         except UnicodeEncodeError as error:
             raise RowError(f"a text is not valid Unicode ({error.reason} at {error.start})") from error
         except ValueError as error:
             raise RowError(f"a text cannot be encoded ({error})") from error
+        other = self._other
+        return [
+            Encoded(
+                head, user, analysis, final, head.ids.size + user.size + analysis.size + final.size + other
+            )
+            for head, user, analysis, final in zip(heads, users, analyses, finals, strict=True)
+        ]
 
     def head(self, messages: Sequence[Mapping[str, Any]]) -> Head:
         """Everything up to and including the header of the latest user message."""
@@ -177,41 +157,64 @@ class Renderer:
             self._latest = (messages, head)
         return head
 
-    def length(self, encoded: Encoded) -> int:
-        """Tokens of the whole conversation, EOD included."""
-        head, user, analysis, final = encoded.head, encoded.user, encoded.analysis, encoded.final
-        return head.ids.size + user.size + analysis.size + final.size + self._other
-
     def cut(self, encoded: Encoded, seq_len: int) -> Cut:
         """Where to cut the conversation so that it has at most ``seq_len`` tokens."""
-        length = self.length(encoded)
-        if length <= seq_len:
-            return KEEP
         return plan_cut(
             encoded.user,
             encoded.analysis,
             final_part=encoded.final.size + self._final_wrapper + 1,
-            other=length - encoded.user.size - encoded.analysis.size,
+            other=encoded.length - encoded.user.size - encoded.analysis.size,
             seq_len=seq_len,
             continuation=self.continuation,
         )
 
-    def add(self, batch: Batch, encoded: Encoded) -> None:
-        """Append a conversation to a batch."""
-        head, user, analysis, final = encoded.head, encoded.user, encoded.analysis, encoded.final
-        batch.pieces += (head.ids, user, self._to_analysis, analysis, self._to_final, final, self._tail)
-        prompt = user.size + 1  # its content and <|end|>; the header belongs to the head
-        # The shift by one: the first label of the document goes, one more 0 comes at its end.
-        batch.spans += (*head.spans, SPAN_NONE, SPAN_ANALYSIS, SPAN_FINAL, SPAN_NONE)
-        batch.counts += (
-            head.counts[0] - 1,
-            *head.counts[1:],
-            prompt,
-            analysis.size + self._analysis_wrapper,
-            final.size + self._final_wrapper,
-            2,
-        )
-        batch.lengths.append(self.length(encoded))
+    def shorten(self, encoded: Encoded, cut: Cut, original: Turn) -> Encoded:
+        """Apply a cut and let ``openai-harmony`` confirm that the conversation is still the same.
+
+        Raises:
+            RowError: it does not parse, or roles, channels, count or final content changed.
+        """
+        user, analysis = encoded.user[cut.user_from :], encoded.analysis[cut.analysis_from :]
+        length = encoded.length - cut.user_from - cut.analysis_from
+        shorter = Encoded(encoded.head, user, analysis, encoded.final, length)
+        self.require_parses(shorter, original)
+        return shorter
+
+    def concatenate(self, conversations: Sequence[Encoded]) -> Rendered:
+        """The arrays of at least one conversation, one after the other.
+
+        Raises:
+            AssertionError: an invariant of the format is broken, i.e. a defect of this module.
+        """
+        to_analysis, to_final, tail = self._to_analysis, self._to_final, self._tail
+        pieces: list[Ids] = []
+        for head, user, analysis, final, _ in conversations:
+            pieces += (head.ids, user, to_analysis, analysis, to_final, final, tail)
+        tokens = np.concatenate(pieces).view(np.int32)
+        lengths = np.array([conversation.length for conversation in conversations])
+        # Runs of equal labels, shifted by one: the first label of a document goes, a 0 comes at its end.
+        runs = np.empty((len(conversations), len(_RUNS)), dtype=np.int64)
+        runs[:, 1] = [conversation.analysis.size for conversation in conversations]
+        runs[:, 2] = [conversation.final.size for conversation in conversations]
+        runs[:, 1] += self._analysis_wrapper
+        runs[:, 2] += self._final_wrapper
+        runs[:, 3] = 2
+        runs[:, 0] = lengths - runs[:, 1:].sum(axis=1)
+        span = np.repeat(np.tile(_RUNS, len(conversations)), runs.ravel())
+        ends = np.cumsum(lengths)
+        if not (
+            tokens.size == span.size == ends[-1]
+            and bool((tokens[ends - 1] == tokenizer.EOD).all())
+            and np.count_nonzero(tokens == tokenizer.EOD) == ends.size
+        ):
+            raise AssertionError("arrays disagree in length, or an EOD is not exactly at a document's end")
+        tokenizer.require_known_ids(tokens, "a rendered conversation")
+        for conversation, end in zip(conversations, ends.tolist(), strict=True):
+            head = conversation.head
+            if head.has_labels:  # earlier turns
+                start = end - conversation.length
+                span[start : start + head.span.size - 1] = head.span[1:]
+        return Rendered(tokens, (span > 0).view(np.uint8), span)
 
     def require_parses(self, encoded: Encoded, original: Turn) -> None:
         """Parse a cut conversation with ``openai-harmony``: same messages, and a whole final answer.
@@ -221,9 +224,7 @@ class Renderer:
         """
         import openai_harmony
 
-        batch = Batch()
-        self.add(batch, encoded)
-        tokens = batch.arrays().tokens[:-1].tolist()
+        tokens = self.concatenate([encoded]).tokens[:-1].tolist()
         try:
             parsed = tokenizer.load_harmony(self._directory).parse_messages_from_completion_tokens(tokens)
         except openai_harmony.HarmonyError as error:
@@ -244,9 +245,8 @@ class Renderer:
 
     def _render_head(self, messages: Sequence[Mapping[str, Any]]) -> Head:
         whole, parts = render_with_harmony(self._directory, messages) if messages else ([], [])
-        spans = tuple(span for span, _ in parts)
-        counts = tuple(len(ids) for _, ids in parts)
-        return Head(_ids(*whole, *self._user_header), (*spans, SPAN_NONE), (*counts, len(self._user_header)))
+        labels = [label for label, ids in parts for _ in ids]
+        return _head([*whole, *self._user_header], labels + [SPAN_NONE] * len(self._user_header))
 
 
 def span_of(message: Mapping[str, Any]) -> int:
@@ -301,6 +301,10 @@ def render_with_harmony(
 
 def _ends_with_final(messages: Sequence[Mapping[str, Any]]) -> bool:
     return messages[-1]["role"] == "assistant" and messages[-1].get("channel") == "final"
+
+
+def _head(ids: list[int], labels: list[int]) -> Head:
+    return Head(_ids(*ids), np.array(labels, dtype=np.uint8), any(labels))
 
 
 def _ids(*values: int) -> Ids:

@@ -176,6 +176,8 @@ def _file_batches(
                         if low < high:
                             yield row + low, _texts(path, batch.slice(low, high - low), columns)
                         row += batch.num_rows
+                        if row >= last:
+                            break
                 except (pa.ArrowException, OSError) as error:
                     raise _damaged(path, error) from error
             group_first += group_rows
