@@ -15,7 +15,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The development data beside the checkout; tests that need it are skipped, out loud, where it is absent."""
+    """The development data beside the checkout; tests that need it are skipped, out loud, without it."""
     path = ROOT.parent / "shared" / "data"
     if not path.is_dir():
         pytest.skip(f"development data not found at {path}: real-row checks did not run")

@@ -69,6 +69,36 @@ def tokenizer_agrees(directory: Path) -> Outcome:
     return _outcome(faults, f"tiktoken and openai-harmony agree on {tokenizer.VOCAB_SIZE} ids", metadata)
 
 
+def source_files_match(payload_dir: Path, manifest: dict[str, Any]) -> Outcome:
+    """The files of a source are exactly those of its manifest: names, bytes, sha256."""
+    shards = manifest["storage"]["shards"]
+    faults = _file_faults(payload_dir, {shard["path"]: (shard["bytes"], shard["sha256"]) for shard in shards})
+    return _outcome(faults, f"{len(shards)} files as the manifest says", {"files": len(shards)})
+
+
+def text_aligned(payload_dir: Path, manifest: dict[str, Any]) -> Outcome:
+    """Every document of plain text ends with its only EOD, and documents and tokens are the manifest's."""
+    faults: list[str] = []
+    documents = tokens = 0
+    for split, name, shard in _shards(manifest):
+        path = payload_dir / shard["paths"]["tokens.idx"]
+        index = read_index(path)
+        ids = map_elements(path.with_suffix(""), index)
+        last = np.cumsum(index.lengths, dtype=np.int64) - 1
+        where = f"{split}/{name}"
+        if (index.lengths.size, index.elements) != (shard["rows"], shard["tokens"]):
+            faults.append(
+                f"{where}: {index.lengths.size} documents of {index.elements} tokens, not as stated"
+            )
+        elif not (ids[last] == tokenizer.EOD).all() or np.count_nonzero(ids == tokenizer.EOD) != last.size:
+            faults.append(f"{where}: a document does not end with its only EOD")
+        elif int(ids.min()) < 0 or int(ids.max()) >= tokenizer.VOCAB_SIZE:
+            faults.append(f"{where}: a token id lies outside the vocabulary")
+        documents, tokens = documents + index.lengths.size, tokens + index.elements
+    metadata = {"documents": documents, "tokens": tokens}
+    return _outcome(faults, f"{documents} documents, each ended by its only EOD", metadata)
+
+
 def harmony_manifest_matches(payload_dir: Path, manifest: dict[str, Any]) -> Outcome:
     """The shards of synth_harmony are exactly those of its manifest: names, bytes, sha256, rows, groups."""
     import pyarrow.parquet as pq

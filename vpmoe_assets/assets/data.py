@@ -1,0 +1,206 @@
+"""From rows and text to training shards."""
+
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from trainer.config import Experiment, plain
+from vpmoe_assets.assets.presentation import table
+from vpmoe_assets.assets.production import Build, Built, Published, produced_asset
+from vpmoe_assets.checks import data as checks
+
+_HARMONY = "vpmoe_assets/harmony"
+_ROWS = [f"{_HARMONY}/{name}.py" for name in ("conversation", "rows", "synth_harmony", "sources", "split")]
+_KD = [
+    f"{_HARMONY}/{name}.py"
+    for name in ("render", "truncate", "indexed", "kd", "kd_config", "kd_manifest", "build", "unique")
+]
+
+
+def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
+    """Return the ``data`` group of an experiment."""
+    harmony, kd, healing = (
+        experiment.data.synth_harmony,
+        experiment.data.synth_kd_v1,
+        experiment.data.healing_text_v1,
+    )
+
+    @produced_asset(
+        experiment,
+        group="data",
+        kinds={"parquet", "openai"},
+        recipe=plain(harmony),
+        sources=_ROWS,
+        checks=[checks.HARMONY_MANIFEST],
+        metadata=_harmony_metadata,
+    )
+    def synth_harmony(build: Build, synth: Published, o200k_tokenizer: Published) -> Built:
+        """SYNTH rows as five-message Harmony conversations in parquet shards.
+
+        Rows without a question, reasoning or answer are skipped and counted in the manifest.
+        """
+        from vpmoe_assets.harmony.completion import write_json
+        from vpmoe_assets.harmony.conversation import Scaffold
+        from vpmoe_assets.harmony.pool import Progress
+        from vpmoe_assets.harmony.synth_harmony import build_synth_harmony
+
+        manifest = build_synth_harmony(
+            sorted(synth.payload.rglob("*.parquet")),
+            build.payload,
+            build.work.scratch,
+            scaffold=Scaffold(
+                model_identity=harmony.model_identity,
+                reasoning_effort=harmony.reasoning_effort,
+                conversation_start_date=harmony.conversation_start_date,
+                knowledge_cutoff=harmony.knowledge_cutoff,
+                instructions=harmony.instructions,
+            ),
+            num_shards=harmony.num_shards,
+            row_group_rows=harmony.row_group_rows,
+            git_sha=build.code.git_sha,
+            created_unix_s=int(time.time()),
+            processes=_processes(),
+            progress=Progress,
+        )
+        write_json(build.work.manifest, manifest)
+        return Built(
+            metrics={
+                "rows": manifest["storage"]["total_rows"],
+                "skipped_rows": manifest["conversion"]["skipped_rows"],
+            },
+            execution={"device": "cpu", "processes": _processes()},
+        )
+
+    @produced_asset(
+        experiment,
+        group="data",
+        kinds={"dataset", "openai"},
+        recipe=plain(kd),
+        sources=[*_ROWS, *_KD],
+        checks=[
+            checks.KD_MANIFEST,
+            checks.KD_ALIGNED,
+            checks.GOLDEN_CONVERSATION,
+            checks.kd_sample(experiment.seed),
+            checks.KD_SPLIT,
+            checks.KD_TRUNCATION,
+        ],
+        metadata=_kd_metadata,
+    )
+    def synth_kd_v1(build: Build, synth_harmony: Published, o200k_tokenizer: Published) -> Built:
+        """Training shards: token ids, loss mask and span of every conversation, in Megatron's indexed format.
+
+        Spans are 1 for reasoning and 2 for the final answer. Conversations over the sequence length lose the
+        start of their reasoning, then of the question, never a message; a malformed row fails the build.
+        """
+        from vpmoe_assets.harmony.build import build_kd_from_harmony
+        from vpmoe_assets.harmony.completion import write_json
+        from vpmoe_assets.harmony.kd_config import KdConfig
+        from vpmoe_assets.harmony.pool import Progress
+
+        built = build_kd_from_harmony(
+            synth_harmony.directory / "manifest.json",
+            synth_harmony.payload,
+            build.payload,
+            build.work.scratch,
+            config=KdConfig(kd.seq_len, kd.valid_fraction, kd.max_rows, kd.pack.block, kd.on_invalid),
+            tokenizer_dir=o200k_tokenizer.payload,
+            git_sha=build.code.git_sha,
+            created_unix_s=int(time.time()),
+            processes=_processes(),
+            progress=Progress,
+        )
+        if built.reused_shards:
+            build.context.log.info(f"{built.reused_shards} shards were finished by an interrupted build")
+        write_json(build.work.manifest, built.manifest)
+        splits = built.manifest["splits"]
+        return Built(
+            metrics={
+                "rows": sum(split["rows"] for split in splits.values()),
+                "tokens": sum(split["tokens"] for split in splits.values()),
+                **{f"{name}_rows": split["rows"] for name, split in splits.items()},
+                **{f"{name}_tokens": split["tokens"] for name, split in splits.items()},
+            },
+            details={"config_hash": built.manifest["config_hash"]},
+            execution={"device": "cpu", "processes": _processes()},
+        )
+
+    @produced_asset(
+        experiment,
+        group="data",
+        kinds={"dataset"},
+        recipe=plain(healing),
+        sources=[f"{_HARMONY}/healing.py", f"{_HARMONY}/indexed.py"],
+        checks=[checks.HEALING_ALIGNED, checks.healing_budget(healing.max_tokens)],
+        metadata=_healing_metadata,
+    )
+    def healing_text_v1(build: Build, healing_corpus: Published, o200k_tokenizer: Published) -> Built:
+        """The healing corpus as tokens, one document one sequence, each ended by one EOD."""
+        from vpmoe_assets.harmony.completion import write_json
+        from vpmoe_assets.harmony.healing import build_healing_text
+
+        shutil.rmtree(build.payload)
+        manifest = build_healing_text(
+            healing_corpus.payload,
+            healing_corpus.manifest,
+            build.payload,
+            tokenizer_dir=o200k_tokenizer.payload,
+            valid_fraction=healing.valid_fraction,
+            max_tokens=healing.max_tokens,
+            git_sha=build.code.git_sha,
+            created_unix_s=int(time.time()),
+        )
+        write_json(build.work.manifest, manifest)
+        splits = manifest["splits"]
+        return Built(
+            metrics={
+                "rows": sum(split["rows"] for split in splits.values()),
+                "tokens": sum(split["tokens"] for split in splits.values()),
+            },
+            details={"config_hash": manifest["config_hash"]},
+        )
+
+    return [synth_harmony, synth_kd_v1, healing_text_v1]
+
+
+def _processes() -> int:
+    """Worker processes of a build: ``$VPMOE_WORKERS``, or one for each core this process may use."""
+    return int(os.environ.get("VPMOE_WORKERS") or len(os.sched_getaffinity(0)))
+
+
+def _harmony_metadata(item: Published) -> Mapping[str, Any]:
+    keys = ("path", "rows", "bytes", "row_groups", "skipped", "sha256")
+    shards = item.manifest["storage"]["shards"]
+    return {
+        "dagster/row_count": item.record.metrics["rows"],
+        "shards": table([{key: shard[key] for key in keys if key in shard} for shard in shards]),
+    }
+
+
+def _kd_metadata(item: Published) -> Mapping[str, Any]:
+    splits = item.manifest["splits"]
+    return {
+        "dagster/row_count": item.record.metrics["rows"],
+        "config_hash": item.manifest["config_hash"],
+        "truncation": table([{"split": name, **split["counts"]} for name, split in splits.items()]),
+        "shards": table(
+            [
+                {key: shard[key] for key in ("name", "rows", "tokens")} | {"split": name}
+                for name, split in splits.items()
+                for shard in split["shards"]
+            ]
+        ),
+    }
+
+
+def _healing_metadata(item: Published) -> Mapping[str, Any]:
+    splits = item.manifest["splits"]
+    rows = [
+        {"split": name, "documents": split["rows"], "tokens": split["tokens"]}
+        for name, split in splits.items()
+    ]
+    return {"dagster/row_count": item.record.metrics["rows"], "splits": table(rows)}

@@ -1,0 +1,106 @@
+"""Distillation stages: training runs of the student."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+import orjson
+
+from trainer.config import Experiment, plain
+from vpmoe_assets.assets.plots import loss_curve
+from vpmoe_assets.assets.production import Build, Built, Published, produced_asset
+from vpmoe_assets.checks import training as checks
+
+TRAINING_SOURCES = (
+    "trainer/config",
+    "trainer/data",
+    "trainer/losses",
+    "trainer/model",
+    "trainer/optim",
+    "trainer/checkpoint.py",
+    "trainer/distributed.py",
+    "trainer/engine.py",
+    "trainer/inputs.py",
+    "trainer/published.py",
+    "trainer/train.py",
+)
+
+
+def distill_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
+    """Return the ``distill`` group of an experiment; one without a fresh stage 1 needs the rung below."""
+    recipe = experiment.train_recipe("vpmoe_stage1")
+    if recipe.init != "fresh":
+        return []
+
+    @produced_asset(
+        experiment,
+        group="distill",
+        kinds={"pytorch", "wandb"},
+        recipe=plain(recipe),
+        sources=TRAINING_SOURCES,
+        checks=[checks.RESUME_DRIFT, checks.ROUTER_ALIVE, checks.HELDOUT_LOSS_FELL],
+        metadata=training_metadata,
+        seed=experiment.seed,
+        trains=True,
+    )
+    def vpmoe_stage1(build: Build, synth_kd_v1: Published) -> Built:
+        """Stage 1, warm start: span-normalised cross-entropy on SYNTH conversations.
+
+        The student starts from a seeded initialisation. The loss curve is drawn while it trains; the
+        checkpoint is safetensors by Megatron parameter name, and the resume checkpoints are kept in `run/`.
+        """
+        return train(build, {"synth_kd_v1": synth_kd_v1})
+
+    return [vpmoe_stage1]
+
+
+def train(build: Build, inputs: Mapping[str, Published]) -> Built:
+    """Run a training job in the work area and return what its summary says."""
+    result = build.trainer.run(
+        build.context,
+        command="train",
+        asset=build.asset,
+        experiment=build.experiment.name,
+        recipe=build.recipe,
+        recipe_fingerprint=build.fingerprint,
+        seed=build.experiment.seed,
+        inputs={name: (item.payload, item.record.digest) for name, item in inputs.items()},
+        provenance={
+            "git_sha": build.code.git_sha,
+            "git_dirty": build.code.git_dirty,
+            "source_digest": build.code.source_digest,
+            "lock_digest": build.environment["lock_digest"],
+        },
+        work_dir=build.work.path,
+        output_dir=build.work.output,
+    )
+    summary = result.summary
+    model = build.recipe["architecture"]["model"]
+    return Built(
+        metrics={
+            "parameters": summary["parameters"],
+            "num_layers": model["num_layers"],
+            "hidden_size": model["hidden_size"],
+            "loss": summary["loss_last"],
+            "valid_loss": summary["heldout_loss_end"],
+            "valid_loss_start": summary["heldout_loss_start"],
+            "steps": summary["steps"],
+            "fill_ratio": summary["fill_ratio"],
+            "train_seconds": summary["train_seconds"],
+            "resume_drift": summary["resume_drift"],
+        },
+        details={"tokens": summary["tokens"], "router": summary["router"], "layout": summary["layout"]},
+        execution={**result.execution, "gpus": list(result.devices), "resumed_from": result.resumed_from},
+    )
+
+
+def training_metadata(item: Published) -> Mapping[str, Any]:
+    """Return the loss curve of a run as a plot, and where its log is."""
+    run = item.directory / "run"
+    shown: dict[str, Any] = {"log": dg.MetadataValue.path(run / "log.txt")}
+    metrics = run / "metrics.jsonl"
+    if metrics.is_file():
+        with metrics.open("rb") as lines:
+            points = [orjson.loads(line) for line in lines]
+        shown["curve"] = dg.MetadataValue.md(loss_curve(points))
+    return shown

@@ -1,0 +1,70 @@
+"""The index over all records, verified against them."""
+
+import dagster as dg
+
+from trainer.config import Experiment
+from vpmoe_assets.assets.production import asset_key
+from vpmoe_assets.resources.index import IndexResource
+from vpmoe_assets.resources.store import StoreResource
+
+
+def lineage_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
+    """Return the ``lineage`` group."""
+    key = asset_key(experiment, "lineage_index")
+
+    @dg.asset(
+        key=key,
+        group_name="lineage",
+        kinds={"duckdb"},
+        check_specs=[
+            dg.AssetCheckSpec("counts_equal_records", asset=key, blocking=True),
+            dg.AssetCheckSpec("records_verify", asset=key, blocking=True),
+        ],
+        op_tags={"dagster/priority": "-100"},  # after everything else of the same run
+    )
+    def lineage_index(store: StoreResource, index: IndexResource) -> dg.MaterializeResult:
+        """The DuckDB index of all records, made again from them and verified.
+
+        Artifacts are indexed as they are published, so a rung that failed is in it too; this asset shows that
+        the index says what the records say, and rehashes every file they name. Ask it with
+        `vpmoe sql "SELECT * FROM ladder"`.
+        """
+        from vpmoe_assets.lineage.verify import verify_record
+
+        opened, database = store.open(), index.open()
+        damaged = database.rebuild(opened)
+        records = list(opened.records())
+        counted = int(database.query("SELECT count(*) FROM artifacts").rows[0][0])
+        seen: set[str] = set()
+        problems = [str(bad) for bad in damaged]
+        for record in records:
+            problems += [str(problem) for problem in verify_record(opened, record, seen=seen)]
+        counts = {
+            name: int(database.query(f"SELECT count(*) FROM {name}").rows[0][0])
+            for name in ("artifacts", "inputs", "files", "shards", "checks")
+        }
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(database.digest()),
+            metadata={
+                **{name: dg.MetadataValue.int(count) for name, count in counts.items()},
+                "index": dg.MetadataValue.path(database.path),
+                "example": dg.MetadataValue.md(
+                    '```\nvpmoe sql "SELECT asset, version, digest FROM latest"\n```'
+                ),
+            },
+            check_results=[
+                dg.AssetCheckResult(
+                    check_name="counts_equal_records",
+                    passed=counted == len(records),
+                    metadata={"indexed": counted, "records": len(records)},
+                ),
+                dg.AssetCheckResult(
+                    check_name="records_verify",
+                    passed=not problems,
+                    description="; ".join(problems[:5]) or f"{len(records)} records and their files verify",
+                    metadata={"problems": len(problems)},
+                ),
+            ],
+        )
+
+    return [lineage_index]

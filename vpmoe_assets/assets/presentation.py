@@ -1,0 +1,63 @@
+"""What the UI shows of a record: the same entries for every asset."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from vpmoe_assets.lineage.graph import ancestry
+from vpmoe_assets.lineage.record import RECORD_NAME, Record
+from vpmoe_assets.lineage.store import Store
+
+
+def record_metadata(record: Record, directory: Path, store: Store, *, reused: bool) -> dict[str, Any]:
+    """Return the common metadata of a materialisation: identity, place, provenance, numbers for plots.
+
+    Args:
+        record: of the version.
+        directory: of the version.
+        store: it lies in.
+        reused: whether it had been made before.
+    """
+    shown: dict[str, Any] = {
+        "dagster/uri": dg.MetadataValue.url((directory / "payload").as_uri()),
+        "version": record.version,
+        "reused": dg.MetadataValue.bool(reused),
+        "digest": record.digest,
+        "fingerprint": record.fingerprint,
+        "record": dg.MetadataValue.path(directory / RECORD_NAME),
+        "payload": dg.MetadataValue.path(directory / "payload"),
+        "size_bytes": dg.MetadataValue.int(record.size),
+        "provenance": dg.MetadataValue.md(provenance_tree(store, record)),
+        "code": f"{record.code.git_sha[:12]}{' (dirty)' if record.code.git_dirty else ''}",
+        "recipe": dg.MetadataValue.json(record.recipe),
+    }
+    for name, value in record.metrics.items():
+        if isinstance(value, bool):
+            shown[name] = dg.MetadataValue.bool(value)
+        elif isinstance(value, int):
+            shown[name] = dg.MetadataValue.int(value)
+        elif isinstance(value, float):
+            shown[name] = dg.MetadataValue.float(value)
+        elif value is not None:
+            shown[name] = dg.MetadataValue.text(value)
+    return shown
+
+
+def provenance_tree(store: Store, record: Record) -> str:
+    """Return the ancestry of a record as a nested markdown list."""
+    lines = []
+    for node in ancestry(store, record):
+        note = "" if node.record is not None else " — **no longer in the store**"
+        if node.repeated:
+            note = " (above)"
+        indent = "  " * node.depth
+        reference = node.reference
+        lines.append(f"{indent}- `{reference.asset}` {reference.version} · {reference.digest[:12]}{note}")
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> dg.MetadataValue[Any]:
+    """Return rows as a table; all rows have the same keys."""
+    return dg.MetadataValue.table(records=[dg.TableRecord(dict(row)) for row in rows])

@@ -1,0 +1,312 @@
+"""How every asset is made: inputs required, fingerprint taken, reused or built, checked, published, indexed.
+
+An asset module states what an asset *is* (inputs by parameter name, recipe, source files, checks) and how to
+fill its payload; everything that must be the same for all of them is here, once.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import orjson
+
+from trainer.config import Experiment
+from vpmoe_assets.assets.presentation import record_metadata
+from vpmoe_assets.checks.check import Check
+from vpmoe_assets.lineage.fingerprint import code_version, recipe_fingerprint, source_digests
+from vpmoe_assets.lineage.provenance import code_state, environment
+from vpmoe_assets.lineage.record import CheckOutcome, CodeState, Draft, Record
+from vpmoe_assets.lineage.store import Store, WorkArea
+from vpmoe_assets.project import ROOT
+from vpmoe_assets.resources.index import IndexResource
+from vpmoe_assets.resources.store import StoreResource
+from vpmoe_assets.resources.trainer import TrainerResource
+
+
+@dataclass(frozen=True)
+class Published:
+    """An artifact in the store, as its consumers see it: verified, immutable."""
+
+    record: Record
+    directory: Path
+
+    @property
+    def payload(self) -> Path:
+        """The directory of what is hashed."""
+        return self.directory / "payload"
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest beside the payload, parsed."""
+        return dict(orjson.loads((self.directory / "manifest.json").read_bytes()))
+
+    @property
+    def manifest_digest(self) -> str:
+        """sha256 of the manifest's canonical content, without its volatile fields.
+
+        Raises:
+            ValueError: the artifact's format has no manifest.
+        """
+        if self.record.manifest is None:
+            raise ValueError(f"{self.record.asset} {self.record.version} has no manifest")
+        return self.record.manifest.content_sha256
+
+
+@dataclass(frozen=True)
+class Build:
+    """What an asset's function works with.
+
+    Attributes:
+        context: Dagster's, for logs and observations.
+        work: the locked work area; it survives a crash, and the next build of the same fingerprint finds it.
+        recipe: the resolved recipe.
+        fingerprint: sha256 over recipe, sources and inputs.
+        code: git state of the checkout.
+    """
+
+    context: dg.AssetExecutionContext
+    experiment: Experiment
+    store: Store
+    work: WorkArea
+    asset: str
+    recipe: Mapping[str, Any]
+    fingerprint: str
+    code: CodeState
+    environment: Mapping[str, Any]
+    _trainer: TrainerResource | None = None
+
+    @property
+    def payload(self) -> Path:
+        """Directory to fill."""
+        return self.work.payload
+
+    @property
+    def trainer(self) -> TrainerResource:
+        """The resource that launches jobs; only for assets declared with ``trains=True``."""
+        if self._trainer is None:
+            raise RuntimeError(f"asset {self.asset} launches no job: declare it with trains=True")
+        return self._trainer
+
+
+@dataclass(frozen=True)
+class Built:
+    """What an asset's function says of the payload it filled.
+
+    Attributes:
+        metrics: numbers for plots, views and the record.
+        details: what the format adds to the record.
+        execution: how it ran; never part of the identity.
+    """
+
+    metrics: Mapping[str, bool | int | float | str | None] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    execution: Mapping[str, Any] = field(default_factory=dict)
+
+
+def asset_key(experiment: Experiment, asset: str) -> dg.AssetKey:
+    """Return ``<experiment>/<asset>``."""
+    return dg.AssetKey([experiment.name, asset])
+
+
+def produced_asset(
+    experiment: Experiment,
+    *,
+    group: str,
+    kinds: set[str],
+    recipe: Mapping[str, Any],
+    sources: Sequence[str | Path],
+    checks: Sequence[Check] = (),
+    metadata: Callable[[Published], Mapping[str, Any]] | None = None,
+    external: Callable[[], Mapping[str, str]] | None = None,
+    seed: int | None = None,
+    trains: bool = False,
+) -> Callable[[Callable[..., Built]], dg.AssetsDefinition]:
+    """Turn a function ``(build, *inputs) -> Built`` into an asset whose every version is a recorded artifact.
+
+    The function's name is the asset's, its docstring the UI's description, and each parameter after the first
+    names an upstream asset, handed over as :class:`Published`.
+
+    Args:
+        experiment: the experiment in force.
+        group: Dagster group.
+        kinds: Dagster kinds.
+        recipe: identity of the step: resolved, JSON-able.
+        sources: files and directories, relative to the project, whose code decides the bytes.
+        checks: run on the filled payload before it is published.
+        metadata: what the UI shows of a published version beyond the common entries.
+        external: digests of inputs that are not assets (a local folder), taken when the step runs.
+        seed: recorded seed, if the step draws random numbers.
+        trains: whether it launches a trainer job (then it holds the ``gpu`` pool).
+    """
+
+    def decorate(function: Callable[..., Built]) -> dg.AssetsDefinition:
+        asset = function.__name__
+        inputs = list(inspect.signature(function).parameters)[1:]
+        source_files = source_digests([Path(source) for source in sources])
+
+        def materialize(
+            context: dg.AssetExecutionContext,
+            store: Store,
+            index: IndexResource,
+            trainer: TrainerResource | None,
+        ) -> dg.MaterializeResult:
+            upstream = {name: published(store, experiment, name) for name in inputs}
+            digests = {name: item.record.digest for name, item in upstream.items()}
+            fingerprint, payload = recipe_fingerprint(
+                recipe, source_files, digests | dict(external() if external else {})
+            )
+            with store.work_area(experiment.name, asset, fingerprint) as work:
+                # Looked up under the lock: whoever held it before may just have made it.
+                record = store.reusable(experiment.name, asset, fingerprint)
+                reused = record is not None
+                if record is None:
+                    build = Build(
+                        context=context,
+                        experiment=experiment,
+                        store=store,
+                        work=work,
+                        asset=asset,
+                        recipe=recipe,
+                        fingerprint=fingerprint,
+                        code=CodeState.model_validate(code_state(ROOT)),
+                        environment=environment(),
+                        _trainer=trainer,
+                    )
+                    record = _produce(build, function, upstream, payload, checks, seed)
+                else:
+                    context.log.info(
+                        f"{asset}: reused {record.version}; its recipe, code and inputs are unchanged "
+                        f"(made on {record.execution.get('device', 'cpu')}, {record.published_utc})"
+                    )
+                    if work.is_empty():
+                        work.remove()
+            index.insert(record, store)
+            item = Published(record, store.directory(record))
+            shown = record_metadata(item.record, item.directory, store, reused=reused)
+            return dg.MaterializeResult(
+                metadata=shown | dict(metadata(item) if metadata else {}),
+                data_version=dg.DataVersion(record.digest),
+                check_results=[_check_result(outcome) for outcome in record.checks],
+                tags={"vpmoe/reused": str(reused).lower(), "vpmoe/version": record.version},
+            )
+
+        common: dict[str, Any] = {
+            "key": asset_key(experiment, asset),
+            "description": inspect.getdoc(function),
+            "group_name": group,
+            "kinds": kinds,
+            "code_version": code_version(recipe, source_files)[:16],
+            "deps": [asset_key(experiment, name) for name in inputs],
+            "check_specs": [
+                dg.AssetCheckSpec(
+                    check.name,
+                    asset=asset_key(experiment, asset),
+                    blocking=check.blocking,
+                    description=check.description or None,
+                )
+                for check in checks
+            ],
+            "metadata": _code_reference(function),
+        }
+        if trains:
+
+            @dg.asset(**common, pool="gpu")
+            def trained(
+                context: dg.AssetExecutionContext,
+                store: StoreResource,
+                index: IndexResource,
+                trainer: TrainerResource,
+            ) -> dg.MaterializeResult:
+                return materialize(context, store.open(), index, trainer)
+
+            return trained
+
+        @dg.asset(**common)
+        def computed(
+            context: dg.AssetExecutionContext, store: StoreResource, index: IndexResource
+        ) -> dg.MaterializeResult:
+            return materialize(context, store.open(), index, None)
+
+        return computed
+
+    return decorate
+
+
+def published(store: Store, experiment: Experiment, asset: str) -> Published:
+    """Return the latest artifact of an asset, verified.
+
+    Raises:
+        LineageError: it is missing, damaged, or a blocking check of it failed.
+    """
+    record = store.require(experiment.name, asset)
+    return Published(record, store.directory(record))
+
+
+def _produce(
+    build: Build,
+    function: Callable[..., Built],
+    upstream: Mapping[str, Published],
+    fingerprint_payload: dict[str, Any],
+    checks: Sequence[Check],
+    seed: int | None,
+) -> Record:
+    started = _now()
+    built = function(build, **upstream)
+    outcomes = []
+    for check in checks:
+        passed, description, details = check.run(build, upstream)
+        outcomes.append(
+            CheckOutcome(
+                name=check.name,
+                passed=passed,
+                blocking=check.blocking,
+                severity="ERROR" if check.blocking else "WARN",
+                description=description,
+                metadata=dict(details),
+            )
+        )
+        build.context.log.info(f"{build.asset}: check {check.name} {'passed' if passed else 'FAILED'}")
+    return build.store.publish(
+        build.work,
+        Draft(
+            fingerprint_payload=fingerprint_payload,
+            inputs=tuple(item.record.as_input() for item in upstream.values()),
+            execution=dict(built.execution),
+            seed=seed,
+            code=build.code,
+            environment=dict(build.environment),
+            command=tuple(sys.argv),
+            started_utc=started,
+            finished_utc=_now(),
+            metrics=dict(built.metrics),
+            checks=tuple(outcomes),
+            details=dict(built.details),
+            dagster_run_id=build.context.run.run_id,
+        ),
+    )
+
+
+def _check_result(outcome: CheckOutcome) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=outcome.name,
+        passed=outcome.passed,
+        severity=dg.AssetCheckSeverity.ERROR if outcome.severity == "ERROR" else dg.AssetCheckSeverity.WARN,
+        description=outcome.description or None,
+        metadata=dict(outcome.metadata),
+    )
+
+
+def _code_reference(function: Callable[..., Any]) -> dict[str, Any]:
+    code = function.__code__
+    reference = dg.LocalFileCodeReference(file_path=code.co_filename, line_number=code.co_firstlineno)
+    return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=[reference])}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,28 @@
+"""What a check is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vpmoe_assets.assets.production import Build, Published
+
+Verdict = tuple[bool, str, Mapping[str, Any]]
+"""Passed, one sentence, numbers worth keeping."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check of a filled payload: run before publishing, kept in the record, shown in the UI.
+
+    Attributes:
+        name: of the asset check.
+        run: gets the build and the inputs by name.
+        blocking: a failure stops everything below, in this run and in later ones.
+        description: what it holds the payload to.
+    """
+
+    name: str
+    run: Callable[["Build", Mapping[str, "Published"]], Verdict]
+    blocking: bool = True
+    description: str = ""

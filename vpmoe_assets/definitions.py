@@ -1,0 +1,27 @@
+"""The code location: one experiment's graph. ``VPMOE_EXPERIMENT`` selects the experiment (default smoke)."""
+
+import dagster as dg
+
+from trainer.config import load_experiment
+from vpmoe_assets.assets.data import data_assets
+from vpmoe_assets.assets.distill import distill_assets
+from vpmoe_assets.assets.lineage import lineage_assets
+from vpmoe_assets.assets.sources import sources_assets
+from vpmoe_assets.project import experiment_name
+from vpmoe_assets.resources.index import IndexResource
+from vpmoe_assets.resources.store import StoreResource
+from vpmoe_assets.resources.trainer import TrainerResource
+
+experiment = load_experiment(experiment_name())
+
+defs = dg.Definitions(
+    assets=[
+        *sources_assets(experiment),
+        *data_assets(experiment),
+        *distill_assets(experiment),
+        *lineage_assets(experiment),
+    ],
+    resources={"store": StoreResource(), "index": IndexResource(), "trainer": TrainerResource()},
+    # Steps are few and heavy: a process for each would cost more than the small ones take.
+    executor=dg.in_process_executor,
+)
