@@ -43,9 +43,15 @@ class WandbTracker:
     ) -> None:
         import wandb
 
-        # The SDK's own console capture would put every log line into the run a second time.
+        # The SDK's own console capture would put every log line into the run a second time, and its links to
+        # the newest log would leave the run's directory.
         settings = wandb.Settings(
-            console="off", silent=True, disable_git=True, disable_code=True, x_disable_stats=True
+            console="off",
+            silent=True,
+            disable_git=True,
+            disable_code=True,
+            symlink=False,
+            x_disable_stats=True,
         )
         self._run = wandb.init(
             mode=mode,

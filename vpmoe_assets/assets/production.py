@@ -6,6 +6,7 @@ fill its payload; everything that must be the same for all of them is here, once
 
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -304,8 +305,11 @@ def _check_result(outcome: CheckOutcome) -> dg.AssetCheckResult:
 
 def _code_reference(function: Callable[..., Any]) -> dict[str, Any]:
     code = function.__code__
-    reference = dg.LocalFileCodeReference(file_path=code.co_filename, line_number=code.co_firstlineno)
-    return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=[reference])}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # the UI's link to the source; pinned with dagster
+        reference = dg.LocalFileCodeReference(file_path=code.co_filename, line_number=code.co_firstlineno)
+        value = dg.CodeReferencesMetadataValue(code_references=[reference])
+    return {"dagster/code_references": value}
 
 
 def _now() -> str:
