@@ -90,6 +90,8 @@ def test_smoke_has_the_names_and_values_of_the_shared_model(shared_dir):
     model = tomllib.loads((shared_dir.parent / "smoke.toml").read_text())
     ours = copy.deepcopy(SMOKE)
     ours["stages"]["vpmoe_stage1"].pop("init", None)  # added until the ladder gives stage 1 a parent
+    assert ours["training"]["optimizer"].pop("decoupled_lr") == 6e-3  # for embeddings that are fresh
+    assert model["training"]["optimizer"].pop("decoupled_lr") == 3e-3
     assert ours == model
 
 
@@ -133,10 +135,38 @@ def test_a_healing_run_scales_all_rates_to_its_own_and_counts_both_phases():
     assert (recipe.steps, recipe.new_layers_only_steps, recipe.init) == (8, 4, "checkpoint")
     optimizer = recipe.training.optimizer
     assert optimizer.lr == 1e-3
-    assert optimizer.normuon_aux_lr == pytest.approx(1.5e-4)
-    assert optimizer.decoupled_lr == pytest.approx(1.5e-3)
+    everywhere = experiment.training.optimizer
+    for rate in ("normuon_aux_lr", "decoupled_lr"):
+        assert getattr(optimizer, rate) / optimizer.lr == pytest.approx(
+            getattr(everywhere, rate) / everywhere.lr
+        )
+    assert recipe.new_layers == (5, 6, 7, 8, 13, 14, 15, 16)
     assert recipe.harmony_fraction == 0.2
     assert recipe.kd is None
+
+
+def test_only_a_rung_that_is_deeper_than_its_parent_has_a_phase_for_new_layers(tmp_path):
+    full = load_experiment("full").train_recipe("vpdense_80_healed")
+    assert (len(full.new_layers), full.new_layers[0], full.new_layers[-1]) == (52, 5, 80)
+    assert load_experiment("full").train_recipe("vpdense_28_healed").new_layers == ()
+    experiment = load_changed(tmp_path, {"rungs.vpdense_28.healing.new_layers_only_steps": 2})
+    with pytest.raises(ConfigError, match=r"vpdense_28\.healing\.new_layers_only_steps"):
+        experiment.train_recipe("vpdense_28_healed")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"new_layers": []}, "needs to know them"),
+        ({"new_layers_only_steps": 0}, "needs to know them"),
+        ({"new_layers": [5, 17]}, "num_layers = 16"),
+        ({"new_layers": [6, 5]}, "increasing"),
+    ],
+)
+def test_a_recipe_whose_new_layers_do_not_fit_is_refused(changes, message):
+    recipe = plain(load_experiment("smoke").train_recipe("vpdense_80_healed"))
+    with pytest.raises(ConfigError, match=message):
+        parse(TrainRecipe, recipe | changes)
 
 
 def test_later_stages_carry_what_is_theirs():

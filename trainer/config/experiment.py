@@ -12,7 +12,8 @@ from trainer.config.architecture import Architecture
 from trainer.config.base import ConfigError, Count, Fraction, Frozen, Name, NamedTables, PositiveInt, parse
 from trainer.config.base import Path as KeyPath
 from trainer.config.data import Data
-from trainer.config.rungs import GEOMETRY_TABLES, HF_RUNG, Healing, RungConfig, Rungs
+from trainer.config.depth import inserted_layers
+from trainer.config.rungs import DEEP_RUNG, GEOMETRY_TABLES, HF_RUNG, Healing, RungConfig, Rungs
 from trainer.config.sources import Sources
 from trainer.config.training import KDConfig, RolloutConfig, TrainingConfig, TrainRecipe, check_fusions
 
@@ -210,7 +211,19 @@ class Experiment(Frozen):
             init="checkpoint",
             harmony_fraction=healing.harmony_fraction,
             new_layers_only_steps=healing.new_layers_only_steps,
+            new_layers=self._new_layers(rung) if healing.new_layers_only_steps else (),
         )
+
+    def _new_layers(self, rung: str) -> tuple[int, ...]:
+        """Layers that a rung has and its parent lacks."""
+        before = self.rungs.names()[: self.rungs.names().index(rung)]
+        parent = self.rungs[before[-1]] if before else None
+        if rung != DEEP_RUNG or not isinstance(parent, RungConfig):
+            raise ConfigError(
+                f"rungs.{rung}.healing.new_layers_only_steps: this rung has no layers that a parent of this "
+                f"experiment lacks; set it to 0 (only {DEEP_RUNG} is deeper than its parent)"
+            )
+        return inserted_layers(parent.model.num_layers, self.rungs[rung].model.num_layers)
 
 
 def load_experiment(name_or_path: str | Path) -> Experiment:

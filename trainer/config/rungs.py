@@ -25,6 +25,7 @@ from trainer.config.training import TrainingConfig
 
 GEOMETRY_TABLES = ("model", "attention", "tpa", "grape", "moe")
 HF_RUNG = "qwen3_0_6b_o200k"
+DEEP_RUNG = "vpdense_80"
 
 
 class VocabularySurgery(Frozen):

@@ -200,7 +200,9 @@ class TrainRecipe(Frozen):
         seq_len: tokens per packed sample.
         pack_block: documents packed together, see ``data.synth_kd_v1.pack``.
         harmony_fraction: share of conversation samples; the rest is plain healing text.
-        new_layers_only_steps: first steps, counted in ``steps``, that train only the new layers.
+        new_layers_only_steps: first steps, counted in ``steps``, that train only the new layers; the
+            schedule spans both phases.
+        new_layers: 1-based numbers of those layers, the ones that a depth step inserted.
         init: start from the seed, or from the checkpoint among the job's inputs.
         kd: the loss of conversation samples; None for plain cross-entropy over every supervised token.
         scored_fraction: share of batches that use the teacher's stored scores.
@@ -216,6 +218,7 @@ class TrainRecipe(Frozen):
     init: Literal["fresh", "checkpoint"]
     harmony_fraction: Fraction = 1.0
     new_layers_only_steps: Count = 0
+    new_layers: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
     scored_fraction: Fraction | None = None
     rollouts: RolloutConfig | None = None
 
@@ -230,8 +233,21 @@ class TrainRecipe(Frozen):
             raise ValueError(
                 f"new_layers_only_steps = {self.new_layers_only_steps} is more than steps = {self.steps}"
             )
+        self._check_new_layers()
         check_fusions(self.architecture.moe, self.training)
         return self
+
+    def _check_new_layers(self) -> None:
+        given, layers = list(self.new_layers), self.architecture.model.num_layers
+        if bool(given) != bool(self.new_layers_only_steps):
+            raise ValueError(
+                f"new_layers_only_steps = {self.new_layers_only_steps}, but new_layers = {given}: a phase "
+                "that trains only new layers needs to know them, and nothing else does"
+            )
+        if given != sorted(set(given)) or (given and given[-1] > layers):
+            raise ValueError(
+                f"new_layers = {given}: give increasing layer numbers from 1 to num_layers = {layers}"
+            )
 
 
 def check_fusions(moe: MoeConfig | None, training: TrainingConfig) -> None:
