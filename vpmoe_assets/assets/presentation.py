@@ -32,6 +32,7 @@ def record_metadata(record: Record, directory: Path, store: Store, *, reused: bo
         "provenance": dg.MetadataValue.md(provenance_tree(store, record)),
         "code": f"{record.code.git_sha[:12]}{' (dirty)' if record.code.git_dirty else ''}",
         "recipe": dg.MetadataValue.json(record.recipe),
+        "execution": dg.MetadataValue.json(record.execution),
     }
     for name, value in record.metrics.items():
         if isinstance(value, bool):

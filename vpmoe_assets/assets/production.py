@@ -23,6 +23,7 @@ from vpmoe_assets.checks.check import Check
 from vpmoe_assets.lineage.fingerprint import code_version, recipe_fingerprint, source_digests
 from vpmoe_assets.lineage.provenance import code_state, environment
 from vpmoe_assets.lineage.record import CheckOutcome, CodeState, Draft, Record
+from vpmoe_assets.lineage.renewal import make_latest
 from vpmoe_assets.lineage.store import Store, WorkArea
 from vpmoe_assets.project import ROOT
 from vpmoe_assets.resources.index import IndexResource
@@ -142,7 +143,7 @@ def produced_asset(
         checks: run on the filled payload before it is published.
         metadata: what the UI shows of a published version beyond the common entries.
         external: digests of inputs that are not assets (a local folder), taken when the step runs.
-        seed: recorded seed, if the step draws random numbers.
+        seed: of the step, if it draws random numbers; part of its identity.
         trains: whether it launches a trainer job (then it holds the ``gpu`` pool).
     """
 
@@ -150,6 +151,7 @@ def produced_asset(
         asset = function.__name__
         inputs = list(inspect.signature(function).parameters)[1:]
         source_files = source_digests([Path(source) for source in sources])
+        identity = dict(recipe) if seed is None else {**recipe, "seed": seed}
 
         def materialize(
             context: dg.AssetExecutionContext,
@@ -160,7 +162,7 @@ def produced_asset(
             upstream = {name: published(store, experiment, name) for name in inputs}
             digests = {name: item.record.digest for name, item in upstream.items()}
             fingerprint, payload = recipe_fingerprint(
-                recipe, source_files, digests | dict(external() if external else {})
+                identity, source_files, digests | dict(external() if external else {})
             )
             with store.work_area(experiment.name, asset, fingerprint) as work:
                 # Looked up under the lock: whoever held it before may just have made it.
@@ -183,10 +185,15 @@ def produced_asset(
                 else:
                     context.log.info(
                         f"{asset}: reused {record.version}; its recipe, code and inputs are unchanged "
-                        f"(made on {record.execution.get('device', 'cpu')}, {record.published_utc})"
+                        f"(made with {_how(record)}, {record.published_utc})"
                     )
-                    if work.is_empty():
-                        work.remove()
+                    renewed = make_latest(store, work, record)
+                    if renewed.version != record.version:
+                        context.log.info(
+                            f"{asset}: published {record.version} again as {renewed.version}, since a newer "
+                            "version was made with another recipe"
+                        )
+                    record = renewed
             index.insert(record, store)
             item = Published(record, store.directory(record))
             shown = record_metadata(item.record, item.directory, store, reused=reused)
@@ -202,7 +209,7 @@ def produced_asset(
             "description": inspect.getdoc(function),
             "group_name": group,
             "kinds": kinds,
-            "code_version": code_version(recipe, source_files)[:16],
+            "code_version": code_version(identity, source_files)[:16],
             "deps": [asset_key(experiment, name) for name in inputs],
             "check_specs": [
                 dg.AssetCheckSpec(
@@ -291,6 +298,11 @@ def _produce(
             dagster_run_id=build.context.run.run_id,
         ),
     )
+
+
+def _how(record: Record) -> str:
+    """Say how an artifact was made, e.g. ``device=cpu dp=2``."""
+    return " ".join(f"{name}={value}" for name, value in sorted(record.execution.items())) or "device=cpu"
 
 
 def _check_result(outcome: CheckOutcome) -> dg.AssetCheckResult:

@@ -12,7 +12,7 @@ from trainer.config import Experiment, plain
 from vpmoe_assets.assets.presentation import table
 from vpmoe_assets.assets.production import Build, Built, Published, produced_asset
 from vpmoe_assets.checks import data as checks
-from vpmoe_assets.lineage.digest import merkle_root, scan_tree
+from vpmoe_assets.lineage.digest import FileEntry, file_sha256, merkle_root
 
 _HARMONY = "vpmoe_assets/harmony"
 
@@ -48,12 +48,12 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         experiment,
         group="sources",
         kinds={"parquet", "dataset"},
-        recipe={**plain(synth_source), "seed": experiment.seed},
+        recipe=_recipe(synth_source),
         sources=[f"{_HARMONY}/generator.py", f"{_HARMONY}/exercises", f"{_HARMONY}/hub.py"],
         checks=[checks.SOURCE_FILES],
         metadata=_source_metadata,
-        external=lambda: _folder_digest(synth_source),
-        seed=experiment.seed,
+        external=lambda: _folder_digest("sources.synth", synth_source),
+        seed=experiment.seed if synth_source.kind == "generated" else None,
     )
     def synth(build: Build) -> Built:
         """SYNTH rows as parquet: question, reasoning and answer, with their metadata.
@@ -71,18 +71,18 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
             synth_source.require_pins("sources.synth")
             manifest = fetch_synth(synth_source, build.payload)
         else:
-            manifest = _copy_parquet(Path(synth_source.path), build.payload)
+            manifest = _copy_parquet(_local_files("sources.synth", synth_source), build.payload)
         return _with_manifest(build, manifest)
 
     @produced_asset(
         experiment,
         group="sources",
         kinds={"dataset", "json"},
-        recipe={**plain(corpus_source), **_python_of(corpus_source)},
+        recipe={**_recipe(corpus_source), **_python_of(corpus_source)},
         sources=[f"{_HARMONY}/healing.py", f"{_HARMONY}/documents.py", f"{_HARMONY}/hub.py"],
         checks=[checks.SOURCE_FILES],
         metadata=_source_metadata,
-        external=lambda: _folder_digest(corpus_source),
+        external=lambda: _folder_digest("sources.healing_corpus", corpus_source),
     )
     def healing_corpus(build: Build) -> Built:
         """Plain text for the short healing runs after a rung, as JSONL documents.
@@ -123,11 +123,37 @@ def _source_metadata(item: Published) -> Mapping[str, Any]:
     return shown
 
 
-def _folder_digest(source: Any) -> Mapping[str, str]:
-    """A local folder is identified by its content, not by its path."""
-    if source.kind not in ("parquet", "folder"):
+_LOCAL_FILES = {"parquet": ("*.parquet",), "folder": ("**/*.jsonl", "**/*.txt")}
+
+
+def _recipe(source: Any) -> dict[str, Any]:
+    """The keys of a source; a local folder is identified by its content, not by its path."""
+    keys = plain(source)
+    return {key: keys[key] for key in keys if key != "path" or source.kind not in _LOCAL_FILES}
+
+
+def _folder_digest(key: str, source: Any) -> Mapping[str, str]:
+    if source.kind not in _LOCAL_FILES:
         return {}
-    return {"external:folder": merkle_root(scan_tree(Path(source.path)))}
+    root = Path(source.path)
+    return {
+        "external:folder": merkle_root(
+            FileEntry(path.relative_to(root).as_posix(), path.stat().st_size, file_sha256(path))
+            for path in _local_files(key, source)
+        )
+    }
+
+
+def _local_files(key: str, source: Any) -> list[Path]:
+    """The files of a local folder that are read, in the order of their paths."""
+    from vpmoe_assets.harmony.errors import DataError
+
+    root, patterns = Path(source.path), _LOCAL_FILES[source.kind]
+    files = sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
+    if not files:
+        found = "has no such file" if root.is_dir() else "is no directory"
+        raise DataError(f"{key}.path = {source.path!r}: expected {' or '.join(patterns)}, but {root} {found}")
+    return files
 
 
 def _python_of(source: Any) -> dict[str, str]:
@@ -137,19 +163,20 @@ def _python_of(source: Any) -> dict[str, str]:
     return {"python": platform.python_version()} if source.kind == "pydoc_topics" else {}
 
 
-def _copy_parquet(folder: Path, payload: Path) -> dict[str, Any]:
-    from vpmoe_assets.harmony.errors import DataError
+def _copy_parquet(files: list[Path], payload: Path) -> dict[str, Any]:
     from vpmoe_assets.harmony.rows import inspect_inputs
 
-    files = sorted(folder.glob("*.parquet"))
-    if not files:
-        raise DataError(f"sources.synth.path = {str(folder)!r}: no *.parquet file in it")
+    inputs = inspect_inputs(files)  # before anything is copied, so that a message names the user's file
     for file in files:
         shutil.copyfile(file, payload / file.name)
-    copies = inspect_inputs([payload / file.name for file in files])
     shards = [
-        {"path": copy.name, "rows": copy.rows, "bytes": Path(copy.path).stat().st_size, "sha256": copy.sha256}
-        for copy in copies
+        {
+            "path": entry.name,
+            "rows": entry.rows,
+            "bytes": (payload / entry.name).stat().st_size,
+            "sha256": entry.sha256,
+        }
+        for entry in inputs
     ]
     return {
         "schema_version": "synth_source_v1",
@@ -158,7 +185,7 @@ def _copy_parquet(folder: Path, payload: Path) -> dict[str, Any]:
         "storage": {
             "format": "parquet",
             "glob": "*.parquet",
-            "total_rows": sum(copy.rows for copy in copies),
+            "total_rows": sum(entry.rows for entry in inputs),
             "shards": shards,
         },
     }

@@ -1,0 +1,42 @@
+"""One tiny data set, made once, and graphs on copies of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assets.graphs import DATA, Graph, Run, copy_store, write_experiment
+
+
+@pytest.fixture(scope="session")
+def tiny_made(tmp_path_factory) -> tuple[Graph, Run]:
+    """The data of the tiny experiment, freshly made; shared, so nobody may write into it."""
+    directory = tmp_path_factory.mktemp("tiny")
+    graph = Graph(write_experiment(directory / "tiny.toml"), directory / "artifacts")
+    return graph, graph.make(*DATA)
+
+
+@pytest.fixture
+def tiny(tiny_made, tmp_path) -> Graph:
+    """The tiny experiment with its data made, in a store of the test's own."""
+    graph, _ = tiny_made
+    return Graph(graph.experiment, copy_store(graph.root, tmp_path / "artifacts"))
+
+
+@pytest.fixture
+def graph(tmp_path) -> Callable[..., Graph]:
+    """Make a graph over an empty store: ``graph({"old text": "new text"}, name=…)``."""
+
+    def make(changes: dict[str, str] | None = None, *, root: Path | None = None, file: str = "tiny") -> Graph:
+        toml = write_experiment(tmp_path / f"{file}.toml", changes)
+        return Graph(toml, root or tmp_path / "artifacts")
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def no_experiment_from_outside(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.delenv("VPMOE_EXPERIMENT", raising=False)
+    monkeypatch.delenv("VPMOE_ARTIFACTS", raising=False)
+    monkeypatch.delenv("VPMOE_WORKERS", raising=False)

@@ -1,0 +1,200 @@
+"""Small experiments and their graphs, run in this process with a store of their own."""
+
+import os
+import runpy
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from vpmoe_assets.lineage.index import Index
+from vpmoe_assets.lineage.record import Record
+from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.resources.trainer import TrainerResource
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = Path(__file__).resolve().parent / "programs"
+
+SMALL = {
+    'name = "smoke"': 'name = "tiny"',
+    "rows = 2000\n\n": "rows = 60\n\n",
+    "num_shards = 4": "num_shards = 2",
+    "max_tokens = 200000": "max_tokens = 5000",
+}
+DATA = ("o200k_tokenizer", "synth", "synth_harmony", "synth_kd_v1", "healing_corpus", "healing_text_v1")
+"""The assets of a dataset, in an order in which they can be made."""
+
+
+def write_experiment(path: Path, changes: Mapping[str, str] | None = None) -> Path:
+    """Write the smoke experiment with few rows, and with each text of ``changes`` in place of another."""
+    text = (ROOT / "configs" / "smoke.toml").read_text()
+    for old, new in {**SMALL, **(changes or {})}.items():
+        assert text.count(old) == 1, f"smoke.toml has {text.count(old)} times {old!r}"
+        text = text.replace(old, new)
+    path.write_text(text)
+    return path
+
+
+@dataclass
+class Graph:
+    """A code location as it loads under one experiment, and where it puts things.
+
+    Attributes:
+        experiment: a name, or the path of a TOML file.
+        root: of the store.
+        instance: Dagster's.
+        resources: in place of the location's own.
+    """
+
+    experiment: str | Path
+    root: Path
+    instance: dg.DagsterInstance = field(default_factory=dg.DagsterInstance.ephemeral)
+    resources: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def store(self) -> Store:
+        return Store(self.root)
+
+    @property
+    def index(self) -> Index:
+        return Index(self.root / "index.duckdb")
+
+    def definitions(self) -> dg.Definitions:
+        """Load the code location anew, as a fresh process would."""
+        with self.environment():
+            return runpy.run_module("vpmoe_assets.definitions")["defs"]
+
+    @contextmanager
+    def environment(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("VPMOE_EXPERIMENT", str(self.experiment))
+            patch.setenv("VPMOE_ARTIFACTS", str(self.root))
+            patch.setenv("VPMOE_WORKERS", os.environ.get("VPMOE_WORKERS", "1"))
+            patch.setenv("VPMOE_LEASE_DIR", str(self.root / "leases"))
+            yield
+
+    def run(self, *assets: str) -> "Run":
+        """Materialise assets by their bare names; one that fails makes a failed run, not an exception."""
+        definitions = self.definitions()
+        made = [asset for asset in definitions.assets or () if isinstance(asset, dg.AssetsDefinition)]
+        names = {asset.key.path[-1]: asset.key for asset in made}
+        with self.environment():
+            result = dg.materialize(
+                made,
+                selection=[names[asset] for asset in assets],
+                resources={**(definitions.resources or {}), **self.resources},
+                instance=self.instance,
+                raise_on_error=False,
+            )
+        return Run(result, self.instance)
+
+    def make(self, *assets: str) -> "Run":
+        """Materialise assets, all of them with success."""
+        run = self.run(*assets)
+        assert run.success, run.error()
+        return run
+
+    def latest(self, asset: str) -> Record:
+        """Return the latest record of an asset of the only experiment in the store, or of ``tiny``."""
+        record = self.store.latest("tiny", asset)
+        assert record is not None, f"{asset} was not published"
+        return record
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of one Dagster run, by bare asset names."""
+
+    result: dg.ExecuteInProcessResult
+    instance: dg.DagsterInstance
+
+    @property
+    def success(self) -> bool:
+        return self.result.success
+
+    @property
+    def started(self) -> list[str]:
+        """Assets whose step ran, in order."""
+        return [
+            event.step_key.rpartition("__")[2]
+            for event in self.result.all_events
+            if event.is_step_start and event.step_key
+        ]
+
+    def metadata(self, asset: str) -> dict[str, Any]:
+        """Values of the materialisation of an asset."""
+        (found,) = [
+            materialization
+            for event in self.result.get_asset_materialization_events()
+            if (materialization := event.step_materialization_data.materialization).asset_key.path[-1]
+            == asset
+        ]
+        return {name: value.value for name, value in found.metadata.items()}
+
+    def made(self) -> list[str]:
+        """Assets that were materialised, reused or not, in order."""
+        return [
+            event.step_materialization_data.materialization.asset_key.path[-1]
+            for event in self.result.get_asset_materialization_events()
+        ]
+
+    def reused(self, *assets: str) -> dict[str, bool]:
+        """Say for each asset whether it had been made before."""
+        return {asset: self.metadata(asset)["reused"] for asset in assets or self.made()}
+
+    def checks(self, asset: str) -> dict[str, dg.AssetCheckEvaluation]:
+        return {
+            evaluation.check_name: evaluation
+            for evaluation in self.result.get_asset_check_evaluations()
+            if evaluation.asset_key.path[-1] == asset
+        }
+
+    def log(self) -> str:
+        """What the assets said, one message a line."""
+        return "\n".join(
+            entry.user_message
+            for entry in self.instance.all_logs(self.result.run_id)
+            if not entry.dagster_event
+        )
+
+    def error(self, asset: str | None = None) -> str:
+        """The innermost message of a failed step: what the user has to act on."""
+        failures = [
+            event
+            for event in self.result.all_events
+            if event.is_step_failure and (asset is None or (event.step_key or "").endswith(f"__{asset}"))
+        ]
+        if not failures:
+            return ""
+        data = failures[0].step_failure_data
+        if data.user_failure_data and data.user_failure_data.description:
+            return data.user_failure_data.description
+        error = data.error
+        while error is not None and error.cause is not None:
+            error = error.cause
+        return error.message if error else ""
+
+
+def copy_store(source: Path, target: Path) -> Path:
+    """Copy a store with everything in it; published files stay read-only."""
+    return Path(shutil.copytree(source, target, symlinks=True))
+
+
+def stand_in_trainer(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> TrainerResource:
+    """A trainer resource that runs ``programs/stand_in_training.py``; put in place of the real one."""
+    monkeypatch.setenv("PYTHONPATH", str(PROGRAMS))
+    return TrainerResource(**{"module": "stand_in_training", "poll_s": 0.05, "grace_s": 20.0, **settings})
+
+
+def payload_bytes(directory: Path, suffixes: Sequence[str] = ("",)) -> dict[str, bytes]:
+    """Contents of the files below a directory whose names end so, by relative path."""
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name.endswith(tuple(suffixes))
+    }

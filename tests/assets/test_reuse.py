@@ -1,0 +1,172 @@
+"""Same recipe, code and inputs: the artifact that is there is used, and the run says so. Else it is made."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from lineage.fabricate import damage, publish, recipe
+
+from assets.graphs import DATA, ROOT, Graph, payload_bytes
+from vpmoe_assets.assets import production
+from vpmoe_assets.lineage import fingerprint
+from vpmoe_assets.lineage.record import RECORD_NAME
+from vpmoe_assets.lineage.renewal import make_latest
+from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.lineage.verify import verify_record
+
+SHORTER = {"seq_len = 1024\nvalid_fraction": "seq_len = 512\nvalid_fraction"}
+
+
+def versions(graph: Graph) -> dict[str, list[str]]:
+    return {asset: graph.store.versions("tiny", asset) for asset in graph.store.assets("tiny")}
+
+
+def test_a_second_run_reuses_everything_and_says_so(tiny):
+    before = versions(tiny)
+    run = tiny.make(*DATA)
+    assert run.reused() == dict.fromkeys(DATA, True)
+    log = run.log()
+    for asset in DATA:
+        record = tiny.latest(asset)
+        assert f"{asset}: reused {record.version}; its recipe, code and inputs are unchanged" in log
+        assert run.metadata(asset)["version"] == record.version
+    assert "(made with device=cpu processes=1, " in log
+    assert versions(tiny) == before
+    assert [path for path in (tiny.root / ".work" / "tiny").iterdir() if not path.name.startswith(".")] == []
+
+
+def test_a_first_run_is_not_called_reused(tiny_made):
+    graph, run = tiny_made
+    assert run.reused() == dict.fromkeys(DATA, False)
+    assert "reused" not in run.log()
+    assert all(len(found) == 1 for found in versions(graph).values())
+
+
+def test_a_changed_recipe_rebuilds_its_asset_and_what_changes_below_and_nothing_else(tiny, graph):
+    changed = graph(SHORTER, root=tiny.root)
+    run = changed.make(*DATA)
+    assert [asset for asset, reused in run.reused().items() if not reused] == ["synth_kd_v1"]
+    old, new = tiny.store.records("tiny"), changed.latest("synth_kd_v1")
+    first = next(record for record in old if record.asset == "synth_kd_v1")
+    assert new.recipe["seq_len"] == 512
+    assert (new.sequence, first.sequence) == (2, 1)
+    assert new.digest != first.digest
+    assert new.inputs == first.inputs
+
+
+def test_more_rows_rebuild_everything_that_came_from_them(tiny, graph):
+    run = graph({"rows = 2000\n\n": "rows = 64\n\n"}, root=tiny.root).make(*DATA)
+    made = {asset for asset, reused in run.reused().items() if not reused}
+    assert made == {"synth", "synth_harmony", "synth_kd_v1"}
+    assert run.metadata("synth_harmony")["dagster/row_count"] == 64
+
+
+def test_going_back_to_an_earlier_recipe_makes_its_version_the_latest_again(tiny, graph):
+    """Else the rows of the other recipe would be what every later run is built on."""
+    other = graph({"rows = 2000\n\n": "rows = 64\n\n"}, root=tiny.root)
+    other.make("synth", "synth_harmony")
+    assert tiny.latest("synth").metrics["rows"] == 64
+    run = tiny.make(*DATA)
+    assert run.reused() == dict.fromkeys(DATA, True)
+    first, _, third = tiny.store.scan("tiny", "synth")[0]
+    assert (third.sequence, third.digest, third.fingerprint) == (3, first.digest, first.fingerprint)
+    assert third.details["repeats"] == first.version
+    assert f"synth: published {first.version} again as {third.version}" in run.log()
+    assert tiny.latest("synth_harmony").metrics["rows"] == 60
+    assert tiny.store.versions("tiny", "synth_kd_v1") == [run.metadata("synth_kd_v1")["version"]]
+    assert versions(tiny) == (tiny.make(*DATA), versions(tiny))[1], "a further run publishes nothing"
+
+
+def test_a_version_that_is_made_latest_again_shares_its_files_and_verifies(tmp_path):
+    store = Store(tmp_path)
+    first = publish(store, "a", recipe_keys={"k": 1}, manifest={"rows": 3}, run={"log.txt": b"said"})
+    publish(store, "a", recipe_keys={"k": 2}, files={"x": b"other"})
+    identity, _ = recipe("a", k=1)
+    with store.work_area("smoke", "a", identity) as work:
+        (work.payload / "left over").write_bytes(b"of an attempt that was killed")
+        again = make_latest(store, work, first)
+    assert store.latest("smoke", "a") == again
+    assert (again.files, again.run_files, again.manifest) == (first.files, first.run_files, first.manifest)
+    assert verify_record(store, again) == verify_record(store, first) == []
+    assert os.path.samefile(store.payload(first) / "data.bin", store.payload(again) / "data.bin")
+    shutil.rmtree(store.directory(first))
+    assert verify_record(store, again) == []
+    with store.work_area("smoke", "a", identity) as work:
+        assert make_latest(store, work, again) is again
+
+
+def test_an_unreadable_newer_record_does_not_stay_in_the_way(tiny, graph):
+    other = graph(SHORTER, root=tiny.root)
+    other.make("synth_kd_v1")
+    path = tiny.store.directory(other.latest("synth_kd_v1")) / RECORD_NAME
+    path.chmod(0o644)
+    path.write_text("{")
+    run = tiny.make("synth_kd_v1")
+    assert run.reused() == {"synth_kd_v1": True}
+    assert tiny.store.require("tiny", "synth_kd_v1").sequence == 3
+
+
+@pytest.fixture
+def project_copy(tmp_path, monkeypatch) -> Path:
+    """A copy of the sources, in which digests are taken from now on."""
+    copy = tmp_path / "project"
+    for package in ("vpmoe_assets", "trainer"):
+        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(production, "source_digests", lambda paths: fingerprint.source_digests(paths, copy))
+    return copy
+
+
+def test_a_changed_source_file_rebuilds_the_steps_that_run_it(tiny, project_copy):
+    assert set(tiny.make(*DATA).reused().values()) == {True}, "the same bytes elsewhere are the same code"
+    with (project_copy / "vpmoe_assets" / "harmony" / "render.py").open("a") as source:
+        source.write("# another comment\n")
+    run = tiny.make(*DATA)
+    assert [asset for asset, reused in run.reused().items() if not reused] == ["synth_kd_v1"]
+    first, second = tiny.store.scan("tiny", "synth_kd_v1")[0]
+    assert first.fingerprint != second.fingerprint
+    assert first.digest == second.digest
+    changed = {
+        path
+        for path, digest in second.fingerprint_payload["sources"].items()
+        if first.fingerprint_payload["sources"][path] != digest
+    }
+    assert changed == {"vpmoe_assets/harmony/render.py"}
+
+
+def test_a_damaged_payload_is_refused_below_and_made_again_when_asked_for(tiny):
+    before = tiny.latest("synth_harmony")
+    shard = tiny.store.payload(before) / "synth_harmony_shard_01.parquet"
+    content = shard.read_bytes()
+    damage(shard, len(content) // 2)
+    refused = tiny.run("synth_kd_v1")
+    assert not refused.success
+    message = refused.error()
+    assert message.startswith("vpmoe_assets.lineage.errors.ArtifactDamaged: tiny/synth_harmony is damaged")
+    assert "payload/synth_harmony_shard_01.parquet: sha256" in message
+    assert f"Remove {tiny.store.directory(before)} and materialise it again" in message
+    run = tiny.make("synth_harmony", "synth_kd_v1")
+    assert run.reused() == {"synth_harmony": False, "synth_kd_v1": True}
+    after = tiny.latest("synth_harmony")
+    assert (after.digest, after.sequence) == (before.digest, 2)
+    assert (tiny.store.payload(after) / shard.name).read_bytes() == content
+
+
+@pytest.mark.parametrize("what", ["truncated", "removed", "added", "manifest"])
+def test_every_kind_of_damage_is_noticed(tiny, what):
+    record = tiny.latest("synth_kd_v1")
+    payload = tiny.store.payload(record)
+    before = payload_bytes(payload)
+    victim = sorted(payload.rglob("*_span.bin"))[0]
+    if what == "truncated":
+        victim.chmod(0o644)
+        os.truncate(victim, 10)
+    elif what == "removed":
+        victim.unlink()
+    elif what == "added":
+        (payload / "train" / "stray").write_bytes(b"")
+    else:
+        damage(tiny.store.directory(record) / "manifest.json", 30)
+    run = tiny.make("synth_kd_v1")
+    assert run.reused() == {"synth_kd_v1": False}
+    assert payload_bytes(tiny.store.payload(tiny.latest("synth_kd_v1"))) == before
