@@ -1,13 +1,7 @@
-"""Published weights: safetensors shards named by Megatron parameter, and a `config.json` beside them.
+"""Published weights of a model in memory: saved from and loaded into any parallel layout.
 
-```
-payload/
-  config.json                          schema vpmoe.checkpoint/1: architecture, dtype, parameter count
-  model-00001-of-00002.safetensors     full tensors, whatever the tensor- or expert-parallel size that made
-  them model.safetensors.index.json         which tensor is in which shard
-```
-
-The same weights always give the same bytes: no time, host, path or layout is written. Nothing is pickled.
+The files are those of `trainer.checkpoint_format`. The same weights always give the same bytes: no time,
+host, path or layout is written. Nothing is pickled.
 """
 
 import json
@@ -26,14 +20,30 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from trainer.checkpoint_format import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    SCHEMA,
+    SHARD_BYTES,
+    PublishedError,
+    plan_shards,
+    shard_name,
+    write_config,
+    write_index,
+)
 from trainer.config import Architecture, plain
-from trainer.workdir import canonical_json
 
-SCHEMA = "vpmoe.checkpoint/1"
-CONFIG_NAME = "config.json"
-INDEX_NAME = "model.safetensors.index.json"
-SHARD_BYTES = 2 * 2**30
-"""Largest shard, unless one tensor alone is larger. Rank 0 holds one shard in memory while it writes."""
+__all__ = [
+    "CONFIG_NAME",
+    "INDEX_NAME",
+    "SCHEMA",
+    "PublishedError",
+    "load_published",
+    "read_architecture",
+    "read_config",
+    "save_published",
+    "sharded_state_dict",
+]
 
 _DTYPES = {
     torch.float32: "F32",
@@ -42,10 +52,6 @@ _DTYPES = {
     torch.float64: "F64",
     torch.int64: "I64",
 }
-
-
-class PublishedError(ValueError):
-    """A published checkpoint does not hold what was asked of it."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def save_published(
     """
     local = _by_name(model)
     wholes = _gather_layout(local)
-    shards = _plan_shards(wholes, shard_bytes)
+    shards = plan_shards({name: whole.bytes for name, whole in wholes.items()}, shard_bytes)
     leads = dist.get_rank() == 0
     if leads:
         directory.mkdir(parents=True, exist_ok=True)
@@ -123,7 +129,7 @@ def save_published(
             raise PublishedError(f"{directory} is not empty: published weights are never written over")
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
-        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file_name = shard_name(number, len(shards))
         tensors = {name: _collect(name, wholes[name], local.get(name)) for name in names}
         weight_map.update(dict.fromkeys(names, file_name))
         if leads:
@@ -132,18 +138,14 @@ def save_published(
             )
     if not leads:
         return []
-    total = sum(whole.bytes for whole in wholes.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    parameters = sum(p.numel() for p in _full_parameters(model, wholes))
-    config = {
-        "schema": SCHEMA,
-        "architecture": plain(architecture),
-        "dtype": str(next(p for p in model.parameters() if not getattr(p, "keep_fp32", False)).dtype)[6:],
-        "parameters": parameters,
-        "tensors": len(wholes),
-    }
-    (directory / INDEX_NAME).write_text(canonical_json(index, indent=2) + "\n", encoding="utf-8")
-    (directory / CONFIG_NAME).write_text(canonical_json(config, indent=2) + "\n", encoding="utf-8")
+    write_index(directory, weight_map, sum(whole.bytes for whole in wholes.values()))
+    write_config(
+        directory,
+        architecture,
+        dtype=str(next(p for p in model.parameters() if not getattr(p, "keep_fp32", False)).dtype)[6:],
+        parameters=sum(p.numel() for p in _full_parameters(model, wholes)),
+        tensors=len(wholes),
+    )
     return sorted(path.name for path in directory.iterdir())
 
 
@@ -170,18 +172,6 @@ def _gather_layout(local: Mapping[str, ShardedTensor]) -> dict[str, _Whole]:
         shape, dtype = found[0][:2]
         wholes[name] = _Whole(shape, dtype, tuple(piece for _, _, piece in found))
     return wholes
-
-
-def _plan_shards(wholes: Mapping[str, _Whole], limit: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name in sorted(wholes):
-        if shards[-1] and size + wholes[name].bytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += wholes[name].bytes
-    return shards
 
 
 def _collect(name: str, whole: _Whole, mine: ShardedTensor | None) -> torch.Tensor | None:

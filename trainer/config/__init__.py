@@ -10,7 +10,19 @@ from trainer.config.architecture import (
     TpaConfig,
 )
 from trainer.config.base import ConfigError, Frozen, parse, plain
+from trainer.config.convert import (
+    ConvertRecipe,
+    DenseRecipe,
+    Donor,
+    ExpandRecipe,
+    MegatronRecipe,
+    MorphRecipe,
+    UpcycleRecipe,
+    VocabularyRecipe,
+    parse_convert_recipe,
+)
 from trainer.config.data import Data, HealingText, Pack, SynthHarmony, SynthKd
+from trainer.config.depth import Origin, inserted_layers, layer_origins
 from trainer.config.experiment import (
     CONFIGS_DIR,
     Evaluation,
@@ -40,9 +52,13 @@ __all__ = [
     "Architecture",
     "AttentionConfig",
     "ConfigError",
+    "ConvertRecipe",
     "Data",
+    "DenseRecipe",
+    "Donor",
     "Evaluation",
     "Execution",
+    "ExpandRecipe",
     "Experiment",
     "Frozen",
     "GrapeConfig",
@@ -52,9 +68,12 @@ __all__ = [
     "JobInput",
     "KDConfig",
     "LayerKind",
+    "MegatronRecipe",
     "ModelConfig",
     "MoeConfig",
+    "MorphRecipe",
     "OptimizerConfig",
+    "Origin",
     "Pack",
     "Profiling",
     "Provenance",
@@ -71,8 +90,13 @@ __all__ = [
     "TpaConfig",
     "TrainRecipe",
     "TrainingConfig",
+    "UpcycleRecipe",
+    "VocabularyRecipe",
+    "inserted_layers",
+    "layer_origins",
     "load_experiment",
     "load_job",
     "parse",
+    "parse_convert_recipe",
     "plain",
 ]

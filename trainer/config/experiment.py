@@ -9,8 +9,19 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from trainer.config.architecture import Architecture
-from trainer.config.base import ConfigError, Count, Fraction, Frozen, Name, NamedTables, PositiveInt, parse
+from trainer.config.base import (
+    ConfigError,
+    Count,
+    Fraction,
+    Frozen,
+    Name,
+    NamedTables,
+    PositiveInt,
+    parse,
+    plain,
+)
 from trainer.config.base import Path as KeyPath
+from trainer.config.convert import ConvertRecipe, Donor, Dtype, parse_convert_recipe
 from trainer.config.data import Data
 from trainer.config.depth import inserted_layers
 from trainer.config.rungs import DEEP_RUNG, GEOMETRY_TABLES, HF_RUNG, Healing, RungConfig, Rungs
@@ -190,6 +201,62 @@ class Experiment(Frozen):
             scored_fraction=stage.scored_fraction if isinstance(stage, ScoredStage) else None,
             rollouts=stage.rollouts() if isinstance(stage, RolloutStage) else None,
         )
+
+    def convert_recipe(self, asset: str) -> ConvertRecipe:
+        """The complete recipe of a conversion.
+
+        Args:
+            asset: a rung (``"vpdense_28"``).
+
+        Raises:
+            ConfigError: no such rung, one without a surgery table, or one that cannot be made from the rung
+                before it.
+        """
+        table = self.rungs[asset]
+        if table.surgery is None:
+            raise ConfigError(f"rungs.{asset}.surgery: missing, so {asset} cannot be made from its parent")
+        names = self.rungs.names()
+        before = names[names.index(asset) - 1] if names.index(asset) else None
+        raw: dict[str, Any] = {"surgery": plain(table.surgery)}
+        if asset == HF_RUNG or before == HF_RUNG:
+            assert self.sources.qwen3_0_6b is not None
+            assert self.sources.gpt_oss_20b is not None
+            donor = {name: getattr(self.sources.qwen3_0_6b, name) for name in Donor.model_fields}
+            if asset == HF_RUNG:
+                raw |= {
+                    "step": "vocabulary",
+                    "source": "qwen3_0_6b",
+                    "vocabulary": "gpt_oss_20b",
+                    "vocabulary_hidden_size": self.sources.gpt_oss_20b.hidden_size,
+                    "vocab_size": self.sources.tokenizer.vocab_size,
+                }
+            else:
+                donor["vocab_size"] = self.sources.tokenizer.vocab_size
+                raw |= {"step": "vpdense", "source": HF_RUNG}
+            raw["donor"] = donor
+        elif before is None:
+            raise ConfigError(
+                f"rungs.{asset}: has a surgery table, but this experiment has no rung before it to start from"
+            )
+        else:
+            raw |= {
+                "step": {"vpdense_28": "morph", "vpdense_80": "expand", STUDENT: "upcycle"}.get(asset),
+                "source": before + (_HEALED if self.rungs[before].healing else ""),
+                "parent": plain(self.architecture(before)),
+                "parent_dtype": self.rung_dtype(before),
+            }
+        if asset != HF_RUNG:
+            raw |= {"architecture": plain(self.architecture(asset)), "dtype": self.rung_dtype(asset)}
+        if raw["step"] in ("vpdense", "morph"):
+            raw["text"] = "healing_text_v1"
+        return parse_convert_recipe(raw, origin=f"rungs.{asset}")
+
+    def rung_dtype(self, rung: str) -> Dtype:
+        """Storage type of a Megatron rung: that of the run which trains it next."""
+        if rung == STUDENT:
+            return self.stages.vpmoe_stage1.training.dtype
+        healing: Healing | None = self.rungs[rung].healing
+        return (healing.training if healing else self.training).dtype
 
     def runs(self) -> tuple[str, ...]:
         """Assets that are made by training, in the order of the ladder."""

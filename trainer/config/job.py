@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from trainer.config.base import ConfigError, Count, Frozen, Name, PositiveInt, parse
+from trainer.config.convert import ConvertRecipe, parse_convert_recipe
 from trainer.config.training import TrainRecipe
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -122,9 +123,34 @@ class Job(Frozen):
         self.execution.check_recipe(recipe)
         return recipe
 
+    def convert_recipe(self) -> ConvertRecipe:
+        """The recipe of a ``convert`` job, checked against the job's inputs.
+
+        Raises:
+            ConfigError: another command, a malformed recipe, an input that the recipe names and the job
+                lacks, or more than one process.
+        """
+        if self.command != "convert":
+            raise ConfigError(
+                f"command: found {self.command!r}; only a 'convert' job has a conversion recipe"
+            )
+        recipe = parse_convert_recipe(self.recipe)
+        problems = [
+            f"inputs.{name}: missing; recipe.{key} names it, found {', '.join(self.inputs) or 'none'}"
+            for key in ("source", "vocabulary", "text")
+            if (name := getattr(recipe, key, None)) is not None and name not in self.inputs
+        ]
+        if self.execution.nproc != 1:
+            problems.append(
+                f"execution.nproc = {self.execution.nproc}; a conversion streams through one process: set 1"
+            )
+        if problems:
+            raise ConfigError(problems)
+        return recipe
+
 
 def load_job(path: str | Path) -> Job:
-    """Read and check a job file; a ``train`` job's recipe is checked too, before anything is started.
+    """Read and check a job file; a ``train`` or ``convert`` job's recipe is checked too, before any work.
 
     Raises:
         ConfigError: the file is missing, not JSON, or a key is unknown, missing or wrong.
@@ -139,4 +165,6 @@ def load_job(path: str | Path) -> Job:
     job = parse(Job, raw, origin=path.name)
     if job.command == "train":
         job.train_recipe()
+    elif job.command == "convert":
+        job.convert_recipe()
     return job

@@ -1,0 +1,180 @@
+"""What a conversion step is given and what it gives back; the steps by name."""
+
+import hashlib
+import importlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from tqdm import tqdm
+
+from trainer.config import ConvertRecipe, Job
+from trainer.lifecycle import Interrupted
+from trainer.signals import StopRequest
+from trainer.workdir import LOGGER, WorkDir
+
+LOG_SECONDS = 10.0
+"""Least time between two progress lines where there is no terminal."""
+
+Tick = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found.
+
+    Attributes:
+        passed: whether what was converted is as it should be.
+        description: what was checked, for people.
+        metadata: the measured values, JSON-able.
+    """
+
+    passed: bool
+    description: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Outcome:
+    """What a step has to say of its result.
+
+    Attributes:
+        transform: the method, indices, hashes: what of it is not in the recipe.
+        checks: by name.
+        layers: the per-layer table of the report; rows with equal keys, values numbers, strings or None.
+        details: what else belongs into the record.
+    """
+
+    transform: dict[str, Any] = field(default_factory=dict)
+    checks: dict[str, Verdict] = field(default_factory=dict)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One conversion under way.
+
+    Attributes:
+        job: the job.
+        recipe: its recipe, checked.
+        inputs: payload directory of every input, by name.
+        scratch: empty directory for intermediate files, removed at the end.
+        work: the job's work directory, for the heartbeat.
+        stop: set when the job was asked to stop.
+    """
+
+    job: Job
+    recipe: ConvertRecipe
+    inputs: Mapping[str, Path]
+    scratch: Path
+    work: WorkDir
+    stop: StopRequest
+
+    @property
+    def seed(self) -> int:
+        """The experiment's seed."""
+        return self.job.seed
+
+    @property
+    def source(self) -> Path:
+        """Payload of the checkpoint that is converted."""
+        return self.inputs[self.recipe.source]
+
+    @property
+    def device(self) -> torch.device:
+        """Where heavy arithmetic may run; weights are read and written on the CPU."""
+        return torch.device(self.job.execution.device)
+
+    def generator(self, *names: object) -> torch.Generator:
+        """A CPU generator of its own for these names: independent of all others and of the order of asking.
+
+        Args:
+            *names: what is drawn, for instance step, layer number, expert, tensor.
+        """
+        text = ":".join(str(part) for part in (self.seed, *names))
+        digest = hashlib.sha256(text.encode()).digest()
+        return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def check_stop(self) -> None:
+        """Leave when the job was asked to stop; call it between pieces of work.
+
+        Raises:
+            Interrupted: it was.
+        """
+        if self.stop:
+            raise Interrupted(
+                f"stopped by {self.stop.received}; nothing was delivered, the same job starts over"
+            )
+
+    @contextmanager
+    def phase(self, name: str, total: int, unit: str = "tensor") -> Iterator[Tick]:
+        """Shows the progress of a piece of work: a bar on a terminal, a line now and then elsewhere.
+
+        Args:
+            name: what is done.
+            total: how many ticks it takes.
+            unit: of a tick.
+
+        Yields:
+            A function to call after each piece, with its name; it raises :class:`Interrupted` on a stop.
+        """
+        began = logged = time.monotonic()
+        done = 0
+        self.work.at(name, 0)
+        terminal = sys.stderr.isatty()
+        with tqdm(total=total, desc=name, unit=unit, disable=not terminal, leave=False) as bar:
+
+            def tick(label: str) -> None:
+                nonlocal done, logged
+                done += 1
+                self.work.at(name, done)
+                bar.update()
+                bar.set_postfix_str(label, refresh=False)
+                if not terminal and time.monotonic() - logged >= LOG_SECONDS:
+                    logged = time.monotonic()
+                    LOGGER.info("%s: %d of %d %ss (%s)", name, done, total, unit, label)
+                self.check_stop()
+
+            self.check_stop()
+            yield tick
+        LOGGER.info("%s: %d %ss in %.1f s", name, done, unit, time.monotonic() - began)
+
+
+class Step(Protocol):
+    """A step's module: two functions.
+
+    ``convert`` fills the result. Its second argument is a :class:`~trainer.surgery.weights.WeightsWriter` for
+    a Megatron rung, which it fills completely (the caller finishes it), and the empty payload directory
+    (:class:`~pathlib.Path`) for a Hugging Face rung.
+
+    ``check`` runs after everything written was read back and found equal; it measures the function of the
+    result (``payload``) against its source and adds to ``outcome``. A failed expectation is a failed
+    :class:`Verdict`; only what makes the result unusable raises.
+    """
+
+    def convert(self, conversion: Conversion, out: Any) -> Outcome:
+        """Fill the result."""
+
+    def check(self, conversion: Conversion, payload: Path, outcome: Outcome) -> None:
+        """Measure it."""
+
+
+STEPS: dict[str, str] = {
+    "vocabulary": "trainer.surgery.vocabulary",
+    "vpdense": "trainer.surgery.vpdense",
+    "morph": "trainer.surgery.morph",
+    "expand": "trainer.surgery.expand",
+    "upcycle": "trainer.surgery.upcycle",
+}
+"""Module of each step, imported when it is needed."""
+
+
+def load_step(name: str) -> Step:
+    """The step of a recipe."""
+    return cast(Step, importlib.import_module(STEPS[name]))
