@@ -16,7 +16,7 @@ from trainer.optim.gradients import Gradients
 from trainer.optim.matrices import step_matrices
 from trainer.optim.parts import Ownership, Part, build_parts, tensor_parallel_dim
 from trainer.optim.polar_express import coefficients_for, polar_express
-from trainer.optim.routing import Routed, count_matrices, route_model
+from trainer.optim.routing import Route, Routed, count_matrices, route_model
 from trainer.optim.sharded_state import SCHEMA, load_tensors, shard_state, state_tensors
 from trainer.optim.topology import Topology
 
@@ -124,8 +124,17 @@ class Optimizer:
         return sum(tensor.nbytes for part in self._parts for _, tensor in state_tensors(part))
 
     def zero_grad(self) -> None:
-        """Forgets all gradients; call it before the first backward pass of a step."""
+        """Forgets all gradients, and freezes or thaws what the step to come asks for.
+
+        Call it before the first forward pass of a step.
+        """
         self.gradients.zero()
+        for entry in self.routed:
+            if entry.route.frozen_steps:
+                entry.param.requires_grad_(not self._frozen(entry.route))
+
+    def _frozen(self, route: Route) -> bool:
+        return self._steps < route.frozen_steps
 
     @torch.no_grad()
     def step(self, lr_fraction: float) -> StepStats:
@@ -146,7 +155,7 @@ class Optimizer:
             raise OptimizerError(f"lr_fraction = {lr_fraction}: must be in [0, 1].")
         self._check_weights()
         touched = self.gradients.reduce()
-        parts = [part for part in self._parts if touched[part.index]]
+        parts = [part for part in self._parts if touched[part.index] and not self._frozen(part.route)]
         norm = self._norm(parts)
         if not math.isfinite(norm):
             raise self._non_finite(norm)
@@ -192,7 +201,7 @@ class Optimizer:
                 grads,
                 [part.state["exp_avg"] for part in chunk],
                 [part.state["exp_avg_sq"] for part in chunk],
-                step=self._steps,
+                step=self._steps - route.frozen_steps,  # its averages are that old
                 lr=lr,
                 beta1=config.adam_beta1,
                 beta2=config.adam_beta2,
@@ -314,18 +323,22 @@ class Optimizer:
         self._versions = self._current_versions()
 
     def close(self) -> None:
-        """Releases gradients and hooks, so that another optimizer may take the model."""
+        """Releases gradients and hooks, and thaws all, so that another optimizer may take the model."""
         self.gradients.close()
+        for entry in self.routed:
+            if entry.route.frozen_steps:
+                entry.param.requires_grad_(True)
 
 
 def _elementwise_chunks(parts: Sequence[Part]) -> list[list[Part]]:
     """Element-wise parts with equal settings together, cut to a bounded number of elements."""
-    chunks: dict[tuple[str, float, float], list[list[Part]]] = {}
+    chunks: dict[tuple[str, float, float, int], list[list[Part]]] = {}
     for part in parts:
         route = part.route
         if route.algorithm == "normuon":
             continue
-        lists = chunks.setdefault((route.algorithm, route.lr, route.weight_decay), [[]])
+        key = (route.algorithm, route.lr, route.weight_decay, route.frozen_steps)
+        lists = chunks.setdefault(key, [[]])
         if (
             lists[-1]
             and sum(p.master.numel() for p in lists[-1]) + part.master.numel() > VECTOR_CHUNK_ELEMENTS

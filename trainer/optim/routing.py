@@ -7,7 +7,8 @@ A parameter states its nature by attributes set where it is made; names are neve
 * ``vector_batch``: a rank-2 stack ``[E, n]`` of E vectors, such as the biases of all experts;
 * ``adamw_only``: never a matrix to NorMuon, whatever its rank;
 * ``keep_fp32``: must not have been cast below float32;
-* ``allreduce = False``: expert-parallel (Megatron's convention).
+* ``allreduce = False``: expert-parallel (Megatron's convention);
+* ``frozen_steps``: rests for that many first steps of the run (see :mod:`trainer.optim.freezing`).
 """
 
 from collections.abc import Iterable
@@ -33,6 +34,7 @@ class Route:
         expert_parallel: reduced over the expert-data-parallel group.
         lr: peak learning rate.
         weight_decay: decoupled weight decay.
+        frozen_steps: first steps of the run in which it gets no gradient, no decay and no state.
     """
 
     kind: Kind
@@ -40,6 +42,7 @@ class Route:
     expert_parallel: bool
     lr: float
     weight_decay: float
+    frozen_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def route_parameter(name: str, param: torch.nn.Parameter, settings: OptimizerCon
             "embeddings": settings.embedding_weight_decay,
             "vectors": 0.0,
         }[kind],
+        frozen_steps=getattr(param, "frozen_steps", 0),
     )
 
 
