@@ -53,6 +53,7 @@ class WandbTracker:
             symlink=False,
             x_disable_stats=True,
         )
+        self._files = work_dir / "wandb"
         self._run = wandb.init(
             mode=mode,
             dir=str(work_dir),
@@ -71,6 +72,11 @@ class WandbTracker:
     def close(self, *, failed: bool) -> None:
         """Finishes the run, marking it failed where it was."""
         self._run.finish(exit_code=int(failed))
+        # Of this run and of earlier ones that were killed: the SDK's service links its own log in the user's
+        # cache from here. A run's directory is to hold files of its own alone.
+        for path in self._files.rglob("*"):
+            if path.is_symlink():
+                path.unlink()
 
 
 def open_tracker(
