@@ -24,6 +24,14 @@ from trainer.config.base import Path as KeyPath
 from trainer.config.convert import ConvertRecipe, Donor, Dtype, parse_convert_recipe
 from trainer.config.data import Data
 from trainer.config.depth import inserted_layers
+from trainer.config.evaluate import (
+    Checkpoint,
+    Core8Protocol,
+    EvaluateRecipe,
+    Evaluation,
+    HuggingFaceCheckpoint,
+    MegatronCheckpoint,
+)
 from trainer.config.rungs import DEEP_RUNG, GEOMETRY_TABLES, HF_RUNG, Healing, RungConfig, Rungs
 from trainer.config.sources import Sources
 from trainer.config.training import KDConfig, RolloutConfig, TrainingConfig, TrainRecipe, check_fusions
@@ -82,24 +90,6 @@ class Stages(NamedTables):
     vpmoe_stage3: RolloutStage | None = None
 
 
-class Generation(Frozen):
-    """Sampling for the Harmony-validity check."""
-
-    prompts: PositiveInt
-    max_new_tokens: PositiveInt
-    greedy: bool
-
-
-class Evaluation(Frozen):
-    """What every checkpoint is measured on."""
-
-    suites: Annotated[
-        tuple[Literal["core8", "ppl", "numeric", "harmony"], ...], Field(strict=False, min_length=1)
-    ]
-    ppl_tokens: PositiveInt
-    generation: Generation
-
-
 class Profiling(Frozen):
     """The measured run: ``profile_steps`` are the first and last profiled step, both inclusive."""
 
@@ -152,7 +142,20 @@ class Experiment(Frozen):
                     check_fusions(self.rungs.vpmoe.moe, stage.training)
                 except ValueError as error:
                     raise ValueError(f"stages.{name}: rungs.vpmoe.{error}") from None
+        if self.evaluation is not None:
+            self._check_evaluation(self.evaluation)
         return self
+
+    def _check_evaluation(self, evaluation: Evaluation) -> None:
+        if "core8" in evaluation.suites and self.sources.core8 is None:
+            raise ValueError("evaluation.suites has 'core8', which needs the table sources.core8")
+        for name, rung in self.rungs.items():
+            if isinstance(rung, RungConfig) and evaluation.max_len > rung.attention.max_sequence_length:
+                raise ValueError(
+                    f"evaluation.max_len = {evaluation.max_len} is more than rungs.{name}.attention."
+                    f"max_sequence_length = {rung.attention.max_sequence_length}; every checkpoint is "
+                    "measured with the same max_len, so lower it"
+                )
 
     def architecture(self, rung: str) -> Architecture:
         """Geometry of a rung over the experiment's vocabulary.
@@ -250,6 +253,57 @@ class Experiment(Frozen):
         if raw["step"] in ("vpdense", "morph"):
             raw["text"] = "healing_text_v1"
         return parse_convert_recipe(raw, origin=f"rungs.{asset}")
+
+    def ladder(self) -> tuple[str, ...]:
+        """Every checkpoint of the experiment, in the order in which one is made from another."""
+        donors = ("qwen3_0_6b",) if self.sources.qwen3_0_6b is not None else ()
+        rungs = [
+            made
+            for name, rung in self.rungs.items()
+            for made in ((name, name + _HEALED) if getattr(rung, "healing", None) else (name,))
+            if rung.surgery is not None
+        ]
+        stages = [name for name, stage in self.stages.items() if not isinstance(stage, TeacherTopk)]
+        return (*donors, *rungs, *stages)
+
+    def evaluate_recipe(self, *objects: str) -> EvaluateRecipe:
+        """The complete recipe of an evaluation.
+
+        Args:
+            objects: checkpoints to measure (``"vpdense_28_healed"``); each is compared with the one before it
+                in :meth:`ladder`.
+
+        Raises:
+            ConfigError: the experiment has no such checkpoint, or no ``[evaluation]``.
+        """
+        if self.evaluation is None:
+            raise ConfigError("evaluation: missing, so this experiment measures nothing")
+        ladder = self.ladder()
+        if unknown := [name for name in objects if name not in ladder]:
+            raise ConfigError(
+                f"{', '.join(unknown)}: not a checkpoint of this experiment, which has {', '.join(ladder)}"
+            )
+        core8 = self.sources.core8
+        return EvaluateRecipe(
+            checkpoints={name: self._checkpoint(name) for name in sorted(objects, key=ladder.index)},
+            core8=Core8Protocol(seed=core8.seed, max_per_task=core8.max_per_task) if core8 else None,
+            **{name: getattr(self.evaluation, name) for name in Evaluation.model_fields},
+        )
+
+    def _checkpoint(self, name: str) -> Checkpoint:
+        """What is expected of a checkpoint that is to be measured."""
+        ladder = self.ladder()
+        before = ladder[ladder.index(name) - 1] if ladder.index(name) else None
+        donor = self.sources.qwen3_0_6b
+        if name not in ("qwen3_0_6b", HF_RUNG):
+            rung = STUDENT if name in self.stages else name.removesuffix(_HEALED)
+            return MegatronCheckpoint(architecture=self.architecture(rung), compare_to=before)
+        assert donor is not None
+        keys = [key for key in Donor.model_fields if key != "num_layers"]
+        geometry = {key: getattr(donor, key) for key in keys} | {"num_hidden_layers": donor.num_layers}
+        if name == HF_RUNG:
+            geometry["vocab_size"] = self.sources.tokenizer.vocab_size
+        return HuggingFaceCheckpoint(geometry=geometry, compare_to=before)
 
     def rung_dtype(self, rung: str) -> Dtype:
         """Storage type of a Megatron rung: that of the run which trains it next."""

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from trainer.config.base import ConfigError, Count, Frozen, Name, PositiveInt, parse
 from trainer.config.convert import ConvertRecipe, parse_convert_recipe
+from trainer.config.evaluate import EvaluateRecipe
 from trainer.config.training import TrainRecipe
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -148,9 +149,34 @@ class Job(Frozen):
             raise ConfigError(problems)
         return recipe
 
+    def evaluate_recipe(self) -> EvaluateRecipe:
+        """The recipe of an ``evaluate`` job, checked against the job's inputs.
+
+        Raises:
+            ConfigError: another command, a malformed recipe, a checkpoint that the recipe names and the job
+                lacks, or more than one process.
+        """
+        if self.command != "evaluate":
+            raise ConfigError(
+                f"command: found {self.command!r}; only an 'evaluate' job has an evaluation recipe"
+            )
+        recipe = parse(EvaluateRecipe, self.recipe, origin="recipe")
+        problems = [
+            f"inputs.{name}: missing; recipe.checkpoints names it, found {', '.join(self.inputs) or 'none'}"
+            for name in recipe.checkpoints
+            if name not in self.inputs
+        ]
+        if self.execution.nproc != 1:
+            problems.append(
+                f"execution.nproc = {self.execution.nproc}; an evaluation runs in one process: set 1"
+            )
+        if problems:
+            raise ConfigError(problems)
+        return recipe
+
 
 def load_job(path: str | Path) -> Job:
-    """Read and check a job file; a ``train`` or ``convert`` job's recipe is checked too, before any work.
+    """Read and check a job file; and its recipe where the command has one, before any work.
 
     Raises:
         ConfigError: the file is missing, not JSON, or a key is unknown, missing or wrong.
@@ -167,4 +193,6 @@ def load_job(path: str | Path) -> Job:
         job.train_recipe()
     elif job.command == "convert":
         job.convert_recipe()
+    elif job.command == "evaluate":
+        job.evaluate_recipe()
     return job
