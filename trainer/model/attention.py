@@ -1,7 +1,7 @@
 """One attention block: projections, QK-norm, rotation, value residual, core attention, output projection."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -9,6 +9,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.module import MegatronModule
 from torch import nn
 
+from trainer.model.cache import CachingCoreAttention
 from trainer.model.config import VPTransformerConfig
 from trainer.model.context import ForwardContext
 from trainer.model.parallel import sum_gradient_over_tp
@@ -129,14 +130,14 @@ class SelfAttention(MegatronModule, Float32Parameters):
             residual.
 
         Raises:
-            NotImplementedError: a key/value cache or Megatron's own packing was passed.
+            NotImplementedError: Megatron's own key/value cache or packing was passed.
             RuntimeError: layer 1's values are missing.
         """
         context = attention_mask
         if inference_context is not None or packed_seq_params is not None:
             raise NotImplementedError(
                 "inference_context and packed_seq_params are not supported: documents are given by doc_id, "
-                "and a key/value cache would also have to keep layer 1's values; run the whole prefix"
+                "and earlier tokens by a DecodingCache (trainer.model.cache)"
             )
         mixed, _bias = (self.linear_tpa if self.tensor_product else self.linear_qkv)(hidden)
         query, key, value = split_qkv(mixed, self.groups, self.head_dim)
@@ -147,7 +148,11 @@ class SelfAttention(MegatronModule, Float32Parameters):
             query, key = rotate(query, context.rotation), rotate(key, context.rotation)
         if self.value_residual:
             value = self._with_first_value(value, context)
-        attended = self.core_attention(query, key, value, context.doc_id)
+        if context.cache is None:
+            attended = self.core_attention(query, key, value, context.doc_id)
+        else:
+            core = cast(CachingCoreAttention, self.core_attention)
+            attended = context.cache.attend(self.layer_number, core, query, key, value, context.doc_id)
         output, bias = self.linear_proj(attended)
         return output, bias
 

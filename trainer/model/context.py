@@ -1,8 +1,12 @@
 """What every layer of one forward pass needs to know, built once."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from trainer.model.cache import DecodingCache
 
 PADDING = -1
 
@@ -20,12 +24,14 @@ class ForwardContext:
         position_ids: int64 ``[B, S]``, position inside the document.
         rotation: fp32 ``(cos, sin)``, each ``[S, B, 1 or heads, D/2]``, or None when no layer rotates.
         first_value: layer 1's values ``[S, B, groups, D]`` once layer 1 has run; not detached.
+        cache: keys and values of earlier tokens, which this pass continues; None in training.
     """
 
     doc_id: torch.Tensor
     position_ids: torch.Tensor
     rotation: tuple[torch.Tensor, torch.Tensor] | None = None
     first_value: torch.Tensor | None = field(default=None, repr=False)
+    cache: "DecodingCache | None" = field(default=None, repr=False)
 
     @property
     def padding(self) -> torch.Tensor:

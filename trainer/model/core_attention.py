@@ -82,28 +82,70 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
         for start in range(0, length, block):
             stop = min(start + block, length)
             first = 0 if self.window is None else max(0, start - self.window + 1)
+            i = torch.arange(start, stop, device=q.device)[:, None]
+            j = torch.arange(first, stop, device=q.device)[None, :]
+            allowed = self._allowed(i, j, doc_id)
             attended.append(
                 self._attend_block(
-                    q[:, :, :, start:stop], k[:, :, first:stop], v[:, :, first:stop], doc_id, start, first
+                    q[:, :, :, start:stop], k[:, :, first:stop], v[:, :, first:stop], i - j, allowed
                 )
             )
         out = torch.cat(attended, dim=3)  # [B, groups, heads per group, S, D]
         return out.permute(3, 0, 1, 2, 4).reshape(length, batch, heads * dim).to(query.dtype)
 
-    def _attend_block(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, doc_id: torch.Tensor, start: int, first: int
+    def attend_cached(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        distance: torch.Tensor,
+        allowed: torch.Tensor,
     ) -> torch.Tensor:
+        """Attend from new tokens to keys kept by a :class:`~trainer.model.cache.DecodingCache`.
+
+        Same arithmetic as :meth:`forward`; the caller, who knows which position each kept key has, brings the
+        mask.
+
+        Args:
+            query: ``[n, B, heads, D]``.
+            keys: ``[B, groups, m, D]``.
+            values: ``[B, groups, m, D]``.
+            distance: int64 ``[B, n, m]``, position of the query minus position of the key.
+            allowed: bool ``[B, n, m]``; the window is part of it.
+
+        Returns:
+            ``[n, B, heads · D]`` in the dtype of ``query``.
+        """
+        length, batch, heads, dim = query.shape
+        q = query.float().reshape(length, batch, self.groups, heads // self.groups, dim)
+        q = q.permute(1, 2, 3, 0, 4) * self.scale
+        k, v = keys.float(), values.float()
+        attended = [
+            self._attend_block(
+                q[:, :, :, start : start + _GLOBAL_QUERY_BLOCK],
+                k,
+                v,
+                distance[:, None, None, start : start + _GLOBAL_QUERY_BLOCK],
+                allowed[:, start : start + _GLOBAL_QUERY_BLOCK],
+            )
+            for start in range(0, length, _GLOBAL_QUERY_BLOCK)
+        ]
+        out = attended[0] if len(attended) == 1 else torch.cat(attended, dim=3)
+        return out.permute(3, 0, 1, 2, 4).reshape(length, batch, heads * dim).to(query.dtype)
+
+    def _attend_block(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, distance: torch.Tensor, allowed: torch.Tensor
+    ) -> torch.Tensor:
+        """One block; ``distance`` broadcasts to the scores, ``allowed`` is ``[B, queries, keys]``."""
         batch, groups, per_group, queries, dim = q.shape
         keys = k.shape[2]
-        i = torch.arange(start, start + queries, device=q.device)[:, None]
-        j = torch.arange(first, first + keys, device=q.device)[None, :]
         # The heads of a group share their keys: fold them into the rows of one product.
         scores = (q.reshape(batch, groups, per_group * queries, dim) @ k.transpose(-1, -2)).reshape(
             batch, groups, per_group, queries, keys
         )
         if self.slopes is not None:
-            scores = scores - self.slopes.view(groups, per_group, 1, 1) * (i - j)
-        scores = scores.masked_fill(~self._allowed(i, j, doc_id)[:, None, None], float("-inf"))
+            scores = scores - self.slopes.view(groups, per_group, 1, 1) * distance
+        scores = scores.masked_fill(~allowed[:, None, None], float("-inf"))
         probabilities = self._softmax(scores)
         return (probabilities.reshape(batch, groups, per_group * queries, keys) @ v).reshape(q.shape)
 

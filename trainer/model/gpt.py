@@ -1,7 +1,7 @@
 """The language model: Megatron's ``GPTModel`` with this architecture's layers and positions."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,9 @@ from trainer.model.init import initialize
 from trainer.model.moe import MoELayer
 from trainer.model.positions import GrapeM, Rope
 from trainer.model.specs import block_spec
+
+if TYPE_CHECKING:
+    from trainer.model.cache import DecodingCache
 
 
 class VPGPTModel(GPTModel):
@@ -46,7 +49,11 @@ class VPGPTModel(GPTModel):
             self.rotary_pos_emb = None
 
     def forward_hidden(
-        self, tokens: torch.Tensor, position_ids: torch.Tensor, doc_id: torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        position_ids: torch.Tensor,
+        doc_id: torch.Tensor,
+        cache: "DecodingCache | None" = None,
     ) -> torch.Tensor:
         """Run everything but the head.
 
@@ -54,6 +61,8 @@ class VPGPTModel(GPTModel):
             tokens: int64 ``[B, S]``.
             position_ids: int64 ``[B, S]``, from 0 inside each document.
             doc_id: int64 ``[B, S]``; tokens see their own document only, -1 (padding) itself only.
+            cache: earlier tokens of the same rows; use it through :mod:`trainer.model.cache`, which keeps it
+                in step with the other arguments.
 
         Returns:
             ``[S, B, H]`` after the final norm, replicated over tensor-parallel ranks.
@@ -62,6 +71,7 @@ class VPGPTModel(GPTModel):
             ValueError: a shape or dtype is wrong, or a row is too long.
         """
         context = forward_context(tokens, position_ids, doc_id, max_sequence_length=self.max_sequence_length)
+        context.cache = cache
         if self.rotary_pos_emb is not None:
             context.rotation = self.rotary_pos_emb(position_ids)
         return self._decode(tokens, context)

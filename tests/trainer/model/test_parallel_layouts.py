@@ -86,6 +86,22 @@ def test_tokens_that_ranks_cannot_share_evenly(session, alone, name):
         torch.testing.assert_close(found["odd logits"], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if "tp" in name])
+def test_decoding_with_a_cache_gives_every_rank_the_logits_of_one_rank(session, alone, name):
+    model = alone(CASES[name]["arch"])[4].eval()
+    tokens = batch()[0]
+    with torch.no_grad():
+        # Rows of the batch hold two documents, and one with padding; decoding sees one without a break.
+        first, second = (
+            model(tokens[row : row + 1, :8], torch.arange(8)[None], torch.zeros(1, 8, dtype=torch.int64))[0]
+            for row in range(2)
+        )
+    model.train()
+    expected = torch.stack((first[4:8], second[1:5]))
+    for found in session[name]:
+        torch.testing.assert_close(found["decoded"], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_equal_those_of_one_rank_on_every_rank(session, alone, name):
     """With the sum over the data-parallel (for experts: expert data-parallel) group and nothing else."""

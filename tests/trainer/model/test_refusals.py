@@ -113,11 +113,11 @@ def test_tables_that_do_not_make_a_model(kind, changes, message):
         tiny(kind, **changes)
 
 
-def test_a_key_value_cache_and_megatrons_packing():
+def test_megatrons_key_value_cache_and_packing():
     model = build_model(tiny("dense"))
     attention = model.decoder.layers[0].self_attention
     for argument in ("inference_context", "packed_seq_params"):
-        with pytest.raises(NotImplementedError, match=r"inference_context.*run the whole prefix"):
+        with pytest.raises(NotImplementedError, match=r"inference_context.*DecodingCache"):
             attention(torch.zeros(4, 1, 32), attention_mask=None, **{argument: object()})
 
 

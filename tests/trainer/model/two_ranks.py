@@ -14,6 +14,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from model_cases import VOCAB, rows, tiny
 
 from trainer.config import Architecture, ConfigError
+from trainer.model.cache import DecodingCache, next_logits
 from trainer.model.gpt import VPGPTModel, build_model
 
 PER_HEAD = {"model": {"num_query_groups": 4}, "grape": {"grapem_share_across_heads": False}}
@@ -145,6 +146,7 @@ def check(case: dict[str, Any]) -> dict[str, Any]:
         parts = [torch.empty_like(logits) for _ in range(tp)]
         dist.all_gather(parts, logits)
         found["odd logits"] = torch.cat(parts, dim=2)
+        found["decoded"] = decode(model)
     if model.moe_layers:
         counts = model.router_counts()
         dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
@@ -161,6 +163,15 @@ def check(case: dict[str, Any]) -> dict[str, Any]:
     }
     parallel_state.destroy_model_parallel()
     return found
+
+
+def decode(model: VPGPTModel) -> torch.Tensor:
+    """``[2, 4, V]``: logits after a prompt of 5 tokens (2 in the other row) and three single ones, cached."""
+    tokens, cache = batch()[0], DecodingCache(2)
+    logits = [next_logits(model, cache, tokens[:, :5], [5, 2])]
+    for step in range(3):
+        logits.append(next_logits(model, cache, torch.stack([tokens[:1, 5 + step], tokens[1:, 2 + step]])))
+    return torch.stack(logits, dim=1)
 
 
 def load(model: VPGPTModel, arch: Architecture) -> VPGPTModel:
