@@ -25,13 +25,13 @@ class Evaluation(Frozen):
 
     Attributes:
         max_len: longest scored sequence in tokens, the same for every checkpoint; longer ones lose their
-            beginning, which is counted.
+            beginning, which is counted. By default 2048, or what the shortest rung can read.
         dtype: type of weights and activations while measuring.
         ppl_tokens: perplexity is measured on this many first tokens of each held-out split.
     """
 
     suites: Suites
-    max_len: PositiveInt = 2048
+    max_len: PositiveInt | None = None
     dtype: Dtype = "fp32"
     ppl_tokens: PositiveInt
     generation: Generation

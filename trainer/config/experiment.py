@@ -39,6 +39,7 @@ from trainer.config.training import KDConfig, RolloutConfig, TrainingConfig, Tra
 CONFIGS_DIR = Path(__file__).resolve().parents[2] / "configs"
 STUDENT = "vpmoe"
 _HEALED = "_healed"
+_MAX_LEN = 2048
 
 
 class StageConfig(Frozen):
@@ -149,13 +150,15 @@ class Experiment(Frozen):
     def _check_evaluation(self, evaluation: Evaluation) -> None:
         if "core8" in evaluation.suites and self.sources.core8 is None:
             raise ValueError("evaluation.suites has 'core8', which needs the table sources.core8")
-        for name, rung in self.rungs.items():
-            if isinstance(rung, RungConfig) and evaluation.max_len > rung.attention.max_sequence_length:
-                raise ValueError(
-                    f"evaluation.max_len = {evaluation.max_len} is more than rungs.{name}.attention."
-                    f"max_sequence_length = {rung.attention.max_sequence_length}; every checkpoint is "
-                    "measured with the same max_len, so lower it"
-                )
+        if evaluation.max_len is not None and evaluation.max_len > (shortest := self._shortest_context()):
+            raise ValueError(
+                f"evaluation.max_len = {evaluation.max_len} is more than the attention.max_sequence_length = "
+                f"{shortest} of a rung; every checkpoint is measured with the same max_len, so lower it"
+            )
+
+    def _shortest_context(self) -> int:
+        rungs = (rung for _, rung in self.rungs.items() if isinstance(rung, RungConfig))
+        return min(rung.attention.max_sequence_length for rung in rungs)
 
     def architecture(self, rung: str) -> Architecture:
         """Geometry of a rung over the experiment's vocabulary.
@@ -286,8 +289,12 @@ class Experiment(Frozen):
         core8 = self.sources.core8
         return EvaluateRecipe(
             checkpoints={name: self._checkpoint(name) for name in sorted(objects, key=ladder.index)},
+            suites=self.evaluation.suites,
+            max_len=self.evaluation.max_len or min(_MAX_LEN, self._shortest_context()),
+            dtype=self.evaluation.dtype,
+            ppl_tokens=self.evaluation.ppl_tokens,
+            generation=self.evaluation.generation,
             core8=Core8Protocol(seed=core8.seed, max_per_task=core8.max_per_task) if core8 else None,
-            **{name: getattr(self.evaluation, name) for name in Evaluation.model_fields},
         )
 
     def _checkpoint(self, name: str) -> Checkpoint:
