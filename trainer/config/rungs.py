@@ -29,11 +29,30 @@ DEEP_RUNG = "vpdense_80"
 
 
 class VocabularySurgery(Frozen):
-    """Donor vocabulary → o200k, by mergekit's tokensurgeon run as a program."""
+    """Donor vocabulary → o200k, by mergekit's tokensurgeon run as a program.
+
+    Attributes:
+        approximation_method: how a token that the donor lacks gets its row: from the ``k`` shared tokens that
+            rebuild its row in the vocabulary donor (``omp``), from its ``k`` nearest neighbours there
+            (``common_interpolation``), from the donor's pieces of its text (``subword``), or none of it.
+        k: atoms or neighbours.
+        subword_method: how pieces combine.
+        weight_scheme: of the neighbours.
+        cosine_similarity: distance of the neighbours; Euclidean otherwise.
+        prefix_match: let a token that the donor lacks take the row of its longest prefix that it has.
+        byte_match: let ``<0x..>`` tokens match characters.
+        batch_size: tokens approximated together.
+    """
 
     tool: Literal["mergekit-tokensurgeon"]
     approximation_method: Literal["omp", "common_interpolation", "subword", "mean", "zero"]
     k: PositiveInt
+    subword_method: Literal["mean", "sum", "weighted_mean", "first_last"] = "mean"
+    weight_scheme: Literal["distance_proportional", "barycentric", "least_squares"] = "distance_proportional"
+    cosine_similarity: bool = False
+    prefix_match: bool = False
+    byte_match: bool = False
+    batch_size: PositiveInt = 512
 
 
 class DenseSurgery(Frozen):
@@ -44,19 +63,28 @@ class DenseSurgery(Frozen):
         ffn_method: ``A`` keeps the neurons with the largest down-projection norm; ``A+lsq`` then refits
             the down projection on ``calibration_tokens``.
         ffn_scale: factor on the kept down projection.
+        ffn_ridge: strength of the refit's ridge, relative to the sum of squares of each hidden activation.
     """
 
     o_proj_pool: Literal["sum", "mean"]
     ffn_method: Literal["A", "A+lsq"]
     ffn_scale: PositiveFloat
+    ffn_ridge: NonNegativeFloat = 1e-8
     calibration_tokens: PositiveInt
 
 
 class MorphSurgery(Frozen):
-    """Full causal GQA → local TPA with GRAPE, value residual and softmax offset."""
+    """Full causal GQA → local TPA with GRAPE, value residual and softmax offset.
+
+    Attributes:
+        tpa_init: ``als`` fits the factors to the parent's projections, ``random`` draws them afresh.
+        als_sweeps: most sweeps of a fit.
+        als_tolerance: a fit ends when a sweep lowers its error by less than this share.
+    """
 
     tpa_init: Literal["als", "random"]
     als_sweeps: PositiveInt
+    als_tolerance: NonNegativeFloat = 1e-4
     softmax_offset_init: float
     calibration_tokens: PositiveInt
 

@@ -5,9 +5,11 @@ then finds them in ``hidden``; ``run(layer)`` replaces them by the layer's outpu
 hidden size 1024 the residual stream is 268 MB, and the largest tensor read is the embedding.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -28,6 +30,21 @@ ReadTensor = Callable[[str], torch.Tensor]
 
 FfnObserver = Callable[[torch.Tensor, torch.Tensor], None]
 """Called with the FFN's normalised inputs and its outputs, each ``[tokens, H]``."""
+
+
+class Stream(Protocol):
+    """What both streams have."""
+
+    layers: int
+
+    def load(self, number: int) -> nn.Module:
+        """Build layer ``number`` (from 1) with its weights."""
+
+    def run(self, layer: nn.Module) -> None:
+        """Take the residual stream through a layer."""
+
+    def residual(self) -> Iterator[torch.Tensor]:
+        """The residual stream of each batch, ``[tokens, H]``, row after row."""
 
 
 class StudentStream:
@@ -104,7 +121,11 @@ class StudentStream:
         """Take the residual stream through a layer."""
         for place, (context, hidden) in enumerate(zip(self._contexts, self.hidden, strict=True)):
             output, _ = layer(hidden_states=hidden, attention_mask=context, padding_mask=context.padding)
-            self.hidden[place] = output
+            self.hidden[place] = output.detach()  # Megatron marks a layer's output as differentiable
+
+    def residual(self) -> Iterator[torch.Tensor]:
+        """The residual stream of each batch, ``[tokens, H]``, row after row."""
+        return (hidden.transpose(0, 1).flatten(0, 1) for hidden in self.hidden)
 
     @torch.no_grad()
     def cross_entropy(self, tokens: int) -> float:
@@ -216,43 +237,47 @@ class DonorStream:
         finally:
             hook.remove()
 
+    def residual(self) -> Iterator[torch.Tensor]:
+        """The residual stream of each batch, ``[tokens, H]``, row after row."""
+        return (hidden.flatten(0, 1) for hidden in self.hidden)
 
-def residual_agreement(student: StudentStream, donor: DonorStream) -> list[dict[str, float | int]]:
-    """How close the student's residual stream is to the donor's, after each layer.
+
+def residual_agreement(student: Stream, other: Stream) -> Iterator[dict[str, float | int]]:
+    """How close a student's residual stream is to that of its donor or parent, after each layer.
 
     Args:
-        student: at its start, over the same batches as the donor; afterwards at its last layer.
-        donor: at its start.
+        student: at its start; afterwards at its last layer.
+        other: at its start, over the same batches.
 
-    Returns:
+    Yields:
         One row a layer: ``layer`` from 1, ``cosine`` (mean over tokens) and ``norm_ratio`` (root mean square
-        of the student's stream over the donor's).
+        of the student's stream over the other's).
 
     Raises:
-        ConfigError: they differ in depth or in hidden size.
+        ConfigError: they differ in depth, in hidden size or in their batches.
     """
-    shapes = [[len(s.hidden), s.hidden[0].shape[-1], s.layers] for s in (student, donor)]
+    shapes = [([list(h.shape) for h in s.residual()], s.layers) for s in (student, other)]
     if shapes[0] != shapes[1]:
         raise ConfigError(
-            f"student and donor cannot be compared: [batches, hidden size, layers] are {shapes[0]} and "
-            f"{shapes[1]}"
+            "two residual streams cannot be compared: batches [tokens, hidden size] and layers are "
+            f"{shapes[0]} and {shapes[1]}"
         )
-    rows: list[dict[str, float | int]] = []
     for number in range(1, student.layers + 1):
         student.run(student.load(number))
-        donor.run(donor.load(number))
-        cosine = ours_power = donor_power = 0.0
+        other.run(other.load(number))
+        cosine = ours_power = other_power = 0.0
         tokens = 0
-        for ours, theirs in zip(student.hidden, donor.hidden, strict=True):
-            ours, theirs = ours.transpose(0, 1).double(), theirs.double()
-            cosine += float(nn.functional.cosine_similarity(ours, theirs, dim=-1).sum())
-            ours_power += float(ours.square().sum())
-            donor_power += float(theirs.square().sum())
-            tokens += ours.shape[0] * ours.shape[1]
-        rows.append(
-            {"layer": number, "cosine": cosine / tokens, "norm_ratio": (ours_power / donor_power) ** 0.5}
-        )
-    return rows
+        for ours, theirs in zip(student.residual(), other.residual(), strict=True):
+            left, right = ours.double(), theirs.double()
+            cosine += float(nn.functional.cosine_similarity(left, right, dim=-1).sum())
+            ours_power += float(left.square().sum())
+            other_power += float(right.square().sum())
+            tokens += len(left)
+        yield {
+            "layer": number,
+            "cosine": cosine / tokens,
+            "norm_ratio": math.sqrt(ours_power / max(other_power, sys.float_info.min)),
+        }
 
 
 def _embed(table: torch.Tensor, tokens: torch.Tensor, device: torch.device) -> torch.Tensor:
