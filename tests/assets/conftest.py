@@ -25,12 +25,17 @@ def tiny(tiny_made, tmp_path) -> Graph:
 
 
 @pytest.fixture
-def graph(tmp_path) -> Callable[..., Graph]:
-    """Make a graph over an empty store: ``graph({"old text": "new text"}, name=…)``."""
+def graph(tiny_made, tmp_path) -> Callable[..., Graph]:
+    """Make a graph over a store that holds the tokenizer alone: ``graph({"old text": "new text"})``."""
+    made, _ = tiny_made
 
     def make(changes: dict[str, str] | None = None, *, root: Path | None = None, file: str = "tiny") -> Graph:
         toml = write_experiment(tmp_path / f"{file}.toml", changes)
-        return Graph(toml, root or tmp_path / "artifacts")
+        if root is None:
+            root = tmp_path / "artifacts"
+            if not root.exists():
+                copy_store(made.root / "tiny" / "o200k_tokenizer", root / "tiny" / "o200k_tokenizer")
+        return Graph(toml, root)
 
     return make
 

@@ -40,6 +40,12 @@ def write_experiment(path: Path, changes: Mapping[str, str] | None = None) -> Pa
     return path
 
 
+def rows_from(folder: Path) -> dict[str, str]:
+    """Changes of the experiment by which its rows come from parquet files in a folder."""
+    old = "rows = 2000\n\n"
+    return {old: old, 'kind = "generated"\nrows = 2000': f'kind = "parquet"\npath = "{folder}"'}
+
+
 @dataclass
 class Graph:
     """A code location as it loads under one experiment, and where it puts things.

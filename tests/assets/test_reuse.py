@@ -142,7 +142,7 @@ def test_a_damaged_payload_is_refused_below_and_made_again_when_asked_for(tiny):
     refused = tiny.run("synth_kd_v1")
     assert not refused.success
     message = refused.error()
-    assert message.startswith("vpmoe_assets.lineage.errors.ArtifactDamaged: tiny/synth_harmony is damaged")
+    assert message.startswith("synth_kd_v1: tiny/synth_harmony is damaged")
     assert "payload/synth_harmony_shard_01.parquet: sha256" in message
     assert f"Remove {tiny.store.directory(before)} and materialise it again" in message
     run = tiny.make("synth_harmony", "synth_kd_v1")

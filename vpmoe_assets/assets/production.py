@@ -7,7 +7,8 @@ fill its payload; everything that must be the same for all of them is here, once
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -20,6 +21,9 @@ import orjson
 from trainer.config import Experiment
 from vpmoe_assets.assets.presentation import record_metadata
 from vpmoe_assets.checks.check import Check
+from vpmoe_assets.harmony.errors import DataError
+from vpmoe_assets.harmony.pool import WorkerError
+from vpmoe_assets.lineage.errors import LineageError
 from vpmoe_assets.lineage.fingerprint import code_version, recipe_fingerprint, source_digests
 from vpmoe_assets.lineage.provenance import code_state, environment
 from vpmoe_assets.lineage.record import CheckOutcome, CodeState, Draft, Record
@@ -231,7 +235,8 @@ def produced_asset(
                 index: IndexResource,
                 trainer: TrainerResource,
             ) -> dg.MaterializeResult:
-                return materialize(context, store.open(), index, trainer)
+                with _explained(asset):
+                    return materialize(context, store.open(), index, trainer)
 
             return trained
 
@@ -239,11 +244,21 @@ def produced_asset(
         def computed(
             context: dg.AssetExecutionContext, store: StoreResource, index: IndexResource
         ) -> dg.MaterializeResult:
-            return materialize(context, store.open(), index, None)
+            with _explained(asset):
+                return materialize(context, store.open(), index, None)
 
         return computed
 
     return decorate
+
+
+@contextmanager
+def _explained(asset: str) -> Iterator[None]:
+    """Show a user what the message of an error says, and not where in the code it was raised."""
+    try:
+        yield
+    except (LineageError, DataError, WorkerError) as error:
+        raise dg.Failure(f"{asset}: {error}", allow_retries=False) from None
 
 
 def published(store: Store, experiment: Experiment, asset: str) -> Published:

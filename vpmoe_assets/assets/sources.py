@@ -72,7 +72,7 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
             manifest = fetch_synth(synth_source, build.payload)
         else:
             manifest = _copy_parquet(_local_files("sources.synth", synth_source), build.payload)
-        return _with_manifest(build, manifest)
+        return _with_manifest(build, synth_source, manifest)
 
     @produced_asset(
         experiment,
@@ -100,17 +100,20 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
             created_unix_s=int(time.time()),
             cache=build.work.scratch / "downloads",
         )
-        return _with_manifest(build, manifest, tokens=manifest["tokens"])
+        return _with_manifest(build, corpus_source, manifest, tokens=manifest["tokens"])
 
     return [o200k_tokenizer, synth, healing_corpus]
 
 
-def _with_manifest(build: Build, manifest: dict[str, Any], **metrics: int) -> Built:
+def _with_manifest(build: Build, source: Any, manifest: dict[str, Any], **metrics: int) -> Built:
     from vpmoe_assets.harmony.completion import write_json
 
     write_json(build.work.manifest, manifest)
     rows = sum(shard.get("rows", 0) for shard in manifest["storage"]["shards"])
-    return Built(metrics={"rows": rows, **metrics} if rows else metrics)
+    return Built(
+        metrics={"rows": rows, **metrics} if rows else metrics,
+        details={"folder": source.path} if source.kind in _LOCAL_FILES else {},
+    )
 
 
 def _source_metadata(item: Published) -> Mapping[str, Any]:

@@ -1,0 +1,57 @@
+"""``VPMOE_EXPERIMENT`` chooses what the code location is; experiments do not touch one another."""
+
+import os
+
+import dagster as dg
+import pytest
+
+from assets.graphs import DATA, Graph
+from vpmoe_assets.lineage.graph import stale_reasons
+
+
+def prefixes(definitions: dg.Definitions) -> set[str]:
+    return {spec.key.path[0] for spec in definitions.resolve_all_asset_specs()}
+
+
+def test_smoke_is_the_default(tmp_path, monkeypatch):
+    import runpy
+
+    assert "VPMOE_EXPERIMENT" not in os.environ
+    assert prefixes(runpy.run_module("vpmoe_assets.definitions")["defs"]) == {"smoke"}
+
+
+@pytest.mark.parametrize("name", ["smoke", "full", "bench"])
+def test_every_experiment_loads_by_its_name(tmp_path, name):
+    definitions = Graph(name, tmp_path).definitions()
+    assert prefixes(definitions) == {name}
+    dg.Definitions.validate_loadable(definitions)
+
+
+def test_a_file_is_an_experiment_of_the_name_it_states(graph):
+    definitions = graph({'name = "smoke"': 'name = "from_a_file"'}, file="whatever").definitions()
+    assert prefixes(definitions) == {"from_a_file"}
+
+
+def test_an_unknown_experiment_is_refused_with_the_known_ones(tmp_path):
+    from trainer.config import ConfigError
+
+    with pytest.raises(ConfigError, match=r"smok'.*smoke"):
+        Graph("smok", tmp_path).definitions()
+
+
+def test_two_experiments_live_in_one_store_and_do_not_make_each_other_stale(tiny, graph):
+    other = graph(
+        {'name = "smoke"': 'name = "other"', "rows = 2000\n\n": "rows = 64\n\n"}, root=tiny.root, file="other"
+    )
+    run = other.make("o200k_tokenizer", "synth", "synth_harmony")
+    assert set(run.reused().values()) == {False}, "an artifact belongs to its experiment"
+    store = tiny.store
+    assert store.experiments() == ["other", "tiny"]
+    mine, theirs = store.latest("tiny", "synth"), store.latest("other", "synth")
+    assert (mine.metrics["rows"], theirs.metrics["rows"]) == (60, 64)
+    same = {store.latest(name, "o200k_tokenizer").digest for name in ("tiny", "other")}
+    assert len(same) == 1
+    assert stale_reasons({asset: store.latest("tiny", asset) for asset in store.assets("tiny")}) == {}
+    assert tiny.make("synth", "synth_harmony").reused() == {"synth": True, "synth_harmony": True}
+    counted = tiny.index.query("SELECT experiment, count(*) FROM latest GROUP BY ALL ORDER BY ALL").rows
+    assert counted == [("other", 3), ("tiny", len(DATA))]

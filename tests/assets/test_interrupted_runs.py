@@ -1,0 +1,86 @@
+"""A run that dies in the middle leaves nothing for others to see, and the next run goes on where it was."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from assets.graphs import ROOT, payload_bytes
+from vpmoe_assets.harmony import build
+from vpmoe_assets.lineage.verify import verify_record
+
+CHAIN = ("o200k_tokenizer", "synth", "synth_harmony", "synth_kd_v1")
+
+
+def kd_bytes(graph) -> dict[str, bytes]:
+    return payload_bytes(graph.store.payload(graph.latest("synth_kd_v1")))
+
+
+def test_a_build_that_fails_after_its_shards_goes_on_from_them(graph, tiny_made, monkeypatch):
+    whole, calls = build.require_unique_ids, []
+
+    def fails_once(*arguments) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        whole(*arguments)
+
+    monkeypatch.setattr(build, "require_unique_ids", fails_once)
+    mine = graph()
+    failed = mine.run(*CHAIN)
+    assert "No space left on device" in failed.error("synth_kd_v1")
+    assert mine.store.versions("tiny", "synth_kd_v1") == []
+    assert mine.index.query("SELECT asset FROM artifacts WHERE asset = 'synth_kd_v1'").rows == []
+    again = mine.make(*CHAIN)
+    assert again.reused() == {**dict.fromkeys(CHAIN, True), "synth_kd_v1": False}
+    assert "2 shards were finished by an interrupted build" in again.log()
+    assert kd_bytes(mine) == kd_bytes(tiny_made[0])
+
+
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+from assets.graphs import Graph
+from vpmoe_assets.lineage import record, store, workarea
+
+where, experiment, root = sys.argv[1:]
+def die(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+if where == "before the record":       # the directory has its final name, the record not yet
+    whole, count = workarea.sync_directory, []
+    def dies(path):
+        whole(path)
+        if path.name == "synth_harmony":
+            die()
+    store.workarea.sync_directory = dies
+else:
+    from vpmoe_assets.harmony import audit
+    audit.harmony_manifest_matches = die
+Graph(Path(experiment), Path(root)).run("synth", "synth_harmony")
+"""
+
+
+@pytest.mark.parametrize("where", ["while it is checked", "before the record"])
+def test_a_killed_orchestrator_publishes_nothing_and_the_next_run_publishes_once(graph, tiny_made, where):
+    mine = graph()
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    killed = subprocess.run(
+        [sys.executable, "-c", PROGRAM, where, str(mine.experiment), str(mine.root)],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert mine.store.versions("tiny", "synth_harmony") == []
+    directory = mine.root / "tiny" / "synth_harmony"
+    assert directory.exists() == (where == "before the record")
+    run = mine.make("synth", "synth_harmony")
+    assert run.reused() == {"synth": True, "synth_harmony": False}
+    record = mine.latest("synth_harmony")
+    assert (record.sequence, record.digest) == (1, tiny_made[0].latest("synth_harmony").digest)
+    assert verify_record(mine.store, record) == []
+    assert [path.name for path in directory.iterdir()] == [record.version]
