@@ -13,8 +13,8 @@ from trainer.config import Architecture
 from trainer.config.evaluate import Dtype, HuggingFaceCheckpoint, MegatronCheckpoint
 from trainer.evaluate.errors import EvaluationError
 from trainer.evaluate.tokenizers import HuggingFaceTokenizer, O200kTokenizer, Tokenizer
-from trainer.published import CONFIG_NAME, SCHEMA
 
+CONFIG_NAME = "config.json"
 _CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}  # logits alive at a time: 64 MiB and 1 GiB of float32
 _DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -161,7 +161,9 @@ class HuggingFaceModel(LanguageModel):
     def __init__(self, name: str, path: Path, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(name, path, device, dtype)
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # one for every file that is opened
         module, loading = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
@@ -253,6 +255,7 @@ class MegatronModel(LanguageModel):
     """
 
     kind = "megatron"
+    shares_prefixes = True
 
     def __init__(
         self,
@@ -298,6 +301,37 @@ class MegatronModel(LanguageModel):
         )
         return states.transpose(0, 1)
 
+    @torch.no_grad()
+    def hidden_trees(self, tokens: Tensor, positions: Tensor, branch: Tensor) -> Tensor:
+        """Final hidden states of rows with a shared prefix: the prefixes once, then all continuations.
+
+        Between the two the decoding cache is copied for every continuation.
+        """
+        del positions  # they follow from the lengths
+        from trainer.model.cache import DecodingCache, extend
+
+        branch = branch.cpu()
+        lengths = (branch == 0).sum(dim=1).tolist()
+        cache = DecodingCache(len(tokens))
+        prefix = extend(self.module, cache, tokens[:, : max(lengths)].to(self.device), lengths)
+        hidden = prefix.new_zeros(*tokens.shape, prefix.shape[2])
+        hidden[:, : max(lengths)] = prefix.transpose(0, 1)
+        pieces = [
+            (row, torch.nonzero(branch[row] == number).squeeze(1))
+            for row in range(len(branch))
+            for number in branch[row].unique().tolist()
+            if number > 0
+        ]
+        counts = [len(places) for _, places in pieces]
+        cache.select([row for row, _ in pieces])
+        continued = torch.zeros(len(pieces), max(counts), dtype=torch.int64)
+        for number, (row, places) in enumerate(pieces):
+            continued[number, : len(places)] = tokens[row, places]
+        states = extend(self.module, cache, continued.to(self.device), counts)
+        for number, (row, places) in enumerate(pieces):
+            hidden[row, places.to(self.device)] = states[: len(places), number]
+        return hidden
+
 
 def open_model(
     path: Path,
@@ -322,6 +356,8 @@ def open_model(
         EvaluationError: It is neither kind, or differs from what is expected.
         PublishedError: See `MegatronModel`.
     """
+    from trainer.published import SCHEMA
+
     device = torch.device(device)
     config = _read_config(path)
     if config.get("schema") == SCHEMA:
