@@ -12,11 +12,29 @@ from pathlib import Path
 EXAMPLES = """examples:
   python -m trainer train --job job.json                          one process
   torchrun --nproc-per-node 8 -m trainer train --job job.json     eight; the job says nproc = 8
+  python -m trainer convert --job job.json                        one rung of the ladder from the one before
   python -m trainer count full --rung vpmoe                       parameters and memory
 
 exit codes:
   0   done: output_dir holds payload/ and summary.json
   75  interrupted by SIGINT or SIGTERM after saving; run the same command again to go on
+  1   failed: the last line of the log and work_dir/STATUS say why
+  2   wrong arguments
+"""
+
+CONVERT_EXAMPLES = """the recipe's `step` says what is done:
+  vocabulary   donor and another model's tokenizer -> donor with that tokenizer (Hugging Face format)
+  vpdense      donor -> dense student in the donor's attention
+  morph        dense student -> local tensor-product attention, sinks, value residual
+  expand       more layers, the same function
+  upcycle      shared and routed experts, the same function at routed_gain = 0
+
+example:
+  python -m trainer convert --job job.json
+
+exit codes:
+  0   done: output_dir holds payload/ and summary.json
+  75  interrupted by SIGINT or SIGTERM, nothing delivered; run the same command again to start over
   1   failed: the last line of the log and work_dir/STATUS say why
   2   wrong arguments
 """
@@ -47,6 +65,17 @@ def build_parser() -> argparse.ArgumentParser:
         "summary as resume_drift (default: on)",
     )
     train.set_defaults(run=_train)
+    convert = commands.add_parser(
+        "convert",
+        help="make a checkpoint from another as a job file says",
+        description="Converts a checkpoint: vocabulary, donor to dense, attention morph, depth, experts. "
+        "Reads and writes one tensor at a time, reads everything back, measures the function of the result "
+        "against its source, then delivers. A conversion that was cut short starts over.",
+        epilog=CONVERT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    convert.add_argument("--job", type=Path, required=True, metavar="FILE", help="what to convert")
+    convert.set_defaults(run=_convert)
     count = commands.add_parser(
         "count", help="parameters and memory of an experiment's models", add_help=False
     )
@@ -90,6 +119,27 @@ def _train(options: argparse.Namespace) -> int:
         from trainer.train import train
 
         train(job, directory, stop, verify_resume=options.verify_resume)
+
+    return run_job(job, work)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from trainer.config import ConfigError, Job, load_job
+    from trainer.lifecycle import run_job
+    from trainer.signals import StopRequest
+    from trainer.workdir import EXIT_FAILED, WorkDir
+
+    try:
+        job = load_job(options.job)
+        job.convert_recipe()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+    def work(job: Job, directory: WorkDir, stop: StopRequest) -> None:
+        from trainer.surgery.convert import convert
+
+        convert(job, directory, stop)
 
     return run_job(job, work)
 

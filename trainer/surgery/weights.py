@@ -190,10 +190,10 @@ class WeightsWriter:
         architecture: decides which tensors there are.
         dtype: ``fp32`` or ``bf16``; what is fp32 in every model stays so.
         shard_bytes: largest shard, unless one tensor alone is larger.
-        on_write: called with each tensor's name after it was written; may raise to stop.
 
     Attributes:
         specs: every tensor to write.
+        on_write: called with each tensor's name after it was written; may raise to stop.
         digests: sha256 of those written.
 
     Raises:
@@ -208,14 +208,13 @@ class WeightsWriter:
         dtype: str,
         *,
         shard_bytes: int = SHARD_BYTES,
-        on_write: Callable[[str], object] = lambda name: None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
             raise WeightsError(f"{directory} is not empty: weights are never written over")
         self.directory, self.architecture, self.dtype = directory, architecture, dtype
         self.specs = tensor_table(architecture, dtype)
-        self._on_write = on_write
+        self.on_write: Callable[[str], object] = lambda name: None
         shards = plan_shards({name: spec.nbytes for name, spec in self.specs.items()}, shard_bytes)
         self._writers: list[TensorFileWriter] = []
         self._writer_of: dict[str, TensorFileWriter] = {}
@@ -253,7 +252,7 @@ class WeightsWriter:
             if not (torch.isfinite(low) and torch.isfinite(high)):
                 raise WeightsError(f"{name}: NaN or infinity in the converted tensor ({self.specs[name]})")
         self._writer_of[name].write(name, cast)
-        self._on_write(name)
+        self.on_write(name)
 
     def finish(self) -> None:
         """Flushes all shards, then writes index and ``config.json``.
