@@ -4,7 +4,8 @@ import torch
 
 from trainer.config.evaluate import EvaluateRecipe
 from trainer.data.indexed import SpanDocuments
-from trainer.evaluate.models import LanguageModel, MegatronModel
+from trainer.evaluate.megatron import MegatronModel
+from trainer.evaluate.models import LanguageModel
 from trainer.evaluate.ppl import CONVERSATION_INPUT
 from trainer.evaluate.suite import SuiteContext, SuiteResult
 from trainer.metrics import router_metrics

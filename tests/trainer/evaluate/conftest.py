@@ -8,7 +8,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trainer.evaluate.models import HuggingFaceModel, LanguageModel, open_model
+from trainer.evaluate.models import LanguageModel, open_model
 from trainer.evaluate.tokenizers import byte_symbols
 
 WORDS = ("the", "in", "er", "on", "at", " a", " t", "he", "re", "an", "nd", "is", " s", "or", "en", " the")
@@ -71,6 +71,4 @@ def llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def llama(llama_dir: Path) -> LanguageModel:
-    model = open_model(llama_dir, name="llama")
-    assert isinstance(model, HuggingFaceModel)
-    return model
+    return open_model(llama_dir, name="llama")

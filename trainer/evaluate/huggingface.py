@@ -1,0 +1,110 @@
+"""Hugging Face checkpoints, through `transformers`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.evaluate.errors import EvaluationError
+from trainer.evaluate.models import LanguageModel
+from trainer.evaluate.tokenizers import HuggingFaceTokenizer
+
+
+class HuggingFaceModel(LanguageModel):
+    """A directory that `transformers` loads.
+
+    Whether hidden states times the head really are the model's logits (some architectures scale or cap them),
+    and whether its attention takes a mask of our own for shared prefixes, is tried out when it is opened.
+
+    Args:
+        name: Object.
+        path: Directory: `config.json`, safetensors, tokenizer files.
+        device: Where to put it.
+        dtype: Type to compute in.
+
+    Raises:
+        EvaluationError: The weights do not fill the architecture exactly, or its logits are made in a way
+            that is not supported.
+    """
+
+    kind = "huggingface"
+
+    def __init__(self, name: str, path: Path, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(name, path, device, dtype)
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # one for every file that is opened
+        module, loading = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        wrong = {key: sorted(map(str, value)) for key, value in loading.items() if value}
+        if wrong:
+            raise EvaluationError(f"{path} does not fill its architecture exactly: {wrong}")
+        self.module = module.to(device).eval().requires_grad_(False)
+        self.tokenizer = HuggingFaceTokenizer(path)
+        self.vocab_size = self.head[0].shape[0]
+        self.context = int(module.config.max_position_embeddings)
+        self._try_out()
+
+    @property
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the output head."""
+        head: Any = self.module.get_output_embeddings()  # type: ignore[operator]
+        return head.weight, getattr(head, "bias", None)
+
+    @torch.no_grad()
+    def hidden(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Final hidden states of plain rows; right padding needs no mask."""
+        del lengths
+        return self._backbone(input_ids=tokens.to(self.device))
+
+    @torch.no_grad()
+    def hidden_trees(self, tokens: Tensor, positions: Tensor, branch: Tensor) -> Tensor:
+        """Final hidden states of rows with a shared prefix."""
+        branch = branch.to(self.device)
+        mine, theirs = branch[:, :, None], branch[:, None, :]
+        places = torch.arange(branch.shape[1], device=self.device)
+        allowed = (places[None, :] <= places[:, None]) & ((theirs == 0) | (theirs == mine))
+        return self._backbone(
+            input_ids=tokens.to(self.device),
+            position_ids=positions.to(self.device),
+            attention_mask=allowed[:, None],
+        )
+
+    def _backbone(self, **inputs: Tensor) -> Tensor:
+        backbone: Any = self.module.base_model
+        states: Tensor = backbone(**inputs, use_cache=False).last_hidden_state
+        return states
+
+    @torch.no_grad()
+    def _try_out(self) -> None:
+        """Compares both ways of scoring with the model's own logits on a handful of tokens."""
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(self.vocab_size, (1, 12), generator=generator)
+        expected = self.module(input_ids=tokens.to(self.device), use_cache=False).logits.float()
+        lengths = torch.tensor([tokens.shape[1]])
+        tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
+        spread = float(expected.std()) + 1e-6
+        if float((self.logits(tokens, lengths) - expected).abs().max()) > tolerance * spread * 10:
+            raise EvaluationError(
+                f"{self.path}: {type(self.module).__name__} does more to its logits than the output head; "
+                "only models whose logits are final hidden states times the head can be evaluated"
+            )
+        # Prefix of 4, then the 8 others as a branch, with a stranger branch of 3 between.
+        positions = torch.cat((torch.arange(4), torch.arange(4, 7), torch.arange(4, 12)))[None]
+        branch = torch.tensor([[0] * 4 + [1] * 3 + [2] * 8])
+        row = torch.cat((tokens[:, :4], tokens.flip(1)[:, :3], tokens[:, 4:]), dim=1)
+        try:
+            shared = self.hidden_trees(row, positions, branch)[:, 7:]
+        except (TypeError, ValueError, RuntimeError):
+            return
+        plain = self.hidden(tokens, lengths)[:, 4:]
+        gap = float((shared - plain).abs().float().max())
+        self.shares_prefixes = gap <= tolerance * 10 * (float(plain.float().std()) + 1e-6)
