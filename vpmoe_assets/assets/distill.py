@@ -12,7 +12,8 @@ from vpmoe_assets.assets.production import Build, Built, Published, produced_ass
 from vpmoe_assets.checks import training as checks
 
 TRAINING_SOURCES = (
-    "trainer/config",
+    "trainer/config/architecture.py",
+    "trainer/config/depth.py",
     "trainer/data",
     "trainer/losses",
     "trainer/model",

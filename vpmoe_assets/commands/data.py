@@ -24,6 +24,7 @@ def data() -> None:
     metavar="FILES",
     help="SYNTH-shaped parquet: files, directories or globs; may be given several times.",
 )
+@click.argument("more", nargs=-1, metavar="[FILES]...")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")
 @click.option("--seq-len", default=2048, show_default=True, help="Longest conversation, in tokens.")
 @click.option(
@@ -40,6 +41,7 @@ def data() -> None:
 @json_option
 def build(
     inputs: tuple[str, ...],
+    more: tuple[str, ...],
     output: Path,
     seq_len: int,
     valid_fraction: float,
@@ -60,7 +62,7 @@ def build(
     \b
     Examples:
       vpmoe data build --input rows.parquet --output kd
-      vpmoe data build --input 'synth/*.parquet' --output kd --seq-len 1024 --valid-fraction 0.1 --workers 8
+      vpmoe data build --input synth/*.parquet --output kd --seq-len 1024 --valid-fraction 0.1 --workers 8
       vpmoe data build --input synth/ --output kd --shard 3 --of 16
     """  # noqa: D301
     from vpmoe_assets.harmony.build import DEFAULT_SHARDS, build_kd, synth_worker, work_dir_of
@@ -76,7 +78,7 @@ def build(
         raise click.UsageError(f"--shard must lie in [0, {of_shards}), got {shard}")
     if workers < 1:
         raise click.UsageError(f"--workers must be at least 1, got {workers}")
-    files = input_files(inputs)
+    files = input_files([*inputs, *more])  # a shell expands --input *.parquet to one option and the rest
     with user_errors(ValueError, WorkerError):
         git_sha = code_state()["git_sha"]
         tokenizer_dir = work_dir_of(output) / "tokenizer"
