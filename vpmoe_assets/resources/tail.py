@@ -19,7 +19,16 @@ _LONGEST_LINE = 16 << 20
 MAX_OBSERVATIONS = 200
 _HELD_OUT_SHARE = 0.2
 _HELD_OUT_PREFIX = "heldout"
-_PER_LAYER_PREFIX = "moe/router/layer_"
+_FILE_ONLY = (
+    "moe/router/layer_",
+    "absent/",
+    "tokens/",
+    "weight/",
+    "consumed_samples",
+    "epoch",
+    "heldout_tokens",
+)
+"""Prefixes of what stays in the file: hundreds of values per layer, and bookkeeping that nobody plots."""
 
 
 class FileTail:
@@ -183,14 +192,10 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _shown(record: Mapping[str, Any]) -> dict[str, dg.MetadataValue]:
-    """The numbers of a record; values per layer are hundreds and stay in the file."""
+    """The numbers of a record that are worth a plot."""
     shown: dict[str, dg.MetadataValue] = {}
     for name, value in record.items():
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or name.startswith(_PER_LAYER_PREFIX)
-        ):
+        if isinstance(value, bool) or not isinstance(value, int | float) or name.startswith(_FILE_ONLY):
             continue
         shown[name] = dg.MetadataValue.int(value) if isinstance(value, int) else dg.MetadataValue.float(value)
     return shown
