@@ -17,7 +17,10 @@ _HARMONY = "vpmoe_assets/harmony"
 _ROWS = [f"{_HARMONY}/{name}.py" for name in ("conversation", "rows", "synth_harmony", "sources", "split")]
 _KD = [
     f"{_HARMONY}/{name}.py"
-    for name in ("render", "truncate", "indexed", "kd", "kd_config", "kd_manifest", "build", "unique")
+    for name in (
+        *("tokenizer", "render", "truncate", "indexed", "kd", "kd_config", "kd_manifest"),
+        *("build", "unique"),
+    )
 ]
 
 
@@ -134,7 +137,7 @@ def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         group="data",
         kinds={"dataset"},
         recipe=plain(healing),
-        sources=[f"{_HARMONY}/healing.py", f"{_HARMONY}/indexed.py"],
+        sources=[f"{_HARMONY}/{name}.py" for name in ("healing", "indexed", "split", "tokenizer")],
         checks=[checks.HEALING_ALIGNED, checks.healing_budget(healing.max_tokens)],
         metadata=_healing_metadata,
     )

@@ -79,7 +79,7 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         group="sources",
         kinds={"dataset", "json"},
         recipe={**_recipe(corpus_source), **_python_of(corpus_source)},
-        sources=[f"{_HARMONY}/healing.py", f"{_HARMONY}/documents.py", f"{_HARMONY}/hub.py"],
+        sources=[f"{_HARMONY}/{name}.py" for name in ("healing", "documents", "hub", "tokenizer")],
         checks=[checks.SOURCE_FILES],
         metadata=_source_metadata,
         external=lambda: _folder_digest("sources.healing_corpus", corpus_source),

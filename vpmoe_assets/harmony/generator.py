@@ -113,7 +113,7 @@ def write_synth(directory: Path, seed: int, rows: int, files: int = 4) -> dict[s
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from vpmoe_assets.harmony.rows import file_sha256
+    from vpmoe_assets.lineage.digest import file_sha256
 
     if files < 1 or rows < files:
         raise ValueError(f"cannot spread {rows} rows over {files} files; every file needs at least one row")

@@ -1,0 +1,151 @@
+"""What is in the graph, and what the identity of each step is taken over."""
+
+import ast
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from assets.graphs import DATA, ROOT, Graph
+from vpmoe_assets.assets import production
+from vpmoe_assets.lineage import fingerprint
+
+
+def described(definitions: dg.Definitions) -> Iterator[str]:
+    """One line for each asset, and one for each of its checks: a new asset adds lines and changes none."""
+    for asset in sorted(definitions.assets or (), key=lambda asset: asset.key):
+        (spec,) = asset.specs
+        deps = " ".join(sorted(dep.asset_key.path[-1] for dep in spec.deps)) or "-"
+        pool = f" pool={asset.op.pool}" if asset.op.pool else ""
+        kinds = " ".join(sorted(spec.kinds))
+        yield f"{spec.key.to_user_string()} <- {deps} | group={spec.group_name} kinds={kinds}{pool}"
+        for check in sorted(asset.check_specs, key=lambda check: check.name):
+            blocking = "blocking" if check.blocking else "warning"
+            yield f"{spec.key.to_user_string()} check {check.name} {blocking}"
+
+
+@pytest.mark.parametrize("experiment", ["smoke", "full", "bench"])
+def test_the_graph_is_the_one_that_was_agreed_on(tmp_path, snapshot, experiment):
+    """After adding an asset, run this file with `--snapshot-update` and read the diff."""
+    assert "\n".join(described(Graph(experiment, tmp_path).definitions())) == snapshot
+
+
+def test_every_asset_is_described_and_has_a_code_version(tmp_path):
+    for asset in Graph("smoke", tmp_path).definitions().assets or ():
+        (spec,) = asset.specs
+        assert spec.description, spec.key
+        assert len(spec.description.splitlines()[0]) < 120, "the first line stands alone in lists"
+        assert spec.group_name in {"sources", "data", "rungs", "distill", "evals", "perf", "lineage"}
+        assert 1 <= len(spec.kinds) <= 10
+        assert all(check.blocking in (True, False) for check in asset.check_specs)
+        if spec.group_name != "lineage":
+            assert spec.code_version, spec.key
+            assert asset.check_specs or spec.group_name == "evals", f"{spec.key} is published unchecked"
+
+
+def code_versions(graph: Graph) -> dict[str, str | None]:
+    return {spec.key.path[-1]: spec.code_version for spec in graph.definitions().resolve_all_asset_specs()}
+
+
+def changed(before: dict[str, str | None], after: dict[str, str | None]) -> set[str]:
+    return {asset for asset in before | after if before.get(asset) != after.get(asset)}
+
+
+def test_code_versions_are_the_same_in_every_process_and_place(graph, tmp_path):
+    mine = graph()
+    assert code_versions(mine) == code_versions(mine)
+    assert code_versions(mine) == code_versions(graph(root=tmp_path / "elsewhere", file="another_file"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "assets"),
+    [
+        ("seq_len = 1024\nvalid_fraction", "seq_len = 512\nvalid_fraction", {"synth_kd_v1", "vpmoe_stage1"}),
+        ("row_group_rows = 2000", "row_group_rows = 100", {"synth_harmony"}),
+        ("max_tokens = 200000", "max_tokens = 6000", {"healing_text_v1"}),
+        ("rows = 2000\n\n", "rows = 61\n\n", {"synth"}),
+    ],
+)
+def test_a_changed_key_changes_the_versions_of_the_steps_that_it_decides(graph, old, new, assets):
+    before = code_versions(graph())
+    after = code_versions(graph({old: new}))
+    known = {"o200k_tokenizer", "synth", "synth_harmony", "synth_kd_v1", "healing_corpus", "healing_text_v1"}
+    assert changed(before, after) & (known | {"vpmoe_stage1"}) == assets
+
+
+def test_a_changed_name_changes_no_version(graph):
+    assert code_versions(graph()) == code_versions(graph({'name = "smoke"': 'name = "another"'}))
+
+
+@pytest.fixture
+def project_copy(tmp_path, monkeypatch) -> Path:
+    copy = tmp_path / "project"
+    for package in ("vpmoe_assets", "trainer"):
+        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(production, "source_digests", lambda paths: fingerprint.source_digests(paths, copy))
+    return copy
+
+
+def test_a_changed_file_changes_the_versions_of_the_steps_that_run_it_and_no_others(graph, project_copy):
+    mine = graph()
+    before = code_versions(mine)
+    harmony = project_copy / "vpmoe_assets" / "harmony"
+    for file, assets in (
+        (harmony / "truncate.py", {"synth_kd_v1"}),
+        (harmony / "generator.py", {"synth"}),
+        (harmony / "exercises" / "reading.py", {"synth"}),
+        (project_copy / "vpmoe_assets" / "cli.py", set()),
+        (project_copy / "vpmoe_assets" / "harmony" / "audit.py", set()),
+    ):
+        content = file.read_bytes()
+        file.write_bytes(content + b"# changed\n")
+        assert changed(before, code_versions(mine)) == assets, file
+        file.write_bytes(content)
+    assert code_versions(mine) == before
+    model = project_copy / "trainer" / "model" / "gpt.py"
+    model.write_bytes(model.read_bytes() + b"# changed\n")
+    assert "vpmoe_stage1" in changed(before, code_versions(mine))
+    assert not changed(before, code_versions(mine)) & {"synth", "synth_harmony", "synth_kd_v1"}
+
+
+# What the steps import and what cannot change a byte of a payload: messages, processes, crash recovery.
+BYSTANDERS = {"completion", "errors", "kd_command", "pool"}
+# healing.py makes both the corpus and its tokens; each of the two steps uses half of what it imports.
+OTHER_HALF = {"healing_corpus": {"indexed", "split"}, "healing_text_v1": {"documents", "hub"}}
+
+
+def imported(file: Path) -> Iterator[Path]:
+    """Files of the harmony library that a file imports anywhere in it, not only for types."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    for module in modules:
+        path = ROOT / Path(*module.split(".")).with_suffix(".py")
+        if module.startswith("vpmoe_assets.harmony.") and path.is_file():
+            yield path
+
+
+def test_the_sources_of_a_data_step_are_all_the_code_that_decides_its_bytes(tmp_path, monkeypatch):
+    """Everything that a named file imports is named too, unless it cannot change a byte."""
+    named: dict[str, Iterable[str]] = {}
+    take = production.code_version
+
+    def code_version(recipe, sources):
+        named[take(recipe, sources)[:16]] = sources
+        return take(recipe, sources)
+
+    monkeypatch.setattr(production, "code_version", code_version)
+    specs = Graph("smoke", tmp_path).definitions().resolve_all_asset_specs()
+    steps = {spec.key.path[-1]: named[spec.code_version] for spec in specs if spec.code_version in named}
+    assert set(DATA) <= set(steps)
+    missing = {}
+    for asset in DATA:
+        needed = {path.stem for source in steps[asset] for path in imported(ROOT / source)}
+        left_out = needed - {Path(source).stem for source in steps[asset]} - BYSTANDERS
+        if left_out - OTHER_HALF.get(asset, set()):
+            missing[asset] = sorted(left_out)
+    assert missing == {}

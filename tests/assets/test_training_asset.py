@@ -1,0 +1,121 @@
+"""The first training stage as an asset; only the trainer itself is a stand-in."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from assets.graphs import PROGRAMS, Graph
+from vpmoe_assets.lineage.errors import ArtifactBlocked
+from vpmoe_assets.resources.trainer import TrainerResource
+
+
+@pytest.fixture
+def stage(tiny, monkeypatch) -> Graph:
+    monkeypatch.setenv("PYTHONPATH", str(PROGRAMS))
+    trainer = TrainerResource(module="stand_in_training", poll_s=0.05, grace_s=20.0, wandb="disabled")
+    tiny.resources = {"trainer": trainer}
+    return tiny
+
+
+def ask(monkeypatch: pytest.MonkeyPatch, **what) -> None:
+    monkeypatch.setenv("STAND_IN", json.dumps(what))
+
+
+def test_a_run_is_published_with_its_curve_checkpoints_and_provenance(stage):
+    run = stage.make("vpmoe_stage1")
+    record = stage.latest("vpmoe_stage1")
+    assert [entry.path for entry in record.files] == ["model-00001-of-00001.safetensors"]
+    kept = {entry.path for entry in record.run_files}
+    assert {"log.txt", "metrics.jsonl", "job.json", "summary.json", "checkpoints/iter_0000010/state"} <= kept
+    assert "heartbeat" not in kept
+    data = stage.latest("synth_kd_v1")
+    assert [(r.asset, r.version, r.record_digest) for r in record.inputs] == [
+        ("synth_kd_v1", data.version, data.record_digest)
+    ]
+    assert (record.seed, record.recipe["seed"], record.recipe["steps"]) == (1234, 1234, 10)
+    assert record.execution["device"] == "cpu"
+    assert record.execution["resumed_from"] is None
+    assert (record.metrics["parameters"], record.metrics["num_layers"]) == (1234, 16)
+    job = json.loads((stage.store.directory(record) / "run" / "job.json").read_bytes())
+    assert job["recipe_fingerprint"] == record.fingerprint
+    assert job["inputs"]["synth_kd_v1"]["digest"] == data.digest
+    assert job["provenance"]["git_sha"] == record.code.git_sha
+    shown = run.metadata("vpmoe_stage1")
+    assert shown["curve"].startswith("![loss over steps](data:image/png;base64,")
+    assert Path(shown["log"]).read_text() == "starts after step 0\n"
+    assert shown["valid_loss"] == 11.0
+    observations = run.result.get_asset_observation_events()
+    steps = [event.asset_observation_data.asset_observation.metadata["step"].value for event in observations]
+    assert steps == list(range(1, 11))
+    ladder = stage.index.query("SELECT asset, rung, layers, parameters, valid_loss, blocked FROM ladder").rows
+    assert ladder == [("vpmoe_stage1", 0, 16, 1234, 11.0, False)]
+    assert {name: (check.passed, check.blocking) for name, check in run.checks("vpmoe_stage1").items()} == {
+        "resume_drift": (True, True),
+        "router_alive": (True, True),
+        "heldout_loss_fell": (True, False),
+    }
+
+
+def test_a_run_that_was_made_is_not_trained_again_until_its_seed_changes(stage, graph, monkeypatch):
+    """The data may be the same for both seeds, as rows from a folder are; the initial weights are not."""
+    stage.make("vpmoe_stage1")
+    ask(monkeypatch, die_at=1)
+    run = stage.make("vpmoe_stage1")
+    assert run.reused() == {"vpmoe_stage1": True}
+    ask(monkeypatch)
+    first = stage.latest("vpmoe_stage1")
+    other = graph({"seed = 1234": "seed = 4321"}, root=stage.root)
+    other.resources = stage.resources
+    again = other.make("vpmoe_stage1")
+    assert again.reused() == {"vpmoe_stage1": False}
+    second = other.latest("vpmoe_stage1")
+    assert second.seed == 4321
+    assert second.inputs == first.inputs
+    assert second.digest != first.digest
+
+
+@pytest.mark.parametrize(
+    ("summary", "check", "words"),
+    [
+        ({"resume_drift": 0.25}, "resume_drift", "largest difference after resuming: 0.25"),
+        ({"resume_drift": None, "resume_check": None}, "resume_drift", "did not repeat its last steps"),
+        ({"resume_check": {"state_equal": False}}, "resume_drift", "largest difference after resuming: 0"),
+        ({"router": {}}, "router_alive", "no router health"),
+        ({"router": {"moe/router_agg/experts_active_mean": 1.0}}, "router_alive", "1.0 experts active"),
+    ],
+)
+def test_a_run_that_is_not_what_it_must_be_is_kept_and_blocks(stage, monkeypatch, summary, check, words):
+    ask(monkeypatch, summary=summary)
+    run = stage.run("vpmoe_stage1")
+    assert not run.success
+    shown = run.checks("vpmoe_stage1")
+    assert [name for name, found in shown.items() if not found.passed] == [check]
+    assert words in shown[check].description
+    with pytest.raises(ArtifactBlocked, match=check):
+        stage.store.require("tiny", "vpmoe_stage1")
+
+
+def test_a_loss_that_did_not_fall_warns(stage, monkeypatch):
+    ask(monkeypatch, summary={"heldout_loss_end": 12.5})
+    run = stage.make("vpmoe_stage1")
+    found = run.checks("vpmoe_stage1")["heldout_loss_fell"]
+    assert (found.passed, found.severity.value) == (False, "WARN")
+    assert found.description == "held-out loss 12.200 → 12.500 nats per token"
+    assert stage.store.require("tiny", "vpmoe_stage1").blocked_by == ()
+
+
+def test_a_trainer_that_dies_leaves_nothing_published_and_goes_on_next_time(stage, monkeypatch):
+    ask(monkeypatch, die_at=7)
+    failed = stage.run("vpmoe_stage1")
+    message = failed.error()
+    assert message.startswith("vpmoe_stage1: the trainer ended with exit code 9")
+    assert "Run it again to go on from the checkpoint of step 6." in message
+    assert stage.store.assets("tiny").count("vpmoe_stage1") == 0
+    ask(monkeypatch)
+    stage.make("vpmoe_stage1")
+    record = stage.latest("vpmoe_stage1")
+    assert (record.sequence, record.execution["resumed_from"]) == (1, 6)
+    log = stage.store.directory(record) / "run" / "log.txt"
+    assert log.read_text() == "starts after step 0\nstarts after step 6\n"
+    assert not (stage.root / ".work" / "tiny" / f"vpmoe_stage1-{record.fingerprint[:8]}").exists()

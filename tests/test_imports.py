@@ -1,0 +1,78 @@
+"""The code location and the command load in a blink: whatever is heavy waits until it is needed."""
+
+import ast
+import re
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("torch", "megatron", "transformers", "ray", "wandb", "mergekit", "datasets", "matplotlib", "duckdb")
+
+
+def python(*arguments: str) -> tuple[str, float]:
+    """Run Python; return what it says on standard error, and its CPU time in seconds."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
+    print(f"\n{arguments[-1]}: {seconds:.2f} s of CPU, {time.perf_counter() - started:.2f} s")
+    return done.stderr, seconds
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Return the top-level packages that a statement loads."""
+    said, _ = python("-X", "importtime", "-c", statement)
+    names = re.findall(r"^import time:[\s\d|]+\|\s+(\S+)$", said, re.MULTILINE)
+    assert "encodings" in names
+    return {name.partition(".")[0] for name in names}
+
+
+def test_the_definitions_load_nothing_heavy():
+    packages = loaded_by("import vpmoe_assets.definitions")
+    assert "dagster" in packages
+    assert not packages.intersection(HEAVY)
+
+
+def test_the_definitions_load_in_under_four_seconds():
+    """Where the machine is so busy that Dagster alone takes most of that, what we add to it still counts."""
+    _, seconds = python("-c", "import vpmoe_assets.definitions")
+    if seconds >= 4:
+        _, alone = python("-c", "import dagster")
+        _, seconds = python("-c", "import vpmoe_assets.definitions")
+        assert seconds < max(4.0, 1.5 * alone)
+
+
+@pytest.mark.parametrize("module", ["vpmoe_assets.cli", "trainer.config"])
+def test_the_command_and_the_schema_load_without_dagster(module):
+    packages = loaded_by(f"import {module}")
+    assert module.partition(".")[0] in packages
+    assert not packages.intersection({*HEAVY, "dagster", "pyarrow"})
+
+
+def imports_of(package: str) -> dict[str, set[str]]:
+    """For each file of a package, the modules that it imports anywhere in it."""
+    found: dict[str, set[str]] = {}
+    for file in sorted((ROOT / package).rglob("*.py")):
+        names = found.setdefault(file.relative_to(ROOT).as_posix(), set())
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module)
+    return found
+
+
+def test_the_two_packages_meet_in_files_and_in_the_schema_alone():
+    trainer, assets = imports_of("trainer"), imports_of("vpmoe_assets")
+    assert any("torch" in names for names in trainer.values())
+    for file, names in trainer.items():
+        assert not {name for name in names if re.match(r"(dagster|vpmoe_assets)\b", name)}, file
+    for file, names in assets.items():
+        others = {name for name in names if re.match(r"trainer\b(?!\.config\b)", name)}
+        assert not others, f"{file} imports {others}: only trainer.config is shared"
