@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,21 +16,22 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from trainer.checkpoint import CheckpointError, Checkpoints, RunState
 from trainer.config import TrainingConfig, TrainRecipe, plain
 from trainer.data.kd import Sample
-from trainer.data.sampler import Address, Sampler, collate, held_out
+from trainer.data.mixture import CONVERSATIONS, TEXT, MixtureSampler, Place
+from trainer.data.sampler import collate
 from trainer.distributed import Layout, seed_everything
-from trainer.inputs import KD_INPUT, TrainingData
+from trainer.heldout import finite, measure_held_out
+from trainer.inputs import INPUT_OF, TrainingData
 from trainer.lifecycle import JobError
 from trainer.losses.cross_entropy import chunked_cross_entropy
-from trainer.losses.span_ce import SpanMetrics, SpanObjective, absent_spans, span_counts, token_weights
+from trainer.losses.mixture import MixedObjective, Part
+from trainer.losses.span_ce import SpanMetrics, SpanObjective, span_counts, token_weights
 from trainer.metrics import Value, router_metrics
 from trainer.model.gpt import VPGPTModel
 from trainer.optim.errors import NonFiniteGradientError
+from trainer.optim.freezing import train_only_layers
 from trainer.optim.optimizer import Optimizer
 from trainer.optim.schedule import lr_fraction
 from trainer.published import sharded_state_dict
-
-HELD_OUT_BATCHES = 2
-"""Global batches of the validation split that one held-out loss is measured on, always the same ones."""
 
 
 class NonFiniteError(JobError):
@@ -42,15 +44,17 @@ class Progress:
 
     Attributes:
         tokens: Positions that held a document's token (`total`), and supervised ones per span.
-        absent_spans: Per span, steps whose global batch had no token of it.
+        absent_spans: Per span, steps whose global batch should have had tokens of it and had none.
+        samples: Samples of each kind.
         loss_first, loss_last: Training objective of the first and the latest step.
         heldout: Every measurement of the held-out loss, with its step.
-        router: Router health of the latest step.
+        router: Router health of the latest step; empty for a dense model.
         train_seconds: Time spent in steps.
     """
 
     tokens: dict[str, int]
     absent_spans: dict[str, int]
+    samples: dict[str, int]
     loss_first: float | None = None
     loss_last: float | None = None
     heldout: list[dict[str, Any]] = field(default_factory=list)
@@ -108,14 +112,13 @@ class Engine:
         settings = recipe.training
         self.model, self.recipe, self.layout, self.seed = model, recipe, layout, seed
         self.config_hash = config_hash
+        train_only_layers(model, recipe.new_layers, recipe.new_layers_only_steps)
         self.optimizer = Optimizer(model, settings.optimizer, clip_grad=settings.clip_grad)
-        assert recipe.kd is not None
-        self.objective = SpanObjective.conversations(
-            recipe.kd.span_weight_reasoning, recipe.kd.span_weight_final
-        )
-        self.span_metrics = SpanMetrics(self.objective)
-        self.sampler = Sampler(
-            data.train,
+        self.objective = objective_of(recipe, data)
+        self.span_metrics = SpanMetrics(self.objective.spans)
+        self.sampler = MixtureSampler(
+            {name: part.train for name, part in data.parts.items()},
+            recipe.harmony_fraction,
             global_batch_size=settings.global_batch_size,
             micro_batch_size=settings.micro_batch_size,
             dp_rank=layout.dp_rank,
@@ -123,8 +126,12 @@ class Engine:
         )
         self.data = data
         self.iteration = 0
-        names = self.objective.names
-        self.progress = Progress(dict.fromkeys(("total", *names), 0), dict.fromkeys(names, 0))
+        names = self.objective.spans.names
+        self.progress = Progress(
+            tokens=dict.fromkeys(("total", *names), 0),
+            absent_spans=dict.fromkeys(names, 0),
+            samples=dict.fromkeys(data.parts, 0),
+        )
         seed_everything(seed, layout.device)
 
     @staticmethod
@@ -160,18 +167,19 @@ class Engine:
         """
         began = time.perf_counter()
         settings, group = self.recipe.training, self.layout.dp_group
-        addresses = self.sampler.next_batch()
-        share = self.sampler.share(addresses)
+        places = self.sampler.next_batch()
+        share = self.sampler.share(places)
         batches = [self._read(part) for part in share]
-        counts = span_counts(batches, self.objective, group)
-        absent_spans(counts, self.objective)
+        samples = Counter(place.part for place in places)
+        counts = span_counts(batches, self.objective.spans, group)
+        weighted = self.objective.of_batch(counts, samples)
         self.model.train()
         self.optimizer.zero_grad()
         self.model.reset_router_counts()
         losses: list[torch.Tensor] = []
         aux_sum = torch.zeros((), dtype=torch.float64, device=self.layout.device)
         for batch in batches:
-            loss, ce = self._cross_entropy(batch, token_weights(batch, counts, self.objective))
+            loss, ce = self._cross_entropy(batch, token_weights(batch, counts, weighted))
             aux = self.model.pop_aux_loss(check_finite=False) / (len(batches) * self.layout.dp)
             (loss + aux).backward()
             losses.append((loss + aux).detach())
@@ -180,26 +188,30 @@ class Engine:
         document_tokens = torch.stack([(batch["doc_id"] >= 0).sum() for batch in batches]).sum()
         for total in (aux_sum, document_tokens):
             dist.all_reduce(total, group=group)
-        metrics: dict[str, Value] = dict(self.span_metrics.reduce(counts, group))
+        metrics: dict[str, Value] = dict(self.span_metrics.reduce(counts, group, weighted=weighted))
         objective = float(metrics["loss"] or 0.0)
         self._require_finite(objective + aux_sum.item(), share, losses)
         fraction = lr_fraction(self.iteration, self.recipe.steps, settings.schedule)
         try:
             stats = self.optimizer.step(fraction)
         except NonFiniteGradientError as error:
-            raise NonFiniteError(f"step {self.iteration + 1} ({self._name(addresses)}): {error}") from error
+            raise NonFiniteError(f"step {self.iteration + 1} ({self._name(places)}): {error}") from error
         self.iteration += 1
         router = self._balance_experts(per_layer_router_metrics)
         seconds = time.perf_counter() - began
         total_tokens = int(document_tokens.item())
-        self._count(metrics, total_tokens, objective, router, seconds)
+        self._count(metrics, samples, total_tokens, objective, router, seconds)
         rate = total_tokens / seconds
         metrics |= {f"lr/{kind}": lr for kind, lr in stats.learning_rates.items()}
+        metrics |= {f"samples/{name}": samples[name] for name in self.data.parts}
+        metrics |= {f"epoch/{name}": epoch for name, epoch in self.sampler.epochs.items()}
+        if self.model.moe_layer_numbers:
+            metrics["aux_loss"] = aux_sum.item()
+        if self.recipe.new_layers_only_steps:
+            metrics["new_layers_only"] = self.iteration <= self.recipe.new_layers_only_steps
         metrics |= {
-            "aux_loss": aux_sum.item(),
             "grad_norm": stats.grad_norm,
             "clip_scale": stats.clip_scale,
-            "epoch": addresses[-1][0],
             "consumed_samples": self.iteration * settings.global_batch_size,
             "consumed_tokens": self.progress.tokens["total"],
             "tokens_per_second": rate,
@@ -208,8 +220,8 @@ class Engine:
         }
         return StepResult(self.iteration, objective, stats.grad_norm, rate, metrics)
 
-    def _read(self, addresses: Sequence[Address]) -> Sample:
-        samples = collate([self.data.train.sample(*address) for address in addresses])
+    def _read(self, places: Sequence[Place]) -> Sample:
+        samples = collate([self.data.sample(place) for place in places])
         return {name: tensor.to(self.layout.device, non_blocking=True) for name, tensor in samples.items()}
 
     def _cross_entropy(self, batch: Sample, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -243,6 +255,7 @@ class Engine:
     def _count(
         self,
         metrics: Mapping[str, Value],
+        samples: Mapping[str, int],
         total_tokens: int,
         objective: float,
         router: Mapping[str, float],
@@ -250,7 +263,9 @@ class Engine:
     ) -> None:
         progress = self.progress
         progress.tokens["total"] += total_tokens
-        for name in self.objective.names:
+        for name in self.data.parts:
+            progress.samples[name] += samples.get(name, 0)
+        for name in self.objective.spans.names:
             progress.tokens[name] += int(metrics[f"tokens/{name}"] or 0)
         progress.absent_spans = dict(self.span_metrics.absent)
         progress.loss_first = objective if progress.loss_first is None else progress.loss_first
@@ -259,90 +274,51 @@ class Engine:
         progress.train_seconds = round(progress.train_seconds + seconds, 3)
 
     def _require_finite(
-        self, value: float, share: Sequence[Sequence[Address]], losses: Sequence[torch.Tensor]
+        self, value: float, share: Sequence[Sequence[Place]], losses: Sequence[torch.Tensor]
     ) -> None:
         """Stops on NaN or infinity and names the samples; every rank sees the same reduced value."""
         if math.isfinite(value):
             return
         mine = [
-            address
+            tuple(place)
             for part, loss in zip(share, losses, strict=True)
             if not math.isfinite(loss.item())
-            for address in part
+            for place in part
         ]
         found: list[Any] = [None] * self.layout.world
         dist.all_gather_object(found, mine)
-        guilty = sorted({(int(epoch), int(index)) for part in found for epoch, index in part})
+        guilty = sorted({Place(*place) for part in found for place in part})
         raise NonFiniteError(
             f"step {self.iteration + 1}: the loss is {value}, from {self._name(guilty)}. No weight has "
             "changed and the checkpoints before are intact: look at these samples, or lower the learning "
             "rate and start from an earlier checkpoint"
         )
 
-    def _name(self, addresses: Sequence[Address]) -> str:
-        train = self.data.train
-        names = []
-        for epoch, index in addresses[:4]:
-            documents = [train.documents.describe(int(d)) for d in train.documents_of(epoch, index)[:3]]
-            names.append(f"sample {index} of epoch {epoch} ({', '.join(documents)}, …)")
-        more = f" and {len(addresses) - 4} more" if len(addresses) > 4 else ""
+    def _name(self, places: Sequence[Place]) -> str:
+        names = [self.data.describe(place) for place in places[:4]]
+        more = f" and {len(places) - 4} more" if len(places) > 4 else ""
         return "; ".join(names) + more
 
     # ---------------------------------------------------------------- measuring
 
-    @torch.no_grad()
     def held_out(self) -> dict[str, Value]:
-        """Mean cross-entropy over supervised tokens of the first samples of the validation split.
-
-        Always the same samples, whatever the layout, and the same number of forward passes on every rank, as
-        expert parallelism needs.
-
-        Returns:
-            `heldout_loss` (mean over supervised tokens), `heldout_loss/<span>`, `heldout_tokens`.
+        """The held-out losses at the present step, see `trainer.heldout`; kept in the run's progress.
 
         Raises:
-            ValueError: The validation split has less than one global batch.
+            NonFiniteError: One of them is NaN or infinite.
+            ValueError: A validation split is too small, or has nothing supervised.
         """
-        settings, size = self.recipe.training, self.data.valid.num_samples(0)
-        batches = min(size // settings.global_batch_size, HELD_OUT_BATCHES)
-        if batches == 0:
-            raise ValueError(
-                f"the validation split gives {size} samples of {self.recipe.seq_len} tokens, a held-out loss "
-                f"needs at least one global batch of {settings.global_batch_size}; build more rows or raise "
-                "valid_fraction"
-            )
+
+        def token_losses(batch: Sample) -> torch.Tensor:
+            return self._cross_entropy(batch, torch.zeros_like(batch["loss_mask"]))[1]
+
         self.model.eval()
-        sums = torch.zeros(2, len(self.objective.spans), dtype=torch.float64, device=self.layout.device)
-        for cpu_batch in held_out(
-            self.data.valid,
-            micro_batch_size=settings.micro_batch_size,
-            max_samples=batches * settings.global_batch_size,
-            dp_rank=self.layout.dp_rank,
-            dp_size=self.layout.dp,
-        ):
-            batch = {name: tensor.to(self.layout.device) for name, tensor in cpu_batch.items()}
-            _, ce = self._cross_entropy(batch, torch.zeros_like(batch["loss_mask"]))
-            span_id, ce = batch["span_id"].reshape(-1), ce.double()
-            for place, span in enumerate(self.objective.spans):
-                inside = (span_id == span.id) & (batch["loss_mask"].reshape(-1) > 0)
-                sums[0, place] += ce[inside].sum()
-                sums[1, place] += inside.sum()
+        result = measure_held_out(token_losses, self.data, self.objective, self.recipe.training, self.layout)
         self.model.train()
-        dist.all_reduce(sums, group=self.layout.dp_group)
-        losses, counts = sums.tolist()
-        if not sum(counts):
-            raise ValueError("the validation samples have no supervised token: no held-out loss")
-        result: dict[str, Value] = {
-            "heldout_loss": sum(losses) / sum(counts),
-            "heldout_tokens": int(sum(counts)),
-        }
-        for name, loss, count in zip(self.objective.names, losses, counts, strict=True):
-            if count:
-                result[f"heldout_loss/{name}"] = loss / count
-        if not math.isfinite(sum(losses)):
+        if not finite(result):
             raise NonFiniteError(f"the held-out loss after step {self.iteration} is {result['heldout_loss']}")
         self.progress.heldout.append({"step": self.iteration, **result})
-        return result
+        return dict(result)
 
     # ---------------------------------------------------------------- saving
 
@@ -362,7 +338,7 @@ class Engine:
         return RunState(
             iteration=self.iteration,
             config_hash=self.config_hash,
-            samplers={KD_INPUT: self.sampler.state_dict()},
+            samplers={INPUT_OF[kind]: state for kind, state in self.sampler.state_dict().items()},
             schedule={"steps": self.recipe.steps, **plain(self.recipe.training.schedule)},
             progress=self.progress.describe(),
         )
@@ -380,7 +356,8 @@ class Engine:
             OptimizerStateError: The optimizer state does not fit.
         """
         state = checkpoints.read_matching(iteration, self.run_state())
-        self.sampler.load_state_dict(dict(state.samplers[KD_INPUT]))
+        places = {kind: state.samplers[INPUT_OF[kind]] for kind in self.data.parts}
+        self.sampler.load_state_dict(places, steps=iteration)
         loaded = checkpoints.load(iteration, self.tensors(), seed=self.seed)
         self.model.load_state_dict(loaded["model"])
         self.optimizer.load_state_dict(loaded["optimizer"])
@@ -392,3 +369,20 @@ class Engine:
         self.iteration = iteration
         self.progress = Progress(**state.progress)
         self.span_metrics.absent.update(self.progress.absent_spans)
+
+
+def objective_of(recipe: TrainRecipe, data: TrainingData) -> MixedObjective:
+    """The loss of a recipe over the kinds of samples that it mixes.
+
+    Args:
+        recipe: Its `kd` table weighs the spans of conversations; without one they are one pool of tokens.
+        data: The open data.
+    """
+    kd = recipe.kd
+    conversations = (
+        Part(CONVERSATIONS, SpanObjective.conversations(), pooled=True)
+        if kd is None
+        else Part(CONVERSATIONS, SpanObjective.conversations(kd.span_weight_reasoning, kd.span_weight_final))
+    )
+    kinds = {CONVERSATIONS: conversations, TEXT: Part(TEXT, SpanObjective.text())}
+    return MixedObjective(tuple(kinds[name] for name in data.parts))

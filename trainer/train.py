@@ -15,8 +15,10 @@ from trainer.config import Job, TrainRecipe, plain
 from trainer.distributed import Layout, agree, session, together
 from trainer.drift import Drift, resume_drift
 from trainer.engine import Engine, StepResult
+from trainer.heldout import describe_held_out
 from trainer.inputs import open_data, refuse_unavailable
 from trainer.lifecycle import Interrupted
+from trainer.losses.mixture import MixedObjective
 from trainer.metrics import MetricsLog, Value
 from trainer.model.gpt import build_model
 from trainer.provenance import Provenance, config_hash
@@ -93,13 +95,13 @@ class Run:
         """An engine at the newest checkpoint, or at the parent's weights, or at the seed's."""
         engine = self.engine()
         LOGGER.info(
-            "%s: %d parameters on %s, %s; %d samples of %d tokens an epoch",
+            "%s: %d parameters on %s, %s; samples of %d tokens, in an epoch %s",
             self.job.asset,
             engine.parameters(),
             self.layout.device,
             self.layout.describe(),
-            self.data.train.num_samples(0),
             self.recipe.seq_len,
+            ", ".join(f"{count} {name}" for name, count in self.data.num_samples().items()),
         )
         newest = self.checkpoints.latest()
         if newest is not None and self.job.execution.resume:
@@ -249,7 +251,7 @@ class Run:
         together(clear)
         files = save_published(engine.model, self.recipe.architecture, scratch)
         together(lambda: scratch.rename(payload))
-        progress, parameters = engine.progress, engine.parameters()
+        progress, parameters, objective = engine.progress, engine.parameters(), engine.objective
         engine.close()
         del engine
         drift = None
@@ -257,13 +259,22 @@ class Run:
             self.work.at("verify resume", self.recipe.steps)
             drift = resume_drift(self.engine, self.checkpoints, self.drift_from, self.recipe.steps)
             LOGGER.info("%s", drift)
-        summary = self.summary(progress.describe(), parameters, files, drift)
+        summary = self.summary(progress.describe(), objective, parameters, files, drift)
         together(lambda: replace_text(output / "summary.json", canonical_json(summary, indent=1) + "\n"))
 
     def summary(
-        self, progress: Mapping[str, Any], parameters: int, files: list[str], drift: Drift | None
+        self,
+        progress: Mapping[str, Any],
+        objective: MixedObjective,
+        parameters: int,
+        files: list[str],
+        drift: Drift | None,
     ) -> dict[str, Any]:
-        """What the orchestrator records of the run."""
+        """What the orchestrator records of the run.
+
+        `heldout_loss_*` weighs the kinds of samples by their shares, `heldout` has each kind's own losses.
+        `router` is there only for a model that has routers.
+        """
         start, end = progress["heldout"][0], progress["heldout"][-1]
         return {
             "schema": SUMMARY_SCHEMA,
@@ -273,12 +284,15 @@ class Run:
             "recipe_fingerprint": self.job.recipe_fingerprint,
             "config_sha256": self.config_hash,
             "steps": self.recipe.steps,
+            "new_layers_only_steps": self.recipe.new_layers_only_steps,
             "tokens": progress["tokens"],
+            "samples": progress["samples"],
             "loss_first": progress["loss_first"],
             "loss_last": progress["loss_last"],
             "heldout_loss_start": start["heldout_loss"],
             "heldout_loss_end": end["heldout_loss"],
             "heldout_tokens": end["heldout_tokens"],
+            "heldout": describe_held_out(progress["heldout"], objective),
             "uniform_loss": math.log(self.recipe.architecture.vocab_size),
             "parameters": parameters,
             "payload": files,
@@ -286,8 +300,8 @@ class Run:
             "resumed_from": self.resumed_from,
             "resume_drift": None if drift is None else drift.max_abs_difference,
             "resume_check": None if drift is None else drift.describe(),
-            "fill_ratio": self.data.train.fill_ratio(0),
-            "router": progress["router"],
+            "fill_ratio": self.data.fill_ratio(),
+            **({"router": progress["router"]} if self.recipe.architecture.moe_layers() else {}),
             "layout": self.layout.describe(),
             "device": self.layout.device.type,
             "train_seconds": progress["train_seconds"],

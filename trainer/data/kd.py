@@ -67,6 +67,12 @@ class PackedDataset:
         """Document numbers of a sample in row order [k]; ``doc_id`` j of the sample is element j."""
         return self._pack_index(epoch).documents(index)
 
+    def describe(self, epoch: int, index: int) -> str:
+        """Name a sample for a person, by its first documents."""
+        documents = self.documents_of(epoch, index).tolist()
+        first = ", ".join(self.documents.describe(document) for document in documents[:3])
+        return f"sample {index} of epoch {epoch} ({first}{', …' if len(documents) > 3 else ''})"
+
     def sample(self, epoch: int, index: int) -> Sample:
         """Make one sample.
 

@@ -93,17 +93,21 @@ class Sampler:
         Returns:
             ``global_batch_size`` addresses, the same on every rank.
         """
+        return self.take(self._global_batch_size)
+
+    def take(self, count: int) -> list[Address]:
+        """Draw the next ``count`` samples, on any boundary, and move past them."""
         batch: list[Address] = []
-        while len(batch) < self._global_batch_size:
+        while len(batch) < count:
             size = self._dataset.num_samples(self.epoch)
-            take = min(size - self.index, self._global_batch_size - len(batch))
+            take = min(size - self.index, count - len(batch))
             batch.extend((self.epoch, self.index + offset) for offset in range(take))
             self.index += take
-            if len(batch) < self._global_batch_size:
+            if len(batch) < count:
                 self.epoch, self.index = self.epoch + 1, 0
         return batch
 
-    def share(self, batch: Sequence[Address]) -> list[list[Address]]:
+    def share[T](self, batch: Sequence[T]) -> list[list[T]]:
         """This rank's part of a global batch, micro-batch by micro-batch.
 
         Micro-batch m of all ranks together is a contiguous run of the batch, so the first micro-batches of

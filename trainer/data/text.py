@@ -59,6 +59,10 @@ class TextDocuments:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def describe(self, document: int) -> str:
+        """Name a document for a person: its place in its file."""
+        return f"document {document} of {self._prefix}.bin"
+
     def __getitem__(self, document: int) -> NDArray[np.int32]:
         """Read one document with its EOD [n] into memory and check it.
 
@@ -66,7 +70,7 @@ class TextDocuments:
             DataError: If EOD is not exactly the last token.
         """
         tokens: NDArray[np.int32] = np.array(self._dataset.get(document))
-        check_single_eod(tokens, self.eod, f"document {document} of {self._prefix}.bin")
+        check_single_eod(tokens, self.eod, self.describe(document))
         return tokens
 
 
@@ -80,7 +84,7 @@ class _Epoch:
         # Windows take seq_len + 1 tokens and step by seq_len: every token but the first is a label once.
         self.windows = permutation(bits, int(self.ends[-1] - 1) // seq_len)
         digest = hashlib.sha256()
-        for array in (self.documents, self.windows):
+        for array in (self.documents, self.ends, self.windows):
             digest.update(array.astype("<i8", copy=False))
         self.sha256 = digest.hexdigest()
 
@@ -125,6 +129,14 @@ class TextDataset:
     def pack_index_sha256(self, epoch: int) -> str:
         """Identity of an epoch's order; what a resumed run compares."""
         return self._epoch(epoch).sha256
+
+    def describe(self, epoch: int, index: int) -> str:
+        """Name a sample for a person, by the document that it begins in."""
+        order = self._epoch(epoch)
+        begin = int(order.windows[index]) * self.seq_len
+        place = int(np.searchsorted(order.ends, begin, side="right"))
+        first = self.documents.describe(int(order.documents[place]))
+        return f"window {index} of epoch {epoch} (from {first} on)"
 
     def sample(self, epoch: int, index: int) -> Sample:
         """Make one sample.

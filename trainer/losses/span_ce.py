@@ -195,12 +195,20 @@ class SpanMetrics:
         )
         self._sums = sums if self._sums is None else self._sums + sums
 
-    def reduce(self, counts: Tensor, group: dist.ProcessGroup | None = None) -> dict[str, float | int]:
+    def reduce(
+        self,
+        counts: Tensor,
+        group: dist.ProcessGroup | None = None,
+        *,
+        weighted: SpanObjective | None = None,
+    ) -> dict[str, float | int]:
         """Close the step: sum over ranks and start again at zero.
 
         Args:
             counts: ``N_s`` of the global batch.
             group: Data-parallel group to sum over.
+            weighted: The same spans with the weights of this batch, where those are its own. A span of weight
+                0 in it was not to be expected and does not count as absent.
 
         Returns:
             ``loss`` (the objective) and for each span s ``loss/s`` (global mean; left out where the span is
@@ -213,13 +221,14 @@ class SpanMetrics:
         if group is not None and group.size() > 1:
             dist.all_reduce(sums, group=group)
         metrics: dict[str, float | int] = {"loss": 0.0}
-        for span, total, count in zip(self._objective.spans, sums.tolist(), counts.tolist(), strict=True):
+        spans = (weighted or self._objective).spans
+        for span, total, count in zip(spans, sums.tolist(), counts.tolist(), strict=True):
             metrics[f"tokens/{span.name}"] = count
             metrics[f"weight/{span.name}"] = span.weight if count else 0.0
             if count:
                 metrics[f"loss/{span.name}"] = total / count
                 metrics["loss"] += span.weight * total / count
-            else:
+            elif weighted is None or span.weight:
                 self.absent[span.name] += 1
             metrics[f"absent/{span.name}"] = self.absent[span.name]
         return metrics

@@ -21,6 +21,7 @@ TRAINING_SOURCES = (
     "trainer/checkpoint.py",
     "trainer/distributed.py",
     "trainer/engine.py",
+    "trainer/heldout.py",
     "trainer/inputs.py",
     "trainer/published.py",
     "trainer/train.py",
@@ -90,7 +91,11 @@ def train(build: Build, inputs: Mapping[str, Published]) -> Built:
             "train_seconds": summary["train_seconds"],
             "resume_drift": summary["resume_drift"],
         },
-        details={"tokens": summary["tokens"], "router": summary["router"], "layout": summary["layout"]},
+        details={
+            name: summary[name]
+            for name in ("tokens", "samples", "heldout", "router", "layout")
+            if name in summary  # a dense model has no router
+        },
         execution={**result.execution, "gpus": list(result.devices), "resumed_from": result.resumed_from},
     )
 

@@ -77,6 +77,8 @@ def test_every_step_logs_spans_rates_and_router_health(finished):
         "heldout_tokens",
         "heldout_loss/reasoning",
         "heldout_loss/final",
+        "heldout_loss/conversations",
+        "heldout_tokens/conversations",
     }
     for row in rows[1:]:
         for span in ("reasoning", "final"):
@@ -165,6 +167,7 @@ def test_a_run_that_needs_a_parent_and_has_none_says_so(tmp_path, conversations)
     [
         ({"harmony_fraction": 0.5}, "harmony_fraction"),
         ({"new_layers_only_steps": 2}, "new_layers_only_steps"),
+        ({"new_layers_only_steps": 2, "new_layers": [3, 4]}, "new_layers_only_steps"),
         ({"scored_fraction": 0.5}, "scored_fraction"),
         ({"kd.kl_weight": 0.5}, "kd.kl_weight"),
         ({"training.backend": "fused"}, "fused"),
