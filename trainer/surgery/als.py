@@ -19,8 +19,12 @@ _DAMPING = 1e-10
 """λ relative to the mean eigenvalue of the normal matrix: far below any direction that matters, far above the
 rounding of the products in float64."""
 
-_CHUNK_ELEMENTS = 1 << 22
-"""Float64 numbers in the largest temporary of a chunk of tokens: 32 MiB."""
+_CHUNK_ELEMENTS = 1 << 18
+"""Float64 numbers in the largest temporary of a chunk of tokens (2 MiB: a processor's cache) …"""
+
+_CHUNK_TOKENS = 256
+_CHUNK_TOKENS_PER_DIMENSION = 2
+"""… but at least so many tokens, and so many times H: a product must be long enough to pay for adding it up."""
 
 _NEGLIGIBLE = 1e-7
 """Singular values below this share of the largest are those of a matrix of lower rank."""
@@ -137,7 +141,7 @@ def _check(inputs: Sequence[torch.Tensor], weight: torch.Tensor, rank: int, swee
 
 def _chunks(inputs: Sequence[torch.Tensor], width: int) -> Iterator[torch.Tensor]:
     """The inputs in float64, in pieces whose rows of ``width`` numbers stay below the chunk size."""
-    size = max(64, _CHUNK_ELEMENTS // width)
+    size = max(_CHUNK_TOKENS, _CHUNK_ELEMENTS // width, _CHUNK_TOKENS_PER_DIMENSION * inputs[0].shape[1])
     for z in inputs:
         for piece in z.split(size):
             yield piece.to(torch.float64)
@@ -195,21 +199,21 @@ def _half_step(
     n, rank, hidden = fixed.shape
     m = moving.shape[0]
     rows, columns = torch.triu_indices(rank, rank, device=fixed.device)
-    gram = fixed.new_zeros(len(rows) * hidden, hidden)
-    product = fixed.new_zeros(rank * m, hidden)
+    gram = fixed.new_zeros(hidden, len(rows) * hidden)
+    product = fixed.new_zeros(hidden, rank * m)
     dense, factor = weight.flatten(0, 1), fixed.flatten(0, 1)
     for z in _chunks(inputs, max(len(rows) * hidden, n * m)):
         values = (z @ factor.t()).unflatten(1, (n, rank)).transpose(1, 2) / rank  # [t, R, n]
         weights = (values @ values.transpose(1, 2))[:, rows, columns]  # [t, pairs]
-        gram.addmm_((weights[:, :, None] * z[:, None, :]).flatten(1).t(), z)
+        gram.addmm_(z.t(), (weights[:, :, None] * z[:, None, :]).flatten(1))
         target = (z @ dense.t()).unflatten(1, (n, m))
-        product.addmm_((values @ target).flatten(1).t(), z)
-    blocks = gram.unflatten(0, (len(rows), hidden))
+        product.addmm_(z.t(), (values @ target).flatten(1))
+    blocks = gram.unflatten(1, (len(rows), hidden)).transpose(0, 1)
     normal = fixed.new_empty(rank, hidden, rank, hidden)
     normal[rows, :, columns, :] = blocks
     normal[columns, :, rows, :] = blocks  # each block is itself symmetric
     normal = normal.flatten(2).flatten(0, 1)
-    wanted = product.unflatten(0, (rank, m)).transpose(1, 2).flatten(0, 1)  # [R · H, m]
+    wanted = product.unflatten(1, (rank, m)).transpose(0, 1).flatten(0, 1)  # [R · H, m]
     old = moving.flatten(1).t()
 
     def error(x: torch.Tensor, image: torch.Tensor) -> float:

@@ -28,7 +28,7 @@ from trainer.surgery.streams import StudentStream, residual_agreement
 from trainer.surgery.tensors import LAYER, LOG_FREQ
 from trainer.surgery.weights import WeightsReader, WeightsWriter
 
-CHECK_TOKENS = 2048
+CHECK_TOKENS = 1024
 """Tokens of the calibration slice on which parent and result are compared."""
 
 PROJECTIONS = ("q", "k", "v")
