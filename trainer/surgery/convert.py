@@ -58,16 +58,14 @@ def convert(job: Job, work: WorkDir, stop: StopRequest) -> None:
         directory.mkdir(parents=True)
     inputs = {name: Path(given.path) for name, given in job.inputs.items()}
     conversion = Conversion(job, recipe, inputs, scratch, work, stop)
-    with _process_group_of_its_own():
-        step = load_step(recipe.step)
-        LOGGER.info("%s: %s of %s", job.asset, recipe.step, conversion.source)
-        outcome, written = _fill(step, conversion, writing)
-        outcome.checks["reload"] = _reload(conversion, writing, written)
-        step.check(conversion, writing, outcome)
-    for name, verdict in outcome.checks.items():
-        log = LOGGER.info if verdict.passed else LOGGER.warning
-        log("check %s: %s. %s", name, "passed" if verdict.passed else "FAILED", verdict.description)
-    conversion.check_stop()
+    try:
+        outcome = _make(conversion, writing)
+    except Exception:
+        # Worthless, and it may be 12 GB.
+        shutil.rmtree(writing, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+        (output / CLAIM).unlink(missing_ok=True)
+        raise
     work.at("deliver", 0)
     summary = _summary(conversion, outcome, writing, time.monotonic() - began)
     writing.rename(output / PAYLOAD)
@@ -80,6 +78,21 @@ def convert(job: Job, work: WorkDir, stop: StopRequest) -> None:
         summary["wall_seconds"],
         summary["peak_rss_bytes"] / 1e9,
     )
+
+
+def _make(conversion: Conversion, writing: Path) -> Outcome:
+    """Fills ``writing``, reads it back and measures it."""
+    with _process_group_of_its_own():
+        step = load_step(conversion.recipe.step)
+        LOGGER.info("%s: %s of %s", conversion.job.asset, conversion.recipe.step, conversion.source)
+        outcome, written = _fill(step, conversion, writing)
+        outcome.checks["reload"] = _reload(conversion, writing, written)
+        step.check(conversion, writing, outcome)
+    for name, verdict in outcome.checks.items():
+        log = LOGGER.info if verdict.passed else LOGGER.warning
+        log("check %s: %s. %s", name, "passed" if verdict.passed else "FAILED", verdict.description)
+    conversion.check_stop()
+    return outcome
 
 
 def _finished(output: Path, job: Job) -> bool:

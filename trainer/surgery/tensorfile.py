@@ -114,7 +114,7 @@ class TensorFile:
         if spec.shape and (start, stop) != (0, None):
             rows = range(spec.shape[0])[start:stop]
             shape = (len(rows), *spec.shape[1:])
-            offset += rows.start * (spec.nbytes // spec.shape[0])
+            offset += rows.start * TensorSpec(spec.shape[1:], spec.dtype).nbytes
         tensor = torch.empty(shape, dtype=spec.dtype)
         view = raw(tensor)
         done = 0

@@ -7,13 +7,23 @@ from typing import Any
 
 import torch
 from calibration_cases import VOCAB, compat, donor, morphed, publish, write_text
+from surgery_models import loaded, random_batch
 
 from trainer.config import Architecture, Job, parse, plain
-from trainer.model.gpt import VPGPTModel, build_model
-from trainer.published import load_published, save_published
+from trainer.model.gpt import build_model
+from trainer.published import save_published
 from trainer.surgery.tensors import TORCH_DTYPES
 
-__all__ = ["VOCAB", "compat", "donor", "morphed", "publish", "write_text"]
+__all__ = [
+    "VOCAB",
+    "compat",
+    "donor",
+    "loaded",
+    "morphed",
+    "publish",
+    "random_batch",
+    "write_text",
+]
 
 MOE: dict[str, Any] = {
     "num_experts": 8,
@@ -166,20 +176,3 @@ def publish_as(architecture: Architecture, directory: Path, dtype: str, seed: in
                 parameter *= 4.0
     save_published(model, architecture, directory)
     return directory
-
-
-def loaded(architecture: Architecture, directory: Path, dtype: str = "fp32") -> VPGPTModel:
-    model = build_model(architecture, dtype=TORCH_DTYPES[dtype], seed=99).eval()
-    load_published(model, directory, architecture=architecture)
-    return model
-
-
-def random_batch(
-    seed: int = 0, rows: int = 2, length: int = 40
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tokens, positions and document ids, two documents in the first row."""
-    tokens = torch.randint(0, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
-    positions, documents = torch.arange(length).repeat(rows, 1), torch.zeros_like(tokens)
-    positions[0, 15:] -= 15
-    documents[0, 15:] = 1
-    return tokens, positions, documents

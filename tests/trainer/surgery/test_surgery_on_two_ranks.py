@@ -1,0 +1,71 @@
+"""Depth expansion and upcycling keep the logits bit for bit on two ranks too, tensor- and expert-parallel."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from surgery_cases import (
+    VOCAB,
+    convert_job,
+    expand_recipe,
+    morphed,
+    payload,
+    publish_as,
+    routed,
+    run,
+    upcycle_recipe,
+)
+
+from trainer.config import plain
+
+HERE = Path(__file__).resolve().parent
+LAYOUTS = {"expand": [(2, 1)], "upcycle": [(2, 1), (2, 2), (1, 2)]}
+"""Tensor- and expert-parallel sizes of the two ranks."""
+
+
+@pytest.mark.slow
+def test_logits_are_bit_identical_on_two_ranks(tmp_path):
+    cases = []
+    for dtype in ("fp32", "bf16"):
+        source = publish_as(morphed(num_layers=4), tmp_path / f"parent_{dtype}", dtype)
+        recipes = {"expand": expand_recipe(4, 8), "upcycle": upcycle_recipe()}
+        for step, recipe in recipes.items():
+            typed = recipe | {"dtype": dtype, "parent_dtype": dtype}
+            job = convert_job(tmp_path, typed, f"{step}_{dtype}", parent=source)
+            assert run(job) == 0
+            target = morphed(num_layers=8) if step == "expand" else routed()
+            cases += [
+                {
+                    "name": f"{step} {dtype} tp {tp} ep {ep}",
+                    "tp": tp,
+                    "ep": ep,
+                    "dtype": dtype,
+                    "parent": {"path": str(source), "architecture": plain(morphed(num_layers=4))},
+                    "result": {"path": str(payload(job)), "architecture": plain(target)},
+                }
+                for tp, ep in LAYOUTS[step]
+            ]
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{HERE.parents[2]}"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", HERE / "surgery_ranks.py", str(rank), tmp_path],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outcomes = [rank.communicate(timeout=200) for rank in ranks]
+    for rank, (_, error) in zip(ranks, outcomes, strict=True):
+        assert rank.returncode == 0, error
+    for number in range(2):
+        found = json.loads((tmp_path / f"rank_{number}.json").read_text())
+        assert [case["name"] for case in found] == [case["name"] for case in cases]
+        for case, asked in zip(found, cases, strict=True):
+            assert case["equal"], case
+            assert case["largest"] > 0.5
+            assert case["width"] == VOCAB // asked["tp"]
