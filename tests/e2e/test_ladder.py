@@ -1,0 +1,108 @@
+"""The command that `make ladder` runs, from nothing, as a process of its own; then what a user looks at."""
+
+import json
+import math
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+VOCABULARY = 201_088
+
+
+class Place:
+    """A directory with a Dagster home and a store, and the commands run in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        shutil.copy(ROOT / "dagster.yaml", directory)
+        left_out = ("VPMOE_", "DAGSTER_")
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(left_out)} | {
+            "DAGSTER_HOME": str(directory),
+            "DAGSTER_DISABLE_TELEMETRY": "1",
+            "VPMOE_ARTIFACTS": str(directory / "artifacts"),
+        }
+
+    def run(self, program: str, *arguments: str) -> str:
+        """Run an installed program; return all that it printed."""
+        started = time.monotonic()
+        done = subprocess.run(
+            [BIN / program, *arguments],
+            cwd=self.directory,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        print(f"{program} {' '.join(arguments)}: {time.monotonic() - started:.1f} s")
+        assert done.returncode == 0, done.stdout[-8000:]
+        return done.stdout
+
+    def ladder(self) -> str:
+        (line,) = re.findall(
+            r"^\t\$\(BIN\)/dagster (.*--select '\*')$", (ROOT / "Makefile").read_text(), re.M
+        )
+        return self.run("dagster", *shlex.split(line))
+
+    def vpmoe(self, *arguments: str):
+        return json.loads(self.run("vpmoe", *arguments, "--json"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_ladder_from_nothing_then_again_then_what_users_ask(tmp_path):
+    place = Place(tmp_path)
+    assets = {
+        spec.key.path[-1]
+        for spec in runpy.run_module("vpmoe_assets.definitions")["defs"].resolve_all_asset_specs()
+    }
+    made = assets - {"lineage_index"}
+
+    first = place.ladder()
+    listed = place.vpmoe("ls")
+    assert listed["unreadable"] == {}
+    artifacts = {row["asset"]: row for row in listed["artifacts"]}
+    assert set(artifacts) == made
+    assert {row["state"] for row in artifacts.values()} == {"ok"}
+
+    stage = place.vpmoe("show", "vpmoe_stage1")
+    record = stage["record"]
+    assert record["metrics"]["valid_loss"] < math.log(VOCABULARY) - 1 < record["metrics"]["valid_loss_start"]
+    assert record["metrics"]["resume_drift"] == 0.0
+    assert {node["asset"] for node in stage["ancestry"]} >= {"synth_kd_v1", "synth_harmony", "synth"}
+    assert all(node["present"] for node in stage["ancestry"])
+    assert "ancestry" in place.run("vpmoe", "show", "vpmoe_stage1")
+    assert (Path(place.vpmoe("path", "vpmoe_stage1")["path"]) / "config.json").is_file()
+
+    again = place.ladder()
+    for asset in made:
+        assert f"{asset}: reused {artifacts[asset]['version']}; " in again
+        assert f"{asset}: reused " not in first
+    assert place.vpmoe("ls") == listed
+
+    assert place.vpmoe("verify") == {"artifacts": len(made), "problems": []}
+    ladder = place.vpmoe("sql", "SELECT asset, parameters, valid_loss, blocked FROM ladder")
+    assert {"asset": "vpmoe_stage1", "valid_loss": record["metrics"]["valid_loss"]}.items() <= {
+        key: value for row in ladder if row["asset"] == "vpmoe_stage1" for key, value in row.items()
+    }.items()
+    curve = place.vpmoe("sql", "SELECT count(*) AS points FROM metric_points WHERE asset = 'vpmoe_stage1'")
+    assert curve[0]["points"] >= record["metrics"]["steps"]
+    tables = "SELECT count(*) AS n, sum(hash(COLUMNS(*)::VARCHAR)) FROM artifacts"
+    before = place.vpmoe("sql", tables)
+    rebuilt = place.vpmoe("index", "rebuild")
+    assert (rebuilt["artifacts"], rebuilt["unreadable"]) == (len(made), {})
+    assert place.vpmoe("sql", tables) == before
+
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".dagster", "artifacts", "dagster.yaml"], (
+        "nothing is written outside Dagster's folder and the store"
+    )
