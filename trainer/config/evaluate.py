@@ -84,7 +84,7 @@ class EvaluateRecipe(Frozen):
     """One evaluation, complete: nothing that can change its numbers is decided anywhere else.
 
     Attributes:
-        checkpoints: the objects to measure, each the name of an input of the job, in the order of the ladder.
+        checkpoints: the objects to measure, each the name of an input of the job.
         core8: protocol of the ``core8`` suite; required with it.
     """
 
@@ -110,6 +110,20 @@ class EvaluateRecipe(Frozen):
                         f"max_len = {self.max_len} is more than attention.max_sequence_length = {longest} of "
                         f"{name}; every checkpoint is measured with the same max_len, so lower it"
                     )
-            if checkpoint.compare_to == name:
-                raise ValueError(f"checkpoints.{name}.compare_to is {name} itself")
+        self.order()
         return self
+
+    def order(self) -> tuple[str, ...]:
+        """The checkpoints in the order of measuring: what another is compared with comes before it.
+
+        JSON objects have no order, so that of ``checkpoints`` means nothing.
+        """
+        done: list[str] = []
+        left = sorted(self.checkpoints)
+        while left:
+            ready = [name for name in left if self.checkpoints[name].compare_to not in left]
+            if not ready:
+                raise ValueError(f"checkpoints: {', '.join(left)} are compared with each other in a circle")
+            done += ready
+            left = [name for name in left if name not in ready]
+        return tuple(done)

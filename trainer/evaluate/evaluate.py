@@ -90,7 +90,7 @@ class Run:
         log = MetricsLog(self.work.metrics)
         reports: dict[str, Report] = {}
         try:
-            for name in self.recipe.checkpoints:
+            for name in self.recipe.order():
                 report = self.measure(name, baselines | reports, log)
                 reports[name] = report
                 write_report(report, scratch)
@@ -126,18 +126,16 @@ class Run:
             EvaluationError: One is neither an input nor made earlier in this job.
         """
         found: dict[str, Report] = {}
-        before: set[str] = set()
         for name, checkpoint in self.recipe.checkpoints.items():
             wanted = checkpoint.compare_to
-            if wanted is not None and wanted not in before:
+            if wanted is not None and wanted not in self.recipe.checkpoints:
                 given = REPORT_INPUT.format(wanted)
                 if given not in self.inputs:
                     raise EvaluationError(
                         f"{name} is to be compared with {wanted}, whose report is missing: give the input "
-                        f"{given}, evaluate {wanted} before it in the same job, or set compare_to to null"
+                        f"{given}, evaluate {wanted} in the same job, or set compare_to to null"
                     )
                 found[wanted] = read_report(self.inputs[given], wanted)
-            before.add(name)
         return found
 
     def measure(self, name: str, known: dict[str, Report], log: MetricsLog) -> Report:

@@ -17,17 +17,23 @@ from trainer.published import save_published
 
 
 @pytest.fixture(autouse=True)
-def process_group() -> Iterator[None]:
-    """A process group of one, as our own checkpoints need; other tests may have left one behind."""
+def one_thread() -> Iterator[None]:
+    """One thread, and no process group left by another test; what needs one makes it or asks for `group`."""
     if dist.is_initialized():
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
     threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
-    with session("cpu"):
-        yield
+    yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def group(one_thread: None) -> Iterator[None]:
+    """A process group of one, as our own checkpoints need."""
+    with session("cpu"):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -61,5 +67,5 @@ def student_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def student(student_dir: Path, ranks: Path, process_group: None) -> LanguageModel:
+def student(student_dir: Path, ranks: Path, group: None) -> LanguageModel:
     return open_model(student_dir, name="student", tokenizer=ranks)
