@@ -24,7 +24,7 @@ _CHUNK_ELEMENTS = 1 << 18
 
 _CHUNK_TOKENS = 256
 _CHUNK_TOKENS_PER_DIMENSION = 2
-"""… but at least so many tokens, and so many times H: a product must be long enough to pay for adding it up."""
+"""… but at least so many tokens, and so many times H: adding a product up must cost less than the product."""
 
 _NEGLIGIBLE = 1e-7
 """Singular values below this share of the largest are those of a matrix of lower rank."""
