@@ -6,13 +6,18 @@ Arguments are parsed before anything heavy is imported, so `--help` and a wrong 
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+
+from trainer import generate_command
 
 EXAMPLES = """examples:
   python -m trainer train --job job.json                          one process
   torchrun --nproc-per-node 8 -m trainer train --job job.json     eight; the job says nproc = 8
   python -m trainer convert --job job.json                        one rung of the ladder from the one before
+  python -m trainer evaluate --job job.json                       measure several checkpoints in one process
+  python -m trainer generate --checkpoint DIR --tokenizer DIR --prompt "The sea is"
   python -m trainer count full --rung vpmoe                       parameters and memory
 
 exit codes:
@@ -35,6 +40,24 @@ example:
 exit codes:
   0   done: output_dir holds payload/ and summary.json
   75  interrupted by SIGINT or SIGTERM, nothing delivered; run the same command again to start over
+  1   failed: the last line of the log and work_dir/STATUS say why
+  2   wrong arguments
+"""
+
+EVALUATE_EXAMPLES = """the recipe's `suites`:
+  core8    accuracy on eight tasks
+  ppl      perplexity of held-out text and conversations
+  numeric  exact copying of numbers
+  harmony  format of generated conversations
+and, for checkpoints with experts, the health of their routers
+
+example:
+  python -m trainer evaluate --job job.json --batch-tokens 131072
+
+exit codes:
+  0   done: output_dir holds payload/ (a report and its examples for each object), reports/ (the same with
+      commit and time) and summary.json
+  75  interrupted by SIGINT or SIGTERM; run the same command again to go on with the next task
   1   failed: the last line of the log and work_dir/STATUS say why
   2   wrong arguments
 """
@@ -76,6 +99,37 @@ def build_parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--job", type=Path, required=True, metavar="FILE", help="what to convert")
     convert.set_defaults(run=_convert)
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure checkpoints as a job file says",
+        description="Measures every checkpoint that the recipe names, of either format, and writes a report "
+        "of each. Tasks that an earlier start of the same job finished are not done again.",
+        epilog=EVALUATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.add_argument("--job", type=Path, required=True, metavar="FILE", help="what to measure")
+    evaluate.add_argument(
+        "--batch-rows",
+        type=_positive,
+        metavar="N",
+        help="most rows of a batch (default: what suits the device)",
+    )
+    evaluate.add_argument(
+        "--batch-tokens",
+        type=_positive,
+        metavar="N",
+        help="most tokens of a batch, padding included (default: what suits the device)",
+    )
+    evaluate.set_defaults(run=_evaluate)
+    generate = commands.add_parser(
+        "generate",
+        help="continue a prompt or answer in a conversation",
+        description=generate_command.DESCRIPTION,
+        epilog=generate_command.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    generate_command.add_arguments(generate)
+    generate.set_defaults(run=generate_command.main)
     count = commands.add_parser(
         "count", help="parameters and memory of an experiment's models", add_help=False
     )
@@ -98,6 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # on a machine with other work to do makes a step ten times slower; waiting passively costs nothing
     # measurable.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Said at import about Transformer Engine and Apex; what needs them says so itself.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     code: int = options.run(options)
     return code
 
@@ -140,6 +196,39 @@ def _convert(options: argparse.Namespace) -> int:
         from trainer.surgery.convert import convert
 
         convert(job, directory, stop)
+
+    return run_job(job, work)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from trainer.config import ConfigError, Job, load_job
+    from trainer.lifecycle import run_job
+    from trainer.signals import StopRequest
+    from trainer.workdir import EXIT_FAILED, WorkDir
+
+    try:
+        job = load_job(options.job)
+        job.evaluate_recipe()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+    def work(job: Job, directory: WorkDir, stop: StopRequest) -> None:
+        from trainer.evaluate.evaluate import evaluate
+        from trainer.evaluate.suite import Batching
+
+        batching = Batching.default(job.execution.device)
+        if options.batch_rows or options.batch_tokens:
+            rows, tokens = options.batch_rows or batching.rows, options.batch_tokens or batching.tokens
+            batching = Batching(rows, tokens)
+        evaluate(job, directory, stop, batching=batching)
 
     return run_job(job, work)
 
