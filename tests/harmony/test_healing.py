@@ -22,8 +22,8 @@ from vpmoe_assets.harmony.healing import (
     split_hash,
     split_of,
 )
-from vpmoe_assets.harmony.hub import HubError, HubFile
 from vpmoe_assets.harmony.tokenizer import EOD, load_tiktoken, write_tokenizer
+from vpmoe_assets.hub import HubError, HubFile
 from vpmoe_assets.lineage.canonical import without_volatile
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

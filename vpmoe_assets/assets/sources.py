@@ -49,7 +49,7 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         group="sources",
         kinds={"parquet", "dataset"},
         recipe=_recipe(synth_source),
-        sources=[f"{_HARMONY}/generator.py", f"{_HARMONY}/exercises", f"{_HARMONY}/hub.py"],
+        sources=[*_files("generator", "download"), f"{_HARMONY}/exercises", "vpmoe_assets/hub.py"],
         checks=[checks.SOURCE_FILES],
         metadata=_source_metadata,
         external=lambda: _folder_digest("sources.synth", synth_source),
@@ -61,8 +61,8 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         `generated` rows are written by this project from the experiment's seed, and the manifest says so;
         `hub` takes PleIAs/SYNTH at a pinned revision, resumably; `parquet` takes a local folder.
         """
+        from vpmoe_assets.harmony.download import fetch_synth
         from vpmoe_assets.harmony.generator import write_synth
-        from vpmoe_assets.harmony.hub import fetch_synth
 
         if synth_source.kind == "generated":
             shutil.rmtree(build.payload)  # of an attempt that was killed: generated rows are cheap
@@ -79,7 +79,7 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         group="sources",
         kinds={"dataset", "json"},
         recipe={**_recipe(corpus_source), **_python_of(corpus_source)},
-        sources=[f"{_HARMONY}/{name}.py" for name in ("healing", "documents", "hub", "tokenizer")],
+        sources=[*_files("healing", "documents", "tokenizer"), "vpmoe_assets/hub.py"],
         checks=[checks.SOURCE_FILES],
         metadata=_source_metadata,
         external=lambda: _folder_digest("sources.healing_corpus", corpus_source),
@@ -103,6 +103,10 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         return _with_manifest(build, corpus_source, manifest, tokens=manifest["tokens"])
 
     return [o200k_tokenizer, synth, healing_corpus]
+
+
+def _files(*names: str) -> list[str]:
+    return [f"{_HARMONY}/{name}.py" for name in names]
 
 
 def _with_manifest(build: Build, source: Any, manifest: dict[str, Any], **metrics: int) -> Built:

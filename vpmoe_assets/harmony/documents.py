@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpmoe_assets.harmony.errors import DataError
-from vpmoe_assets.harmony.hub import HubClient, HubFile, HuggingFaceHub, fetch, require_commit, select_files
+from vpmoe_assets.hub import HubClient, HubFile, HuggingFaceHub, fetch, require_commit, select_files
 from vpmoe_assets.lineage.digest import file_sha256
 
 if TYPE_CHECKING:

@@ -26,7 +26,6 @@ from vpmoe_assets.harmony.documents import (
     pydoc_topics,
 )
 from vpmoe_assets.harmony.errors import DataError
-from vpmoe_assets.harmony.hub import HubClient
 from vpmoe_assets.harmony.indexed import IndexedWriter
 from vpmoe_assets.harmony.split import SPLITS
 from vpmoe_assets.harmony.tokenizer import (
@@ -37,6 +36,7 @@ from vpmoe_assets.harmony.tokenizer import (
     load_tiktoken,
     write_tokenizer,
 )
+from vpmoe_assets.hub import HubClient
 from vpmoe_assets.lineage.canonical import sha256_json, without_volatile
 from vpmoe_assets.lineage.digest import file_sha256
 

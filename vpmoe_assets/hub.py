@@ -1,7 +1,8 @@
-"""Files of a hub repository at one commit: listed, streamed, resumed, accepted by their sha256 only.
+"""Files of a hub repository at one commit: listed, streamed, resumed, accepted by their digest only.
 
-A commit names every large file by its sha256, so a pinned revision pins the bytes. A download that was
-cut off goes on where it stopped; a file that is there already is taken as it is once its digest agrees.
+A commit names every large file by its sha256 and every small one by its git id, so a pinned revision pins
+the bytes. A download that was cut off goes on where it stopped; a file that is there already is taken as it
+is once its digest agrees.
 """
 
 import fnmatch
@@ -11,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from vpmoe_assets.harmony.errors import DataError
 
@@ -32,11 +33,30 @@ class HubFile:
         path: inside the repository.
         size: in bytes.
         sha256: as the commit names it; None for small files, which a commit names by their git id only.
+        git_id: of a small file's content, as git computes it; what counts where there is no sha256.
     """
 
     path: str
     size: int
     sha256: str | None
+    git_id: str | None = None
+
+    def hasher(self) -> "hashlib._Hash":
+        """A hash that gives :meth:`digest` when it has seen the file's bytes."""
+        if self.sha256 is not None:
+            return hashlib.sha256()
+        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+
+    @property
+    def digest(self) -> str:
+        """The digest that the bytes must have.
+
+        Raises:
+            HubError: the commit names none.
+        """
+        if (digest := self.sha256 or self.git_id) is None:
+            raise HubError(f"{self.path}: the commit names no digest for it; pin its sha256")
+        return digest
 
 
 class HubClient(Protocol):
@@ -73,7 +93,9 @@ class HuggingFaceHub:
                 repo, recursive=True, revision=revision, repo_type=repo_type
             )
             return [
-                HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None)
+                HubFile(entry.path, entry.size, entry.lfs.sha256)
+                if entry.lfs  # its git id is that of a pointer, not of the bytes
+                else HubFile(entry.path, entry.size, None, entry.blob_id)
                 for entry in entries
                 if isinstance(entry, RepoFile)
             ]
@@ -124,7 +146,7 @@ class _translated:  # noqa: N801 -- reads as a statement: with _translated(...)
                 f"{self._what}: the hub cannot be reached ({type(error).__name__}: {error}). This source "
                 "needs a network; run it where the hub is reachable, or choose a source that is local "
                 '(sources.synth: kind = "generated" or "parquet"; sources.healing_corpus: kind = '
-                '"pydoc_topics" or "folder")'
+                '"pydoc_topics" or "folder"; sources.qwen3_0_6b and sources.gpt_oss_20b: kind = "seeded")'
             ) from error
         if isinstance(error, HfHubHTTPError):
             raise HubError(f"{self._what}: {error}") from error
@@ -190,12 +212,12 @@ def fetch(
         repo: ``owner/name``.
         repo_type: model or dataset.
         revision: commit.
-        file: path, size and the sha256 that it must have.
+        file: path, size and the digest that it must have.
         directory: the file lands below it under its path in the repository.
         progress: called with the number of new bytes.
 
     Returns:
-        The file's path; its bytes have the expected sha256.
+        The file's path; its bytes have the expected digest.
 
     Raises:
         HubError: the hub cannot be reached, or sent other bytes (the partial file is then removed).
@@ -203,13 +225,13 @@ def fetch(
     target = directory / file.path
     if not target.resolve().is_relative_to(directory.resolve()):
         raise HubError(f"{repo}: the path {file.path!r} leaves the download directory")
-    if target.is_file() and _digest(target).hexdigest() == file.sha256:
+    if target.is_file() and _digest(target, file).hexdigest() == file.digest:
         progress(file.size)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     # Named by its digest: a partial file of another commit is never continued.
-    partial = target.with_name(f".{target.name}.{file.sha256}.part")
-    digest = _digest(partial) if partial.is_file() else hashlib.sha256()
+    partial = target.with_name(f".{target.name}.{file.digest}.part")
+    digest = _digest(partial, file) if partial.is_file() else file.hasher()
     done = partial.stat().st_size if partial.is_file() else 0
     progress(done)
     with partial.open("ab") as stream:
@@ -226,59 +248,19 @@ def fetch(
             f"{repo}/{file.path}: the connection ended after {done} of {file.size} bytes; "
             "start again, it will go on there"
         )
-    if digest.hexdigest() != file.sha256:
+    if digest.hexdigest() != file.digest:
         partial.unlink()
+        kind = "git id" if file.sha256 is None else "sha256"
         raise HubError(
-            f"{repo}/{file.path}: received {done} bytes with sha256 {digest.hexdigest()}, "
-            f"expected {file.size} bytes with {file.sha256}; the partial file was removed"
+            f"{repo}/{file.path}: received {done} bytes with {kind} {digest.hexdigest()}, "
+            f"expected {file.size} bytes with {file.digest}; the partial file was removed"
         )
     partial.replace(target)
     return target
 
 
-def fetch_synth(
-    source: Any,
-    directory: Path,
-    *,
-    client: HubClient | None = None,
-    progress: Callable[[int], None] = lambda _: None,
-) -> dict[str, Any]:
-    """Bring the SYNTH parquet files of a pinned commit into ``directory``.
-
-    Args:
-        source: the experiment's ``sources.synth`` of kind ``hub`` (repo, revision, files).
-        directory: kept between attempts, so that nothing is downloaded twice.
-        client: of the hub; the public one by default.
-        progress: called with the number of new bytes.
-
-    Returns:
-        The manifest: repository, commit, and name, bytes and sha256 of each file.
-
-    Raises:
-        HubError: see :func:`fetch` and :func:`select_files`.
-    """
-    require_commit(source.repo, source.revision, "sources.synth.revision")
-    hub = client if client is not None else HuggingFaceHub()
-    files = select_files(hub.list_files(source.repo, "dataset", source.revision), source.files)
-    for file in files:
-        fetch(hub, source.repo, "dataset", source.revision, file, directory, progress=progress)
-    return {
-        "schema_version": "synth_source_v1",
-        "kind": "hub",
-        "description": f"{source.repo} at commit {source.revision}.",
-        "repo": source.repo,
-        "revision": source.revision,
-        "storage": {
-            "format": "parquet",
-            "glob": "*.parquet",
-            "total_bytes": sum(file.size for file in files),
-            "shards": [{"path": file.path, "bytes": file.size, "sha256": file.sha256} for file in files],
-        },
-    }
-
-
-def _digest(path: Path) -> "hashlib._Hash":
-    digest = hashlib.sha256()
+def _digest(path: Path, file: HubFile) -> "hashlib._Hash":
+    digest = file.hasher()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from vpmoe_assets.harmony.hub import (
+from vpmoe_assets.harmony.download import fetch_synth
+from vpmoe_assets.hub import (
     HubError,
     HubFile,
     HuggingFaceHub,
     fetch,
-    fetch_synth,
     require_commit,
     select_files,
 )
@@ -213,7 +213,7 @@ def server(monkeypatch):
 def test_the_real_client_lists_and_resumes_over_http(server, tmp_path):
     hub = HuggingFaceHub(f"http://127.0.0.1:{server.server_port}")
     listing = hub.list_files("owner/name", "dataset", COMMIT)
-    assert listing == [HubFile("README.md", 3, None), FILE]
+    assert listing == [HubFile("README.md", 3, None, "1" * 40), FILE]
     partial = tmp_path / "data" / f".a.parquet.{FILE.sha256}.part"
     partial.parent.mkdir()
     partial.write_bytes(CONTENT[:777])
@@ -223,6 +223,20 @@ def test_the_real_client_lists_and_resumes_over_http(server, tmp_path):
     (tmp_path / "data/a.parquet").unlink()
     with pytest.raises(HubError, match="from the start"):
         get(hub, tmp_path)
+
+
+def test_a_small_file_is_accepted_by_its_git_id(tmp_path):
+    content = b"hello\n"
+    hub = FakeHub({"a.json": content})
+    # What `git hash-object` prints for these bytes.
+    known = HubFile("a.json", len(content), None, "ce013625030ba8dba906f756967f9e9ca394464a")
+    assert get(hub, tmp_path, known).read_bytes() == content
+    other = HubFile("b.json", len(content), None, "ce013625030ba8dba906f756967f9e9ca394464b")
+    hub.files["b.json"] = content
+    with pytest.raises(HubError, match=r"with git id ce0136.*expected 6 bytes with ce0136"):
+        get(hub, tmp_path, other)
+    with pytest.raises(HubError, match="names no digest"):
+        get(hub, tmp_path, HubFile("b.json", len(content), None))
 
 
 def test_a_missing_file_and_an_unreachable_hub_are_told_apart(server, monkeypatch):

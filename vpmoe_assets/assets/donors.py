@@ -1,0 +1,115 @@
+"""The two donors of the ladder, as Hugging Face directories."""
+
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from trainer.config import Experiment, plain
+from vpmoe_assets.assets.presentation import table
+from vpmoe_assets.assets.production import Build, Built, Published, produced_asset
+from vpmoe_assets.checks import data as data_checks
+from vpmoe_assets.checks import donors as checks
+
+_SOURCES = ["vpmoe_assets/donors", "vpmoe_assets/hub.py"]
+
+
+def donor_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
+    """Return the donors of an experiment; one that starts from a seeded student has none."""
+    donor, vocabulary = experiment.sources.qwen3_0_6b, experiment.sources.gpt_oss_20b
+    if donor is None or vocabulary is None:
+        return []
+
+    @produced_asset(
+        experiment,
+        group="sources",
+        kinds={"huggingface", "safetensors"},
+        recipe=plain(donor),
+        sources=_SOURCES,
+        checks=[data_checks.SOURCE_FILES, checks.pinned_files(donor), checks.donor_architecture(donor)],
+        metadata=_donor_metadata,
+        seed=experiment.seed if donor.kind == "seeded" else None,
+    )
+    def qwen3_0_6b(build: Build) -> Built:
+        """The dense donor, Qwen3-0.6B: every layer of the ladder's first rung comes from it.
+
+        `hub` takes the published checkpoint at a pinned commit and verifies every file; `seeded` writes a
+        small checkpoint of the same architecture with weights from the experiment's seed. The tokenizer is
+        the real one either way.
+        """
+        from vpmoe_assets.donors import checkpoints, download
+
+        if donor.kind == "hub":
+            manifest = download.fetch_qwen3(donor, build.payload)
+        else:
+            shutil.rmtree(build.payload)  # of an attempt that was killed
+            checkpoints.write_seeded_qwen3(donor, experiment.seed, build.payload)
+            manifest = download.manifest(
+                f"Qwen3 architecture with weights from seed {experiment.seed}, the real Qwen3 tokenizer.",
+                build.payload,
+            )
+        numbers = {"num_layers": donor.num_layers, "hidden_size": donor.hidden_size}
+        return _built(build, manifest, **numbers)
+
+    @produced_asset(
+        experiment,
+        group="sources",
+        kinds={"huggingface", "safetensors"},
+        recipe=plain(vocabulary),
+        sources=[*_SOURCES, "vpmoe_assets/harmony/tokenizer.py"],
+        checks=[
+            data_checks.SOURCE_FILES,
+            checks.pinned_files(vocabulary),
+            checks.vocabulary_matrices(vocabulary),
+        ],
+        metadata=_donor_metadata,
+        seed=experiment.seed if vocabulary.kind == "seeded" else None,
+    )
+    def gpt_oss_20b(build: Build, o200k_tokenizer: Published) -> Built:
+        """The vocabulary donor, gpt-oss-20b: its tokenizer, embedding and output head, nothing else of it.
+
+        `hub` takes them from the published checkpoint at a pinned commit, out of shards that are verified
+        whole; `seeded` draws both matrices from the experiment's seed. The tokenizer is the real one either
+        way.
+        """
+        from vpmoe_assets.donors import checkpoints, download
+        from vpmoe_assets.harmony.tokenizer import load_ranks
+
+        if vocabulary.kind == "hub":
+            manifest = download.fetch_vocabulary(vocabulary, build.payload, build.work.scratch / "downloads")
+        else:
+            shutil.rmtree(build.payload)
+            ranks = load_ranks(o200k_tokenizer.payload)
+            checkpoints.write_seeded_gpt_oss(vocabulary, experiment.seed, ranks, build.payload)
+            manifest = download.manifest(
+                f"GPT-OSS vocabulary with matrices from seed {experiment.seed}, the real o200k tokenizer.",
+                build.payload,
+            )
+        return _built(build, manifest, hidden_size=vocabulary.hidden_size, vocab_size=vocabulary.vocab_size)
+
+    return [qwen3_0_6b, gpt_oss_20b]
+
+
+def _built(build: Build, manifest: dict[str, Any], **numbers: int) -> Built:
+    from vpmoe_assets.donors.checkpoints import checkpoint_shapes
+    from vpmoe_assets.harmony.completion import write_json
+
+    write_json(build.work.manifest, manifest)
+    shapes = checkpoint_shapes(build.payload)
+    parameters = 0
+    for shape in shapes.values():
+        count = 1
+        for size in shape:
+            count *= size
+        parameters += count
+    return Built(metrics={"parameters": parameters, "tensors": len(shapes), **numbers})
+
+
+def _donor_metadata(item: Published) -> Mapping[str, Any]:
+    shards = item.manifest["storage"]["shards"]
+    shown: dict[str, Any] = {"files": table([dict(shard) for shard in shards])}
+    shown["source"] = item.manifest["description"]
+    if "revision" in item.manifest:
+        shown["revision"] = item.manifest["revision"]
+    return shown

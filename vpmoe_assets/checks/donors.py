@@ -1,0 +1,98 @@
+"""Checks of the donors, before anything is made of them."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from trainer.config.sources import HubDonor, HubVocabulary, SeededDonor, SeededVocabulary
+from vpmoe_assets.checks.check import Check, Verdict
+from vpmoe_assets.donors.errors import DonorError
+
+if TYPE_CHECKING:
+    from vpmoe_assets.assets.production import Build, Published
+
+
+def pinned_files(source: HubDonor | HubVocabulary | SeededDonor | SeededVocabulary) -> Check:
+    """Return the check that the files are the pinned ones and the tokenizer is the published one."""
+
+    def run(build: "Build", inputs: Mapping[str, "Published"]) -> Verdict:
+        from vpmoe_assets.donors import tokenizers
+        from vpmoe_assets.lineage.digest import file_sha256
+
+        qwen3 = isinstance(source, SeededDonor | HubDonor)
+        published = tokenizers.QWEN3_TOKENIZER_SHA256 if qwen3 else tokenizers.O200K_TOKENIZER_SHA256
+        pins = {tokenizers.TOKENIZER_NAME: published, **getattr(source, "files", {})}
+        found = {
+            name: file_sha256(path) if (path := build.payload / name).is_file() else "absent" for name in pins
+        }
+        wrong = [
+            f"{name}: {found[name]} found, {pin} pinned" for name, pin in pins.items() if found[name] != pin
+        ]
+        return (
+            not wrong,
+            "; ".join(wrong) or f"{', '.join(pins)} have their pinned sha256",
+            {"pins": len(pins)},
+        )
+
+    return Check(
+        "pinned_files",
+        run,
+        description="Every pinned file has its sha256, and the tokenizer is byte for byte the published one.",
+    )
+
+
+def donor_architecture(donor: SeededDonor | HubDonor) -> Check:
+    """Return the check that configuration and tensors are those of the experiment's donor."""
+
+    def run(build: "Build", inputs: Mapping[str, "Published"]) -> Verdict:
+        from vpmoe_assets.donors.checkpoints import qwen3_shapes, require_qwen3
+
+        try:
+            require_qwen3(donor, build.payload)
+        except DonorError as error:
+            return False, str(error), {}
+        tensors = len(qwen3_shapes(donor))
+        return True, f"{donor.num_layers} layers of width {donor.hidden_size}, {tensors} tensors", {}
+
+    return Check(
+        "architecture", run, description="Configuration and tensors are those of the experiment's donor."
+    )
+
+
+def vocabulary_matrices(vocabulary: SeededVocabulary | HubVocabulary) -> Check:
+    """Return the check that embedding and head fit the experiment's vocabulary, and every token has a row."""
+
+    def run(build: "Build", inputs: Mapping[str, "Published"]) -> Verdict:
+        from vpmoe_assets.donors.checkpoints import require_vocabulary
+        from vpmoe_assets.harmony.tokenizer import SPECIAL_IDS, load_ranks
+
+        try:
+            require_vocabulary(vocabulary, build.payload)
+        except DonorError as error:
+            return False, str(error), {}
+        ids = _token_ids(build)
+        ranks = load_ranks(inputs["o200k_tokenizer"].payload)
+        wrong = [name for name, number in SPECIAL_IDS.items() if ids.get(name) != number]
+        fits = max(ids.values()) < vocabulary.vocab_size and not wrong
+        same = len(ids) >= len(ranks)
+        return (
+            fits and same,
+            f"{len(ids)} tokens for {vocabulary.vocab_size} rows of width {vocabulary.hidden_size}; "
+            f"special tokens with other ids: {', '.join(wrong) or 'none'}",
+            {"tokens": len(ids), "rows": vocabulary.vocab_size},
+        )
+
+    return Check(
+        "vocabulary",
+        run,
+        description="Embedding and head have a row for every token; special ids are those of o200k Harmony.",
+    )
+
+
+def _token_ids(build: "Build") -> dict[str, int]:
+    import orjson
+
+    from vpmoe_assets.donors.tokenizers import TOKENIZER_NAME
+
+    content = orjson.loads((build.payload / TOKENIZER_NAME).read_bytes())
+    added = {token["content"]: int(token["id"]) for token in content["added_tokens"]}
+    return {**content["model"]["vocab"], **added}
