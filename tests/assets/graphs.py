@@ -88,7 +88,7 @@ class Graph:
         """Materialise assets by their bare names; one that fails makes a failed run, not an exception."""
         definitions = self.definitions()
         made = [asset for asset in definitions.assets or () if isinstance(asset, dg.AssetsDefinition)]
-        names = {asset.key.path[-1]: asset.key for asset in made}
+        names = {key.path[-1]: key for asset in made for key in asset.keys}
         with self.environment():
             result = dg.materialize(
                 made,
