@@ -104,7 +104,7 @@ def _finished(output: Path, job: Job) -> bool:
         return False
     keys = ("asset", "experiment", "recipe_fingerprint")
     theirs = {key: found.get(key) for key in keys} if isinstance(found, dict) else {}
-    if theirs == {key: getattr(job, key) for key in keys} and (output / PAYLOAD).is_dir():
+    if theirs == {key: getattr(job, key) for key in keys} and _holds(output / PAYLOAD):
         return True
     raise JobError(
         f"{output} holds the finished output of another job ({theirs}); a conversion is never written over. "
@@ -118,10 +118,10 @@ def _claim(output: Path, job: Job) -> None:
     claim, payload = output / CLAIM, output / PAYLOAD
     ours = f"{job.experiment}/{job.asset} {job.recipe_fingerprint}\n"
     found = claim.read_text(encoding="utf-8") if claim.is_file() else None
-    if found is None and payload.exists():
+    if found is None and _holds(payload):
         raise JobError(
-            f"{payload} exists and no interrupted conversion left it; a conversion is never written over. "
-            "Remove that directory, or give this job another output_dir"
+            f"{payload} is not empty and no interrupted conversion left it; a conversion is never written "
+            "over. Remove that directory, or give this job another output_dir"
         )
     if found not in (None, ours):
         raise JobError(
@@ -130,10 +130,15 @@ def _claim(output: Path, job: Job) -> None:
         )
     replace_text(claim, ours)
     for left in (payload, output / WRITING):
-        if left.exists():
+        if _holds(left):
             LOGGER.warning("%s: removed what an interrupted conversion left", left)
-            shutil.rmtree(left)
+        shutil.rmtree(left, ignore_errors=True)
     (output / SUMMARY).unlink(missing_ok=True)
+
+
+def _holds(directory: Path) -> bool:
+    """Whether there is anything in a directory; one that was made beforehand, empty, is as good as none."""
+    return directory.is_dir() and any(directory.iterdir())
 
 
 def _fill(step: Step, conversion: Conversion, writing: Path) -> tuple[Outcome, dict[str, str]]:
@@ -298,12 +303,23 @@ def _student_spec(recipe: ConvertRecipe) -> dict[str, int]:
 
 
 def _tokenizer(conversion: Conversion) -> dict[str, Any]:
-    """Family, padded size, and the digest of the tokenizer file where an input carries one."""
+    """Family, padded size, and digests of the vocabulary's files as far as an input tells them."""
     recipe = conversion.recipe
+    vocabulary = recipe.vocabulary if isinstance(recipe, VocabularyRecipe) else recipe.source
     size = recipe.vocab_size if isinstance(recipe, VocabularyRecipe) else recipe.architecture.vocab_size
-    names = [recipe.vocabulary] if isinstance(recipe, VocabularyRecipe) else [recipe.source]
-    found = [_sha256(conversion.inputs[name] / "tokenizer.json") for name in names]
-    return {"family": "o200k_harmony", "vocab_size_padded": size, "asset_sha256": found[0]}
+    manifests = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for directory in conversion.inputs.values()
+        for path in (directory / "manifest.json", directory.parent / "manifest.json")
+        if path.is_file()
+    ]
+    ranks = [manifest["tokenizer"].get("model_sha256") for manifest in manifests if "tokenizer" in manifest]
+    return {
+        "family": "o200k_harmony",
+        "vocab_size_padded": size,
+        "asset_sha256": ranks[0] if ranks else None,
+        "tokenizer_json_sha256": _sha256(conversion.inputs[vocabulary] / "tokenizer.json"),
+    }
 
 
 def _sha256(path: Path) -> str | None:

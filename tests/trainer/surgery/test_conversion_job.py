@@ -21,7 +21,9 @@ from surgery_cases import (
     summary,
 )
 
+from trainer.__main__ import main
 from trainer.config import plain
+from trainer.config.convert import RECIPES
 from trainer.published import read_architecture
 from trainer.surgery.weights import WeightsReader, WeightsWriter
 from trainer.workdir import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, replace_text
@@ -178,6 +180,22 @@ def test_output_that_exists_is_not_written_over(parent, tmp_path, capsys):
     assert run(job) == EXIT_FAILED
     assert "a conversion is never written over" in capsys.readouterr().err
     assert [path.name for path in payload(job).iterdir()] == ["precious"]
+
+
+def test_an_output_directory_that_was_made_beforehand_is_filled(parent, tmp_path, capsys):
+    job = convert_job(tmp_path, recipe(), parent=parent)
+    payload(job).mkdir(parents=True)
+    assert run(job) == EXIT_DONE
+    assert "interrupted" not in capsys.readouterr().err
+
+
+def test_help_names_every_step(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["convert", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"  {step} " in text for step in RECIPES)
+    assert "python -m trainer convert --job job.json" in text
 
 
 def test_finished_output_of_another_recipe_is_not_written_over_and_ones_own_is_not_made_again(
