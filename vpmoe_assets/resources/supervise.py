@@ -70,9 +70,14 @@ class Watcher:
         return returncode
 
     def look(self, *, all_of_it: bool = False) -> None:
-        """Passes on what is new. The log goes in ever larger blocks: each is a row of the event log."""
-        for observation in self._metrics.observations(self._context.asset_key):
-            self._context.log_event(observation)
+        """Passes on what is new. The log goes in ever larger blocks: each is a row of the event log.
+
+        The curve of a job that makes several assets belongs to none of them and stays in its file.
+        """
+        keys = self._context.assets_def.keys
+        if len(keys) == 1:
+            for observation in self._metrics.observations(next(iter(keys))):
+                self._context.log_event(observation)
         now = time.monotonic()
         if not all_of_it and now < self._log_due:
             return

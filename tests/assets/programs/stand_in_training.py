@@ -53,7 +53,7 @@ summary = {
     "heldout_loss_end": 11.0,
     "uniform_loss": 12.211,
     "steps": steps,
-    "tokens": 20480,
+    "tokens": {"reasoning": 9000, "final": 4000, "total": 20480},
     "fill_ratio": 0.9,
     "train_seconds": 1.5,
     "resume_drift": 0.0,
