@@ -2,9 +2,9 @@
 
     python -m benchmarks.generate [--rows 4] [--prompt-tokens 512] [--new-tokens 32] [--record]
 
-One line of JSON. The smoke student with random weights on this machine's CPU, fp32, greedy. Both ways take the
-head at the last position only, and must give the same ids. They take turns; the best of each counts, because
-other work on the machine only ever adds time.
+One line of JSON. The smoke student with random weights on this machine's CPU, fp32, greedy. Both ways take
+the head at the last position only, and must give the same ids. They take turns; the best of each counts,
+because other work on the machine only ever adds time.
 """
 
 import argparse
