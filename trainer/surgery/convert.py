@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import resource
 import shutil
 import sys
@@ -212,8 +213,9 @@ def _summary(conversion: Conversion, outcome: Outcome, payload: Path, seconds: f
         }
         for name, verdict in outcome.checks.items()
     }
+    # Linux counts kilobytes, macOS bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {
+    summary = {
         "schema": SUMMARY_SCHEMA,
         "command": job.command,
         "asset": job.asset,
@@ -233,6 +235,16 @@ def _summary(conversion: Conversion, outcome: Outcome, payload: Path, seconds: f
         "peak_rss_bytes": peak,
         "wall_seconds": round(seconds, 3),
     }
+    return {key: _json_value(value) for key, value in summary.items()}
+
+
+def _json_value(value: Any) -> Any:
+    """The value with None for NaN and infinity, which JSON lacks: a failed check has to be readable too."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _json_value(item) for key, item in value.items()}
+    return [_json_value(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _provenance(conversion: Conversion, outcome: Outcome) -> dict[str, Any]:

@@ -77,6 +77,18 @@ def test_a_finished_conversion_says_all_there_is_to_say(parent, tmp_path):
     assert record["checks"] == {"reload": True, "logits_bit_identical": True}
 
 
+def test_a_model_that_overflows_fails_its_checks_and_the_report_can_be_read(own_parent, tmp_path):
+    file = own_parent / "model-00001-of-00001.safetensors"
+    tensors = load_file(file)
+    tensors["decoder.layers.2.mlp.linear_fc1.bias"].fill_(1e30)
+    save_file(tensors, file, metadata={"format": "pt"})
+    job = convert_job(tmp_path, recipe(), parent=own_parent)
+    assert run(job) == EXIT_DONE
+    report = summary(job)
+    assert not report["checks"]["logits_bit_identical"]["passed"]
+    assert any(row["residual_change"] is None for row in report["layers"])
+
+
 def test_nothing_in_the_payload_tells_when_or_where_it_was_made(parent, tmp_path):
     job = convert_job(tmp_path, recipe(), parent=parent)
     assert run(job) == EXIT_DONE
