@@ -16,7 +16,7 @@ from trainer.inputs import INPUT_OF, DataPart, TrainingData
 from trainer.losses.mixture import MixedObjective, Part
 
 HELD_OUT_BATCHES = 2
-"""Global batches of each validation split that one held-out loss is measured on, always the same ones."""
+"""Global batches that one held-out loss is measured on, always the same ones; kinds share them evenly."""
 
 
 @torch.no_grad()
@@ -50,7 +50,8 @@ def measure_held_out(
     """
     result: dict[str, Any] = {"heldout_loss": 0.0, "heldout_tokens": 0}
     for part in objective.parts:
-        losses, counts = _sums(token_losses, data.parts[part.name], part, settings, layout)
+        batches = max(1, HELD_OUT_BATCHES // len(objective.parts))
+        losses, counts = _sums(token_losses, data.parts[part.name], part, batches, settings, layout)
         tokens = int(sum(counts))
         if not tokens:
             raise ValueError(
@@ -71,12 +72,13 @@ def _sums(
     token_losses: Callable[[Sample], Tensor],
     data: DataPart,
     part: Part,
+    batches: int,
     settings: TrainingConfig,
     layout: Layout,
 ) -> tuple[list[float], list[float]]:
     """Summed losses and numbers of supervised tokens of each span, over all ranks."""
     size = data.valid.num_samples(0)
-    batches = min(size // settings.global_batch_size, HELD_OUT_BATCHES)
+    batches = min(size // settings.global_batch_size, batches)
     if batches == 0:
         raise ValueError(
             f"the validation split of {INPUT_OF[part.name]} gives {size} samples, a held-out loss needs at "
