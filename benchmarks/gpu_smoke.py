@@ -79,7 +79,7 @@ def write_data(root: Path, vocab: int) -> None:
         splits[split] = {"rows": rows, "tokens": total, "shards": [shard]}
     manifest = {
         "schema_version": "synth_kd_v1",
-        "tokenizer": {"type": "mock", "vocab_size": vocab},
+        "tokenizer": {"type": "mock", "model_path": "none", "model_sha256": "0" * 64, "vocab_size": vocab},
         "config": {"loss_mask_alignment": "labels_shifted_with_pad", "eod_token_id": EOD},
         "splits": splits,
     }
