@@ -26,6 +26,7 @@ COMMANDS = (
     ["sql"],
     ["index", "rebuild"],
     ["data", "build"],
+    ["reports"],
     ["reap"],
 )
 
@@ -204,6 +205,18 @@ def test_reap_of_a_quiet_store_finds_nothing(store):
 
 
 # data build.
+
+
+def test_reports_exports_the_newest_evaluations_of_an_experiment(store, tmp_path):
+    fails("reports", "--output", str(tmp_path / "none"))
+    for score in (1, 2):
+        report = json.dumps({"checkpoint_id": "vpmoe", "score": score}).encode()
+        publish(store, "eval_vpmoe", files={"vpmoe.json": b"{}"}, run={"vpmoe.json": report})
+    publish(store, "eval_vpmoe", experiment="other", files={"vpmoe.json": b"{}"}, run={"vpmoe.json": b"{}"})
+    answer = json.loads(run("reports", "--output", str(tmp_path / "reports"), "--json").stdout)
+    path = tmp_path / "reports" / "eval" / "core8" / "vpmoe.json"
+    assert answer == {"experiment": "smoke", "written": [str(path)]}
+    assert json.loads(path.read_bytes())["score"] == 2
 
 
 @pytest.fixture(scope="module")
