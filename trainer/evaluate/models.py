@@ -132,8 +132,11 @@ class LanguageModel(ABC):
             wanted = targets[start : start + size]
             logits = self.head_logits(hidden[start : start + size])
             chosen = logits.gather(1, wanted[:, None]).squeeze(1)
-            logprobs.append(chosen - logits.logsumexp(dim=1))
-            greedy.append(logits.argmax(dim=1) == wanted)
+            largest, first = logits.max(dim=1)
+            # In place: the vocabulary is large, and a second buffer costs as much as the product.
+            total = logits.sub_(largest[:, None]).exp_().sum(dim=1)
+            logprobs.append(chosen - largest - total.log_())
+            greedy.append(first == wanted)
         if not logprobs:
             return torch.empty(0), torch.empty(0, dtype=torch.bool)
         return torch.cat(logprobs).cpu(), torch.cat(greedy).cpu()

@@ -167,6 +167,17 @@ def test_fingerprints_tell_tokenizers_apart_and_not_their_files(tmp_path):
     assert HuggingFaceTokenizer(tmp_path / "split").fingerprint != marks["one"]
 
 
+def test_the_o200k_files_of_a_hugging_face_rung_have_the_fingerprint_of_the_ranks(ranks, tmp_path):
+    from vpmoe_assets.donors.tokenizers import o200k_tokenizer_config, o200k_tokenizer_json
+    from vpmoe_assets.harmony.tokenizer import load_ranks
+
+    (tmp_path / "tokenizer.json").write_bytes(o200k_tokenizer_json(load_ranks(ranks)))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(o200k_tokenizer_config()))
+    ours, theirs = O200kTokenizer(ranks), HuggingFaceTokenizer(tmp_path)
+    assert theirs.fingerprint == ours.fingerprint
+    assert theirs.bos == ours.bos == 199_998
+
+
 @pytest.mark.parametrize(("bos", "expected"), [("<s>", "<s>"), (None, "</s>")])
 def test_bos_is_the_tokenizers_own_or_else_its_eos(bos, expected, tmp_path):
     write_tokenizer(tmp_path, bos=bos)
