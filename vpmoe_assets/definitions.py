@@ -5,7 +5,9 @@ import dagster as dg
 from trainer.config import load_experiment
 from vpmoe_assets.assets.data import data_assets
 from vpmoe_assets.assets.distill import distill_assets
+from vpmoe_assets.assets.donors import donor_assets
 from vpmoe_assets.assets.lineage import lineage_assets
+from vpmoe_assets.assets.rungs import rung_assets
 from vpmoe_assets.assets.sources import sources_assets
 from vpmoe_assets.project import experiment_name
 from vpmoe_assets.resources.index import IndexResource
@@ -17,7 +19,9 @@ experiment = load_experiment(experiment_name())
 defs = dg.Definitions(
     assets=[
         *sources_assets(experiment),
+        *donor_assets(experiment),
         *data_assets(experiment),
+        *rung_assets(experiment),
         *distill_assets(experiment),
         *lineage_assets(experiment),
     ],

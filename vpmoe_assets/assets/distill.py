@@ -29,10 +29,9 @@ TRAINING_SOURCES = (
 
 
 def distill_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
-    """Return the ``distill`` group of an experiment; one without a fresh stage 1 needs the rung below."""
+    """Return the ``distill`` group of an experiment."""
     recipe = experiment.train_recipe("vpmoe_stage1")
-    if recipe.init != "fresh":
-        return []
+    parent = ["vpmoe"] if recipe.init == "checkpoint" else []
 
     @produced_asset(
         experiment,
@@ -44,14 +43,16 @@ def distill_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         metadata=training_metadata,
         seed=experiment.seed,
         trains=True,
+        inputs=[*parent, "synth_kd_v1"],
     )
-    def vpmoe_stage1(build: Build, synth_kd_v1: Published) -> Built:
+    def vpmoe_stage1(build: Build, **inputs: Published) -> Built:
         """Stage 1, warm start: span-normalised cross-entropy on SYNTH conversations.
 
-        The student starts from a seeded initialisation. The loss curve is drawn while it trains; the
-        checkpoint is safetensors by Megatron parameter name, and the resume checkpoints are kept in `run/`.
+        The student starts from the rung `vpmoe`, or from a seeded initialisation where the experiment says
+        so (`bench`). The loss curve is drawn while it trains; the checkpoint is safetensors by Megatron
+        parameter name, and the resume checkpoints are kept in `run/`.
         """
-        return train(build, {"synth_kd_v1": synth_kd_v1})
+        return train(build, inputs)
 
     return [vpmoe_stage1]
 

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -26,6 +26,44 @@ def loss_curve(points: Sequence[dict[str, Any]], most: int = 2000) -> str:
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
+    return _image(figure, "loss over steps")
+
+
+def layer_profile(rows: Sequence[Mapping[str, Any]], most: int = 6) -> str | None:
+    """Return a markdown image of what a conversion measured layer by layer, one panel for each quantity.
+
+    Args:
+        rows: the conversion's table: ``layer`` and numbers, None where a layer has no such number.
+        most: panels at most, in the order of the columns.
+
+    Returns:
+        None where no column varies over layers.
+    """
+    from matplotlib.figure import Figure
+
+    series = {}
+    for column in rows[0] if rows and "layer" in rows[0] else ():
+        points = [(row["layer"], row[column]) for row in rows if _is_number(row[column])]
+        if column not in ("layer", "parent_layer") and len({value for _, value in points}) > 1:
+            series[column] = points
+    chosen = list(series.items())[:most]
+    if not chosen:
+        return None
+    figure = Figure(figsize=(6.4, 1.6 * len(chosen) + 0.4), dpi=90, layout="constrained")
+    panels = figure.subplots(len(chosen), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (column, points) in zip(panels, chosen, strict=True):
+        axes.plot(*zip(*points, strict=True), "o-", linewidth=1.2, markersize=3)
+        axes.set_ylabel(column.replace("_", "\n", 1).replace("_", " "), fontsize=8)
+        axes.grid(alpha=0.3)
+    panels[-1].set_xlabel("layer")
+    return _image(figure, "measured layer by layer")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _image(figure: Any, title: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return f"![loss over steps](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
+    return f"![{title}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"

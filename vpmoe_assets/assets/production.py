@@ -134,12 +134,17 @@ def produced_asset(
     external: Callable[[], Mapping[str, str]] | None = None,
     seed: int | None = None,
     trains: bool = False,
+    pool: str | None = "gpu",
     partial: Sequence[str] = (),
+    name: str | None = None,
+    description: str | None = None,
+    inputs: Sequence[str] | None = None,
 ) -> Callable[[Callable[..., Built]], dg.AssetsDefinition]:
     """Turn a function ``(build, *inputs) -> Built`` into an asset whose every version is a recorded artifact.
 
     The function's name is the asset's, its docstring the UI's description, and each parameter after the first
-    names an upstream asset, handed over as :class:`Published`.
+    names an upstream asset, handed over as :class:`Published`. Where one function makes several assets, name,
+    description and inputs are given instead.
 
     Args:
         experiment: the experiment in force.
@@ -151,14 +156,20 @@ def produced_asset(
         metadata: what the UI shows of a published version beyond the common entries.
         external: digests of inputs that are not assets (a local folder), taken when the step runs.
         seed: of the step, if it draws random numbers; part of its identity.
-        trains: whether it launches a trainer job (then it holds the ``gpu`` pool).
+        trains: whether it launches a trainer job.
+        pool: of such a job; None for a short one that need not queue (a job on CUDA takes its GPU by a lease,
+            in the pool or not).
         partial: names of further upstream assets, handed over by keyword, each only if it was ever published.
+        name: of the asset, in place of the function's.
+        description: in place of the docstring.
+        inputs: names of upstream assets, in place of the parameters'; handed over by keyword.
     """
 
     def decorate(function: Callable[..., Built]) -> dg.AssetsDefinition:
-        asset = function.__name__
+        asset = name or function.__name__
         parameters = inspect.signature(function).parameters.values()
-        inputs = [item.name for item in parameters if item.kind is not item.VAR_KEYWORD][1:]
+        named = [item.name for item in parameters if item.kind is not item.VAR_KEYWORD][1:]
+        required = named if inputs is None else list(inputs)
         source_files = source_digests([Path(source) for source in sources])
         identity = dict(recipe) if seed is None else {**recipe, "seed": seed}
 
@@ -169,7 +180,7 @@ def produced_asset(
             trainer: TrainerResource | None,
         ) -> dg.MaterializeResult:
             there = [name for name in partial if store.latest(experiment.name, name) is not None]
-            upstream = {name: published(store, experiment, name) for name in [*inputs, *there]}
+            upstream = {name: published(store, experiment, name) for name in [*required, *there]}
             digests = {name: item.record.digest for name, item in upstream.items()}
             fingerprint, payload = recipe_fingerprint(
                 identity, source_files, digests | dict(external() if external else {})
@@ -208,11 +219,11 @@ def produced_asset(
 
         common: dict[str, Any] = {
             "key": asset_key(experiment, asset),
-            "description": inspect.getdoc(function),
+            "description": description or inspect.getdoc(function),
             "group_name": group,
             "kinds": kinds,
             "code_version": code_version(identity, source_files)[:16],
-            "deps": [asset_key(experiment, name) for name in [*inputs, *partial]],
+            "deps": [asset_key(experiment, name) for name in [*required, *partial]],
             "check_specs": [
                 dg.AssetCheckSpec(
                     check.name,
@@ -226,7 +237,7 @@ def produced_asset(
         }
         if trains:
 
-            @dg.asset(**common, pool="gpu")
+            @dg.asset(**common, pool=pool)
             def trained(
                 context: dg.AssetExecutionContext,
                 store: StoreResource,

@@ -163,3 +163,21 @@ def seeded_normal(seed: int, name: str, shape: tuple[int, ...], std: float) -> n
     centred = fields.sum(axis=1, dtype=np.int32) - np.int32(2 * 65535)
     # Variance of a uniform 16-bit integer is (2^32 - 1) / 12; of the sum of four, a third of 2^32 - 1.
     return (centred.astype(np.float32) * np.float32(std / ((2**32 - 1) / 3) ** 0.5)).reshape(shape)
+
+
+def read_float32(path: Path, name: str) -> npt.NDArray[np.float32]:
+    """One tensor of a file as float32.
+
+    Raises:
+        DonorError: the file is unusable, has no such tensor, or it is neither F32 nor BF16.
+    """
+    entry = read_header(path).get(name)
+    if entry is None or entry.dtype not in ("F32", "BF16"):
+        raise DonorError(f"{path} holds no F32 or BF16 tensor {name}")
+    with path.open("rb") as stream:
+        stream.seek(entry.start)
+        content = stream.read(entry.stop - entry.start)
+    if entry.dtype == "F32":
+        return np.frombuffer(content, dtype="<f4").reshape(entry.shape).astype(np.float32)
+    halves = np.frombuffer(content, dtype="<u2").astype(np.uint32)
+    return (halves << 16).view(np.float32).reshape(entry.shape)

@@ -102,6 +102,11 @@ class TrainerResource(dg.ConfigurableResource):
         )
         return {name: getattr(self, name) for name in names}
 
+    def alone(self) -> "TrainerResource":
+        """The same settings with a single process, for jobs that do not spread over several."""
+        settings = {name: getattr(self, name) for name in type(self).model_fields}
+        return TrainerResource(**settings | dict.fromkeys(("nproc", "dp", "tp", "ep"), 1))
+
     def run(
         self,
         context: dg.AssetExecutionContext,
