@@ -6,6 +6,7 @@ from trainer.config import load_experiment
 from vpmoe_assets.assets.data import data_assets
 from vpmoe_assets.assets.distill import distill_assets
 from vpmoe_assets.assets.donors import donor_assets
+from vpmoe_assets.assets.evals import evals_assets
 from vpmoe_assets.assets.lineage import lineage_assets
 from vpmoe_assets.assets.rungs import rung_assets
 from vpmoe_assets.assets.sources import sources_assets
@@ -16,15 +17,18 @@ from vpmoe_assets.resources.trainer import TrainerResource
 
 experiment = load_experiment(experiment_name())
 
+made = [
+    *sources_assets(experiment),
+    *donor_assets(experiment),
+    *data_assets(experiment),
+    *rung_assets(experiment),
+    *distill_assets(experiment),
+]
+names = {key.path[-1] for asset in made for key in asset.keys}
+checkpoints = [name for name in experiment.ladder() if name in names]
+
 defs = dg.Definitions(
-    assets=[
-        *sources_assets(experiment),
-        *donor_assets(experiment),
-        *data_assets(experiment),
-        *rung_assets(experiment),
-        *distill_assets(experiment),
-        *lineage_assets(experiment),
-    ],
+    assets=[*made, *evals_assets(experiment, checkpoints), *lineage_assets(experiment)],
     resources={"store": StoreResource(), "index": IndexResource(), "trainer": TrainerResource()},
     # Steps are few and heavy: a process for each would cost more than the small ones take.
     executor=dg.in_process_executor,
