@@ -92,6 +92,8 @@ def test_smoke_has_the_names_and_values_of_the_shared_model(shared_dir):
     ours["stages"]["vpmoe_stage1"].pop("init", None)  # added until the ladder gives stage 1 a parent
     assert ours["training"]["optimizer"].pop("decoupled_lr") == 6e-3  # for embeddings that are fresh
     assert model["training"]["optimizer"].pop("decoupled_lr") == 3e-3
+    assert ours["evaluation"].pop("ppl_tokens") == 4000  # a minute of a core less for each checkpoint
+    assert model["evaluation"].pop("ppl_tokens") == 20_000
     assert ours == model
 
 
