@@ -171,7 +171,8 @@ def _evaluations(experiment: Experiment, checkpoints: Sequence[str]) -> dg.Asset
             description=(
                 f"What `{plan.checkpoint}` scores, and what changed since the checkpoint before.\n\n"
                 "CORE-8, held-out losses of text and conversations, copying of numbers, validity of "
-                "generated Harmony. Tracking only, no thresholds. All evaluations that are due run in one process."
+                "generated Harmony. Tracking only, no thresholds. All evaluations that are due run in one "
+                "process."
             ),
             group_name="evals",
             kinds={"pytorch", "json"},
