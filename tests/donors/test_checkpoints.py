@@ -171,3 +171,13 @@ def test_vocabulary_of_another_width_is_refused(gpt_oss: Path, tmp_path: Path):
     (tmp_path / "copy" / "config.json").write_text(json.dumps({**config, "hidden_size": 16}))
     with pytest.raises(DonorError, match="shapes differ"):
         require_vocabulary(wider, tmp_path / "copy")
+
+
+def test_the_donor_expects_early_tokens_more_than_late_ones(qwen3: Path):
+    """Ids are by frequency, so a model that does so predicts text better than chance."""
+    model = AutoModelForCausalLM.from_pretrained(qwen3)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        logits = model(torch.randint(0, 2000, (4, 64), generator=generator)).logits.float()
+    expected = logits.log_softmax(-1)[..., :2000].mean()
+    assert expected > -torch.tensor(float(DONOR.vocab_size)).log() + 0.02

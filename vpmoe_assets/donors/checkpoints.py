@@ -23,6 +23,15 @@ FINAL_NORM = "model.norm.weight"
 
 Shapes = dict[str, tuple[int, ...]]
 
+_BRANCH = 0.05
+"""Scale of a seeded layer's output beside embeddings of 0.02."""
+
+_LEAN = 0.02
+"""How far the first token's seeded embedding leans in the direction of frequent tokens, per dimension."""
+
+_HALVED_AT = 2048
+"""Id of the token that leans half as far."""
+
 
 def qwen3_shapes(donor: SeededDonor | HubDonor) -> Shapes:
     """Name and shape of every tensor of a Qwen3 checkpoint; a tied head has none of its own."""
@@ -108,8 +117,11 @@ def gpt_oss_config(vocabulary: SeededVocabulary) -> dict[str, Any]:
 def write_seeded_qwen3(donor: SeededDonor, seed: int, directory: Path) -> None:
     """Write a Qwen3-architecture checkpoint with seeded weights and the real Qwen3 tokenizer.
 
-    Projections have the variance of their fan-in and the norms' gains differ from one, so that every layer
-    moves the residual stream and a converter that scrambles heads or drops a gain changes the output.
+    It is no trained model, but like one where a conversion can go wrong. Projections have the variance of
+    their fan-in and the norms' gains differ from one, so a converter that scrambles heads or drops a gain
+    changes the output; a layer adds about a quarter to the residual stream, so tokens stay distinct to the
+    end. Embeddings lean in one direction, the more the earlier the token's id: earlier ids are more frequent,
+    so the model predicts better than chance and what a conversion costs shows in its loss.
 
     Args:
         donor: its geometry.
@@ -122,8 +134,8 @@ def write_seeded_qwen3(donor: SeededDonor, seed: int, directory: Path) -> None:
         if len(shape) == 1:
             return np.float32(1.0) + seeded_normal(seed, name, shape, 0.1)
         if name in (EMBEDDING, HEAD):
-            return seeded_normal(seed, name, shape, 0.02)
-        narrowed = branches if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+            return seeded_normal(seed, name, shape, 0.02) + _frequency_lean(seed, shape)
+        narrowed = _BRANCH * branches if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
         return seeded_normal(seed, name, shape, narrowed * shape[1] ** -0.5)
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -136,6 +148,16 @@ def write_seeded_qwen3(donor: SeededDonor, seed: int, directory: Path) -> None:
     )
     write_json(directory / tokenizers.TOKENIZER_CONFIG_NAME, tokenizers.qwen3_tokenizer_config())
     (directory / tokenizers.TOKENIZER_NAME).write_bytes(tokenizers.qwen3_tokenizer_json())
+
+
+def _frequency_lean(seed: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """What each row adds along one seeded direction of signs: less, the larger its number."""
+    rows, width = shape
+    signs = np.sign(seeded_normal(seed, "frequency direction", (width,), 1.0))
+    height = np.float32(_LEAN) / (
+        np.float32(1.0) + np.arange(rows, dtype=np.float32) / np.float32(_HALVED_AT)
+    )
+    return height[:, None] * signs
 
 
 def write_seeded_gpt_oss(
