@@ -27,6 +27,11 @@ exit codes:
   2   wrong arguments
 """
 
+COUNT_EXAMPLES = """examples:
+  python -m trainer count full                    every rung
+  python -m trainer count bench --rung vpmoe --json
+"""
+
 CONVERT_EXAMPLES = """the recipe's `step` says what is done:
   vocabulary   donor and another model's tokenizer -> donor with that tokenizer (Hugging Face format)
   vpdense      donor -> dense student in the donor's attention
@@ -131,9 +136,15 @@ def build_parser() -> argparse.ArgumentParser:
     generate_command.add_arguments(generate)
     generate.set_defaults(run=generate_command.main)
     count = commands.add_parser(
-        "count", help="parameters and memory of an experiment's models", add_help=False
+        "count",
+        help="parameters and memory of an experiment's models",
+        description="Counts parameters twice, by formula and on the meta device, and plans memory per GPU.",
+        epilog=COUNT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    count.add_argument("rest", nargs=argparse.REMAINDER)
+    count.add_argument("config", help="name of an experiment (configs/NAME.toml) or path of a .toml file")
+    count.add_argument("--rung", help="one rung, such as vpmoe; all of them by default")
+    count.add_argument("--json", action="store_true", help="print JSON instead of tables")
     count.set_defaults(run=_count)
     return parser
 
@@ -236,7 +247,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _count(options: argparse.Namespace) -> int:
     from trainer.count import main as count
 
-    return count(options.rest)
+    chosen = ["--rung", options.rung] if options.rung else []
+    return count([options.config, *chosen, *(["--json"] if options.json else [])])
 
 
 if __name__ == "__main__":
