@@ -23,6 +23,7 @@ _FILE_ONLY = (
     "moe/router/layer_",
     "absent/",
     "tokens/",
+    "samples/",
     "weight/",
     "consumed_samples",
     "epoch",
