@@ -25,13 +25,13 @@ VOCABULARY = 201_088
 SHORT = {
     "rows = 2000\n\n": "rows = 200\n\n",
     "max_tokens = 200000": "max_tokens = 40000",
-    "calibration_tokens = 16384": "calibration_tokens = 2048",
+    "calibration_tokens = 4096": "calibration_tokens = 2048",
     "als_sweeps = 10": "als_sweeps = 3",
-    "steps = 8\n": "steps = 3\n",
-    "new_layers_only_steps = 4\nsteps = 4": "new_layers_only_steps = 1\nsteps = 2",
+    "steps = 4\n": "steps = 3\n",
+    "new_layers_only_steps = 2": "new_layers_only_steps = 1",
     "eval_interval = 5": "eval_interval = 10",
     "max_per_task = 20": "max_per_task = 4",
-    "ppl_tokens = 4000": "ppl_tokens = 500",
+    "ppl_tokens = 2000": "ppl_tokens = 500",
     "max_new_tokens = 48": "max_new_tokens = 8",
 }
 """What makes the smoke experiment shorter without leaving anything of the graph out."""

@@ -92,7 +92,15 @@ def test_smoke_has_the_names_and_values_of_the_shared_model(shared_dir):
     ours["stages"]["vpmoe_stage1"].pop("init", None)  # added until the ladder gives stage 1 a parent
     assert ours["training"]["optimizer"].pop("decoupled_lr") == 6e-3  # for embeddings that are fresh
     assert model["training"]["optimizer"].pop("decoupled_lr") == 3e-3
-    assert ours["evaluation"].pop("ppl_tokens") == 4000  # a minute of a core less for each checkpoint
+    for table in ("vpdense0_5_28", "vpdense_28"):  # shorter, so that the whole graph takes minutes
+        assert ours["rungs"][table]["surgery"].pop("calibration_tokens") == 4096
+        assert model["rungs"][table]["surgery"].pop("calibration_tokens") == 16384
+        assert ours["rungs"][table]["healing"].pop("steps") == 4
+        assert model["rungs"][table]["healing"].pop("steps") == 8
+    for key in ("new_layers_only_steps", "steps"):
+        assert ours["rungs"]["vpdense_80"]["healing"].pop(key) == 2
+        assert model["rungs"]["vpdense_80"]["healing"].pop(key) == 4
+    assert ours["evaluation"].pop("ppl_tokens") == 2000
     assert model["evaluation"].pop("ppl_tokens") == 20_000
     assert ours == model
 
