@@ -183,9 +183,13 @@ def _train(options: argparse.Namespace) -> int:
         return EXIT_FAILED
 
     def work(job: Job, directory: WorkDir, stop: StopRequest) -> None:
+        from trainer.startup import load_megatron
+
+        load_megatron()
         from trainer.train import train
 
-        train(job, directory, stop, verify_resume=options.verify_resume)
+        verify = options.verify_resume and job.execution.verify_resume
+        train(job, directory, stop, verify_resume=verify)
 
     return run_job(job, work)
 
@@ -204,6 +208,9 @@ def _convert(options: argparse.Namespace) -> int:
         return EXIT_FAILED
 
     def work(job: Job, directory: WorkDir, stop: StopRequest) -> None:
+        from trainer.startup import load_megatron
+
+        load_megatron()
         from trainer.surgery.convert import convert
 
         convert(job, directory, stop)
@@ -232,6 +239,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         return EXIT_FAILED
 
     def work(job: Job, directory: WorkDir, stop: StopRequest) -> None:
+        from trainer.startup import load_megatron
+
+        load_megatron()
         from trainer.evaluate.evaluate import evaluate
         from trainer.evaluate.suite import Batching
 

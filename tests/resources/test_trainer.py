@@ -43,6 +43,7 @@ def test_the_job_file_is_what_the_trainer_reads_and_names_no_key(run_stand_in, t
         "launcher": "local",
         "wandb": "offline",
         "resume": True,
+        "verify_resume": True,
         "per_layer_router_metrics": False,
     }
     for path in (tmp_path / "work").rglob("*"):

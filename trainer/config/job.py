@@ -26,6 +26,10 @@ class Execution(Frozen):
 
     Megatron's convention: ``nproc = tp × dp`` processes, and the expert-parallel ranks are found inside the
     data-parallel ones, so ``ep`` divides ``dp``.
+
+    Attributes:
+        verify_resume: repeat the last steps of a training run from their checkpoint, and report by how much
+            they differ.
     """
 
     device: Literal["cpu", "cuda"]
@@ -36,6 +40,7 @@ class Execution(Frozen):
     launcher: Literal["local", "slurm"] = "local"
     wandb: Literal["offline", "online", "disabled"] = "offline"
     resume: bool = True
+    verify_resume: bool = True
     per_layer_router_metrics: bool = False
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ TRAINING_SOURCES = (
     "trainer/model",
     "trainer/optim",
     "trainer/checkpoint.py",
+    "trainer/checkpoint_format.py",
     "trainer/distributed.py",
     "trainer/engine.py",
     "trainer/heldout.py",
@@ -57,8 +58,14 @@ def distill_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
     return [vpmoe_stage1]
 
 
-def train(build: Build, inputs: Mapping[str, Published]) -> Built:
-    """Run a training job in the work area and return what its summary says."""
+def train(build: Build, inputs: Mapping[str, Published], *, verify_resume: bool = True) -> Built:
+    """Run a training job in the work area and return what its summary says.
+
+    Args:
+        build: of the asset.
+        inputs: of the job.
+        verify_resume: repeat the last steps from their checkpoint; for the assets whose check asks for it.
+    """
     result = build.trainer.run(
         build.context,
         command="train",
@@ -76,6 +83,7 @@ def train(build: Build, inputs: Mapping[str, Published]) -> Built:
         },
         work_dir=build.work.path,
         output_dir=build.work.output,
+        verify_resume=verify_resume,
     )
     summary = result.summary
     model = build.recipe["architecture"]["model"]

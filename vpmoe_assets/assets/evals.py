@@ -47,6 +47,7 @@ EVALUATION_SOURCES = (
     "trainer/config/evaluate.py",
     "trainer/evaluate",
     "trainer/model",
+    "trainer/checkpoint_format.py",
     "trainer/conversation.py",
     "trainer/data",
     "trainer/decoding.py",

@@ -121,6 +121,7 @@ class TrainerResource(dg.ConfigurableResource):
         provenance: Mapping[str, Any],
         work_dir: Path,
         output_dir: Path,
+        verify_resume: bool = True,
     ) -> TrainerResult:
         """Runs one job to its end; the caller holds the lock of the work directory.
 
@@ -140,6 +141,7 @@ class TrainerResource(dg.ConfigurableResource):
             provenance: `git_sha`, `git_dirty`, `source_digest`, `lock_digest`.
             work_dir: Where the job works and where a restart goes on.
             output_dir: Where `payload/` and `summary.json` are to appear.
+            verify_resume: Whether a training run repeats its last steps from their checkpoint at the end.
 
         Raises:
             dagster.Failure: The job cannot be started, failed, stalled or left an incomplete deliverable. The
@@ -163,7 +165,7 @@ class TrainerResource(dg.ConfigurableResource):
                     "inputs": {
                         name: {"path": str(path), "digest": digest} for name, (path, digest) in inputs.items()
                     },
-                    "execution": self.execution(),
+                    "execution": {**self.execution(), "verify_resume": verify_resume},
                     "provenance": dict(provenance),
                     "work_dir": str(work_dir),
                     "output_dir": str(output_dir),

@@ -1,0 +1,21 @@
+"""Starting a job's process."""
+
+import subprocess
+import sys
+
+LOADED = """
+import torch
+compile = torch.compile
+from trainer.startup import load_megatron
+load_megatron()
+load_megatron()
+assert torch.compile is compile, "the compiler is given back"
+import sys
+import trainer.train
+print("megatron.core" in sys.modules, "torch._inductor.compile_fx" in sys.modules)
+"""
+
+
+def test_megatron_is_loaded_without_the_compiler_and_the_compiler_stays_available() -> None:
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]

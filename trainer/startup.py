@@ -1,0 +1,30 @@
+"""Loading Megatron in a process that runs one job."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def load_megatron() -> None:
+    """Imports megatron-core without loading the compiler.
+
+    megatron decorates its fused helpers (bias and activation, bias and dropout) with `torch.compile` when it
+    is imported. That alone loads Dynamo and Inductor, a good part of a job's start-up, for functions that
+    the `reference` backend never calls. Here they stay plain functions; whatever this trainer compiles itself
+    is not affected.
+    """
+    if "megatron.core" in sys.modules:
+        return
+    import torch
+
+    namespace: Any = torch
+    real, namespace.compile = namespace.compile, _uncompiled
+    try:
+        import megatron.core  # noqa: F401
+    finally:
+        namespace.compile = real
+
+
+def _uncompiled(function: Callable[..., Any] | None = None, **_: Any) -> Any:
+    """`torch.compile` as a decorator, with or without arguments, that leaves the function as it is."""
+    return function if function is not None else lambda decorated: decorated
