@@ -142,7 +142,7 @@ def test_stages_inherit_training_and_override_key_by_key(tmp_path):
 def test_a_healing_run_scales_all_rates_to_its_own_and_counts_both_phases():
     experiment = load_experiment("smoke")
     recipe = experiment.train_recipe("vpdense_80_healed")
-    assert (recipe.steps, recipe.new_layers_only_steps, recipe.init) == (8, 4, "checkpoint")
+    assert (recipe.steps, recipe.new_layers_only_steps, recipe.init) == (4, 2, "checkpoint")
     optimizer = recipe.training.optimizer
     assert optimizer.lr == 1e-3
     everywhere = experiment.training.optimizer
