@@ -7,10 +7,17 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer import generate_command
+
+if TYPE_CHECKING:
+    from trainer.config import Job
+    from trainer.lifecycle import Work
+    from trainer.signals import StopRequest
+    from trainer.workdir import WorkDir
 
 EXAMPLES = """examples:
   python -m trainer train --job job.json                          one process
@@ -169,53 +176,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _train(options: argparse.Namespace) -> int:
-    from trainer.config import ConfigError, Job, load_job
+def _run(options: argparse.Namespace, recipe_of: Callable[["Job"], object], work: "Work") -> int:
+    """Runs a job once it is known to be one of this command, and Megatron once the job has its heartbeat."""
+    from trainer.config import ConfigError, load_job
     from trainer.lifecycle import run_job
-    from trainer.signals import StopRequest
-    from trainer.workdir import EXIT_FAILED, WorkDir
+    from trainer.workdir import EXIT_FAILED
 
     try:
         job = load_job(options.job)
-        job.train_recipe()
+        recipe_of(job)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
 
-    def work(job: Job, directory: WorkDir, stop: StopRequest) -> None:
+    def loaded(job: "Job", directory: "WorkDir", stop: "StopRequest") -> None:
         from trainer.startup import load_megatron
 
         load_megatron()
+        work(job, directory, stop)
+
+    return run_job(job, loaded)
+
+
+def _train(options: argparse.Namespace) -> int:
+    def work(job: "Job", directory: "WorkDir", stop: "StopRequest") -> None:
         from trainer.train import train
 
         verify = options.verify_resume and job.execution.verify_resume
         train(job, directory, stop, verify_resume=verify)
 
-    return run_job(job, work)
+    return _run(options, lambda job: job.train_recipe(), work)
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from trainer.config import ConfigError, Job, load_job
-    from trainer.lifecycle import run_job
-    from trainer.signals import StopRequest
-    from trainer.workdir import EXIT_FAILED, WorkDir
-
-    try:
-        job = load_job(options.job)
-        job.convert_recipe()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILED
-
-    def work(job: Job, directory: WorkDir, stop: StopRequest) -> None:
-        from trainer.startup import load_megatron
-
-        load_megatron()
+    def work(job: "Job", directory: "WorkDir", stop: "StopRequest") -> None:
         from trainer.surgery.convert import convert
 
         convert(job, directory, stop)
 
-    return run_job(job, work)
+    return _run(options, lambda job: job.convert_recipe(), work)
 
 
 def _positive(text: str) -> int:
@@ -226,22 +225,7 @@ def _positive(text: str) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from trainer.config import ConfigError, Job, load_job
-    from trainer.lifecycle import run_job
-    from trainer.signals import StopRequest
-    from trainer.workdir import EXIT_FAILED, WorkDir
-
-    try:
-        job = load_job(options.job)
-        job.evaluate_recipe()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILED
-
-    def work(job: Job, directory: WorkDir, stop: StopRequest) -> None:
-        from trainer.startup import load_megatron
-
-        load_megatron()
+    def work(job: "Job", directory: "WorkDir", stop: "StopRequest") -> None:
         from trainer.evaluate.evaluate import evaluate
         from trainer.evaluate.suite import Batching
 
@@ -251,7 +235,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             batching = Batching(rows, tokens)
         evaluate(job, directory, stop, batching=batching)
 
-    return run_job(job, work)
+    return _run(options, lambda job: job.evaluate_recipe(), work)
 
 
 def _count(options: argparse.Namespace) -> int:

@@ -66,25 +66,7 @@ def train(build: Build, inputs: Mapping[str, Published], *, verify_resume: bool 
         inputs: of the job.
         verify_resume: repeat the last steps from their checkpoint; for the assets whose check asks for it.
     """
-    result = build.trainer.run(
-        build.context,
-        command="train",
-        asset=build.asset,
-        experiment=build.experiment.name,
-        recipe=build.recipe,
-        recipe_fingerprint=build.fingerprint,
-        seed=build.experiment.seed,
-        inputs={name: (item.payload, item.record.digest) for name, item in inputs.items()},
-        provenance={
-            "git_sha": build.code.git_sha,
-            "git_dirty": build.code.git_dirty,
-            "source_digest": build.code.source_digest,
-            "lock_digest": build.environment["lock_digest"],
-        },
-        work_dir=build.work.path,
-        output_dir=build.work.output,
-        verify_resume=verify_resume,
-    )
+    result = build.run_job("train", inputs, verify_resume=verify_resume)
     summary = result.summary
     model = build.recipe["architecture"]["model"]
     return Built(

@@ -289,24 +289,18 @@ class _Evaluation:
         fingerprint, _ = recipe_fingerprint({**recipe, "seed": self.experiment.seed}, self.sources, digests)
         code, around = CodeState.model_validate(code_state(ROOT)), environment()
         with self.store.work_area(self.experiment.name, "evaluations", fingerprint) as job:
-            result = self.trainer.run(
-                self.context,
-                command="evaluate",
+            result = Build(
+                context=self.context,
+                experiment=self.experiment,
+                store=self.store,
+                work=job,
                 asset="evaluations",
-                experiment=self.experiment.name,
                 recipe=recipe,
-                recipe_fingerprint=fingerprint,
-                seed=self.experiment.seed,
-                inputs={name: (item.payload, item.record.digest) for name, item in inputs.items()},
-                provenance={
-                    "git_sha": code.git_sha,
-                    "git_dirty": code.git_dirty,
-                    "source_digest": code.source_digest,
-                    "lock_digest": around["lock_digest"],
-                },
-                work_dir=job.path,
-                output_dir=job.output,
-            )
+                fingerprint=fingerprint,
+                code=code,
+                environment=around,
+                _trainer=self.trainer,
+            ).run_job("evaluate", inputs)
             for plan in due:
                 self.publish(plan, job.path, job.output, result, code, around)
                 yield self.result(plan, reused=False)

@@ -32,7 +32,7 @@ from vpmoe_assets.lineage.store import Store, WorkArea
 from vpmoe_assets.project import ROOT
 from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.store import StoreResource
-from vpmoe_assets.resources.trainer import TrainerResource
+from vpmoe_assets.resources.trainer import TrainerResource, TrainerResult
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,43 @@ class Build:
         if self._trainer is None:
             raise RuntimeError(f"asset {self.asset} launches no job: declare it with trains=True")
         return self._trainer
+
+    def run_job(
+        self,
+        command: str,
+        inputs: Mapping[str, Published],
+        *,
+        alone: bool = False,
+        verify_resume: bool = True,
+    ) -> TrainerResult:
+        """Run a job of the trainer in the work area.
+
+        Args:
+            command: of the trainer.
+            inputs: of the job, by name.
+            alone: in one process, whatever the layout of training runs is.
+            verify_resume: at the end of a training run, repeat its last steps from their checkpoint.
+        """
+        trainer = self.trainer.alone() if alone else self.trainer
+        return trainer.run(
+            self.context,
+            command=command,
+            asset=self.asset,
+            experiment=self.experiment.name,
+            recipe=self.recipe,
+            recipe_fingerprint=self.fingerprint,
+            seed=self.experiment.seed,
+            inputs={name: (item.payload, item.record.digest) for name, item in inputs.items()},
+            provenance={
+                "git_sha": self.code.git_sha,
+                "git_dirty": self.code.git_dirty,
+                "source_digest": self.code.source_digest,
+                "lock_digest": self.environment["lock_digest"],
+            },
+            work_dir=self.work.path,
+            output_dir=self.work.output,
+            verify_resume=verify_resume,
+        )
 
 
 @dataclass(frozen=True)

@@ -145,24 +145,7 @@ def _healing(experiment: Experiment, rung: str) -> dg.AssetsDefinition:
 
 def convert(build: Build, recipe: ConvertRecipe, inputs: Mapping[str, Published]) -> Built:
     """Run a conversion in the work area and return what its summary says."""
-    result = build.trainer.alone().run(
-        build.context,
-        command="convert",
-        asset=build.asset,
-        experiment=build.experiment.name,
-        recipe=build.recipe,
-        recipe_fingerprint=build.fingerprint,
-        seed=build.experiment.seed,
-        inputs={name: (item.payload, item.record.digest) for name, item in inputs.items()},
-        provenance={
-            "git_sha": build.code.git_sha,
-            "git_dirty": build.code.git_dirty,
-            "source_digest": build.code.source_digest,
-            "lock_digest": build.environment["lock_digest"],
-        },
-        work_dir=build.work.path,
-        output_dir=build.work.output,
-    )
+    result = build.run_job("convert", inputs, alone=True)
     summary = result.summary
     shape = summary["provenance"]["student_spec"]
     return Built(
