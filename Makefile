@@ -26,7 +26,7 @@ $(STAMP): .uv/bin/uv
 endif
 $(STAMP): requirements.lock pyproject.toml .python-version
 	@test -x $(BIN)/python || $(UV) venv --quiet --python "$$(cat .python-version)" .venv
-	$(UV) pip sync --quiet --require-hashes requirements.lock
+	$(UV) pip sync --quiet --compile-bytecode --require-hashes requirements.lock
 	$(UV) pip install --quiet --no-deps --editable .
 	@touch $@
 

@@ -172,7 +172,8 @@ def make_deterministic(device: torch.device) -> None:
         # cuBLAS reads this when its handle is made; without it its split-k sums may change order.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Not `use_deterministic_algorithms`: it loads the compiler to tell it too, a second of every start.
+    torch.set_deterministic_debug_mode("warn")
     # That mode also writes NaN into every fresh tensor, a tenth of a step's time, against reads of memory
     # that nobody wrote. No result here depends on such memory: the resume check would find it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -109,10 +109,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_chosen = torch.zeros(len(chosen), hidden.shape[1], dtype=wide, device=hidden.device)
         if want_head:
             grad_head = torch.zeros(head_weight.shape, dtype=wide, device=hidden.device)
+        buffer = torch.empty(min(chunk_tokens, len(chosen)), len(head), dtype=wide, device=hidden.device)
         for start in range(0, len(chosen), chunk_tokens):
             at = chosen[start : start + chunk_tokens]
             states = _operand(hidden[at])
-            logits = _product(states, head.t(), wide)
+            logits = _product(states, head.t(), out=buffer[: len(at)])
             ce[at], log_scale, rows, columns = shard.cross_entropy_(logits, labels[at])
             if grad_chosen is None and grad_head is None:
                 continue
@@ -123,7 +124,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits[rows, columns] -= weights[rows]
             grad_logits = logits.to(states.dtype)
             if grad_chosen is not None:
-                grad_chosen[start : start + chunk_tokens] = _product(grad_logits, head, wide)
+                _product(grad_logits, head, out=grad_chosen[start : start + chunk_tokens])
             if grad_head is not None:
                 _add_product_(grad_head, grad_logits.t(), states)
 
@@ -203,11 +204,11 @@ def _operand(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _product(left: Tensor, right: Tensor, out_dtype: torch.dtype) -> Tensor:
-    """``left @ right`` in a wide type, accumulated in it."""
-    if left.dtype == out_dtype:
-        return left @ right
-    return torch.mm(left, right, out_dtype=out_dtype)
+def _product(left: Tensor, right: Tensor, *, out: Tensor) -> Tensor:
+    """``left @ right`` written to ``out`` and accumulated in its type, which is a wide one."""
+    if left.dtype == out.dtype:
+        return torch.mm(left, right, out=out)
+    return torch.mm(left, right, out_dtype=out.dtype, out=out)
 
 
 def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
