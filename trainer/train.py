@@ -51,14 +51,21 @@ def train(job: Job, work: WorkDir, stop: StopRequest, *, verify_resume: bool = T
     refuse_unavailable(recipe)
     execution = job.execution
     with session(execution.device, tp=execution.tp, ep=execution.ep, dp=execution.dp) as layout:
-        Run(job, recipe, work, stop, layout).complete(verify_resume=verify_resume)
+        Run(job, recipe, work, stop, layout, verify_resume=verify_resume).complete()
 
 
 class Run:
     """One process's part in a training run: the cadence around an `Engine`."""
 
     def __init__(
-        self, job: Job, recipe: TrainRecipe, work: WorkDir, stop: StopRequest, layout: Layout
+        self,
+        job: Job,
+        recipe: TrainRecipe,
+        work: WorkDir,
+        stop: StopRequest,
+        layout: Layout,
+        *,
+        verify_resume: bool = True,
     ) -> None:
         self.job, self.recipe, self.work, self.stop, self.layout = job, recipe, work, stop, layout
         self.started = time.time()
@@ -66,13 +73,13 @@ class Run:
         self.config_hash = config_hash(plain(recipe), job.seed)
         self.data = open_data(job, recipe, cache_dir=work.path / "pack_index")
         self.provenance = Provenance(job, plain(recipe), layout, started_unix_s=self.started)
-        self.drift_from = max(0, recipe.steps - DRIFT_STEPS)
+        self.drift_from = max(0, recipe.steps - DRIFT_STEPS) if verify_resume else None
         self.checkpoints = Checkpoints(
             work.checkpoints,
             layout,
             keep_last=self.settings.keep_last,
             keep_every=self.settings.keep_every,
-            protect={self.drift_from},
+            protect=set() if self.drift_from is None else {self.drift_from},
         )
         self.resumed_from: int | None = None
         self.saved: int | None = None
@@ -105,6 +112,7 @@ class Run:
         )
         newest = self.checkpoints.latest()
         if newest is not None and self.job.execution.resume:
+            self.require_drift_checkpoint(newest)
             engine.resume(self.checkpoints, newest)
             self.resumed_from = self.saved = newest
             LOGGER.info("resumed from %s", self.checkpoints.path(newest))
@@ -118,6 +126,20 @@ class Run:
                 engine.weights_changed()
                 LOGGER.info("weights of %s; step 0, no optimizer state", parent)
         return engine
+
+    def require_drift_checkpoint(self, newest: int) -> None:
+        """Refuses at the start what the resume check could not do at the end.
+
+        Raises:
+            ValueError: The run is past the step that the check resumes from, and that step was not saved.
+        """
+        wanted = self.drift_from
+        if wanted is not None and wanted < newest and wanted not in self.checkpoints.iterations():
+            raise ValueError(
+                f"verify_resume needs the checkpoint of step {wanted} and {self.work.checkpoints} goes on from "
+                f"step {newest} without it: an earlier start ran with --no-verify-resume; say so again, or "
+                f"remove the checkpoints after step {wanted}"
+            )
 
     def parent(self) -> Path:
         """The published checkpoint among the inputs.
@@ -134,7 +156,7 @@ class Run:
             )
         return found[0]
 
-    def complete(self, *, verify_resume: bool) -> None:
+    def complete(self) -> None:
         """Trains to the end, publishes, and writes the summary."""
         self.work.at("build", 0)
         engine = self.start()
@@ -148,7 +170,7 @@ class Run:
             tracker.close(failed=failed)
             if log is not None:
                 log.close()
-        self.deliver(engine, verify_resume=verify_resume)
+        self.deliver(engine)
 
     def tracker(self) -> Tracker:
         """Weights & Biases on rank 0, nothing elsewhere."""
@@ -236,7 +258,7 @@ class Run:
         self.saved = engine.iteration
         LOGGER.info("saved %s in %.1f s", path, time.perf_counter() - began)
 
-    def deliver(self, engine: Engine, *, verify_resume: bool) -> None:
+    def deliver(self, engine: Engine) -> None:
         """Publishes the weights, checks the resume if asked, and writes `summary.json` last."""
         self.work.at("publish", engine.iteration)
         output = Path(self.job.output_dir)
@@ -255,7 +277,7 @@ class Run:
         engine.close()
         del engine
         drift = None
-        if verify_resume:
+        if self.drift_from is not None:
             self.work.at("verify resume", self.recipe.steps)
             drift = resume_drift(self.engine, self.checkpoints, self.drift_from, self.recipe.steps)
             LOGGER.info("%s", drift)

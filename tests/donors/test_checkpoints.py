@@ -12,14 +12,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GptOssForCausalLM, Qwen3ForCausalLM
 
 from tests.donors.conftest import DONOR, SEED, VOCABULARY
+from trainer.config.donor import HF_EMBEDDING, HF_HEAD, donor_shapes
 from trainer.config.sources import SeededDonor
 from vpmoe_assets.donors import checkpoints
 from vpmoe_assets.donors.checkpoints import (
-    EMBEDDING,
-    HEAD,
     checkpoint_shapes,
     qwen3_config,
-    qwen3_shapes,
     require_qwen3,
     require_vocabulary,
     write_json,
@@ -36,7 +34,7 @@ GOLDEN_WEIGHTS = "b7f994c784fbe24326c31081cad0058c99af955ada77c6c837951ca94dd502
 
 def small_donor(directory: Path, donor: SeededDonor = SMALL) -> Path:
     directory.mkdir()
-    tensors = {name: seeded_normal(1, name, shape, 0.02) for name, shape in qwen3_shapes(donor).items()}
+    tensors = {name: seeded_normal(1, name, shape, 0.02) for name, shape in donor_shapes(donor).items()}
     save_bfloat16(tensors, directory / "model.safetensors")
     write_json(directory / "config.json", qwen3_config(donor))
     return directory
@@ -116,7 +114,7 @@ def test_rope_theta_is_found_where_newer_configs_keep_it(tmp_path: Path):
 def test_a_stored_copy_of_the_tied_head_is_accepted(tmp_path: Path):
     directory = small_donor(tmp_path / "donor")
     tensors = load_file(directory / "model.safetensors")
-    save_file({**tensors, HEAD: tensors[EMBEDDING].clone()}, directory / "model.safetensors")
+    save_file({**tensors, HF_HEAD: tensors[HF_EMBEDDING].clone()}, directory / "model.safetensors")
     require_qwen3(SMALL, directory)
 
 

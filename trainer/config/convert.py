@@ -6,27 +6,12 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from trainer.config.architecture import Architecture
-from trainer.config.base import ConfigError, Frozen, Name, PositiveFloat, PositiveInt, parse, plain
+from trainer.config.base import ConfigError, Frozen, Name, PositiveInt, parse, plain
 from trainer.config.depth import BLOCK_LAYERS, Origin, layer_origins
+from trainer.config.donor import Donor
 from trainer.config.rungs import DenseSurgery, DepthSurgery, MoeSurgery, MorphSurgery, VocabularySurgery
 
 Dtype = Literal["fp32", "bf16"]
-
-
-class Donor(Frozen):
-    """Geometry of a Hugging Face donor; one that differs is refused before any work."""
-
-    model_type: Literal["qwen3"]
-    num_layers: PositiveInt
-    hidden_size: PositiveInt
-    num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt
-    head_dim: PositiveInt
-    intermediate_size: PositiveInt
-    vocab_size: PositiveInt
-    tie_word_embeddings: bool
-    rope_theta: PositiveFloat
-    rms_norm_eps: PositiveFloat
 
 
 class _Recipe(Frozen):

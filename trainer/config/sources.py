@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.config.base import Count, Frozen, Name, Pin, PositiveFloat, PositiveInt, Revision, RowCap, Sha256
+from trainer.config.base import Count, Frozen, Name, Pin, PositiveInt, Revision, RowCap, Sha256
+from trainer.config.donor import Donor
 
 O200K_VOCAB_SIZE = 201088
 Repo = Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")]
@@ -29,39 +30,19 @@ class TokenizerSource(Frozen):
         return self
 
 
-class _DonorGeometry(Frozen):
-    """What the dense donor must be; a donor that differs is refused before any work."""
+class _DonorSource(Donor):
+    """What the dense donor must be, and whose tokenizer it has."""
 
     tokenizer: Literal["qwen3"]
-    model_type: Literal["qwen3"]
-    num_layers: PositiveInt
-    hidden_size: PositiveInt
-    num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt
-    head_dim: PositiveInt
-    intermediate_size: PositiveInt
-    vocab_size: PositiveInt
-    tie_word_embeddings: bool
-    rope_theta: PositiveFloat
-    rms_norm_eps: PositiveFloat
-
-    @model_validator(mode="after")
-    def _check_heads(self) -> Self:
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_attention_heads = {self.num_attention_heads} is not a multiple of "
-                f"num_key_value_heads = {self.num_key_value_heads}"
-            )
-        return self
 
 
-class SeededDonor(_DonorGeometry):
+class SeededDonor(_DonorSource):
     """A donor of the same architecture with weights drawn from the experiment's seed."""
 
     kind: Literal["seeded"]
 
 
-class HubDonor(_DonorGeometry):
+class HubDonor(_DonorSource):
     """The published donor, every file pinned by sha256."""
 
     kind: Literal["hub"]

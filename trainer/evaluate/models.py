@@ -89,16 +89,19 @@ class LanguageModel(ABC):
         """Geometry of one of our checkpoints; None for others."""
         return None
 
-    def head_logits(self, hidden: Tensor) -> Tensor:
-        """Logits ``[T, V]`` of hidden states ``[T, H]``, in float32 whatever the weights' type."""
+    def head_logits(self, hidden: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Logits ``[T, V]`` of hidden states ``[T, H]``, in float32 whatever the weights' type.
+
+        Args:
+            hidden: Hidden states.
+            out: Where to write them, float32 ``[T, V]``; new memory by default.
+        """
         weight, bias = self.head
-        if weight.dtype == torch.float32:
-            logits = hidden.float() @ weight.t()
-        elif weight.device.type == "cuda":
-            logits = torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=torch.float32)
+        if weight.dtype != torch.float32 and weight.device.type == "cuda":
+            logits = torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=torch.float32, out=out)
         else:
-            logits = hidden.float() @ weight.float().t()
-        return logits if bias is None else logits + bias.float()
+            logits = torch.mm(hidden.float(), weight.float().t(), out=out)
+        return logits if bias is None else logits.add_(bias.float())
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -127,10 +130,12 @@ class LanguageModel(ABC):
         """
         size = max(1, _CHUNK_LOGITS[self.device.type] // self.vocab_size)
         targets = targets.to(self.device)
+        # One buffer for all chunks: pages of fresh memory cost a CPU as much as the product itself.
+        buffer = torch.empty(min(size, len(targets)), self.vocab_size, device=self.device)
         logprobs, greedy = [], []
         for start in range(0, len(targets), size):
             wanted = targets[start : start + size]
-            logits = self.head_logits(hidden[start : start + size])
+            logits = self.head_logits(hidden[start : start + size], out=buffer[: len(wanted)])
             chosen = logits.gather(1, wanted[:, None]).squeeze(1)
             largest, first = logits.max(dim=1)
             # In place: the vocabulary is large, and a second buffer costs as much as the product.

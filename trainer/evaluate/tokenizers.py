@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from trainer.evaluate.errors import EvaluationError
 
@@ -88,6 +88,8 @@ class O200kTokenizer(Tokenizer):
         EvaluationError: The file is missing or is not the pinned one.
     """
 
+    _fingerprint: ClassVar[str | None] = None
+
     def __init__(self, directory: Path) -> None:
         path = directory / RANKS_NAME
         try:
@@ -122,6 +124,14 @@ class O200kTokenizer(Tokenizer):
         """Text of some ids, special tokens by name."""
         text: str = self._encoding.decode(list(ids))
         return text
+
+    @property
+    def fingerprint(self) -> str:
+        """As of every tokenizer; taken once in a process, for all instances have the same verified ranks."""
+        known = O200kTokenizer._fingerprint
+        if known is None:
+            known = O200kTokenizer._fingerprint = super().fingerprint
+        return known
 
     def ordinary(self) -> Iterable[tuple[int, bytes]]:
         """The mergeable tokens."""

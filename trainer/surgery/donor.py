@@ -7,47 +7,19 @@ import torch
 
 from trainer.checkpoint_format import CONFIG_NAME
 from trainer.config import Donor
+from trainer.config.donor import HF_EMBEDDING, HF_HEAD, donor_shapes
 from trainer.surgery.tensorfile import TensorSpec, WeightsError
 from trainer.surgery.weights import WeightsReader, differences
 
-HF_EMBEDDING = "model.embed_tokens.weight"
-HF_HEAD = "lm_head.weight"
-HF_FINAL_NORM = "model.norm.weight"
-HF_LAYER = "model.layers.{}."
-"""Prefix of a layer's tensors; the index counts from 0."""
-
 
 def donor_table(donor: Donor, dtype: torch.dtype) -> dict[str, TensorSpec]:
-    """Name and shape of every tensor of a Qwen3 checkpoint; a tied head is not among them.
+    """Every tensor of a Qwen3 checkpoint; a tied head is not among them.
 
     Args:
         donor: its geometry.
         dtype: type of all tensors.
     """
-    hidden, width, dim = donor.hidden_size, donor.intermediate_size, donor.head_dim
-    queries, pairs = donor.num_attention_heads * dim, donor.num_key_value_heads * dim
-    shapes: dict[str, tuple[int, ...]] = {
-        HF_EMBEDDING: (donor.vocab_size, hidden),
-        HF_FINAL_NORM: (hidden,),
-    }
-    if not donor.tie_word_embeddings:
-        shapes[HF_HEAD] = (donor.vocab_size, hidden)
-    for layer in range(donor.num_layers):
-        inside: dict[str, tuple[int, ...]] = {
-            "input_layernorm": (hidden,),
-            "post_attention_layernorm": (hidden,),
-            "self_attn.q_proj": (queries, hidden),
-            "self_attn.k_proj": (pairs, hidden),
-            "self_attn.v_proj": (pairs, hidden),
-            "self_attn.o_proj": (hidden, queries),
-            "self_attn.q_norm": (dim,),
-            "self_attn.k_norm": (dim,),
-            "mlp.gate_proj": (width, hidden),
-            "mlp.up_proj": (width, hidden),
-            "mlp.down_proj": (hidden, width),
-        }
-        shapes |= {f"{HF_LAYER.format(layer)}{name}.weight": shape for name, shape in inside.items()}
-    return {name: TensorSpec(shape, dtype) for name, shape in shapes.items()}
+    return {name: TensorSpec(shape, dtype) for name, shape in donor_shapes(donor).items()}
 
 
 def require_donor(reader: WeightsReader, donor: Donor) -> None:

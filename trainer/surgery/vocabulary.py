@@ -23,8 +23,9 @@ import torch
 
 from trainer.checkpoint_format import CONFIG_NAME, shard_name, write_index
 from trainer.config import VocabularyRecipe
+from trainer.config.donor import HF_EMBEDDING, HF_FINAL_NORM, HF_HEAD
 from trainer.surgery import vocabulary_checks as checks
-from trainer.surgery.donor import HF_EMBEDDING, HF_FINAL_NORM, HF_HEAD, require_donor
+from trainer.surgery.donor import require_donor
 from trainer.surgery.program import run_program
 from trainer.surgery.step import Conversion, Outcome
 from trainer.surgery.tensorfile import TensorFileWriter, TensorSpec, WeightsError

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from trainer.config import VocabularyRecipe
-from trainer.surgery.donor import HF_EMBEDDING, HF_HEAD
+from trainer.config.donor import HF_EMBEDDING, HF_HEAD
 from trainer.surgery.step import Verdict
 from trainer.surgery.tokens import TOKENIZER_NAME, Vocabulary, piece_ids, shared_rows
 from trainer.surgery.weights import WeightsReader, differences

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from trainer.config import DenseRecipe
+from trainer.config.donor import HF_EMBEDDING, HF_FINAL_NORM, HF_HEAD, HF_LAYER
 from trainer.model.qkv import interleave_qkv
-from trainer.surgery import donor as hf
+from trainer.surgery.donor import require_donor
 from trainer.surgery.ffn import keep_largest
 from trainer.surgery.step import Conversion, Outcome, Verdict
 from trainer.surgery.tensors import EMBEDDING, FINAL_NORM, HEAD, LAYER, TORCH_DTYPES
@@ -80,14 +81,14 @@ def convert(conversion: Conversion, out: WeightsWriter) -> Outcome:
     surgery, model = recipe.surgery, recipe.architecture.model
     refits = surgery.ffn_method == "A+lsq"
     with WeightsReader(conversion.source) as source:
-        hf.require_donor(source, recipe.donor)
-        out.write(EMBEDDING, source.read(hf.HF_EMBEDDING))
-        out.write(HEAD, source.read(hf.HF_EMBEDDING if recipe.donor.tie_word_embeddings else hf.HF_HEAD))
-        out.write(FINAL_NORM, source.read(hf.HF_FINAL_NORM))
+        require_donor(source, recipe.donor)
+        out.write(EMBEDDING, source.read(HF_EMBEDDING))
+        out.write(HEAD, source.read(HF_EMBEDDING if recipe.donor.tie_word_embeddings else HF_HEAD))
+        out.write(FINAL_NORM, source.read(HF_FINAL_NORM))
         neurons: dict[int, torch.Tensor] = {}
         table: list[dict[str, Any]] = []
         for number in range(1, model.num_layers + 1):
-            ours, theirs = LAYER.format(number - 1), hf.HF_LAYER.format(number - 1)
+            ours, theirs = LAYER.format(number - 1), HF_LAYER.format(number - 1)
             for name, donor_name in _COPIES.items():
                 out.write(ours + name, source.read(theirs + donor_name))
             _write_attention(recipe, number, source, out)
@@ -125,7 +126,7 @@ def convert(conversion: Conversion, out: WeightsWriter) -> Outcome:
 def _write_attention(recipe: DenseRecipe, number: int, source: WeightsReader, out: WeightsWriter) -> None:
     model = recipe.architecture.model
     ours = LAYER.format(number - 1) + "self_attention."
-    theirs = hf.HF_LAYER.format(number - 1) + "self_attn."
+    theirs = HF_LAYER.format(number - 1) + "self_attn."
     pooled = [
         pool_heads(source.read_fp32(theirs + f"{name}_proj.weight"), heads, model.head_dim).permute(2, 0, 1)
         for name, heads in (
@@ -185,7 +186,7 @@ def _narrow(
 ) -> Any:
     from trainer.surgery.refit import NarrowFfn
 
-    prefix, kept = hf.HF_LAYER.format(number - 1) + "mlp.", neurons[number]
+    prefix, kept = HF_LAYER.format(number - 1) + "mlp.", neurons[number]
     # As it will be stored, rounding included: that is what the refitted projection is fed with.
     fc1 = source.read(prefix + "up_proj.weight")[kept].to(TORCH_DTYPES[recipe.dtype]).float()
     fc2 = recipe.surgery.ffn_scale * source.read_fp32(prefix + "down_proj.weight")[:, kept]

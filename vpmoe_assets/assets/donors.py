@@ -12,7 +12,7 @@ from vpmoe_assets.assets.production import Build, Built, Published, produced_ass
 from vpmoe_assets.checks import data as data_checks
 from vpmoe_assets.checks import donors as checks
 
-_SOURCES = ["vpmoe_assets/donors", "vpmoe_assets/hub.py"]
+_SOURCES = ["trainer/config/donor.py", "vpmoe_assets/donors", "vpmoe_assets/hub.py"]
 
 
 def donor_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:

@@ -68,9 +68,13 @@ _CALIBRATED = (
     *(f"trainer/surgery/{name}.py" for name in ("calibration", "streams")),
 )
 _STEP_SOURCES: dict[str, tuple[str, ...]] = {
-    "vocabulary": tuple(f"trainer/surgery/{name}.py" for name in ("vocabulary", "tokens", "donor")),
+    "vocabulary": (
+        "trainer/config/donor.py",
+        *(f"trainer/surgery/{name}.py" for name in ("vocabulary", "tokens", "donor")),
+    ),
     "vpdense": (
         *_CALIBRATED,
+        "trainer/config/donor.py",
         *(f"trainer/surgery/{name}.py" for name in ("vpdense", "donor", "ffn", "refit")),
     ),
     "morph": (*_CALIBRATED, "trainer/surgery/morph.py", "trainer/surgery/als.py"),

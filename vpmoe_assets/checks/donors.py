@@ -44,13 +44,14 @@ def donor_architecture(donor: SeededDonor | HubDonor) -> Check:
     """Return the check that configuration and tensors are those of the experiment's donor."""
 
     def run(build: "Build", inputs: Mapping[str, "Published"]) -> Verdict:
-        from vpmoe_assets.donors.checkpoints import qwen3_shapes, require_qwen3
+        from trainer.config.donor import donor_shapes
+        from vpmoe_assets.donors.checkpoints import require_qwen3
 
         try:
             require_qwen3(donor, build.payload)
         except DonorError as error:
             return False, str(error), {}
-        tensors = len(qwen3_shapes(donor))
+        tensors = len(donor_shapes(donor))
         return True, f"{donor.num_layers} layers of width {donor.hidden_size}, {tensors} tensors", {}
 
     return Check(

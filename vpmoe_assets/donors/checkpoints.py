@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trainer.config.donor import HF_EMBEDDING, HF_FINAL_NORM, HF_HEAD, Shapes, donor_shapes
 from trainer.config.sources import HubDonor, HubVocabulary, SeededDonor, SeededVocabulary
 from vpmoe_assets.donors import tokenizers
 from vpmoe_assets.donors.errors import DonorError
@@ -17,12 +18,6 @@ CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
 WEIGHTS_NAME = "model.safetensors"
 
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-FINAL_NORM = "model.norm.weight"
-
-Shapes = dict[str, tuple[int, ...]]
-
 _BRANCH = 0.05
 """Scale of a seeded layer's output beside embeddings of 0.02."""
 
@@ -31,31 +26,6 @@ _LEAN = 0.02
 
 _HALVED_AT = 2048
 """Id of the token that leans half as far."""
-
-
-def qwen3_shapes(donor: SeededDonor | HubDonor) -> Shapes:
-    """Name and shape of every tensor of a Qwen3 checkpoint; a tied head has none of its own."""
-    hidden, width, dim = donor.hidden_size, donor.intermediate_size, donor.head_dim
-    queries, pairs = donor.num_attention_heads * dim, donor.num_key_value_heads * dim
-    shapes: Shapes = {EMBEDDING: (donor.vocab_size, hidden), FINAL_NORM: (hidden,)}
-    if not donor.tie_word_embeddings:
-        shapes[HEAD] = (donor.vocab_size, hidden)
-    for layer in range(donor.num_layers):
-        inside: Shapes = {
-            "input_layernorm": (hidden,),
-            "post_attention_layernorm": (hidden,),
-            "self_attn.q_proj": (queries, hidden),
-            "self_attn.k_proj": (pairs, hidden),
-            "self_attn.v_proj": (pairs, hidden),
-            "self_attn.o_proj": (hidden, queries),
-            "self_attn.q_norm": (dim,),
-            "self_attn.k_norm": (dim,),
-            "mlp.gate_proj": (width, hidden),
-            "mlp.up_proj": (width, hidden),
-            "mlp.down_proj": (hidden, width),
-        }
-        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in inside.items()}
-    return shapes
 
 
 def qwen3_config(donor: SeededDonor | HubDonor) -> dict[str, Any]:
@@ -133,13 +103,13 @@ def write_seeded_qwen3(donor: SeededDonor, seed: int, directory: Path) -> None:
     def draw(name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         if len(shape) == 1:
             return np.float32(1.0) + seeded_normal(seed, name, shape, 0.1)
-        if name in (EMBEDDING, HEAD):
+        if name in (HF_EMBEDDING, HF_HEAD):
             return seeded_normal(seed, name, shape, 0.02) + _frequency_lean(seed, shape)
         narrowed = _BRANCH * branches if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
         return seeded_normal(seed, name, shape, narrowed * shape[1] ** -0.5)
 
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: draw(name, shape) for name, shape in qwen3_shapes(donor).items()}
+    tensors = {name: draw(name, shape) for name, shape in donor_shapes(donor).items()}
     save_bfloat16(tensors, directory / WEIGHTS_NAME)
     write_json(directory / CONFIG_NAME, qwen3_config(donor))
     write_json(
@@ -175,9 +145,9 @@ def write_seeded_gpt_oss(
     directory.mkdir(parents=True, exist_ok=True)
     save_bfloat16(
         {
-            EMBEDDING: seeded_normal(seed, f"gpt_oss/{EMBEDDING}", shape, 0.02),
-            FINAL_NORM: np.ones(vocabulary.hidden_size, dtype=np.float32),
-            HEAD: seeded_normal(seed, f"gpt_oss/{HEAD}", shape, 0.02),
+            HF_EMBEDDING: seeded_normal(seed, f"gpt_oss/{HF_EMBEDDING}", shape, 0.02),
+            HF_FINAL_NORM: np.ones(vocabulary.hidden_size, dtype=np.float32),
+            HF_HEAD: seeded_normal(seed, f"gpt_oss/{HF_HEAD}", shape, 0.02),
         },
         directory / WEIGHTS_NAME,
     )
@@ -218,8 +188,8 @@ def require_qwen3(donor: SeededDonor | HubDonor, directory: Path) -> None:
     _refuse_differences(expected, directory, "sources.qwen3_0_6b")
     found = checkpoint_shapes(directory)
     if donor.tie_word_embeddings:  # some checkpoints store the tied head a second time
-        found.pop(HEAD, None)
-    require_tensors(found, qwen3_shapes(donor), str(directory))
+        found.pop(HF_HEAD, None)
+    require_tensors(found, donor_shapes(donor), str(directory))
 
 
 def require_vocabulary(vocabulary: SeededVocabulary | HubVocabulary, directory: Path) -> None:
@@ -237,8 +207,8 @@ def require_vocabulary(vocabulary: SeededVocabulary | HubVocabulary, directory: 
     _refuse_differences(expected, directory, "sources.gpt_oss_20b")
     shape = (vocabulary.vocab_size, vocabulary.hidden_size)
     found = checkpoint_shapes(directory)
-    found.pop(FINAL_NORM, None)
-    require_tensors(found, {EMBEDDING: shape, HEAD: shape}, str(directory))
+    found.pop(HF_FINAL_NORM, None)
+    require_tensors(found, {HF_EMBEDDING: shape, HF_HEAD: shape}, str(directory))
 
 
 def read_config(directory: Path) -> dict[str, Any]:

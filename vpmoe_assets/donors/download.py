@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from trainer.config.donor import HF_EMBEDDING, HF_HEAD
 from trainer.config.sources import HubDonor, HubVocabulary
-from vpmoe_assets.donors.checkpoints import CONFIG_NAME, EMBEDDING, HEAD, INDEX_NAME, WEIGHTS_NAME
+from vpmoe_assets.donors.checkpoints import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 from vpmoe_assets.donors.errors import DonorError
 from vpmoe_assets.donors.tensors import copy_tensors
 from vpmoe_assets.donors.tokenizers import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
@@ -95,11 +96,13 @@ def fetch_vocabulary(
     bring(_choose(source, listing, NEEDED, [TOKENIZER_CONFIG_NAME]), directory)
     bring(_choose(source, listing, [INDEX_NAME], []), downloads)
     weight_map = json.loads((downloads / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
-    if missing := [name for name in (EMBEDDING, HEAD) if name not in weight_map]:
+    if missing := [name for name in (HF_EMBEDDING, HF_HEAD) if name not in weight_map]:
         raise DonorError(f"{source.repo}: {INDEX_NAME} names no {' and no '.join(missing)}")
-    shards = sorted({weight_map[EMBEDDING], weight_map[HEAD]})
+    shards = sorted({weight_map[HF_EMBEDDING], weight_map[HF_HEAD]})
     read = bring(_choose(source, listing, shards, []), downloads)
-    copy_tensors({name: downloads / weight_map[name] for name in (EMBEDDING, HEAD)}, directory / WEIGHTS_NAME)
+    copy_tensors(
+        {name: downloads / weight_map[name] for name in (HF_EMBEDDING, HF_HEAD)}, directory / WEIGHTS_NAME
+    )
     return manifest(
         f"Tokenizer, embedding and head of {source.repo} at commit {source.revision}.",
         directory,

@@ -248,3 +248,21 @@ def test_signals_are_named_in_the_reason():
         signal.raise_signal(signal.SIGINT)
     assert stop.received == "SIGTERM"
     assert stop.count == 2
+
+
+def test_a_run_without_the_resume_check_saves_nothing_for_it(conversations, tmp_path):
+    job = make_job(tmp_path, conversations, recipe=tiny_recipe(**{"training.save_interval": 5}))
+    assert run_train(job) == EXIT_DONE
+    saved = sorted(path.name for path in checkpoint(job, LAST).parent.glob("iter_*"))
+    assert saved == [checkpoint(job, step).name for step in (5, LAST)]
+
+
+def test_a_resume_check_that_could_not_be_done_is_refused_at_the_start(tmp_path, conversations, straight):
+    job = make_job(tmp_path, conversations)
+    shutil.copytree(Path(straight.work_dir), Path(job.work_dir))
+    shutil.rmtree(checkpoint(job, LAST - 2))
+    assert run_train(job, verify=True) == EXIT_FAILED
+    status = (Path(job.work_dir) / "STATUS").read_text()
+    assert f"step {LAST - 2}" in status
+    assert "--no-verify-resume" in status
+    assert run_train(job) == EXIT_DONE

@@ -89,7 +89,7 @@ def train_until(job: Job, last: int) -> int:
 
     def work(j: Job, directory: WorkDir, stop: StopRequest) -> None:
         asked.append(stop)
-        train(j, directory, stop, verify_resume=False)
+        train(j, directory, stop)
 
     Engine.step = stopping  # type: ignore[method-assign]
     try:
