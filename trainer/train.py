@@ -136,9 +136,9 @@ class Run:
         wanted = self.drift_from
         if wanted is not None and wanted < newest and wanted not in self.checkpoints.iterations():
             raise ValueError(
-                f"verify_resume needs the checkpoint of step {wanted} and {self.work.checkpoints} goes on from "
-                f"step {newest} without it: an earlier start ran with --no-verify-resume; say so again, or "
-                f"remove the checkpoints after step {wanted}"
+                f"verify_resume needs the checkpoint of step {wanted}, and {self.work.checkpoints} goes on "
+                f"from step {newest} without it: an earlier start ran with --no-verify-resume; say so again, "
+                f"or remove the checkpoints after step {wanted}"
             )
 
     def parent(self) -> Path:
