@@ -19,6 +19,8 @@ from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.store import StoreResource
 from vpmoe_assets.resources.trainer import TrainerResource
 
+pytestmark = pytest.mark.slow
+
 LADDER = ("vpdense_80_healed", "vpmoe", "vpmoe_stage1")
 EVALS = tuple(eval_name(name) for name in LADDER)
 

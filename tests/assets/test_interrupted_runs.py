@@ -11,6 +11,8 @@ from assets.graphs import ROOT, payload_bytes
 from vpmoe_assets.harmony import build
 from vpmoe_assets.lineage.verify import verify_record
 
+pytestmark = pytest.mark.slow
+
 CHAIN = ("o200k_tokenizer", "synth", "synth_harmony", "synth_kd_v1")
 
 

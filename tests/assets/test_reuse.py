@@ -15,6 +15,8 @@ from vpmoe_assets.lineage.renewal import make_latest
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.verify import verify_record
 
+pytestmark = pytest.mark.slow
+
 SHORTER = {"seq_len = 1024\nvalid_fraction": "seq_len = 512\nvalid_fraction"}
 
 

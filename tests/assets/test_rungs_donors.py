@@ -8,6 +8,8 @@ from assets.graphs import Graph
 from vpmoe_assets import hub
 from vpmoe_assets.donors import tokenizers
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def donors(graph) -> Graph:

@@ -19,6 +19,8 @@ from vpmoe_assets.harmony.split import split_of
 from vpmoe_assets.harmony.synth_harmony import build_synth_harmony, scaffold_of
 from vpmoe_assets.lineage.canonical import sha256_json, without_volatile
 
+pytestmark = pytest.mark.slow
+
 GIT_SHA = "0" * 40
 
 

@@ -16,6 +16,8 @@ from vpmoe_assets.harmony.build import work_dir_of
 from vpmoe_assets.harmony.completion import ShardWork
 from vpmoe_assets.harmony.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = f"""
 import sys
 from pathlib import Path

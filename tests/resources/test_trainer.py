@@ -15,6 +15,8 @@ from launched import carrying, failure_message
 from vpmoe_assets.resources.process_record import RECORD_NAME, Orchestrator, ProcessRecord
 from vpmoe_assets.resources.processes import MARKER_ENV
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_finished_job_gives_its_summary_and_leaves_no_process(run_stand_in, test_id, tmp_path) -> None:
     result, trained = run_stand_in({"steps": 5})

@@ -13,6 +13,8 @@ from trainer.evaluate import core8
 from trainer.evaluate.suite import SuiteContext
 from trainer.workdir import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 
+pytestmark = pytest.mark.slow
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

@@ -29,6 +29,8 @@ from trainer.signals import StopRequest
 from trainer.train import Run
 from trainer.workdir import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, WorkDir
 
+pytestmark = pytest.mark.slow
+
 NEW = tuple(f"decoder.layers.{number - 1}." for number in NEW_LAYERS)
 
 

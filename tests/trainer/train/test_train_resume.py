@@ -26,6 +26,8 @@ from trainer.distributed import session
 from trainer.metrics import read_metrics
 from trainer.workdir import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 
+pytestmark = pytest.mark.slow
+
 LAST = 8
 
 

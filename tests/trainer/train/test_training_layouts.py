@@ -12,6 +12,8 @@ from train_work import losses, payload_bytes, run_train, weights
 from trainer.config import Job
 from trainer.workdir import EXIT_DONE, EXIT_FAILED
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 RECIPE = {"steps": STEPS, "training.eval_interval": 2, "training.save_interval": 100}
 

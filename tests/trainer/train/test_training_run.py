@@ -23,6 +23,8 @@ from trainer.signals import StopRequest
 from trainer.train import Run
 from trainer.workdir import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, WorkDir
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
