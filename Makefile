@@ -39,7 +39,7 @@ ui: $(STAMP)  ## open the Dagster UI on http://127.0.0.1:3000
 	$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p 3000
 
 test: $(STAMP) lint  ## lint, then run every test this machine can run
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadscope
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -88,7 +88,14 @@ def changed(rung: str, **changes):
             changed("vpdense0_5_28", donor__rope_theta=1e4),
             "grape.rotary_base = 1000000.0, but the donor has 10000",
         ),
-        (changed("vpdense0_5_28", donor__num_attention_heads=12), "does not divide the donor's 12 heads"),
+        (
+            changed("vpdense0_5_28", donor__num_attention_heads=12, donor__num_key_value_heads=4),
+            "does not divide the donor's 12 heads",
+        ),
+        (
+            changed("vpdense0_5_28", donor__num_attention_heads=12),
+            "num_attention_heads = 12 is not a multiple of num_key_value_heads = 8",
+        ),
         (changed("vpdense0_5_28", donor__intermediate_size=256), "wider than the donor's FFN of 256"),
         (
             changed("vpdense0_5_28", architecture__model__softmax_type="learnable"),
