@@ -25,7 +25,7 @@ SMALL = {
     "rows = 2000\n\n": "rows = 60\n\n",
     "num_shards = 4": "num_shards = 2",
     "max_tokens = 200000": "max_tokens = 5000",
-    "[stages.vpmoe_stage1]\nsteps = 10": '[stages.vpmoe_stage1]\nsteps = 10\ninit = "fresh"',
+    "[stages.vpmoe_stage1]\nsteps = 8": '[stages.vpmoe_stage1]\nsteps = 10\ninit = "fresh"',
 }
 DATA = ("o200k_tokenizer", "synth", "synth_harmony", "synth_kd_v1", "healing_corpus", "healing_text_v1")
 """The assets of a dataset, in an order in which they can be made."""

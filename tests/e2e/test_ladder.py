@@ -25,7 +25,7 @@ VOCABULARY = 201_088
 SHORT = {
     "rows = 2000\n\n": "rows = 200\n\n",
     "max_tokens = 200000": "max_tokens = 40000",
-    "[stages.vpmoe_stage1]\nsteps = 10": '[stages.vpmoe_stage1]\nsteps = 4\ninit = "fresh"',
+    "[stages.vpmoe_stage1]\nsteps = 8": '[stages.vpmoe_stage1]\nsteps = 4\ninit = "fresh"',
     "global_batch_size = 2": "global_batch_size = 1",
     "eval_interval = 5": "eval_interval = 10",
     "max_per_task = 20": "max_per_task = 6",
