@@ -137,8 +137,8 @@ class Run:
         if wanted is not None and wanted < newest and wanted not in self.checkpoints.iterations():
             raise ValueError(
                 f"verify_resume needs the checkpoint of step {wanted}, and {self.work.checkpoints} goes on "
-                f"from step {newest} without it: an earlier start ran with --no-verify-resume; say so again, "
-                f"or remove the checkpoints after step {wanted}"
+                f"from step {newest} without it: it was removed, or an earlier start ran with "
+                f"--no-verify-resume; start with that, or remove the checkpoints after step {wanted}"
             )
 
     def parent(self) -> Path:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from trainer.config import Job, parse
+from trainer.config import Donor, Job, parse
+from trainer.config.donor import donor_shapes
 from vpmoe_assets.donors.tensors import save_bfloat16, seeded_normal
 
 TOKENS = 2000
@@ -48,10 +49,11 @@ def mixed() -> list[str]:
 def write_donor(directory: Path, *, tied: bool = False) -> Tokenizer:
     """A Qwen3 checkpoint over the first vocabulary."""
     directory.mkdir(parents=True)
+    geometry = parse(Donor, vocabulary_recipe(tied=tied)["donor"])
     tokenizer = train_tokenizer(english(), ["<|pad|>", "<|im_end|>", "<think>"])
     tokenizer.save(str(directory / "tokenizer.json"))
     save_bfloat16(
-        {name: values(name, shape) for name, shape in donor_shapes(tied).items()},
+        {name: values(name, shape) for name, shape in donor_shapes(geometry).items()},
         directory / "model.safetensors",
     )
     write_json(
@@ -120,31 +122,6 @@ def write_vocabulary(directory: Path, seed: int = 2) -> Tokenizer:
         },
     )
     return tokenizer
-
-
-def donor_shapes(tied: bool) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (SOURCE_ROWS, HIDDEN),
-        "model.norm.weight": (HIDDEN,),
-    }
-    if not tied:
-        shapes["lm_head.weight"] = (SOURCE_ROWS, HIDDEN)
-    for layer in range(LAYERS):
-        inside: dict[str, tuple[int, ...]] = {
-            "input_layernorm": (HIDDEN,),
-            "post_attention_layernorm": (HIDDEN,),
-            "self_attn.q_proj": (HEADS * DIM, HIDDEN),
-            "self_attn.k_proj": (PAIRS * DIM, HIDDEN),
-            "self_attn.v_proj": (PAIRS * DIM, HIDDEN),
-            "self_attn.o_proj": (HIDDEN, HEADS * DIM),
-            "self_attn.q_norm": (DIM,),
-            "self_attn.k_norm": (DIM,),
-            "mlp.gate_proj": (WIDTH, HIDDEN),
-            "mlp.up_proj": (WIDTH, HIDDEN),
-            "mlp.down_proj": (HIDDEN, WIDTH),
-        }
-        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in inside.items()}
-    return shapes
 
 
 def values(name: str, shape: tuple[int, ...], seed: int = 1) -> np.ndarray:
