@@ -1,6 +1,6 @@
 """How fast and how flat ``vpmoe data build`` is, in one process on one core.
 
-    python -m benchmarks.data_build [--rows 3000] [--input FILES] [--repeats 7] [--record]
+    python -m benchmarks.data_build [--rows 6000] [--input FILES] [--repeats 7] [--record]
 
 Three figures, each against a comparator of the same run:
 
@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=3000)
+    parser.add_argument("--rows", type=int, default=6000)
     parser.add_argument("--input", nargs="*", type=Path, default=[], help="SYNTH-shaped parquet")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--record", action="store_true", help="append to results.jsonl")

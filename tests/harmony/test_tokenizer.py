@@ -4,6 +4,8 @@ import socket
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vpmoe_assets.harmony import tokenizer
 from vpmoe_assets.harmony.audit import SAMPLE_TEXTS
@@ -16,6 +18,7 @@ from vpmoe_assets.harmony.tokenizer import (
     TokenizerError,
     load_harmony,
     load_ranks,
+    load_text_encoding,
     load_tiktoken,
     write_tokenizer,
 )
@@ -40,7 +43,13 @@ def no_network(monkeypatch):
 
 @pytest.fixture
 def fresh_caches():
-    caches = (tokenizer._ranks, tokenizer._tiktoken, tokenizer._harmony, tokenizer._continuation)
+    caches = (
+        tokenizer._ranks,
+        tokenizer._tiktoken,
+        tokenizer._text_encoding,
+        tokenizer._harmony,
+        tokenizer._continuation,
+    )
     for cache in caches:
         cache.cache_clear()
 
@@ -103,7 +112,14 @@ def test_numeric_prompts(tokenizer_dir, text):
     assert encoding.decode(NUMERIC_PROMPTS[text]) == text
 
 
-@pytest.mark.parametrize("load", [load_tiktoken, load_harmony, load_ranks])
+@given(st.lists(st.sampled_from([*SPECIAL_IDS, "<|reserved_200020|>", "<|", "|>"]) | st.text()))
+def test_the_encoding_for_texts_takes_every_name_for_text(tokenizer_dir, pieces):
+    text = "".join(pieces)
+    ids = load_text_encoding(tokenizer_dir).encode_to_numpy(text, disallowed_special=())
+    assert ids.tolist() == load_tiktoken(tokenizer_dir).encode_ordinary(text)
+
+
+@pytest.mark.parametrize("load", [load_tiktoken, load_text_encoding, load_harmony, load_ranks])
 def test_a_damaged_file_is_refused_and_left_alone(tmp_path, load, no_network, fresh_caches):
     write_tokenizer(tmp_path)
     damaged = bytearray((tmp_path / RANKS_NAME).read_bytes())

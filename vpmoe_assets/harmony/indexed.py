@@ -6,6 +6,7 @@ int64[n] byte offsets, int64[n+1] document indices. Here one sequence is one doc
 """
 
 import hashlib
+import os
 import struct
 from array import array
 from collections.abc import Sequence
@@ -97,6 +98,10 @@ class IndexedWriter:
         """Close the ``.bin`` and write the ``.idx``; returns what was written (bin, idx)."""
         if self._stream is None:
             raise ValueError(f"{self.bin_path.name} is closed")
+        self._stream.flush()
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            # Starts the way to the disk now, beside the next shard's work: publishing has less to wait for.
+            os.posix_fadvise(self._stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         self._stream.close()
         self._stream = None
         lengths = np.frombuffer(self._lengths, dtype=np.int32) if self._lengths else np.zeros(0, np.int32)

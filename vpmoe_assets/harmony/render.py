@@ -12,10 +12,11 @@ Labels: every token of an assistant message, wrapper and terminator included, ha
 position t holds the label of token t+1, which is what position t predicts.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,9 @@ from vpmoe_assets.harmony import tokenizer
 from vpmoe_assets.harmony.conversation import Turn, validate
 from vpmoe_assets.harmony.errors import RowError
 from vpmoe_assets.harmony.truncate import Cut, plan_cut
+
+if TYPE_CHECKING:
+    import openai_harmony
 
 #: Part of the configuration hash; raise it when any output byte changes.
 RENDERER_VERSION = "1"
@@ -75,7 +79,7 @@ class Renderer:
 
     def __init__(self, tokenizer_dir: Path) -> None:
         self._directory = tokenizer_dir
-        self._encoding = tokenizer.load_tiktoken(tokenizer_dir)
+        self._encoding = tokenizer.load_text_encoding(tokenizer_dir)
         self._encode = self._encoding.encode_to_numpy
         self._heads: dict[bytes, Head] = {}
         self._latest: tuple[Sequence[Mapping[str, Any]] | None, Head] = (None, _head([], []))
@@ -91,10 +95,15 @@ class Renderer:
         self._final_wrapper = len(final_header) + 1
         self._other = len(self._to_analysis) + len(self._to_final) + len(self._tail)
 
-    @property
+    # Both are asked for per conversation, and loading either verifies the ranks file once more.
+    @functools.cached_property
     def continuation(self) -> npt.NDArray[np.bool_]:
         """[V] bool: tokens that start inside a UTF-8 character."""
         return tokenizer.continuation_table(self._directory)
+
+    @functools.cached_property
+    def _oracle(self) -> "openai_harmony.HarmonyEncoding":
+        return tokenizer.load_harmony(self._directory)
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> Rendered:
         """Render one conversation at its full length.
@@ -226,7 +235,7 @@ class Renderer:
 
         tokens = self.concatenate([encoded]).tokens[:-1].tolist()
         try:
-            parsed = tokenizer.load_harmony(self._directory).parse_messages_from_completion_tokens(tokens)
+            parsed = self._oracle.parse_messages_from_completion_tokens(tokens)
         except openai_harmony.HarmonyError as error:
             raise RowError(f"the truncated conversation does not parse ({error})") from error
         expected = [(message["role"], message.get("channel")) for message in original.head]
