@@ -117,8 +117,8 @@ def load_tiktoken(directory: Path) -> "tiktoken.Encoding":
 def load_text_encoding(directory: Path) -> "tiktoken.Encoding":
     """The same encoding for texts only, where no control token is to be found: a little faster.
 
-    ``encode_to_numpy`` looks for the names of control tokens even where none is allowed, and o200k_harmony has
-    a thousand; this one has a single name.
+    ``encode_to_numpy`` looks for the names of control tokens even where none is allowed, and o200k_harmony
+    has a thousand; this one has a single name.
 
     Raises:
         TokenizerError: the file is absent or damaged.
