@@ -13,6 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+# One thread, whatever a fixture's scope and whichever process: bits are compared, and on some CPUs they
+# depend on the number of threads. Two workers share two cores besides.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A suite that a shell started in the background inherits ignored interrupts, and so would every process that
 # the tests start and interrupt.

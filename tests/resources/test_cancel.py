@@ -91,7 +91,6 @@ class Site:
             "PYTHONPATH": f"{PROGRAMS}:{ROOT}",
             "CANCEL_JOB": json.dumps(self.job()),
             "SLOW_SAVE_S": str(self.save_s),
-            "OMP_NUM_THREADS": "1",
         }
         with (self.root / "output.txt").open("ab") as output:
             self.process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Tiny checkpoints of both kinds, made from seeds; tests that measure them compute on one thread."""
+"""Tiny checkpoints of both kinds, made from seeds; no test begins in another's process group."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -17,20 +17,18 @@ from trainer.published import save_published
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """One thread, and no process group left by another test; what needs one makes it or asks for `group`."""
+def no_process_group() -> Iterator[None]:
+    """No process group left by another test; what needs one makes it or asks for `group`."""
     if dist.is_initialized():
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
-    threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
+    before = torch.are_deterministic_algorithms_enabled()
     yield
-    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture
-def group(one_thread: None) -> Iterator[None]:
+def group(no_process_group: None) -> Iterator[None]:
     """A process group of one, as our own checkpoints need."""
     with session("cpu"):
         yield

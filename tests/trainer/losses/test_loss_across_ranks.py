@@ -31,7 +31,6 @@ def run(hidden, head, labels, batch, counts, objective, group=None):
 
 
 def work(rank, path):
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=WORLD)
     try:
         group = dist.group.WORLD

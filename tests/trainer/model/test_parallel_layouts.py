@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def session(tmp_path_factory):
     """Findings of both ranks, by case."""
     directory = tmp_path_factory.mktemp("two_ranks")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen(
             [sys.executable, two_ranks.__file__, str(rank), str(directory)],

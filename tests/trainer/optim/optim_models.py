@@ -172,7 +172,6 @@ def _enter(
 ) -> None:
     result: Any
     try:
-        torch.set_num_threads(1)
         store = dist.FileStore(str(directory / "store"), world)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
         parallel_state.initialize_model_parallel(

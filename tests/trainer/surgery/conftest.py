@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import pytest
-import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
@@ -13,10 +12,7 @@ def no_process_group() -> Iterator[None]:
     if dist.is_initialized():
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield
-    torch.set_num_threads(threads)
     if dist.is_initialized():
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()

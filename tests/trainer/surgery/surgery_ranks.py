@@ -17,7 +17,6 @@ from trainer.config import Architecture, parse
 
 
 def main(rank: int, root: Path) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{root / 'rendezvous'}", rank=rank, world_size=2)
     found = []
     for case in json.loads((root / "cases.json").read_text()):

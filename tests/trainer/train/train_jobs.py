@@ -141,7 +141,7 @@ def write_job(job: Job) -> Path:
 
 def environment(**more: str) -> dict[str, str]:
     """Environment of a trainer subprocess: one thread a process, no compilation."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONPATH": str(ROOT)} | more
+    return os.environ | {"PYTHONPATH": str(ROOT)} | more
 
 
 def command(

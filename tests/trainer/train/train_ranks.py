@@ -35,9 +35,6 @@ def _child(
 ) -> None:
     os.environ.update(variables)
     os.setpgrp()
-    import torch
-
-    torch.set_num_threads(1)
     try:
         connection.send((True, function(*arguments)))
     except BaseException:
@@ -50,7 +47,7 @@ class Ranks:
 
     def __init__(self, world: int, function: Callable[..., Any], *arguments: Any) -> None:
         shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
-        shared |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+        shared |= {"MASTER_PORT": str(free_port())}
         self.connections, self.processes = [], []
         for rank in range(world):
             mine, theirs = _context.Pipe()
