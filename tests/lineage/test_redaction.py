@@ -13,6 +13,7 @@ from vpmoe_assets.lineage.redaction import (
     redact_text,
 )
 from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.lineage.verify import run_problems
 
 HF = "hf_" + "aBcDeFgHiJkLmNoPqRsT"
 
@@ -106,3 +107,29 @@ def test_a_secret_in_the_recipe_is_refused_because_the_identity_may_not_be_edite
             store.publish(work, draft(payload))
         assert (work.payload / "data.bin").exists()
     assert store.latest("smoke", "synth") is None
+
+
+def test_no_credential_reaches_the_files_beside_a_payload_and_other_bytes_stay(tmp_path, monkeypatch, caplog):
+    secret = "correct-horse-battery"
+    monkeypatch.setenv("MY_SERVICE_TOKEN", secret)
+    store = Store(tmp_path)
+    fingerprint, payload = recipe("synth")
+    log = b"start\r\nlogin with %b\nnot \xff text, %b\nno newline at the end: %b"
+    untouched = b"the password: unchanged, token: abcdefgh12\n"
+    binary = b"\0\1" + secret.encode()
+    with store.work_area("smoke", "synth", fingerprint) as work:
+        fill(work)
+        (work.run / "wandb").mkdir()
+        (work.run / "wandb" / "debug.log").write_bytes(log % (secret.encode(), HF.encode(), secret.encode()))
+        (work.run / "plain.txt").write_bytes(untouched)
+        (work.run / "state.bin").write_bytes(binary)
+        record = store.publish(work, draft(payload))
+    run = store.directory(record) / "run"
+    hidden = REDACTED.encode()
+    assert (run / "wandb" / "debug.log").read_bytes() == log % (hidden, hidden, hidden)
+    assert (run / "plain.txt").read_bytes() == untouched
+    assert (run / "state.bin").read_bytes() == binary
+    assert [line for line in caplog.messages if "credential" in line] == [
+        "smoke/synth: a credential was removed from run/wandb/debug.log"
+    ]
+    assert run_problems(store.directory(record), record) == []

@@ -183,6 +183,15 @@ def test_a_log_block_keeps_the_last_lines_and_counts_the_rest(tmp_path: Path) ->
     assert tail.block() == ""
 
 
+def test_what_is_shown_of_a_log_holds_no_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "correct-horse")
+    path = tmp_path / "console.txt"
+    path.write_text("")
+    tail = LogTail(path)
+    path.write_text("sent correct-horse to the server\n")
+    assert tail.block() == last_lines(path, 5) == "sent [redacted] to the server"
+
+
 def test_last_lines_of_a_missing_file_are_empty(tmp_path: Path) -> None:
     assert last_lines(tmp_path / "none", 5) == ""
     (tmp_path / "some").write_text("1\n2\n3\n")

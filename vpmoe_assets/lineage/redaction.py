@@ -1,4 +1,4 @@
-"""Secrets stay out of records: command lines, environment, metadata of checks, any text.
+"""Secrets stay out of records and logs: command lines, environment, metadata of checks, any text.
 
 Three nets: names that mean a secret (``--token X``, ``API_KEY=X``), the shapes of well-known credentials,
 and the values of the environment's own secret variables wherever they turn up.
@@ -6,7 +6,9 @@ and the values of the environment's own secret variables wherever they turn up.
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 REDACTED = "[redacted]"
@@ -45,6 +47,7 @@ _SHAPES = (
         REDACTED,
     ),
 )
+_BINARY_SAMPLE = 8192
 _SHORTEST_SECRET = 8
 """Shorter values of secret variables are not searched for: they would blot out ordinary words."""
 
@@ -113,6 +116,42 @@ def find_credential(obj: Any, secrets: Sequence[str] | None = None, path: str = 
     elif isinstance(obj, list | tuple):
         children = [(f"{path}[{position}]", value) for position, value in enumerate(obj)]
     return next((hit for where, value in children if (hit := find_credential(value, secrets, where))), None)
+
+
+def redact_files(root: Path, scratch: Path, secrets: Sequence[str] | None = None) -> list[str]:
+    """Remove credentials from the text files below ``root``, line by line, and return the names of those.
+
+    As strict as :func:`find_credential`: a log that mentions a token keeps its wording. Files with a NUL byte
+    near their beginning are no text (checkpoints, index files) and are not searched; nor are links.
+
+    Args:
+        root: directory to search.
+        scratch: directory on the same file system, for a file that is being rewritten.
+        secrets: values to look for; those of the environment's secret variables if None.
+
+    Returns:
+        Paths relative to ``root``, sorted.
+    """
+    secrets = secret_values() if secrets is None else secrets
+    changed = []
+    for path in sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink()):
+        if any(safe != line for line, safe in _redacted_lines(path, secrets)):
+            safer = scratch / "redacted.tmp"
+            with safer.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                file.writelines(safe for _, safe in _redacted_lines(path, secrets))
+            shutil.copystat(path, safer)
+            safer.replace(path)
+            changed.append(path.relative_to(root).as_posix())
+    return changed
+
+
+def _redacted_lines(path: Path, secrets: Sequence[str]) -> Iterator[tuple[str, str]]:
+    with path.open("rb") as file:
+        if b"\0" in file.read(_BINARY_SAMPLE):
+            return
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        for line in file:
+            yield line, _without_credentials(line, secrets)
 
 
 def _without_credentials(text: str, secrets: Sequence[str]) -> str:

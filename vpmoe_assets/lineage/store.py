@@ -16,6 +16,7 @@ permission; directories keep theirs, so that a version can still be removed with
 
 import contextlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -47,12 +48,20 @@ from vpmoe_assets.lineage.record import (
     record_bytes,
     safe_name,
 )
-from vpmoe_assets.lineage.redaction import find_credential, redact, redact_command, secret_values
+from vpmoe_assets.lineage.redaction import (
+    find_credential,
+    redact,
+    redact_command,
+    redact_files,
+    secret_values,
+)
 from vpmoe_assets.lineage.verify import payload_problems
 from vpmoe_assets.lineage.workarea import WorkArea
 
 _VERSION = re.compile(r"(\d{8})\.(\d+)-[0-9a-f]{8}")
 _LOCK_WAIT_S = 60.0
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -246,7 +255,8 @@ class Store:
         kill the next :meth:`work_area` of the same recipe puts it back. On success the work area is gone.
 
         Returns:
-            The record as written. Credentials are removed from every text that is not part of the identity.
+            The record as written. Credentials are removed from every text that is not part of the identity,
+            and from the logs and other text files of ``run/``.
 
         Raises:
             PublishError: the work area is not open, has no payload, or the draft contradicts it.
@@ -257,7 +267,10 @@ class Store:
             raise PublishError(f"{work.path}: publish inside the work_area block, while its lock is held")
         draft = _checked(work, draft)
         try:
-            record = self._publish_staged(work, work.stage(), draft)
+            staged = work.stage()
+            for name in redact_files(staged / "run", work.scratch):
+                _log.warning("%s/%s: a credential was removed from run/%s", work.experiment, work.asset, name)
+            record = self._publish_staged(work, staged, draft)
         except Exception:
             with self._asset_lock(work.experiment, work.asset):
                 for abandoned in self._abandoned(work):

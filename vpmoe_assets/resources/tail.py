@@ -13,6 +13,8 @@ from typing import Any
 import dagster as dg
 import orjson
 
+from vpmoe_assets.lineage.redaction import redact_text, secret_values
+
 _BLOCK = 1 << 20
 _LONGEST_LINE = 16 << 20
 
@@ -215,19 +217,20 @@ class LogTail:
         self._most = most
 
     def block(self) -> str:
-        """New lines as one text; empty where there are none."""
-        return _clipped((line.decode(errors="replace") for line in self._tail.lines()), self._most)
+        """New lines as one text, without credentials; empty where there are none."""
+        lines = _clipped((line.decode(errors="replace") for line in self._tail.lines()), self._most)
+        return redact_text(lines, secret_values())
 
 
 def last_lines(path: Path, count: int) -> str:
-    """The end of a text file, as far back as `count` lines; empty where there is no file."""
+    """The end of a text file without credentials, back to `count` lines; empty where there is no file."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _BLOCK))
             text = file.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
-    return "\n".join(text.splitlines()[-count:])
+    return redact_text("\n".join(text.splitlines()[-count:]), secret_values())
 
 
 def _clipped(lines: Iterable[str], most: int) -> str:
