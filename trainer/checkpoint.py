@@ -172,7 +172,13 @@ class Checkpoints:
             for path in scratch.rglob("*")
             if path.is_file()
         }
-        stored = {"schema": SCHEMA, "layout": self.layout.describe(), "files": files, **vars(state)}
+        stored = {
+            "schema": SCHEMA,
+            "layout": self.layout.describe(),
+            "threads": torch.get_num_threads(),
+            "files": files,
+            **vars(state),
+        }
         _write(scratch / "state.json", stored)
         for path in (scratch / "metadata.json", scratch / "random", scratch):
             _sync(path)
@@ -280,7 +286,19 @@ class Checkpoints:
             LOGGER.info(
                 "%d ranks instead of %d: random states seeded anew", self.layout.world, layout["world"]
             )
+        self._warn_of_other_threads(iteration)
         return loaded
+
+    def _warn_of_other_threads(self, iteration: int) -> None:
+        stored = json.loads((self.path(iteration) / "state.json").read_text(encoding="utf-8")).get("threads")
+        if self.layout.device.type == "cpu" and stored not in (None, torch.get_num_threads()):
+            LOGGER.warning(
+                "%d threads instead of %d: sums on the CPU may round differently, so the run goes on with "
+                "the same state, but perhaps not bit for bit; OMP_NUM_THREADS=%d keeps the bits",
+                torch.get_num_threads(),
+                stored,
+                stored,
+            )
 
     def random_state(self, iteration: int) -> dict[str, Any]:
         """The random states of this rank as a checkpoint holds them."""

@@ -180,6 +180,29 @@ def test_another_model_parallel_size_is_refused_and_another_data_parallel_size_i
     assert wide.read_matching(5, state(0)).iteration == 5
 
 
+def test_going_on_with_another_number_of_threads_is_said(tmp_path, layout, caplog):
+    checkpoints = Checkpoints(tmp_path, layout, keep_last=2)
+    save(checkpoints, 5)
+    checkpoints.load(5, tensors(), seed=1)
+    assert said(caplog) == []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        checkpoints.load(5, tensors(), seed=1)
+    finally:
+        torch.set_num_threads(threads)
+    (message,) = said(caplog)
+    assert f"{threads + 1} threads instead of {threads}" in message
+    assert f"OMP_NUM_THREADS={threads} keeps the bits" in message
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Warnings of the trainer's own."""
+    return [
+        r.getMessage() for r in caplog.records if r.name.startswith("trainer") and r.levelname == "WARNING"
+    ]
+
+
 def test_a_tensor_that_is_missing_or_unexpected_is_an_error(tmp_path, layout):
     from megatron.core.dist_checkpointing.core import CheckpointingException
 
