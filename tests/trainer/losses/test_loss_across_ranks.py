@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import run_ranks
 
 from trainer.losses.cross_entropy import chunked_cross_entropy
 from trainer.losses.errors import LossError
@@ -30,8 +30,9 @@ def run(hidden, head, labels, batch, counts, objective, group=None):
     return loss.detach(), ce, hidden.grad, head.grad
 
 
-def work(rank, path):
-    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=WORLD)
+def work():
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     try:
         group = dist.group.WORLD
         hidden, head, labels, batch = problem()
@@ -82,5 +83,5 @@ def work(rank, path):
         dist.destroy_process_group()
 
 
-def test_two_ranks_equal_one(tmp_path):
-    mp.spawn(work, args=(str(tmp_path / "store"),), nprocs=WORLD)
+def test_two_ranks_equal_one():
+    run_ranks(WORLD, work)

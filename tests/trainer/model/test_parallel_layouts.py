@@ -1,43 +1,19 @@
 """Two ranks compute what one computes: weights, logits, gradients, counts and checkpoint layout."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-import two_ranks
-from two_ranks import CASES, batch, loss_weights, odd_batch, reference_weights, run
+from ranks import run_ranks
+from two_ranks import CASES, batch, findings, loss_weights, odd_batch, reference_weights, run
 
 from trainer.model.gpt import build_model
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory):
+def session():
     """Findings of both ranks, by case."""
-    directory = tmp_path_factory.mktemp("two_ranks")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, two_ranks.__file__, str(rank), str(directory)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    return torch.load(directory / "results.pt", weights_only=False)
+    return run_ranks(2, findings)[0]
 
 
 @pytest.fixture(scope="module")

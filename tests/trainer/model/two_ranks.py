@@ -1,10 +1,5 @@
-"""All that is checked on two ranks, in one pair of processes: starting them costs more than the checks.
+"""All that is checked of the model on two ranks, in one pair of processes."""
 
-Run as ``python two_ranks.py RANK DIRECTORY``; rank 0 leaves its findings in ``DIRECTORY/results.pt``.
-"""
-
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -208,22 +203,15 @@ def refusals() -> dict[str, str]:
     return found
 
 
-def main() -> None:
-    rank, directory = int(sys.argv[1]), Path(sys.argv[2])
-    dist.init_process_group(
-        "gloo", store=dist.FileStore(str(directory / "store"), 2), rank=rank, world_size=2
-    )
+def findings() -> dict[str, Any]:
+    """What both ranks found, by case, and the refusals; runs on each of two ranks."""
+    dist.init_process_group("gloo")
     results: dict[str, Any] = {"refusals": refusals()}
     for name, case in CASES.items():
         found = check(case)
         everyone: list[Any] = [None, None]
         dist.all_gather_object(everyone, found)
         results[name] = everyone
-    if rank == 0:
-        torch.save(results, directory / "results.pt")
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+    return results

@@ -1,7 +1,5 @@
 """A model whose gradients a test prescribes, whole or split, and a way to run it on several ranks."""
 
-import multiprocessing
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +9,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from ranks import run_ranks
 
 from trainer.config import OptimizerConfig
 from trainer.optim.optimizer import Optimizer
@@ -161,31 +160,18 @@ class Rank:
     ep: tuple[int, int]
 
 
-def _enter(
-    rank: int,
-    world: int,
-    tp: int,
-    ep: int,
-    directory: Path,
-    work: Callable[..., Any],
-    arguments: tuple[Any, ...],
-) -> None:
-    result: Any
-    try:
-        store = dist.FileStore(str(directory / "store"), world)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=tp, expert_model_parallel_size=ep, expert_tensor_parallel_size=1
-        )
-        own_ep = (parallel_state.get_expert_model_parallel_rank(), ep)
-        result = work(Rank(rank, world, directory, Topology.current(), own_ep), *arguments)
-        dist.barrier()
-        dist.destroy_process_group()
-    except BaseException:
-        result = traceback.format_exc()
-        torch.save(("failed", result), directory / f"result_{rank}.pt")
-        raise
-    torch.save(("done", result), directory / f"result_{rank}.pt")
+def _enter(tp: int, ep: int, directory: Path, work: Callable[..., Any], *arguments: Any) -> Any:
+    dist.init_process_group("gloo")
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tp, expert_model_parallel_size=ep, expert_tensor_parallel_size=1
+    )
+    own_ep = (parallel_state.get_expert_model_parallel_rank(), ep)
+    result = work(
+        Rank(dist.get_rank(), dist.get_world_size(), directory, Topology.current(), own_ep), *arguments
+    )
+    dist.barrier()
+    dist.destroy_process_group()
+    return result
 
 
 def on_ranks(
@@ -193,24 +179,4 @@ def on_ranks(
 ) -> list[Any]:
     """Runs `work(Rank, *arguments)` on `world` gloo ranks and returns their results."""
     directory.mkdir(parents=True)
-    # One server imports torch and Megatron once; each rank is a fork of it, ready at once.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["optim_models", "trainer.checkpoint"])
-    ranks = [
-        context.Process(target=_enter, args=(rank, world, tp, ep, directory, work, arguments), daemon=True)
-        for rank in range(world)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=120)
-    for process in ranks:
-        if process.is_alive():
-            process.kill()
-    results = []
-    for rank in range(world):
-        path = directory / f"result_{rank}.pt"
-        outcome, result = torch.load(path, weights_only=False) if path.exists() else ("failed", "no result")
-        assert outcome == "done", f"rank {rank}:\n{result}"
-        results.append(result)
-    return results
+    return run_ranks(world, _enter, tp, ep, directory, work, *arguments)

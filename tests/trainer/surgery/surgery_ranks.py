@@ -1,12 +1,8 @@
-"""Function preservation on two ranks, all cases in one pair of processes: starting them costs the most.
+"""Function preservation on two ranks, all cases in one pair of processes."""
 
-Run as ``python surgery_ranks.py RANK DIRECTORY``. ``DIRECTORY/cases.pt`` names the checkpoints; each rank
-leaves what it found in ``DIRECTORY/rank_<n>.json``.
-"""
-
-import json
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,10 +12,11 @@ from surgery_models import loaded, random_batch
 from trainer.config import Architecture, parse
 
 
-def main(rank: int, root: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{root / 'rendezvous'}", rank=rank, world_size=2)
+def compared(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Runs parent and result of each case; what this rank found."""
+    dist.init_process_group("gloo")
     found = []
-    for case in json.loads((root / "cases.json").read_text()):
+    for case in cases:
         logits = []
         with torch.no_grad():
             # A dense parent has no experts to spread.
@@ -42,9 +39,5 @@ def main(rank: int, root: Path) -> None:
                 "width": before.shape[-1],
             }
         )
-    (root / f"rank_{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    return found

@@ -1,12 +1,7 @@
 """Depth expansion and upcycling keep the logits bit for bit on two ranks too, tensor- and expert-parallel."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from ranks import run_ranks
 from surgery_cases import (
     VOCAB,
     convert_job,
@@ -18,10 +13,10 @@ from surgery_cases import (
     run,
     upcycle_recipe,
 )
+from surgery_ranks import compared
 
 from trainer.config import plain
 
-HERE = Path(__file__).resolve().parent
 LAYOUTS = {"expand": [(2, 1)], "upcycle": [(2, 1), (2, 2), (1, 2)]}
 """Tensor- and expert-parallel sizes of the two ranks."""
 
@@ -48,22 +43,7 @@ def test_logits_are_bit_identical_on_two_ranks(tmp_path):
                 }
                 for tp, ep in LAYOUTS[step]
             ]
-    (tmp_path / "cases.json").write_text(json.dumps(cases))
-    environment = os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parents[2]}"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", HERE / "surgery_ranks.py", str(rank), tmp_path],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outcomes = [rank.communicate(timeout=200) for rank in ranks]
-    for rank, (_, error) in zip(ranks, outcomes, strict=True):
-        assert rank.returncode == 0, error
-    for number in range(2):
-        found = json.loads((tmp_path / f"rank_{number}.json").read_text())
+    for found in run_ranks(2, compared, cases):
         assert [case["name"] for case in found] == [case["name"] for case in cases]
         for case, asked in zip(found, cases, strict=True):
             assert case["equal"], case

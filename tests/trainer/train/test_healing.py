@@ -8,9 +8,9 @@ import pytest
 import torch
 from healing_jobs import LAYERS, NEW_LAYERS, PHASE, STEPS, healing_job, healing_recipe, write_text
 from megatron.core import dist_checkpointing
+from ranks import Ranks, run_ranks
 from safetensors.numpy import load_file
 from train_jobs import summary
-from train_ranks import Ranks, run_ranks
 from train_work import (
     losses,
     payload_bytes,

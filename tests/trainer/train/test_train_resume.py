@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from megatron.core import dist_checkpointing
+from ranks import Ranks, run_ranks
 from train_jobs import make_job, summary, tiny_recipe
-from train_ranks import Ranks, run_ranks
 from train_work import (
     losses,
     payload_bytes,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ranks import run_ranks
 from train_jobs import make_job, summary, tiny_recipe
-from train_ranks import run_ranks
 from train_work import losses, payload_bytes, run_train, weights
 
 from trainer.config import Job

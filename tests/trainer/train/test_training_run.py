@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ranks import Ranks, run_ranks
 from train_jobs import make_job, run_job_process, summary, tiny_recipe
-from train_ranks import Ranks, run_ranks
 from train_work import losses, run_train, train_slow_saves, train_until, wait_for
 
 from trainer.config import Job

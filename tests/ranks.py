@@ -1,26 +1,26 @@
 """Runs a function on several gloo ranks, each a process of its own, without importing torch anew in each.
 
 A fork server imports the trainer once; its children start in milliseconds. Only picklable module-level
-functions run.
+functions run, and find their rank in `RANK`, as under torchrun.
 """
 
+import io
 import multiprocessing
 import os
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
+
+import torch
 
 TIMEOUT = 100.0
 
 _context = multiprocessing.get_context("forkserver")
-sys.path[:] = [str(Path(__file__).parent), *(p for p in sys.path if p != str(Path(__file__).parent))]
-_context.set_forkserver_preload(["train_ranks", "train_jobs", "trainer.train"])
+_context.set_forkserver_preload(["trainer.train"])
 
 
 def free_port() -> int:
@@ -36,7 +36,10 @@ def _child(
     os.environ.update(variables)
     os.setpgrp()
     try:
-        connection.send((True, function(*arguments)))
+        # Not the tensors themselves: those would be shared memory of a process that is about to end.
+        result = io.BytesIO()
+        torch.save(function(*arguments), result)
+        connection.send((True, result.getvalue()))
     except BaseException:
         connection.send((False, traceback.format_exc()))
         raise
@@ -89,7 +92,7 @@ class Ranks:
                     raise AssertionError(f"rank {rank} died without a result") from None
                 if not passed:
                     raise AssertionError(f"rank {rank} failed:\n{value}")
-                results.append(value)
+                results.append(torch.load(io.BytesIO(value), weights_only=False))
         finally:
             for process in self.processes:
                 process.join(1.0)
