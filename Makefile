@@ -10,8 +10,6 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 BIN := .venv/bin
 STAMP := .venv/.installed
 export DAGSTER_DISABLE_TELEMETRY = 1
-# Workers are processes here; more threads than cores only slow one another down.
-TEST_ENV = TORCHDYNAMO_DISABLE=1 OMP_NUM_THREADS=1
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -39,7 +37,7 @@ ui: $(STAMP)  ## open the Dagster UI on http://127.0.0.1:3000
 	$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p 3000
 
 test: $(STAMP) lint  ## lint, then run every test this machine can run
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

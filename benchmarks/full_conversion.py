@@ -129,11 +129,11 @@ def main() -> None:
         result = measure(options.experiment, options.rung, Path(directory))
     print(json.dumps(result))
     if options.record:
+        suffix = "" if options.rung == "vpmoe" else f"_{options.rung}"
         for name, key, unit, scale in (
             ("full_conversion_peak_memory", "peak_rss_bytes", "GB", 1e9),
             ("full_conversion_time", "wall_seconds", "s", 1.0),
         ):
-            suffix = "" if options.rung == "vpmoe" else f"_{options.rung}"
             record(f"{name}_{options.experiment}{suffix}", result[key] / scale, unit, details=result)
 
 

@@ -49,8 +49,12 @@ class Ranks:
     """Running ranks; `join` collects what they return."""
 
     def __init__(self, world: int, function: Callable[..., Any], *arguments: Any) -> None:
-        shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
-        shared |= {"MASTER_PORT": str(free_port())}
+        shared = {
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+        }
         self.connections, self.processes = [], []
         for rank in range(world):
             mine, theirs = _context.Pipe()

@@ -174,8 +174,7 @@ class Checkpoints:
         }
         stored = {
             "schema": SCHEMA,
-            "layout": self.layout.describe(),
-            "threads": torch.get_num_threads(),
+            "layout": self.layout.describe() | {"threads": torch.get_num_threads()},
             "files": files,
             **vars(state),
         }
@@ -201,7 +200,7 @@ class Checkpoints:
         """Reads the plain part of a checkpoint and checks that all of its files are there, whole.
 
         Returns:
-            The run state, and the parallel layout that wrote it.
+            The run state, and the parallel layout that wrote it, with its number of threads a rank.
 
         Raises:
             CheckpointError: A file is missing, has another size, or is not what it should be.
@@ -286,19 +285,17 @@ class Checkpoints:
             LOGGER.info(
                 "%d ranks instead of %d: random states seeded anew", self.layout.world, layout["world"]
             )
-        self._warn_of_other_threads(iteration)
-        return loaded
-
-    def _warn_of_other_threads(self, iteration: int) -> None:
-        stored = json.loads((self.path(iteration) / "state.json").read_text(encoding="utf-8")).get("threads")
-        if self.layout.device.type == "cpu" and stored not in (None, torch.get_num_threads()):
+        threads = torch.get_num_threads()
+        before = layout.get("threads", threads)  # checkpoints of earlier versions do not say
+        if self.layout.device.type == "cpu" and before != threads:
             LOGGER.warning(
                 "%d threads instead of %d: sums on the CPU may round differently, so the run goes on with "
                 "the same state, but perhaps not bit for bit; OMP_NUM_THREADS=%d keeps the bits",
-                torch.get_num_threads(),
-                stored,
-                stored,
+                threads,
+                before,
+                before,
             )
+        return loaded
 
     def random_state(self, iteration: int) -> dict[str, Any]:
         """The random states of this rank as a checkpoint holds them."""

@@ -55,7 +55,7 @@ class Place:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         shutil.copy(ROOT / "dagster.yaml", directory)
-        left_out = ("VPMOE_", "DAGSTER_", "OMP_")  # as users have it: the cores are shared out
+        left_out = ("VPMOE_", "DAGSTER_")
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(left_out)} | {
             "DAGSTER_HOME": str(directory),
             "DAGSTER_DISABLE_TELEMETRY": "1",

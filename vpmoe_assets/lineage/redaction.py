@@ -118,7 +118,7 @@ def find_credential(obj: Any, secrets: Sequence[str] | None = None, path: str = 
     return next((hit for where, value in children if (hit := find_credential(value, secrets, where))), None)
 
 
-def redact_files(root: Path, scratch: Path, secrets: Sequence[str] | None = None) -> list[str]:
+def redact_files(root: Path, scratch: Path) -> list[str]:
     """Remove credentials from the text files below ``root``, line by line, and return the names of those.
 
     As strict as :func:`find_credential`: a log that mentions a token keeps its wording. Files with a NUL byte
@@ -127,12 +127,11 @@ def redact_files(root: Path, scratch: Path, secrets: Sequence[str] | None = None
     Args:
         root: directory to search.
         scratch: directory on the same file system, for a file that is being rewritten.
-        secrets: values to look for; those of the environment's secret variables if None.
 
     Returns:
         Paths relative to ``root``, sorted.
     """
-    secrets = secret_values() if secrets is None else secrets
+    secrets = secret_values()
     changed = []
     for path in sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink()):
         if any(safe != line for line, safe in _redacted_lines(path, secrets)):

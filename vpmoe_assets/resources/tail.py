@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 import orjson
 
-from vpmoe_assets.lineage.redaction import redact_text, secret_values
+from vpmoe_assets.lineage.redaction import redact
 
 _BLOCK = 1 << 20
 _LONGEST_LINE = 16 << 20
@@ -218,8 +218,10 @@ class LogTail:
 
     def block(self) -> str:
         """New lines as one text, without credentials; empty where there are none."""
-        lines = _clipped((line.decode(errors="replace") for line in self._tail.lines()), self._most)
-        return redact_text(lines, secret_values())
+        shown: str = redact(
+            _clipped((line.decode(errors="replace") for line in self._tail.lines()), self._most)
+        )
+        return shown
 
 
 def last_lines(path: Path, count: int) -> str:
@@ -230,7 +232,8 @@ def last_lines(path: Path, count: int) -> str:
             text = file.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
-    return redact_text("\n".join(text.splitlines()[-count:]), secret_values())
+    shown: str = redact("\n".join(text.splitlines()[-count:]))
+    return shown
 
 
 def _clipped(lines: Iterable[str], most: int) -> str:

@@ -140,7 +140,7 @@ def write_job(job: Job) -> Path:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Environment of a trainer subprocess: one thread a process, no compilation."""
+    """Environment of a trainer subprocess, which finds this checkout."""
     return os.environ | {"PYTHONPATH": str(ROOT)} | more
 
 
