@@ -35,12 +35,12 @@ import numpy as np
 import torch
 
 from benchmarks.record import record
-from trainer.config.evaluate import Core8Protocol
+from trainer.contract.schema.evaluate import Core8Protocol
 from trainer.evaluate.bundle import Task, read_bundle
 from trainer.evaluate.core8 import Question, evaluate_task, prepare, summarise
 from trainer.evaluate.huggingface import HuggingFaceModel
 from trainer.evaluate.suite import Batching, SuiteContext
-from trainer.signals import StopRequest
+from trainer.job.signals import StopRequest
 
 TASKS = ("arc_easy", "hellaswag", "lambada_openai", "piqa")
 LETTERS = ("boolq", "commonsense_qa")

@@ -29,9 +29,9 @@ import pyarrow.parquet as pq
 
 from benchmarks import harmony_builder
 from benchmarks.record import record
+from vpmoe_assets.generated.generator import generate_rows
 from vpmoe_assets.harmony.build import build_kd
 from vpmoe_assets.harmony.conversation import TEXT_FIELDS
-from vpmoe_assets.harmony.generator import generate_rows
 from vpmoe_assets.harmony.tokenizer import load_tiktoken, write_tokenizer
 
 COLUMNS = ("synth_id", *TEXT_FIELDS)

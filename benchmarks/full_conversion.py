@@ -20,8 +20,10 @@ from typing import Any
 import torch
 
 from benchmarks.record import ROOT, record
-from trainer.config import ExpandRecipe, UpcycleRecipe, load_experiment, parse, plain
-from trainer.config.job import Job
+from trainer.contract.schema.base import parse, plain
+from trainer.contract.schema.convert import ExpandRecipe, UpcycleRecipe
+from trainer.contract.schema.experiment import load_experiment
+from trainer.contract.schema.job import Job
 from trainer.surgery.tensors import tensor_table
 from trainer.surgery.weights import WeightsWriter
 

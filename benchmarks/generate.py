@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from benchmarks.record import record
-from trainer.config import load_experiment
-from trainer.generate import evaluating, generate
+from trainer.contract.schema.experiment import load_experiment
+from trainer.decoding.generation import evaluating, generate
 from trainer.model.gpt import VPGPTModel, build_model
 
 

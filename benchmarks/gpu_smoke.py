@@ -36,7 +36,8 @@ import numpy as np
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-from trainer.config import load_experiment, plain
+from trainer.contract.schema.base import plain
+from trainer.contract.schema.experiment import load_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 FP32_TOLERANCE = 1e-3

@@ -20,7 +20,7 @@ import torch
 TIMEOUT = 100.0
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["trainer.train"])
+_context.set_forkserver_preload(["trainer.train.run"])
 
 
 def free_port() -> int:

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from lineage.fabricate import damage, publish
 
+from tests.lineage.fabricate import damage, publish
 from vpmoe_assets.cli import main
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.record import RECORD_NAME

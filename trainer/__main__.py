@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer import generate_command
+from trainer.generate import command as generate_command
 
 if TYPE_CHECKING:
-    from trainer.config import Job
-    from trainer.lifecycle import Work
-    from trainer.signals import StopRequest
-    from trainer.workdir import WorkDir
+    from trainer.contract.schema.job import Job
+    from trainer.job.lifecycle import Work
+    from trainer.job.signals import StopRequest
+    from trainer.job.workdir import WorkDir
 
 EXAMPLES = """examples:
   python -m trainer train --job job.json                          one process
@@ -178,9 +178,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, recipe_of: Callable[["Job"], object], work: "Work") -> int:
     """Runs a job once it is known to be one of this command, and Megatron once the job has its heartbeat."""
-    from trainer.config import ConfigError, load_job
-    from trainer.lifecycle import run_job
-    from trainer.workdir import EXIT_FAILED
+    from trainer.contract.schema.base import ConfigError
+    from trainer.contract.schema.job import load_job
+    from trainer.job.lifecycle import run_job
+    from trainer.job.workdir import EXIT_FAILED
 
     try:
         job = load_job(options.job)
@@ -190,7 +191,7 @@ def _run(options: argparse.Namespace, recipe_of: Callable[["Job"], object], work
         return EXIT_FAILED
 
     def loaded(job: "Job", directory: "WorkDir", stop: "StopRequest") -> None:
-        from trainer.startup import load_megatron
+        from trainer.job.startup import load_megatron
 
         load_megatron()
         work(job, directory, stop)
@@ -200,7 +201,7 @@ def _run(options: argparse.Namespace, recipe_of: Callable[["Job"], object], work
 
 def _train(options: argparse.Namespace) -> int:
     def work(job: "Job", directory: "WorkDir", stop: "StopRequest") -> None:
-        from trainer.train import train
+        from trainer.train.run import train
 
         verify = options.verify_resume and job.execution.verify_resume
         train(job, directory, stop, verify_resume=verify)
@@ -239,7 +240,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _count(options: argparse.Namespace) -> int:
-    from trainer.count import main as count
+    from trainer.count.command import main as count
 
     chosen = ["--rung", options.rung] if options.rung else []
     return count([options.config, *chosen, *(["--json"] if options.json else [])])

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from trainer.config import load_experiment
+from trainer.contract.schema.experiment import load_experiment
 from vpmoe_assets.assets.data import data_assets
 from vpmoe_assets.assets.distill import distill_assets
 from vpmoe_assets.assets.donors import donor_assets

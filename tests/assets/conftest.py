@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from assets.graphs import DATA, Graph, Run, copy_store, write_experiment
+from tests.assets.graphs import DATA, Graph, Run, copy_store, write_experiment
 
 
 @pytest.fixture(scope="session")

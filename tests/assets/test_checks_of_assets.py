@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from assets.graphs import DATA, Graph
+from tests.assets.graphs import DATA, Graph
 from vpmoe_assets.cli import main
 from vpmoe_assets.harmony import audit
 from vpmoe_assets.lineage.errors import ArtifactBlocked

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
-from harmony import inputs
 
-from assets.graphs import Graph, rows_from
+from tests.assets.graphs import Graph, rows_from
+from tests.harmony import inputs
 from vpmoe_assets.harmony import synth_harmony
 
 CHAIN = ("o200k_tokenizer", "synth", "synth_harmony", "synth_kd_v1")

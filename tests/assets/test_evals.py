@@ -7,10 +7,10 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from lineage.fabricate import publish
 
-from assets.graphs import PROGRAMS, write_experiment
-from trainer.config import load_experiment
+from tests.assets.graphs import PROGRAMS, write_experiment
+from tests.lineage.fabricate import publish
+from trainer.contract.schema.experiment import load_experiment
 from vpmoe_assets.assets.evals import SHARED_INPUTS, eval_name, evals_assets
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.record import Record

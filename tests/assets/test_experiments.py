@@ -5,7 +5,7 @@ import os
 import dagster as dg
 import pytest
 
-from assets.graphs import DATA, Graph
+from tests.assets.graphs import DATA, Graph
 from vpmoe_assets.lineage.graph import stale_reasons
 
 
@@ -33,7 +33,7 @@ def test_a_file_is_an_experiment_of_the_name_it_states(graph):
 
 
 def test_an_unknown_experiment_is_refused_with_the_known_ones(tmp_path):
-    from trainer.config import ConfigError
+    from trainer.contract.schema.base import ConfigError
 
     with pytest.raises(ConfigError, match=r"smok'.*smoke"):
         Graph("smok", tmp_path).definitions()

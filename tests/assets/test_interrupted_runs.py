@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from assets.graphs import ROOT, payload_bytes
+from tests.assets.graphs import ROOT, payload_bytes
 from vpmoe_assets.harmony import build
 from vpmoe_assets.lineage.verify import verify_record
 
@@ -44,7 +44,7 @@ def test_a_build_that_fails_after_its_shards_goes_on_from_them(graph, tiny_made,
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
-from assets.graphs import Graph
+from tests.assets.graphs import Graph
 from vpmoe_assets.lineage import record, store, workarea
 
 where, experiment, root = sys.argv[1:]

@@ -1,8 +1,7 @@
 """The index says what the records say, and the asset over it notices what no longer verifies."""
 
-from lineage.fabricate import damage
-
-from assets.graphs import DATA
+from tests.assets.graphs import DATA
+from tests.lineage.fabricate import damage
 from vpmoe_assets.lineage.index import TABLES, records_digest
 
 

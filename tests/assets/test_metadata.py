@@ -4,7 +4,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from assets.graphs import DATA
+from tests.assets.graphs import DATA
 from vpmoe_assets.lineage.record import read_record
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from harmony import inputs
 
-from assets.graphs import Graph, payload_bytes, rows_from
+from tests.assets.graphs import Graph, payload_bytes, rows_from
+from tests.harmony import inputs
 from vpmoe_assets.cli import main
 
 CHAIN = ("o200k_tokenizer", "synth", "synth_harmony", "synth_kd_v1")

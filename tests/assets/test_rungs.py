@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from lineage.fabricate import publish
 
-from assets.graphs import PROGRAMS, Graph
-from trainer.config import load_experiment
+from tests.assets.graphs import PROGRAMS, Graph
+from tests.lineage.fabricate import publish
+from trainer.contract.schema.experiment import load_experiment
 from vpmoe_assets.assets.plots import layer_profile
 from vpmoe_assets.assets.rungs import RUNGS, rung_assets
 from vpmoe_assets.resources.trainer import TrainerResource

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainer.config import load_experiment
+from trainer.contract.schema.experiment import load_experiment
 from vpmoe_assets.checks.rungs import (
     LOSS_NOT_DIVERGED,
     TPA_FIT,

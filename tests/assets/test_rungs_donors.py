@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from assets.graphs import Graph
+from tests.assets.graphs import Graph
 from vpmoe_assets import hub
 from vpmoe_assets.donors import tokenizers
 

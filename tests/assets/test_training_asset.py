@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from assets.graphs import PROGRAMS, Graph
+from tests.assets.graphs import PROGRAMS, Graph
 from vpmoe_assets.lineage.errors import ArtifactBlocked
 from vpmoe_assets.resources.trainer import TrainerResource
 

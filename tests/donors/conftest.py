@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config.sources import SeededDonor, SeededVocabulary
+from trainer.contract.schema.sources import SeededDonor, SeededVocabulary
 from vpmoe_assets.donors.checkpoints import write_seeded_gpt_oss, write_seeded_qwen3
 from vpmoe_assets.harmony.tokenizer import load_ranks, write_tokenizer
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GptOssForCausalLM, Qwen3ForCausalLM
 
 from tests.donors.conftest import DONOR, SEED, VOCABULARY
-from trainer.config.donor import HF_EMBEDDING, HF_HEAD, donor_shapes
-from trainer.config.sources import SeededDonor
+from trainer.contract.schema.donor import HF_EMBEDDING, HF_HEAD, donor_shapes
+from trainer.contract.schema.sources import SeededDonor
 from vpmoe_assets.donors import checkpoints
 from vpmoe_assets.donors.checkpoints import (
     checkpoint_shapes,
@@ -22,8 +22,8 @@ from vpmoe_assets.donors.checkpoints import (
     require_vocabulary,
     write_json,
 )
-from vpmoe_assets.donors.errors import DonorError
 from vpmoe_assets.donors.tensors import save_bfloat16, seeded_normal
+from vpmoe_assets.errors import DonorError
 
 SMALL = DONOR.model_copy(update={"vocab_size": 300})
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from trainer.config import ConfigError
-from trainer.config.sources import HubDonor, HubVocabulary
+from trainer.contract.schema.base import ConfigError
+from trainer.contract.schema.sources import HubDonor, HubVocabulary
 from vpmoe_assets.donors.download import fetch_qwen3, fetch_vocabulary
-from vpmoe_assets.donors.errors import DonorError
+from vpmoe_assets.errors import DonorError
 from vpmoe_assets.hub import HubError, HubFile
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

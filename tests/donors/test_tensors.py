@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from vpmoe_assets.donors.errors import DonorError
 from vpmoe_assets.donors.tensors import copy_tensors, read_header, save_bfloat16, seeded_normal, to_bfloat16
+from vpmoe_assets.errors import DonorError
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=50))

@@ -10,8 +10,8 @@ import tiktoken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vpmoe_assets.donors import tokenizers
-from vpmoe_assets.donors.errors import DonorError
 from vpmoe_assets.donors.tokenizers import o200k_tokenizer_json, qwen3_ranks, qwen3_tokenizer_json
+from vpmoe_assets.errors import DonorError
 
 TEXTS = [
     "Hello, world!",

@@ -16,14 +16,14 @@ from typing import ClassVar
 import pyarrow as pa
 import pytest
 
-from trainer.config.sources import BuiltinCore8, OlmoEvalCore8, ZipCore8
+from trainer.contract.schema.sources import BuiltinCore8, OlmoEvalCore8, ZipCore8
 from trainer.evaluate.bundle import read_bundle
+from vpmoe_assets.errors import DataError
 from vpmoe_assets.evaluation import olmo_eval
 from vpmoe_assets.evaluation.builtin import builtin_tasks
 from vpmoe_assets.evaluation.bundle import build_core8_bundle, write_bundle
 from vpmoe_assets.evaluation.published import fetch_zip, zip_tasks
 from vpmoe_assets.evaluation.tasks import TASKS, normalise
-from vpmoe_assets.harmony.errors import DataError
 
 BUILTIN = BuiltinCore8(kind="builtin", seed=1337, max_per_task=20)
 ROWS = {

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vpmoe_assets.generated.generator import generate_row
 from vpmoe_assets.harmony.build import KdBuild, build_kd
-from vpmoe_assets.harmony.generator import generate_row
 
 #: About one row in five is longer.
 SEQ_LEN = 1000

@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from harmony.inputs import rows, write
-from harmony.test_build import from_harmony, harmony
+from tests.harmony.inputs import rows, write
+from tests.harmony.test_build import from_harmony, harmony
 from vpmoe_assets.harmony import audit
 from vpmoe_assets.harmony.tokenizer import RANKS_NAME, write_tokenizer
 

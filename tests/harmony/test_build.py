@@ -7,11 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from harmony.inputs import SEQ_LEN, build, rows, tree, write
+from tests.harmony.inputs import SEQ_LEN, build, rows, tree, write
+from vpmoe_assets.errors import DataError, ShardRowError
 from vpmoe_assets.harmony.build import build_kd_from_harmony, work_dir_of
 from vpmoe_assets.harmony.completion import write_json
 from vpmoe_assets.harmony.conversation import Scaffold, messages
-from vpmoe_assets.harmony.errors import DataError, ShardRowError
 from vpmoe_assets.harmony.indexed import map_elements, read_index
 from vpmoe_assets.harmony.kd_config import KdConfig
 from vpmoe_assets.harmony.oracle import expected_document

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vpmoe_assets.errors import RowError
 from vpmoe_assets.harmony.conversation import (
     Scaffold,
     is_complete,
@@ -12,7 +13,6 @@ from vpmoe_assets.harmony.conversation import (
     parse_messages,
     validate,
 )
-from vpmoe_assets.harmony.errors import RowError
 
 ROW = {"query": "Why?", "synthetic_reasoning": "Hm.", "synthetic_answer": "So."}
 

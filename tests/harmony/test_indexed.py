@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vpmoe_assets.harmony.errors import DataError
+from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.indexed import IndexedWriter, map_elements, read_index
 
 

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from vpmoe_assets.harmony.errors import DataError, RowError, ShardRowError
+from vpmoe_assets.errors import DataError, RowError, ShardRowError
 from vpmoe_assets.harmony.pool import Progress, WorkerError, run_shards
 
 

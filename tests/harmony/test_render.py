@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harmony.inputs import HARD_TEXTS, rows
+from tests.harmony.inputs import HARD_TEXTS, rows
+from vpmoe_assets.errors import RowError
 from vpmoe_assets.harmony.conversation import Scaffold, messages
-from vpmoe_assets.harmony.errors import RowError
 from vpmoe_assets.harmony.oracle import expected_document
 from vpmoe_assets.harmony.render import render_with_harmony
 from vpmoe_assets.harmony.tokenizer import load_harmony

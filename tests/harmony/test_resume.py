@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harmony.inputs import SEQ_LEN, build, rows, tree, write
+from tests.harmony.inputs import SEQ_LEN, build, rows, tree, write
+from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.build import work_dir_of
 from vpmoe_assets.harmony.completion import ShardWork
-from vpmoe_assets.harmony.errors import DataError
 
 pytestmark = pytest.mark.slow
 

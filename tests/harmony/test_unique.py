@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vpmoe_assets.harmony.errors import DataError
+from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.kd import hash_file
 from vpmoe_assets.harmony.unique import equal_hashes, require_unique_ids
 

@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from lineage.fabricate import publish
+from tests.lineage.fabricate import publish
 from vpmoe_assets.lineage.graph import ancestry, stale_reasons
 from vpmoe_assets.lineage.store import Store
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from lineage.fabricate import publish
+from tests.lineage.fabricate import publish
 from vpmoe_assets.lineage import index as index_module
 from vpmoe_assets.lineage.canonical import sha256_json
 from vpmoe_assets.lineage.errors import IndexCorruptError, IndexLockedError, QueryError
@@ -405,7 +405,7 @@ def test_a_rebuild_does_not_need_the_holder_to_let_go(store, filled, held):
 INSERTER = """
 import sys
 from pathlib import Path
-from lineage.fabricate import publish
+from tests.lineage.fabricate import publish
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.store import Store
 store = Store(Path(sys.argv[1]))

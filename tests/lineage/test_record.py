@@ -4,7 +4,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from lineage.fabricate import publish
+from tests.lineage.fabricate import publish
 from vpmoe_assets.lineage.errors import RecordError, UnstableValueError
 from vpmoe_assets.lineage.record import RECORD_NAME, CodeState, InputRef, Record, read_record, record_digest
 from vpmoe_assets.lineage.store import Store

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lineage.fabricate import draft, fill, publish, recipe
+from tests.lineage.fabricate import draft, fill, publish, recipe
 from vpmoe_assets.lineage.errors import SecretFoundError
 from vpmoe_assets.lineage.record import RECORD_NAME
 from vpmoe_assets.lineage.redaction import (

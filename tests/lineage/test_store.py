@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lineage.fabricate import FILES, damage, draft, fill, publish, recipe
+from tests.lineage.fabricate import FILES, damage, draft, fill, publish, recipe
 from vpmoe_assets.lineage import hashcache
 from vpmoe_assets.lineage.digest import file_sha256, merkle_root, scan_tree
 from vpmoe_assets.lineage.errors import (
@@ -385,7 +385,7 @@ def test_killed_again_while_recovering_still_loses_nothing(tmp_path):
 PUBLISHER = """
 import sys
 from pathlib import Path
-from lineage.fabricate import publish
+from tests.lineage.fabricate import publish
 from vpmoe_assets.lineage.store import Store
 store = Store(Path(sys.argv[1]))
 print("ready", flush=True)

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from lineage.fabricate import damage, publish
+from tests.lineage.fabricate import damage, publish
 from vpmoe_assets.lineage.record import RECORD_NAME
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.verify import verify_record

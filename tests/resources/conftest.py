@@ -7,8 +7,8 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from launched import PROGRAMS, PROVENANCE, TEST_ENV
 
+from tests.resources.launched import PROGRAMS, PROVENANCE, TEST_ENV
 from vpmoe_assets.resources.trainer import TrainerResource, TrainerResult
 
 

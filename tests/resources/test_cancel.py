@@ -24,8 +24,8 @@ from typing import Any
 import dagster as dg
 import psutil
 import pytest
-from launched import PROGRAMS, ROOT, TEST_ENV, carrying
 
+from tests.resources.launched import PROGRAMS, ROOT, TEST_ENV, carrying
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.resources.leases import Gpu, lease
 from vpmoe_assets.resources.process_record import RECORD_NAME
@@ -73,7 +73,7 @@ class Site:
             recipe = {"steps": 100_000, "step_s": 0.2, "save_s": self.save_s}
             how = {"command": "score", "module": "stand_in_trainer", "device": "cuda", "inputs": {}}
             return {**how, "recipe": recipe, "nproc": self.nproc}
-        from train_jobs import tiny_recipe, write_conversations
+        from tests.trainer.train.train_jobs import tiny_recipe, write_conversations
 
         never = dict.fromkeys(("training.save_interval", "training.eval_interval"), 100_000)
         recipe = tiny_recipe(steps=100_000, **never, **{"training.log_interval": 1})

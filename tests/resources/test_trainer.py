@@ -10,8 +10,8 @@ import time
 import dagster as dg
 import psutil
 import pytest
-from launched import carrying, failure_message
 
+from tests.resources.launched import carrying, failure_message
 from vpmoe_assets.resources.process_record import RECORD_NAME, Orchestrator, ProcessRecord
 from vpmoe_assets.resources.processes import MARKER_ENV
 
@@ -30,7 +30,7 @@ def test_a_finished_job_gives_its_summary_and_leaves_no_process(run_stand_in, te
 
 
 def test_the_job_file_is_what_the_trainer_reads_and_names_no_key(run_stand_in, tmp_path, monkeypatch) -> None:
-    from trainer.config import load_job
+    from trainer.contract.schema.job import load_job
 
     monkeypatch.setenv("WANDB_API_KEY", "very-secret")
     run_stand_in({"steps": 1}, wandb="offline")
@@ -144,7 +144,7 @@ def test_a_job_whose_heart_stops_is_killed_with_its_stack(run_stand_in, test_id,
 
 
 def test_a_beating_heart_without_progress_is_noticed(run_stand_in, tmp_path) -> None:
-    from vpmoe_assets.resources.watch import WorkFiles
+    from vpmoe_assets.resources.job_files import WorkFiles
 
     work = tmp_path / "work"
     work.mkdir()

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.errors import DataError
 from trainer.data.rng import permutation, stream
+from trainer.errors import DataError
 
 ALGORITHM = "document-best-fit-decreasing/1"
 """Goes into the key of every stored index: change it whenever the same arguments would give another order."""

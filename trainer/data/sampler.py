@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
-from trainer.data.errors import DataError
 from trainer.data.kd import Sample
+from trainer.errors import DataError
 
 
 class SampleSource(Protocol):

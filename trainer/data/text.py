@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer.data.errors import DataError
 from trainer.data.indexed import (
     SPAN_TEXT,
     check_last_tokens,
@@ -24,6 +23,7 @@ from trainer.data.indexed import (
 )
 from trainer.data.kd import Sample
 from trainer.data.rng import permutation, stream
+from trainer.errors import DataError
 
 
 class TextDocuments:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.evaluate.errors import EvaluationError
+from trainer.errors import EvaluationError
 
 SCHEMA = "vpmoe.core8_bundle/1"
 TABLE_NAME = "tasks.json"

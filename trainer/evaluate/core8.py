@@ -16,14 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.config.evaluate import Core8Protocol, EvaluateRecipe
+from trainer.checkpoints.tokenizers import Tokenizer
+from trainer.contract.schema.evaluate import Core8Protocol, EvaluateRecipe
+from trainer.errors import EvaluationError
 from trainer.evaluate.bundle import Item, Task, read_bundle
-from trainer.evaluate.errors import EvaluationError
 from trainer.evaluate.models import LanguageModel
 from trainer.evaluate.scoring import Scored, common_prefix, common_suffix, count_rows, score
 from trainer.evaluate.suite import SuiteContext, SuiteResult
-from trainer.evaluate.tokenizers import Tokenizer
-from trainer.workdir import LOGGER
+from trainer.job.workdir import LOGGER
 
 BUNDLE_INPUT = "core8_bundle"
 _BETWEEN = "\n\n"

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from trainer.config import ConfigError, Job
-from trainer.config.evaluate import EvaluateRecipe, MegatronCheckpoint
-from trainer.distributed import session
-from trainer.evaluate.errors import EvaluationError, TokenizerMismatchError
+from trainer.contract.schema.base import ConfigError
+from trainer.contract.schema.evaluate import EvaluateRecipe, MegatronCheckpoint
+from trainer.contract.schema.job import Job
+from trainer.errors import EvaluationError, TokenizerMismatchError
 from trainer.evaluate.models import LanguageModel, is_checkpoint, open_model
 from trainer.evaluate.report import (
     Report,
@@ -23,9 +23,10 @@ from trainer.evaluate.report import (
     write_report,
 )
 from trainer.evaluate.suite import Batching, SuiteContext, SuiteResult, find_suite
-from trainer.metrics import MetricsLog
-from trainer.signals import StopRequest
-from trainer.workdir import LOGGER, WorkDir, canonical_json, replace_text
+from trainer.job.distributed import session
+from trainer.job.metrics import MetricsLog
+from trainer.job.signals import StopRequest
+from trainer.job.workdir import LOGGER, WorkDir, canonical_json, replace_text
 
 SUMMARY_SCHEMA = "vpmoe.summary/1"
 TOKENIZER_INPUT = "o200k_tokenizer"

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from trainer.config.evaluate import EvaluateRecipe
-from trainer.conversation import (
+from trainer.contract.schema.evaluate import EvaluateRecipe
+from trainer.data.indexed import SpanDocuments
+from trainer.decoding.conversation import (
     ANALYSIS,
     ASSISTANT,
     CHANNEL,
@@ -31,13 +32,12 @@ from trainer.conversation import (
     START,
     STOP_IDS,
 )
-from trainer.data.indexed import SpanDocuments
-from trainer.evaluate.errors import EvaluationError
+from trainer.decoding.generation import generate
+from trainer.decoding.sampling import GREEDY, Sampling
+from trainer.errors import EvaluationError
 from trainer.evaluate.models import LanguageModel
 from trainer.evaluate.ppl import CONVERSATION_INPUT, require_tokenizer
 from trainer.evaluate.suite import SuiteContext, SuiteResult
-from trainer.generate import generate
-from trainer.sampling import GREEDY, Sampling
 
 _HEADERS = ((CHANNEL, ANALYSIS, MESSAGE), (START, ASSISTANT, CHANNEL, FINAL, MESSAGE))
 _TERMINATORS = (END, RETURN)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.evaluate.errors import EvaluationError
+from trainer.checkpoints.tokenizers import HuggingFaceTokenizer
+from trainer.errors import EvaluationError
 from trainer.evaluate.models import LanguageModel
-from trainer.evaluate.tokenizers import HuggingFaceTokenizer
 
 
 class HuggingFaceModel(LanguageModel):

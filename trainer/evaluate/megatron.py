@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.config import Architecture
+from trainer.checkpoints.published import load_published, read_architecture
+from trainer.checkpoints.tokenizers import O200kTokenizer
+from trainer.contract.schema.architecture import Architecture
+from trainer.decoding.cache import DecodingCache, extend
 from trainer.evaluate.models import LanguageModel
-from trainer.evaluate.tokenizers import O200kTokenizer
-from trainer.model.cache import DecodingCache, extend
 from trainer.model.gpt import VPGPTModel, build_model
-from trainer.published import load_published, read_architecture
 
 
 class MegatronModel(LanguageModel):

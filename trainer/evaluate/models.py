@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.config import Architecture
-from trainer.config.evaluate import Dtype, HuggingFaceCheckpoint, MegatronCheckpoint
-from trainer.evaluate.errors import EvaluationError
-from trainer.evaluate.tokenizers import Tokenizer
+from trainer.checkpoints.tokenizers import Tokenizer
+from trainer.contract.schema.architecture import Architecture
+from trainer.contract.schema.evaluate import Dtype, HuggingFaceCheckpoint, MegatronCheckpoint
+from trainer.errors import EvaluationError
 
 CONFIG_NAME = "config.json"
 _CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}  # logits alive at a time: 64 MiB and 1 GiB of float32
@@ -170,9 +170,9 @@ def open_model(
         EvaluationError: It is neither kind, or differs from what is expected.
         PublishedError: See `trainer.evaluate.megatron.MegatronModel`.
     """
+    from trainer.checkpoints.published import SCHEMA
     from trainer.evaluate.huggingface import HuggingFaceModel
     from trainer.evaluate.megatron import MegatronModel
-    from trainer.published import SCHEMA
 
     device = torch.device(device)
     config = _read_config(path)

@@ -10,14 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer.config.evaluate import EvaluateRecipe
-from trainer.conversation import ENDOFTEXT, STOP_IDS, speaks_harmony
-from trainer.evaluate.errors import EvaluationError
+from trainer.checkpoints.tokenizers import Tokenizer
+from trainer.contract.schema.evaluate import EvaluateRecipe
+from trainer.decoding.conversation import ENDOFTEXT, STOP_IDS, speaks_harmony
+from trainer.decoding.generation import generate
+from trainer.errors import EvaluationError
 from trainer.evaluate.models import LanguageModel
 from trainer.evaluate.scoring import Scored, score
 from trainer.evaluate.suite import SuiteContext, SuiteResult
-from trainer.evaluate.tokenizers import Tokenizer
-from trainer.generate import generate
 
 O200K_IDS: Mapping[str, tuple[int, ...]] = {
     "1 2 3 4 5": (16, 220, 17, 220, 18, 220, 19, 220, 20),

@@ -16,14 +16,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trainer.config.evaluate import EvaluateRecipe
+from trainer.checkpoints.tokenizers import RANKS_SHA256, O200kTokenizer
+from trainer.contract.schema.evaluate import EvaluateRecipe
 from trainer.data.indexed import SPAN_FINAL, SPAN_REASONING, SpanDocuments, manifest_value
 from trainer.data.text import TextDocuments
-from trainer.evaluate.errors import EvaluationError, TokenizerMismatchError
+from trainer.errors import EvaluationError, TokenizerMismatchError
 from trainer.evaluate.models import LanguageModel
 from trainer.evaluate.scoring import Scored, Scores, score
 from trainer.evaluate.suite import SuiteContext, SuiteResult
-from trainer.evaluate.tokenizers import RANKS_SHA256, O200kTokenizer
 
 TEXT_INPUT, CONVERSATION_INPUT = "healing_text_v1", "synth_kd_v1"
 TOKENIZER_INPUT = "o200k_tokenizer"

@@ -11,12 +11,12 @@ from typing import Any, Protocol, cast
 
 from tqdm import tqdm
 
-from trainer.config import ConfigError
-from trainer.config.evaluate import EvaluateRecipe
+from trainer.contract.schema.base import ConfigError
+from trainer.contract.schema.evaluate import EvaluateRecipe
 from trainer.evaluate.models import LanguageModel
-from trainer.lifecycle import Interrupted
-from trainer.signals import StopRequest
-from trainer.workdir import LOGGER, canonical_json, replace_text
+from trainer.job.lifecycle import Interrupted
+from trainer.job.signals import StopRequest
+from trainer.job.workdir import LOGGER, canonical_json, replace_text
 
 SUITES: Mapping[str, str] = {
     "core8": "trainer.evaluate.core8",

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from trainer.losses.errors import LossError
+from trainer.errors import LossError
 from trainer.losses.span_ce import SpanObjective, absent_spans
 
 

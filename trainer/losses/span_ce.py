@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.losses.errors import LossError
+from trainer.errors import LossError
 
 Batch = Mapping[str, Tensor]
 

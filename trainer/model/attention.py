@@ -9,7 +9,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.module import MegatronModule
 from torch import nn
 
-from trainer.model.cache import CachingCoreAttention
+from trainer.decoding.cache import CachingCoreAttention
 from trainer.model.config import VPTransformerConfig
 from trainer.model.context import ForwardContext
 from trainer.model.parallel import sum_gradient_over_tp

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from megatron.core.transformer import TransformerConfig
 
-from trainer.config import Architecture, ConfigError
+from trainer.contract.schema.architecture import Architecture
+from trainer.contract.schema.base import ConfigError
 
 BACKENDS = ("reference", "fused", "transformer_engine")
 IMPLEMENTED_BACKENDS = ("reference",)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from trainer.model.cache import DecodingCache
+    from trainer.decoding.cache import DecodingCache
 
 PADDING = -1
 

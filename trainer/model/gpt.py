@@ -9,7 +9,8 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from torch import nn
 
-from trainer.config import Architecture, ConfigError
+from trainer.contract.schema.architecture import Architecture
+from trainer.contract.schema.base import ConfigError
 from trainer.model.config import VPTransformerConfig, transformer_config
 from trainer.model.context import ForwardContext, forward_context
 from trainer.model.init import initialize
@@ -18,7 +19,7 @@ from trainer.model.positions import GrapeM, Rope
 from trainer.model.specs import block_spec
 
 if TYPE_CHECKING:
-    from trainer.model.cache import DecodingCache
+    from trainer.decoding.cache import DecodingCache
 
 
 class VPGPTModel(GPTModel):
@@ -61,8 +62,8 @@ class VPGPTModel(GPTModel):
             tokens: int64 ``[B, S]``.
             position_ids: int64 ``[B, S]``, from 0 inside each document.
             doc_id: int64 ``[B, S]``; tokens see their own document only, -1 (padding) itself only.
-            cache: earlier tokens of the same rows; use it through :mod:`trainer.model.cache`, which keeps it
-                in step with the other arguments.
+            cache: earlier tokens of the same rows; use it through :mod:`trainer.decoding.cache`, which keeps
+                it in step with the other arguments.
 
         Returns:
             ``[S, B, H]`` after the final norm, replicated over tensor-parallel ranks.

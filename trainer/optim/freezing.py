@@ -13,7 +13,7 @@ from collections.abc import Collection
 
 from torch import nn
 
-from trainer.optim.errors import OptimizerError
+from trainer.errors import OptimizerError
 
 
 def train_only_layers(model: nn.Module, layers: Collection[int], steps: int) -> None:

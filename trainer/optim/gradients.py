@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from trainer.optim.errors import OptimizerError
+from trainer.errors import OptimizerError
 from trainer.optim.routing import Routed
 from trainer.optim.topology import Group, Topology
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from trainer.config import OptimizerConfig
+from trainer.contract.schema.training import OptimizerConfig
+from trainer.errors import NonFiniteGradientError, OptimizerError, OptimizerStateError
 from trainer.optim.adamw import adamw_
-from trainer.optim.errors import NonFiniteGradientError, OptimizerError, OptimizerStateError
 from trainer.optim.exchange import WeightExchange
 from trainer.optim.gradients import Gradients
 from trainer.optim.matrices import step_matrices

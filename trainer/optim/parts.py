@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from trainer.optim.errors import OptimizerError
+from trainer.errors import OptimizerError
 from trainer.optim.partition import Share, Unit, elementwise_unit, matrix_unit, plan
 from trainer.optim.routing import Route, Routed
 from trainer.optim.topology import Topology

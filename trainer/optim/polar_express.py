@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from trainer.optim.errors import OptimizerError
+from trainer.errors import OptimizerError
 
 Coefficients = tuple[tuple[float, float, float], ...]
 

@@ -17,8 +17,8 @@ from typing import Literal
 
 import torch
 
-from trainer.config import OptimizerConfig
-from trainer.optim.errors import OptimizerError
+from trainer.contract.schema.training import OptimizerConfig
+from trainer.errors import OptimizerError
 
 Algorithm = Literal["normuon", "adamw", "sgd"]
 Kind = Literal["matrices", "embeddings", "vectors"]

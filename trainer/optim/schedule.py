@@ -2,8 +2,8 @@
 
 import math
 
-from trainer.config import ScheduleConfig
-from trainer.optim.errors import OptimizerError
+from trainer.contract.schema.training import ScheduleConfig
+from trainer.errors import OptimizerError
 
 
 def warmup_steps(steps: int, schedule: ScheduleConfig) -> int:

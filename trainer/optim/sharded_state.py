@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-from trainer.optim.errors import OptimizerStateError
+from trainer.errors import OptimizerStateError
 from trainer.optim.parts import Part
 from trainer.optim.routing import Routed
 from trainer.optim.topology import Topology

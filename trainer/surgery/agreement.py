@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainer.config import Architecture, ExpandRecipe, UpcycleRecipe
+from trainer.contract.schema.architecture import Architecture
+from trainer.contract.schema.convert import ExpandRecipe, UpcycleRecipe
 from trainer.surgery.calibration import NO_LABEL, Batch
 from trainer.surgery.step import Conversion
 from trainer.surgery.streams import StudentStream

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer.data.errors import DataError
 from trainer.data.rng import permutation, stream
 from trainer.data.text import TextDocuments
+from trainer.errors import DataError
 
 BATCH_TOKENS = 8192
 """Tokens of a forward pass: eight rows of 1024, four of 2048."""

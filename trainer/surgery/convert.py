@@ -14,13 +14,15 @@ from typing import Any
 
 import torch.distributed as dist
 
-from trainer.checkpoint_format import CONFIG_NAME, INDEX_NAME
-from trainer.config import ConvertRecipe, Job, VocabularyRecipe, plain
-from trainer.lifecycle import JobError
-from trainer.signals import StopRequest
+from trainer.checkpoints.format import CONFIG_NAME, INDEX_NAME
+from trainer.contract.schema.base import plain
+from trainer.contract.schema.convert import ConvertRecipe, VocabularyRecipe
+from trainer.contract.schema.job import Job
+from trainer.job.lifecycle import JobError
+from trainer.job.signals import StopRequest
+from trainer.job.workdir import LOGGER, WorkDir, canonical_json, replace_text
 from trainer.surgery.step import Conversion, Outcome, Step, Verdict, load_step
 from trainer.surgery.weights import WeightsError, WeightsReader, WeightsWriter
-from trainer.workdir import LOGGER, WorkDir, canonical_json, replace_text
 
 SUMMARY_SCHEMA = "vpmoe.summary/1"
 PAYLOAD, SUMMARY = "payload", "summary.json"

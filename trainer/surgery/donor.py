@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint_format import CONFIG_NAME
-from trainer.config import Donor
-from trainer.config.donor import HF_EMBEDDING, HF_HEAD, donor_shapes
+from trainer.checkpoints.format import CONFIG_NAME
+from trainer.contract.schema.convert import Donor
+from trainer.contract.schema.donor import HF_EMBEDDING, HF_HEAD, donor_shapes
 from trainer.surgery.tensorfile import TensorSpec, WeightsError
 from trainer.surgery.weights import WeightsReader, differences
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.config import ExpandRecipe
+from trainer.contract.schema.convert import ExpandRecipe
 from trainer.model.value_residual import initial_logit
 from trainer.surgery.step import Conversion, Outcome, Verdict
 from trainer.surgery.tensors import LAYER

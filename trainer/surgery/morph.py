@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.config import ConfigError, MorphRecipe
+from trainer.contract.schema.base import ConfigError
+from trainer.contract.schema.convert import MorphRecipe
 from trainer.model.init import INIT_STD
 from trainer.model.positions import initial_log_freq
 from trainer.model.qkv import split_qkv

@@ -13,10 +13,11 @@ from typing import Any, Protocol, cast
 import torch
 from tqdm import tqdm
 
-from trainer.config import ConvertRecipe, Job
-from trainer.lifecycle import Interrupted
-from trainer.signals import StopRequest
-from trainer.workdir import LOGGER, WorkDir
+from trainer.contract.schema.convert import ConvertRecipe
+from trainer.contract.schema.job import Job
+from trainer.job.lifecycle import Interrupted
+from trainer.job.signals import StopRequest
+from trainer.job.workdir import LOGGER, WorkDir
 
 LOG_SECONDS = 10.0
 """Least time between two progress lines where there is no terminal."""

@@ -16,7 +16,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.spec_utils import build_module
 from torch import nn
 
-from trainer.config import Architecture, ConfigError
+from trainer.contract.schema.architecture import Architecture
+from trainer.contract.schema.base import ConfigError
 from trainer.losses.cross_entropy import chunked_cross_entropy
 from trainer.model.config import transformer_config
 from trainer.model.context import forward_context

@@ -2,7 +2,7 @@
 
 import torch
 
-from trainer.config import Architecture
+from trainer.contract.schema.architecture import Architecture
 from trainer.surgery.tensorfile import TensorSpec
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.config import MoeConfig, UpcycleRecipe
+from trainer.contract.schema.architecture import MoeConfig
+from trainer.contract.schema.convert import UpcycleRecipe
 from trainer.surgery.expand import split_name
 from trainer.surgery.ffn import keep_largest
 from trainer.surgery.step import Conversion, Outcome, Verdict

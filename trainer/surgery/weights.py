@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import torch
 
-from trainer.checkpoint_format import (
+from trainer.checkpoints.format import (
     CONFIG_NAME,
     INDEX_NAME,
     SCHEMA,
@@ -19,7 +19,8 @@ from trainer.checkpoint_format import (
     write_config,
     write_index,
 )
-from trainer.config import Architecture, plain
+from trainer.contract.schema.architecture import Architecture
+from trainer.contract.schema.base import plain
 from trainer.surgery.tensorfile import TensorFile, TensorFileWriter, TensorSpec, WeightsError, raw
 from trainer.surgery.tensors import BUFFERS, TORCH_DTYPES, tensor_table
 
@@ -183,7 +184,8 @@ class WeightsReader:
 class WeightsWriter:
     """A published checkpoint, filled one tensor at a time in any order: memory holds one tensor.
 
-    For the same weights the files are byte for byte those of ``trainer.published.save_published``.
+    For the same weights the files are those of ``trainer.checkpoints.published.save_published``, byte for
+    byte.
 
     Args:
         directory: to create or fill; must be empty.

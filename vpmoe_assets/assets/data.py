@@ -8,9 +8,10 @@ from typing import Any
 
 import dagster as dg
 
-from trainer.config import Experiment, plain
+from trainer.contract.schema.base import plain
+from trainer.contract.schema.experiment import Experiment
+from vpmoe_assets.assets.making import Build, Built, Published, produced_asset
 from vpmoe_assets.assets.presentation import table
-from vpmoe_assets.assets.production import Build, Built, Published, produced_asset
 from vpmoe_assets.checks import data as checks
 
 _HARMONY = "vpmoe_assets/harmony"
@@ -22,6 +23,8 @@ _KD = [
         *("build", "unique"),
     )
 ]
+
+_TOKENS = [f"{_HARMONY}/{name}.py" for name in ("indexed", "split", "tokenizer")]
 
 
 def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
@@ -137,14 +140,17 @@ def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         group="data",
         kinds={"dataset"},
         recipe=plain(healing),
-        sources=[f"{_HARMONY}/{name}.py" for name in ("healing", "indexed", "split", "tokenizer")],
+        sources=[
+            "vpmoe_assets/text/healing.py",
+            *(f"{_HARMONY}/{name}.py" for name in ("indexed", "split", "tokenizer")),
+        ],
         checks=[checks.HEALING_ALIGNED, checks.healing_budget(healing.max_tokens)],
         metadata=_healing_metadata,
     )
     def healing_text_v1(build: Build, healing_corpus: Published, o200k_tokenizer: Published) -> Built:
         """The healing corpus as tokens, one document one sequence, each ended by one EOD."""
         from vpmoe_assets.harmony.completion import write_json
-        from vpmoe_assets.harmony.healing import build_healing_text
+        from vpmoe_assets.text.healing import build_healing_text
 
         shutil.rmtree(build.payload)
         manifest = build_healing_text(

@@ -6,26 +6,27 @@ from typing import Any
 import dagster as dg
 import orjson
 
-from trainer.config import Experiment, plain
+from trainer.contract.schema.base import plain
+from trainer.contract.schema.experiment import Experiment
+from vpmoe_assets.assets.making import Build, Built, Published, produced_asset
 from vpmoe_assets.assets.plots import loss_curve
-from vpmoe_assets.assets.production import Build, Built, Published, produced_asset
 from vpmoe_assets.checks import training as checks
 
 TRAINING_SOURCES = (
-    "trainer/config/architecture.py",
-    "trainer/config/depth.py",
+    "trainer/contract/schema/architecture.py",
+    "trainer/contract/depth.py",
     "trainer/data",
     "trainer/losses",
     "trainer/model",
     "trainer/optim",
-    "trainer/checkpoint.py",
-    "trainer/checkpoint_format.py",
-    "trainer/distributed.py",
-    "trainer/engine.py",
-    "trainer/heldout.py",
-    "trainer/inputs.py",
-    "trainer/published.py",
-    "trainer/train.py",
+    "trainer/checkpoints/resume.py",
+    "trainer/checkpoints/format.py",
+    "trainer/job/distributed.py",
+    "trainer/train/engine.py",
+    "trainer/train/heldout.py",
+    "trainer/train/inputs.py",
+    "trainer/checkpoints/published.py",
+    "trainer/train/run.py",
 )
 
 

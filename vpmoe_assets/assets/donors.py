@@ -6,13 +6,14 @@ from typing import Any
 
 import dagster as dg
 
-from trainer.config import Experiment, plain
+from trainer.contract.schema.base import plain
+from trainer.contract.schema.experiment import Experiment
+from vpmoe_assets.assets.making import Build, Built, Published, produced_asset
 from vpmoe_assets.assets.presentation import table
-from vpmoe_assets.assets.production import Build, Built, Published, produced_asset
 from vpmoe_assets.checks import data as data_checks
 from vpmoe_assets.checks import donors as checks
 
-_SOURCES = ["trainer/config/donor.py", "vpmoe_assets/donors", "vpmoe_assets/hub.py"]
+_SOURCES = ["trainer/contract/schema/donor.py", "vpmoe_assets/donors", "vpmoe_assets/hub.py"]
 
 
 def donor_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:

@@ -12,9 +12,9 @@ from typing import Any
 import dagster as dg
 import orjson
 
-from trainer.config import Experiment, plain
-from vpmoe_assets.assets.presentation import table
-from vpmoe_assets.assets.production import (
+from trainer.contract.schema.base import plain
+from trainer.contract.schema.experiment import Experiment
+from vpmoe_assets.assets.making import (
     Build,
     Built,
     Published,
@@ -27,6 +27,7 @@ from vpmoe_assets.assets.production import (
     published,
     utc_now,
 )
+from vpmoe_assets.assets.presentation import table
 from vpmoe_assets.checks import data as data_checks
 from vpmoe_assets.lineage.errors import ArtifactMissing
 from vpmoe_assets.lineage.fingerprint import code_version, recipe_fingerprint, source_digests
@@ -43,17 +44,15 @@ SHARED_INPUTS = ("core8_bundle", "healing_text_v1", "synth_kd_v1", "o200k_tokeni
 """What every checkpoint is measured on, and the tokenizer of ours."""
 
 EVALUATION_SOURCES = (
-    "trainer/config/architecture.py",
-    "trainer/config/evaluate.py",
+    "trainer/contract/schema/architecture.py",
+    "trainer/contract/schema/evaluate.py",
     "trainer/evaluate",
     "trainer/model",
-    "trainer/checkpoint_format.py",
-    "trainer/conversation.py",
+    "trainer/checkpoints/format.py",
+    "trainer/checkpoints/published.py",
+    "trainer/checkpoints/tokenizers.py",
     "trainer/data",
-    "trainer/decoding.py",
-    "trainer/generate.py",
-    "trainer/published.py",
-    "trainer/sampling.py",
+    "trainer/decoding",
 )
 _BUNDLE = "vpmoe_assets/evaluation"
 

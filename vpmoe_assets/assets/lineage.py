@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from trainer.config import Experiment
-from vpmoe_assets.assets.production import asset_key
+from trainer.contract.schema.experiment import Experiment
+from vpmoe_assets.assets.making import asset_key
 from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.store import StoreResource
 

@@ -6,11 +6,13 @@ from typing import Any
 
 import dagster as dg
 
-from trainer.config import ConvertRecipe, Experiment, VocabularyRecipe, plain
+from trainer.contract.schema.base import plain
+from trainer.contract.schema.convert import ConvertRecipe, VocabularyRecipe
+from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.distill import TRAINING_SOURCES, train, training_metadata
+from vpmoe_assets.assets.making import Build, Built, Published, produced_asset
 from vpmoe_assets.assets.plots import layer_profile
 from vpmoe_assets.assets.presentation import table
-from vpmoe_assets.assets.production import Build, Built, Published, produced_asset
 from vpmoe_assets.checks import rungs as checks
 
 RUNGS = {
@@ -58,8 +60,8 @@ resume checkpoints.
 """
 
 _COMMON = (
-    "trainer/checkpoint_format.py",
-    "trainer/config/architecture.py",
+    "trainer/checkpoints/format.py",
+    "trainer/contract/schema/architecture.py",
     *(f"trainer/surgery/{name}.py" for name in ("tensorfile", "tensors", "weights")),
 )
 _CALIBRATED = (
@@ -69,16 +71,16 @@ _CALIBRATED = (
 )
 _STEP_SOURCES: dict[str, tuple[str, ...]] = {
     "vocabulary": (
-        "trainer/config/donor.py",
+        "trainer/contract/schema/donor.py",
         *(f"trainer/surgery/{name}.py" for name in ("vocabulary", "tokens", "donor")),
     ),
     "vpdense": (
         *_CALIBRATED,
-        "trainer/config/donor.py",
+        "trainer/contract/schema/donor.py",
         *(f"trainer/surgery/{name}.py" for name in ("vpdense", "donor", "ffn", "refit")),
     ),
     "morph": (*_CALIBRATED, "trainer/surgery/morph.py", "trainer/surgery/als.py"),
-    "expand": ("trainer/config/depth.py", "trainer/surgery/expand.py"),
+    "expand": ("trainer/contract/depth.py", "trainer/surgery/expand.py"),
     "upcycle": tuple(f"trainer/surgery/{name}.py" for name in ("upcycle", "expand", "ffn")),
 }
 """Files whose code decides a step's bytes."""

@@ -8,9 +8,10 @@ from typing import Any
 
 import dagster as dg
 
-from trainer.config import Experiment, plain
+from trainer.contract.schema.base import plain
+from trainer.contract.schema.experiment import Experiment
+from vpmoe_assets.assets.making import Build, Built, Published, produced_asset
 from vpmoe_assets.assets.presentation import table
-from vpmoe_assets.assets.production import Build, Built, Published, produced_asset
 from vpmoe_assets.checks import data as checks
 from vpmoe_assets.lineage.digest import FileEntry, file_sha256, merkle_root
 
@@ -49,7 +50,7 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         group="sources",
         kinds={"parquet", "dataset"},
         recipe=_recipe(synth_source),
-        sources=[*_files("generator", "download"), f"{_HARMONY}/exercises", "vpmoe_assets/hub.py"],
+        sources=[f"{_HARMONY}/download.py", "vpmoe_assets/generated", "vpmoe_assets/hub.py"],
         checks=[checks.SOURCE_FILES],
         metadata=_source_metadata,
         external=lambda: _folder_digest("sources.synth", synth_source),
@@ -61,8 +62,8 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         `generated` rows are written by this project from the experiment's seed, and the manifest says so;
         `hub` takes PleIAs/SYNTH at a pinned revision, resumably; `parquet` takes a local folder.
         """
+        from vpmoe_assets.generated.generator import write_synth
         from vpmoe_assets.harmony.download import fetch_synth
-        from vpmoe_assets.harmony.generator import write_synth
 
         if synth_source.kind == "generated":
             shutil.rmtree(build.payload)  # of an attempt that was killed: generated rows are cheap
@@ -79,7 +80,7 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         group="sources",
         kinds={"dataset", "json"},
         recipe={**_recipe(corpus_source), **_python_of(corpus_source)},
-        sources=[*_files("healing", "documents", "tokenizer"), "vpmoe_assets/hub.py"],
+        sources=["vpmoe_assets/text", f"{_HARMONY}/tokenizer.py", "vpmoe_assets/hub.py"],
         checks=[checks.SOURCE_FILES],
         metadata=_source_metadata,
         external=lambda: _folder_digest("sources.healing_corpus", corpus_source),
@@ -90,7 +91,7 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         In `smoke` it is the prose of `pydoc_data.topics`, the language reference that ships with Python; in
         `full` FineWeb-Edu at a pinned revision, up to a token budget.
         """
-        from vpmoe_assets.harmony.healing import build_healing_corpus
+        from vpmoe_assets.text.healing import build_healing_corpus
 
         shutil.rmtree(build.payload)
         manifest = build_healing_corpus(
@@ -103,10 +104,6 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         return _with_manifest(build, corpus_source, manifest, tokens=manifest["tokens"])
 
     return [o200k_tokenizer, synth, healing_corpus]
-
-
-def _files(*names: str) -> list[str]:
-    return [f"{_HARMONY}/{name}.py" for name in names]
 
 
 def _with_manifest(build: Build, source: Any, manifest: dict[str, Any], **metrics: int) -> Built:
@@ -153,7 +150,7 @@ def _folder_digest(key: str, source: Any) -> Mapping[str, str]:
 
 def _local_files(key: str, source: Any) -> list[Path]:
     """The files of a local folder that are read, in the order of their paths."""
-    from vpmoe_assets.harmony.errors import DataError
+    from vpmoe_assets.errors import DataError
 
     root, patterns = Path(source.path), _LOCAL_FILES[source.kind]
     files = sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vpmoe_assets.assets.production import Build, Published
+    from vpmoe_assets.assets.making import Build, Published
 
 Verdict = tuple[bool, str, Mapping[str, Any]]
 """Passed, one sentence, numbers worth keeping."""

@@ -7,7 +7,7 @@ from vpmoe_assets.checks.check import Check, Verdict
 from vpmoe_assets.harmony import audit
 
 if TYPE_CHECKING:
-    from vpmoe_assets.assets.production import Build, Published
+    from vpmoe_assets.assets.making import Build, Published
 
 _SAMPLE = 64
 """Conversations that openai-harmony renders again in every build."""

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from trainer.config.sources import HubDonor, HubVocabulary, SeededDonor, SeededVocabulary
+from trainer.contract.schema.sources import HubDonor, HubVocabulary, SeededDonor, SeededVocabulary
 from vpmoe_assets.checks.check import Check, Verdict
-from vpmoe_assets.donors.errors import DonorError
+from vpmoe_assets.errors import DonorError
 
 if TYPE_CHECKING:
-    from vpmoe_assets.assets.production import Build, Published
+    from vpmoe_assets.assets.making import Build, Published
 
 
 def pinned_files(source: HubDonor | HubVocabulary | SeededDonor | SeededVocabulary) -> Check:
@@ -44,7 +44,7 @@ def donor_architecture(donor: SeededDonor | HubDonor) -> Check:
     """Return the check that configuration and tensors are those of the experiment's donor."""
 
     def run(build: "Build", inputs: Mapping[str, "Published"]) -> Verdict:
-        from trainer.config.donor import donor_shapes
+        from trainer.contract.schema.donor import donor_shapes
         from vpmoe_assets.donors.checkpoints import require_qwen3
 
         try:

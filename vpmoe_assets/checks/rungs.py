@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trainer.config.convert import ConvertRecipe, DenseRecipe, UpcycleRecipe
+from trainer.contract.schema.convert import ConvertRecipe, DenseRecipe, UpcycleRecipe
 from vpmoe_assets.checks.check import Check, Verdict
 
 if TYPE_CHECKING:
-    from vpmoe_assets.assets.production import Build, Published
+    from vpmoe_assets.assets.making import Build, Published
 
 _DIVERGED_NATS = 0.5
 """A healing run whose held-out loss ends this far above its start has diverged."""

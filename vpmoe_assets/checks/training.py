@@ -8,7 +8,7 @@ import orjson
 from vpmoe_assets.checks.check import Check, Verdict
 
 if TYPE_CHECKING:
-    from vpmoe_assets.assets.production import Build, Published
+    from vpmoe_assets.assets.making import Build, Published
 
 
 def _summary(build: "Build") -> dict[str, Any]:

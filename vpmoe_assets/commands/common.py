@@ -33,7 +33,8 @@ def experiment_in_force(option: str | None) -> str:
     named = option or project.experiment_name()
     if not named.endswith(".toml"):
         return named
-    from trainer.config import ConfigError, load_experiment
+    from trainer.contract.schema.base import ConfigError
+    from trainer.contract.schema.experiment import load_experiment
 
     with user_errors(ConfigError):
         return load_experiment(named).name

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from trainer.config.donor import HF_EMBEDDING, HF_HEAD
-from trainer.config.sources import HubDonor, HubVocabulary
+from trainer.contract.schema.donor import HF_EMBEDDING, HF_HEAD
+from trainer.contract.schema.sources import HubDonor, HubVocabulary
 from vpmoe_assets.donors.checkpoints import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
-from vpmoe_assets.donors.errors import DonorError
 from vpmoe_assets.donors.tensors import copy_tensors
 from vpmoe_assets.donors.tokenizers import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
+from vpmoe_assets.errors import DonorError
 from vpmoe_assets.hub import (
     HubClient,
     HubError,

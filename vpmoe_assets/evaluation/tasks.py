@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vpmoe_assets.harmony.errors import DataError
+from vpmoe_assets.errors import DataError
 
 Row = Mapping[str, Any]
 ANSWER = "\nAnswer: "

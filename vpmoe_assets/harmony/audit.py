@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony import tokenizer
 from vpmoe_assets.harmony.conversation import Scaffold, messages, parse_messages, validate
-from vpmoe_assets.harmony.errors import DataError
 from vpmoe_assets.harmony.indexed import Index, map_elements, read_index
 from vpmoe_assets.harmony.kd_manifest import payload_files
 from vpmoe_assets.harmony.oracle import expected_document

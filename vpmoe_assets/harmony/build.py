@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.completion import sweep, sync_tree, write_json
 from vpmoe_assets.harmony.conversation import Scaffold
-from vpmoe_assets.harmony.errors import DataError
 from vpmoe_assets.harmony.kd import KdWorker
 from vpmoe_assets.harmony.kd_config import KdConfig
 from vpmoe_assets.harmony.kd_manifest import (

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from vpmoe_assets.harmony.errors import RowError
+from vpmoe_assets.errors import RowError
 
 TEXT_FIELDS = ("query", "synthetic_reasoning", "synthetic_answer")
 METADATA_FIELDS = (

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from vpmoe_assets.errors import RowError, ShardRowError
 from vpmoe_assets.harmony.completion import ShardWork, shard_key, shard_name
 from vpmoe_assets.harmony.conversation import Turn
-from vpmoe_assets.harmony.errors import RowError, ShardRowError
 from vpmoe_assets.harmony.indexed import IndexedWriter, WrittenFile
 from vpmoe_assets.harmony.kd_config import KdConfig
 from vpmoe_assets.harmony.render import Encoded, Renderer

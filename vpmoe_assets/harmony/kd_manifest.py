@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.conversation import ROLES, Scaffold
-from vpmoe_assets.harmony.errors import DataError
 from vpmoe_assets.harmony.kd import COUNTS
 from vpmoe_assets.harmony.kd_config import KdConfig
 from vpmoe_assets.harmony.render import RENDERER_VERSION

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from vpmoe_assets.errors import RowError
 from vpmoe_assets.harmony import tokenizer
 from vpmoe_assets.harmony.conversation import Turn, validate
-from vpmoe_assets.harmony.errors import RowError
 from vpmoe_assets.harmony.truncate import Cut, plan_cut
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.conversation import METADATA_FIELDS, TEXT_FIELDS
-from vpmoe_assets.harmony.errors import DataError
 from vpmoe_assets.lineage.digest import file_sha256
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.completion import ShardWork, shard_key, sweep
 from vpmoe_assets.harmony.conversation import (
     METADATA_FIELDS,
@@ -19,7 +20,6 @@ from vpmoe_assets.harmony.conversation import (
     is_complete,
     messages_json,
 )
-from vpmoe_assets.harmony.errors import DataError
 from vpmoe_assets.harmony.pool import Progress, run_shards
 from vpmoe_assets.harmony.rows import InputFile, inspect_inputs, read_batches, shard_range
 from vpmoe_assets.lineage.canonical import sha256_json

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vpmoe_assets.harmony.errors import DataError
+from vpmoe_assets.errors import DataError
 
 if TYPE_CHECKING:
     import openai_harmony

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vpmoe_assets.harmony.errors import DataError
+from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.kd import hash_file
 from vpmoe_assets.harmony.sources import Source
 

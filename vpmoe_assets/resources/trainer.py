@@ -10,7 +10,9 @@ from typing import Any, Literal
 import dagster as dg
 from pydantic import Field
 
-from trainer.config import ConfigError, Job, parse
+from trainer.contract.schema.base import ConfigError, parse
+from trainer.contract.schema.job import Job
+from vpmoe_assets.resources.job_files import DONE, FAILED, INTERRUPTED, OutputIncompleteError, WorkFiles
 from vpmoe_assets.resources.launchers import (
     JOB_NAME,
     Handle,
@@ -21,10 +23,9 @@ from vpmoe_assets.resources.launchers import (
 )
 from vpmoe_assets.resources.leases import GpusBusyError, NoGpuError, lease
 from vpmoe_assets.resources.processes import new_marker, settle
-from vpmoe_assets.resources.supervise import Limits, StalledError, Watcher
 from vpmoe_assets.resources.tail import MetricsTail
 from vpmoe_assets.resources.tracking import WandbKeyMissingError, wandb_environment
-from vpmoe_assets.resources.watch import DONE, FAILED, INTERRUPTED, OutputIncompleteError, WorkFiles
+from vpmoe_assets.resources.watcher import Limits, StalledError, Watcher
 
 _AFTER_FAILURE_S = 30.0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.__main__ import main
-from trainer.checkpoint import Checkpoints, TorchDistSave
+from trainer.checkpoints.resume import Checkpoints, TorchDistSave
 
 
 class SlowSave(TorchDistSave):

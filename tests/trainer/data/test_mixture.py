@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.errors import DataError
 from trainer.data.mixture import CONVERSATIONS, TEXT, MixtureSampler, Place, conversations_before, parts_of
+from trainer.errors import DataError
 
 
 class Numbers:

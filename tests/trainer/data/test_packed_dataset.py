@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.data.errors import DataError
 from trainer.data.indexed import SpanDocuments
 from trainer.data.kd import PackedDataset
 from trainer.data.packing import pack
+from trainer.errors import DataError
 
 EOD = 199_999
 S = 64

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.errors import DataError
 from trainer.data.packing import best_fit_decreasing, pack
 from trainer.data.rng import permutation, stream
+from trainer.errors import DataError
 
 
 def naive_best_fit_decreasing(lengths, capacity):

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.errors import DataError
 from trainer.data.indexed import SpanDocuments
 from trainer.data.kd import PackedDataset
 from trainer.data.sampler import Sampler, collate, held_out
+from trainer.errors import DataError
 
 
 class Numbers:

@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from trainer.data.errors import DataError
 from trainer.data.indexed import SpanDocuments
+from trainer.errors import DataError
 
 EOD = 199_999
 LENGTHS = [[12, 30, 7], [8], [20, 9]]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.data.errors import DataError
 from trainer.data.text import TextDataset, TextDocuments
+from trainer.errors import DataError
 
 EOD = 199_999
 S = 16

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from evaluation_inputs import architecture, write_llama, write_ranks
 from megatron.core import parallel_state
 
-from trainer.distributed import session
+from tests.trainer.evaluate.evaluation_inputs import architecture, write_llama, write_ranks
+from trainer.checkpoints.published import save_published
 from trainer.evaluate.models import LanguageModel, open_model
+from trainer.job.distributed import session
 from trainer.model.gpt import build_model
-from trainer.published import save_published
 
 
 @pytest.fixture(autouse=True)

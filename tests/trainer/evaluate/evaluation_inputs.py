@@ -13,10 +13,12 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trainer.config import Architecture, load_experiment, parse, plain
+from trainer.checkpoints.tokenizers import RANKS_NAME, RANKS_SHA256, byte_symbols
+from trainer.contract.schema.architecture import Architecture
+from trainer.contract.schema.base import parse, plain
+from trainer.contract.schema.experiment import load_experiment
 from trainer.evaluate.suite import Batching, SuiteContext
-from trainer.evaluate.tokenizers import RANKS_NAME, RANKS_SHA256, byte_symbols
-from trainer.signals import StopRequest
+from trainer.job.signals import StopRequest
 
 EOD = 199_999
 WORDS = ("the", "in", "er", "on", "at", " a", " t", "he", "re", "an", "nd", "is", " s", "or", "en", " the")

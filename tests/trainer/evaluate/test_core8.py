@@ -7,14 +7,13 @@ import re
 
 import numpy as np
 import pytest
-from evaluation_inputs import context, plain_logprobs, write_bundle, write_task
 
-from trainer.config import EvaluateRecipe, HuggingFaceCheckpoint
-from trainer.config.evaluate import Core8Protocol, Generation
+from tests.trainer.evaluate.evaluation_inputs import context, plain_logprobs, write_bundle, write_task
+from trainer.contract.schema.evaluate import Core8Protocol, EvaluateRecipe, Generation, HuggingFaceCheckpoint
+from trainer.errors import EvaluationError
 from trainer.evaluate.bundle import read_bundle
 from trainer.evaluate.core8 import crop, draw_shots, prepare, render, run, spans, standard_error
-from trainer.evaluate.errors import EvaluationError
-from trainer.lifecycle import Interrupted
+from trainer.job.lifecycle import Interrupted
 
 PROTOCOL = Core8Protocol(seed=1337, max_per_task=9)
 

@@ -5,13 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_inputs import architecture, write_bundle, write_conversations, write_llama, write_text
 
+from tests.trainer.evaluate.evaluation_inputs import (
+    architecture,
+    write_bundle,
+    write_conversations,
+    write_llama,
+    write_text,
+)
 from trainer.__main__ import main
-from trainer.config import plain
+from trainer.contract.schema.base import plain
 from trainer.evaluate import core8
 from trainer.evaluate.suite import SuiteContext
-from trainer.workdir import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
+from trainer.job.workdir import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 
 pytestmark = pytest.mark.slow
 

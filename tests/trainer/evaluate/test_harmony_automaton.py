@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.conversation import (
+from trainer.decoding.conversation import (
     ANALYSIS,
     ASSISTANT,
     CALL,

@@ -5,20 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_inputs import _manifest, _write_pair, context
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_core8 import recipe as core8_recipe
 
-from trainer.config import load_experiment
-from trainer.config.data import SynthHarmony
-from trainer.config.evaluate import Generation
-from trainer.conversation import ASSISTANT, CHANNEL, RETURN, START, conversation_prompt
+from tests.trainer.evaluate.evaluation_inputs import _manifest, _write_pair, context
+from tests.trainer.evaluate.test_core8 import recipe as core8_recipe
+from trainer.checkpoints.tokenizers import O200kTokenizer
+from trainer.contract.schema.data import SynthHarmony
+from trainer.contract.schema.evaluate import Generation
+from trainer.contract.schema.experiment import load_experiment
 from trainer.data.indexed import SpanDocuments
+from trainer.decoding.conversation import ASSISTANT, CHANNEL, RETURN, START, conversation_prompt
+from trainer.decoding.generation import Generated
+from trainer.errors import EvaluationError, TokenizerMismatchError
 from trainer.evaluate import harmony
-from trainer.evaluate.errors import EvaluationError, TokenizerMismatchError
-from trainer.evaluate.tokenizers import O200kTokenizer
-from trainer.generate import Generated
 from vpmoe_assets.harmony.conversation import Scaffold, messages
 from vpmoe_assets.harmony.render import Renderer, render_with_harmony
 
@@ -73,7 +73,7 @@ def test_too_few_prompts_are_refused(talk):
 
 
 def test_documents_that_do_not_begin_an_answer_are_refused(tmp_path):
-    from evaluation_inputs import write_conversations
+    from tests.trainer.evaluate.evaluation_inputs import write_conversations
 
     documents = SpanDocuments(write_conversations(tmp_path, [40]), "valid")
     with pytest.raises(EvaluationError, match="the first supervised tokens"):
@@ -148,7 +148,7 @@ def test_a_checkpoint_with_another_tokenizer_is_refused(llama, talk, ranks, tmp_
 
 
 def test_a_stop_is_heard_between_steps(student, talk, tmp_path):
-    from trainer.lifecycle import Interrupted
+    from trainer.job.lifecycle import Interrupted
 
     given_ = context(tmp_path, synth_kd_v1=talk)
     given_.stop.received = "SIGINT"

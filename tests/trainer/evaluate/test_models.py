@@ -5,14 +5,19 @@ import shutil
 
 import pytest
 import torch
-from evaluation_inputs import architecture, plain_logprobs, write_llama, write_tokenizer
 from safetensors.torch import load_file, save_file
 
-from trainer.config.evaluate import HuggingFaceCheckpoint, MegatronCheckpoint
-from trainer.evaluate.errors import EvaluationError
+from tests.trainer.evaluate.evaluation_inputs import (
+    architecture,
+    plain_logprobs,
+    write_llama,
+    write_tokenizer,
+)
+from trainer.checkpoints.published import PublishedError
+from trainer.checkpoints.tokenizers import HuggingFaceTokenizer, O200kTokenizer
+from trainer.contract.schema.evaluate import HuggingFaceCheckpoint, MegatronCheckpoint
+from trainer.errors import EvaluationError
 from trainer.evaluate.models import is_checkpoint, open_model
-from trainer.evaluate.tokenizers import HuggingFaceTokenizer, O200kTokenizer
-from trainer.published import PublishedError
 
 TOKENS = torch.arange(40).reshape(2, 20) * 5 % 257
 LENGTHS = torch.tensor([20, 13])

@@ -4,12 +4,12 @@ import json
 
 import openai_harmony as oh
 import pytest
-from evaluation_inputs import context, plain_logprobs
-from test_core8 import recipe as core8_recipe
 
+from tests.trainer.evaluate.evaluation_inputs import context, plain_logprobs
+from tests.trainer.evaluate.test_core8 import recipe as core8_recipe
+from trainer.checkpoints.tokenizers import O200kTokenizer
+from trainer.decoding.generation import Generated
 from trainer.evaluate import numeric
-from trainer.evaluate.tokenizers import O200kTokenizer
-from trainer.generate import Generated
 from vpmoe_assets.harmony.tokenizer import load_harmony
 
 

@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from evaluation_inputs import EOD, context, write_conversations, write_text
-from test_core8 import recipe as core8_recipe
 
+from tests.trainer.evaluate.evaluation_inputs import EOD, context, write_conversations, write_text
+from tests.trainer.evaluate.test_core8 import recipe as core8_recipe
 from trainer.data.indexed import SpanDocuments
 from trainer.data.text import TextDocuments
-from trainer.evaluate.errors import EvaluationError, TokenizerMismatchError
+from trainer.errors import EvaluationError, TokenizerMismatchError
 from trainer.evaluate.ppl import ratio, require_tokenizer, run, text_windows
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from evaluation_inputs import architecture, context, write_conversations
-from test_core8 import recipe
 
+from tests.trainer.evaluate.evaluation_inputs import architecture, context, write_conversations
+from tests.trainer.evaluate.test_core8 import recipe
 from trainer.data.indexed import SpanDocuments
 from trainer.evaluate import router_health
 from trainer.evaluate.router_health import run

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from evaluation_inputs import plain_logprobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.trainer.evaluate.evaluation_inputs import plain_logprobs
 from trainer.evaluate.scoring import Scored, common_prefix, common_suffix, count_rows, score
 from trainer.evaluate.suite import Batching
 

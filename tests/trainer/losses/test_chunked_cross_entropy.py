@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from trainer.errors import LossError
 from trainer.losses.cross_entropy import chunked_cross_entropy
-from trainer.losses.errors import LossError
 
 T, H, V = 37, 8, 53
 

@@ -2,10 +2,10 @@
 
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
 
+from tests.ranks import run_ranks
+from trainer.errors import LossError
 from trainer.losses.cross_entropy import chunked_cross_entropy
-from trainer.losses.errors import LossError
 from trainer.losses.span_ce import SpanMetrics, SpanObjective, span_counts, token_weights
 
 T, H, V = 23, 6, 34

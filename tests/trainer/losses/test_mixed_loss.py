@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer.errors import LossError
 from trainer.losses.cross_entropy import chunked_cross_entropy
-from trainer.losses.errors import LossError
 from trainer.losses.mixture import MixedObjective, Part
 from trainer.losses.span_ce import SpanMetrics, SpanObjective, span_counts, token_weights
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from trainer.config import Architecture, parse
+from trainer.contract.schema.architecture import Architecture
+from trainer.contract.schema.base import parse
 
 VOCAB = 96
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from model_cases import tiny
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
+from tests.trainer.model.model_cases import tiny
 from trainer.model import core_attention
 from trainer.model.config import transformer_config
 from trainer.model.core_attention import ReferenceCoreAttention, gate_by_log_sum_exp

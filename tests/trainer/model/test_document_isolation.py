@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from model_cases import VOCAB, randomize, rows, tiny
 
+from tests.trainer.model.model_cases import VOCAB, randomize, rows, tiny
 from trainer.model.gpt import build_model
 
 ONE_LAYER = {

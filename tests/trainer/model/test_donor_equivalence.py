@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from model_cases import VOCAB, randomize, rows, tiny
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from tests.trainer.model.model_cases import VOCAB, randomize, rows, tiny
 from trainer.model.gpt import build_model
 from trainer.model.qkv import interleave_qkv
 

@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from model_cases import tiny
 
+from tests.trainer.model.model_cases import tiny
 from trainer.model.gpt import build_model
 from trainer.model.init import initialize, named_generator
 from trainer.model.precision import Float32Parameters

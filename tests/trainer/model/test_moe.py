@@ -2,8 +2,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_cases import randomize, rows, tiny
 
+from tests.trainer.model.model_cases import randomize, rows, tiny
 from trainer.model.dispatch import assign
 from trainer.model.gpt import build_model
 

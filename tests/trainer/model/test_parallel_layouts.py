@@ -2,9 +2,17 @@
 
 import pytest
 import torch
-from ranks import run_ranks
-from two_ranks import CASES, batch, findings, loss_weights, odd_batch, reference_weights, run
 
+from tests.ranks import run_ranks
+from tests.trainer.model.two_ranks import (
+    CASES,
+    batch,
+    findings,
+    loss_weights,
+    odd_batch,
+    reference_weights,
+    run,
+)
 from trainer.model.gpt import build_model
 
 pytestmark = pytest.mark.slow

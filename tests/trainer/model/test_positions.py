@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from model_cases import randomize, rows, tiny
 from transformers import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding, apply_rotary_pos_emb
 
+from tests.trainer.model.model_cases import randomize, rows, tiny
 from trainer.model.gpt import build_model
 from trainer.model.init import initialize
 from trainer.model.positions import alibi_slopes, cos_sin, initial_log_freq, rotate

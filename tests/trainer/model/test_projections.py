@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.process_groups_config import ProcessGroupCollection
-from model_cases import tiny
 
+from tests.trainer.model.model_cases import tiny
 from trainer.model.config import transformer_config
 from trainer.model.gpt import build_model
 from trainer.model.qkv import interleave_qkv, split_qkv

@@ -5,9 +5,9 @@ import re
 import pytest
 import torch
 from megatron.core import parallel_state
-from model_cases import rows, tiny
 
-from trainer.config import ConfigError
+from tests.trainer.model.model_cases import rows, tiny
+from trainer.contract.schema.base import ConfigError
 from trainer.model.config import transformer_config
 from trainer.model.gpt import build_model
 

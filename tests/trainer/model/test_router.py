@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.transformer.moe.moe_utils import topk_routing_with_score_function
-from model_cases import randomize, rows, tiny
 from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
+from tests.trainer.model.model_cases import randomize, rows, tiny
 from trainer.model.gpt import build_model
 from trainer.model.router import route, sequence_aux_loss
 

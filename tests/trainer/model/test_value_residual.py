@@ -1,7 +1,7 @@
 import pytest
 import torch
-from model_cases import randomize, rows, tiny
 
+from tests.trainer.model.model_cases import randomize, rows, tiny
 from trainer.model.context import ForwardContext
 from trainer.model.gpt import build_model
 from trainer.model.value_residual import initial_logit, mix_values

@@ -6,10 +6,11 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from model_cases import VOCAB, rows, tiny
 
-from trainer.config import Architecture, ConfigError
-from trainer.model.cache import DecodingCache, next_logits
+from tests.trainer.model.model_cases import VOCAB, rows, tiny
+from trainer.contract.schema.architecture import Architecture
+from trainer.contract.schema.base import ConfigError
+from trainer.decoding.cache import DecodingCache, next_logits
 from trainer.model.gpt import VPGPTModel, build_model
 
 PER_HEAD = {"model": {"num_query_groups": 4}, "grape": {"grapem_share_across_heads": False}}

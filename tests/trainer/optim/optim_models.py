@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from ranks import run_ranks
 
-from trainer.config import OptimizerConfig
+from tests.ranks import run_ranks
+from trainer.contract.schema.training import OptimizerConfig
 from trainer.optim.optimizer import Optimizer
 from trainer.optim.topology import Topology
 

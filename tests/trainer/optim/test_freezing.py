@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from optim_models import PrescribedGradients, settings, train, weights, whole
 
-from trainer.optim.errors import OptimizerError
+from tests.trainer.optim.optim_models import PrescribedGradients, settings, train, weights, whole
+from trainer.errors import OptimizerError
 from trainer.optim.freezing import train_only_layers
 from trainer.optim.optimizer import Optimizer
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from optim_models import SPECS, PrescribedGradients, settings, whole
 
-from trainer.optim.errors import OptimizerError
+from tests.trainer.optim.optim_models import SPECS, PrescribedGradients, settings, whole
+from trainer.errors import OptimizerError
 from trainer.optim.gradients import Gradients
 from trainer.optim.routing import route_model
 from trainer.optim.topology import Topology

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from optim_models import SPECS, PrescribedGradients, settings, train, weights, whole
 
-from trainer.optim.errors import NonFiniteGradientError, OptimizerError, OptimizerStateError
+from tests.trainer.optim.optim_models import SPECS, PrescribedGradients, settings, train, weights, whole
+from trainer.errors import NonFiniteGradientError, OptimizerError, OptimizerStateError
 from trainer.optim.matrices import step_matrices
 from trainer.optim.optimizer import Optimizer
 from trainer.optim.polar_express import polar_express

@@ -6,10 +6,10 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
-from optim_models import SPECS, PrescribedGradients, on_ranks, settings, train, weights
 
-from trainer.checkpoint import TorchDistSave
-from trainer.optim.errors import NonFiniteGradientError
+from tests.trainer.optim.optim_models import SPECS, PrescribedGradients, on_ranks, settings, train, weights
+from trainer.checkpoints.resume import TorchDistSave
+from trainer.errors import NonFiniteGradientError
 from trainer.optim.optimizer import Optimizer
 from trainer.optim.parts import Part
 

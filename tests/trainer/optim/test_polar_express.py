@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.optim.errors import OptimizerError
+from trainer.errors import OptimizerError
 from trainer.optim.polar_express import COEFFICIENTS, coefficients_for, polar_express
 
 LOW, HIGH = 0.8589, 1.1411

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from optim_models import PrescribedGradients, settings
 
-from trainer.optim.errors import OptimizerError
+from tests.trainer.optim.optim_models import PrescribedGradients, settings
+from trainer.errors import OptimizerError
 from trainer.optim.routing import count_matrices, route_model, route_parameter
 
 

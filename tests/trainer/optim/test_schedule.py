@@ -3,8 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from trainer.config import ScheduleConfig
-from trainer.optim.errors import OptimizerError
+from trainer.contract.schema.training import ScheduleConfig
+from trainer.errors import OptimizerError
 from trainer.optim.schedule import lr_fraction
 
 

@@ -9,9 +9,10 @@ import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from trainer.config import Architecture, parse
+from trainer.checkpoints.published import save_published
+from trainer.contract.schema.architecture import Architecture
+from trainer.contract.schema.base import parse
 from trainer.model.gpt import build_model
-from trainer.published import save_published
 
 EOD = 90
 

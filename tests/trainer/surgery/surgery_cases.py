@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from calibration_cases import VOCAB, compat, donor, morphed, publish, write_text
-from surgery_models import loaded, random_batch
 
-from trainer.config import Architecture, Job, parse, plain
+from tests.trainer.surgery.calibration_cases import VOCAB, compat, donor, morphed, publish, write_text
+from tests.trainer.surgery.surgery_models import loaded, random_batch
+from trainer.checkpoints.published import save_published
+from trainer.contract.schema.architecture import Architecture
+from trainer.contract.schema.base import parse, plain
+from trainer.contract.schema.job import Job
 from trainer.model.gpt import build_model
-from trainer.published import save_published
 from trainer.surgery.tensors import TORCH_DTYPES
 
 __all__ = [

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from trainer.config import Architecture
+from trainer.checkpoints.published import load_published
+from trainer.contract.schema.architecture import Architecture
 from trainer.model.gpt import VPGPTModel, build_model
-from trainer.published import load_published
 from trainer.surgery.tensors import TORCH_DTYPES
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from surgery_models import loaded, random_batch
 
-from trainer.config import Architecture, parse
+from tests.trainer.surgery.surgery_models import loaded, random_batch
+from trainer.contract.schema.architecture import Architecture
+from trainer.contract.schema.base import parse
 
 
 def compared(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from calibration_cases import EOD, write_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.errors import DataError
+from tests.trainer.surgery.calibration_cases import EOD, write_text
 from trainer.data.rng import permutation, stream
+from trainer.errors import DataError
 from trainer.surgery.calibration import Calibration, load_calibration
 
 

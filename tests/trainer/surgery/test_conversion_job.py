@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from surgery_cases import (
+
+from tests.trainer.surgery.surgery_cases import (
     convert_job,
     expand_recipe,
     files,
@@ -20,13 +21,12 @@ from surgery_cases import (
     status,
     summary,
 )
-
 from trainer.__main__ import main
-from trainer.config import plain
-from trainer.config.convert import RECIPES
-from trainer.published import read_architecture
+from trainer.checkpoints.published import read_architecture
+from trainer.contract.schema.base import plain
+from trainer.contract.schema.convert import RECIPES
+from trainer.job.workdir import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, replace_text
 from trainer.surgery.weights import WeightsReader, WeightsWriter
-from trainer.workdir import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, replace_text
 
 
 @pytest.fixture(scope="module")

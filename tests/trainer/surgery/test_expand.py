@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from surgery_cases import (
+
+from tests.trainer.surgery.surgery_cases import (
     convert_job,
     expand_recipe,
     files,
@@ -16,8 +17,7 @@ from surgery_cases import (
     run,
     summary,
 )
-
-from trainer.config import inserted_layers
+from trainer.contract.depth import inserted_layers
 from trainer.surgery.weights import WeightsReader
 
 

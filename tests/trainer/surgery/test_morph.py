@@ -3,22 +3,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from calibration_cases import VOCAB, compat, morphed, publish, write_text
 
-from trainer.config import ConfigError, Job, plain
-from trainer.config.convert import parse_convert_recipe
-from trainer.data.errors import DataError
-from trainer.lifecycle import Interrupted
+from tests.trainer.surgery.calibration_cases import VOCAB, compat, morphed, publish, write_text
+from trainer.checkpoints.published import load_published
+from trainer.contract.schema.base import ConfigError, plain
+from trainer.contract.schema.convert import parse_convert_recipe
+from trainer.contract.schema.job import Job
+from trainer.errors import DataError
+from trainer.job.lifecycle import Interrupted
+from trainer.job.signals import StopRequest
+from trainer.job.workdir import WorkDir
 from trainer.model.gpt import build_model
 from trainer.model.positions import initial_log_freq
 from trainer.model.qkv import split_qkv
-from trainer.published import load_published
-from trainer.signals import StopRequest
 from trainer.surgery import morph
 from trainer.surgery.calibration import load_calibration
 from trainer.surgery.step import Conversion, Outcome
 from trainer.surgery.weights import WeightsError, WeightsReader, WeightsWriter
-from trainer.workdir import WorkDir
 
 TOKENS = 600
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from calibration_cases import donor, write_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.trainer.surgery.calibration_cases import donor, write_text
 from trainer.surgery.calibration import load_calibration
 from trainer.surgery.refit import NarrowFfn, NormalEquations, refit_layers
 from trainer.surgery.streams import DonorStream

@@ -3,11 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from calibration_cases import EOD, VOCAB, compat, donor, morphed, publish
 
-from trainer.config import ConfigError
+from tests.trainer.surgery.calibration_cases import EOD, VOCAB, compat, donor, morphed, publish
+from trainer.checkpoints.published import load_published
+from trainer.contract.schema.base import ConfigError
 from trainer.model.gpt import build_model
-from trainer.published import load_published
 from trainer.surgery.calibration import Calibration
 from trainer.surgery.streams import DonorStream, StudentStream, residual_agreement
 from trainer.surgery.weights import WeightsReader

@@ -1,8 +1,9 @@
 """Depth expansion and upcycling keep the logits bit for bit on two ranks too, tensor- and expert-parallel."""
 
 import pytest
-from ranks import run_ranks
-from surgery_cases import (
+
+from tests.ranks import run_ranks
+from tests.trainer.surgery.surgery_cases import (
     VOCAB,
     convert_job,
     expand_recipe,
@@ -13,9 +14,8 @@ from surgery_cases import (
     run,
     upcycle_recipe,
 )
-from surgery_ranks import compared
-
-from trainer.config import plain
+from tests.trainer.surgery.surgery_ranks import compared
+from trainer.contract.schema.base import plain
 
 LAYOUTS = {"expand": [(2, 1)], "upcycle": [(2, 1), (2, 2), (1, 2)]}
 """Tensor- and expert-parallel sizes of the two ranks."""

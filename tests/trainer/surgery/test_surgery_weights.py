@@ -7,11 +7,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from surgery_cases import compat, files, morphed, routed
 
-from trainer.config import load_experiment
+from tests.trainer.surgery.surgery_cases import compat, files, morphed, routed
+from trainer.checkpoints.published import save_published
+from trainer.contract.schema.experiment import load_experiment
 from trainer.model.gpt import build_model
-from trainer.published import save_published
 from trainer.surgery.tensorfile import DTYPES, TensorFile, TensorFileWriter, TensorSpec, WeightsError
 from trainer.surgery.tensors import TORCH_DTYPES, tensor_table
 from trainer.surgery.weights import WeightsReader, WeightsWriter

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from surgery_cases import (
+from torch import nn
+
+from tests.trainer.surgery.surgery_cases import (
     convert_job,
     files,
     loaded,
@@ -15,9 +17,7 @@ from surgery_cases import (
     summary,
     upcycle_recipe,
 )
-from torch import nn
-
-from trainer.config import Architecture
+from trainer.contract.schema.architecture import Architecture
 from trainer.model.config import squared_relu
 from trainer.surgery.weights import WeightsReader
 

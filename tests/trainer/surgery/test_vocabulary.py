@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
-from vocabulary_cases import (
+
+from tests.trainer.surgery.vocabulary_cases import (
     HIDDEN,
     RESULT_ROWS,
     TOKENS,
@@ -21,11 +22,10 @@ from vocabulary_cases import (
     write_donor,
     write_vocabulary,
 )
-
-from trainer.config import ConfigError
-from trainer.signals import StopRequest
+from trainer.contract.schema.base import ConfigError
+from trainer.job.signals import StopRequest
+from trainer.job.workdir import WorkDir
 from trainer.surgery.convert import convert
-from trainer.workdir import WorkDir
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from trainer.lifecycle import Interrupted
+from trainer.job.lifecycle import Interrupted
 from trainer.surgery.program import ProgramError, run_program
 
 

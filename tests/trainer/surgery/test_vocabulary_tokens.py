@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models
-from vocabulary_cases import english, train_tokenizer
 
+from tests.trainer.surgery.vocabulary_cases import english, train_tokenizer
 from trainer.surgery.tensorfile import WeightsError
 from trainer.surgery.tokens import Vocabulary, piece_ids, read_vocabulary, shared_rows
 

@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from surgery_cases import (
+from transformers import Qwen3ForCausalLM
+
+from tests.trainer.surgery.surgery_cases import (
     VOCAB,
     convert_job,
     donor,
@@ -18,9 +20,8 @@ from surgery_cases import (
     vpdense_recipe,
     write_text,
 )
-from transformers import Qwen3ForCausalLM
-
-from trainer.config import Architecture, parse
+from trainer.contract.schema.architecture import Architecture
+from trainer.contract.schema.base import parse
 from trainer.model.context import forward_context
 from trainer.surgery.ffn import keep_largest
 from trainer.surgery.weights import WeightsReader

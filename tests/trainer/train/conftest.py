@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from train_jobs import write_conversations
+
+from tests.trainer.train.train_jobs import write_conversations
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-from train_jobs import EOD, SEQ_LEN, VOCAB, make_job
 
-from trainer.config import Job, load_experiment, plain
-from trainer.config.depth import inserted_layers
+from tests.trainer.train.train_jobs import EOD, SEQ_LEN, VOCAB, make_job
+from trainer.contract.depth import inserted_layers
+from trainer.contract.schema.base import plain
+from trainer.contract.schema.experiment import load_experiment
+from trainer.contract.schema.job import Job
 
 PARENT_LAYERS, LAYERS = 4, 8
 NEW_LAYERS = inserted_layers(PARENT_LAYERS, LAYERS)

@@ -6,12 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from healing_jobs import LAYERS, NEW_LAYERS, PHASE, STEPS, healing_job, healing_recipe, write_text
 from megatron.core import dist_checkpointing
-from ranks import Ranks, run_ranks
 from safetensors.numpy import load_file
-from train_jobs import summary
-from train_work import (
+
+from tests.ranks import Ranks, run_ranks
+from tests.trainer.train.healing_jobs import (
+    LAYERS,
+    NEW_LAYERS,
+    PHASE,
+    STEPS,
+    healing_job,
+    healing_recipe,
+    write_text,
+)
+from tests.trainer.train.train_jobs import summary
+from tests.trainer.train.train_work import (
     losses,
     payload_bytes,
     run_train,
@@ -20,14 +29,13 @@ from train_work import (
     wait_for,
     weights,
 )
-
-from trainer.config import Job
-from trainer.distributed import session
-from trainer.metrics import read_metrics
-from trainer.published import save_published
-from trainer.signals import StopRequest
-from trainer.train import Run
-from trainer.workdir import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, WorkDir
+from trainer.checkpoints.published import save_published
+from trainer.contract.schema.job import Job
+from trainer.job.distributed import session
+from trainer.job.metrics import read_metrics
+from trainer.job.signals import StopRequest
+from trainer.job.workdir import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, WorkDir
+from trainer.train.run import Run
 
 pytestmark = pytest.mark.slow
 
@@ -305,7 +313,7 @@ def test_a_dense_rung_heals_from_its_published_parent(rung, tmp_path, job_of):
 
 
 def test_layers_of_a_mixture_of_experts_cannot_rest(tmp_path, conversations, text):
-    from train_jobs import tiny_recipe
+    from tests.trainer.train.train_jobs import tiny_recipe
 
     recipe = tiny_recipe(new_layers_only_steps=2, new_layers=[3, 4])
     job = healing_job(tmp_path, conversations, text, recipe)

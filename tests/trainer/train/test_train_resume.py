@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from megatron.core import dist_checkpointing
-from ranks import Ranks, run_ranks
-from train_jobs import make_job, summary, tiny_recipe
-from train_work import (
+
+from tests.ranks import Ranks, run_ranks
+from tests.trainer.train.train_jobs import make_job, summary, tiny_recipe
+from tests.trainer.train.train_work import (
     losses,
     payload_bytes,
     run_train,
@@ -20,11 +21,10 @@ from train_work import (
     wait_for,
     weights,
 )
-
-from trainer.config import Job
-from trainer.distributed import session
-from trainer.metrics import read_metrics
-from trainer.workdir import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
+from trainer.contract.schema.job import Job
+from trainer.job.distributed import session
+from trainer.job.metrics import read_metrics
+from trainer.job.workdir import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 
 pytestmark = pytest.mark.slow
 
@@ -139,10 +139,10 @@ def test_another_data_parallel_size_may_take_over_and_hand_back(tmp_path, conver
 
 def reshard(job: Job, step: int) -> float:
     """Loads a checkpoint in the present layout and compares what came in with what is stored."""
-    from trainer.checkpoint import largest_difference
-    from trainer.signals import StopRequest
-    from trainer.train import Run
-    from trainer.workdir import WorkDir
+    from trainer.checkpoints.resume import largest_difference
+    from trainer.job.signals import StopRequest
+    from trainer.job.workdir import WorkDir
+    from trainer.train.run import Run
 
     with session("cpu", dp=job.execution.dp) as layout:
         run = Run(
@@ -186,7 +186,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(change, message, tmp_p
 
 
 def test_a_checkpoint_of_other_data_is_refused(tmp_path, straight):
-    from train_jobs import write_conversations
+    from tests.trainer.train.train_jobs import write_conversations
 
     job = make_job(tmp_path, write_conversations(tmp_path / "other", seed=1))
     shutil.copytree(Path(straight.work_dir) / "checkpoints", Path(job.work_dir) / "checkpoints")
@@ -206,10 +206,10 @@ def test_tensor_and_expert_parallel_sizes_may_not_change(tmp_path, conversations
 
 
 def test_a_checkpoint_without_optimizer_state_is_refused(tmp_path, conversations, straight):
-    from trainer.optim.errors import OptimizerStateError
-    from trainer.signals import StopRequest
-    from trainer.train import Run
-    from trainer.workdir import WorkDir
+    from trainer.errors import OptimizerStateError
+    from trainer.job.signals import StopRequest
+    from trainer.job.workdir import WorkDir
+    from trainer.train.run import Run
 
     job = make_job(tmp_path, conversations)
     with session("cpu") as layout:
@@ -242,7 +242,7 @@ def test_resume_switched_off_starts_from_the_seed(tmp_path, conversations, strai
 
 
 def test_signals_are_named_in_the_reason():
-    from trainer.signals import StopRequest
+    from trainer.job.signals import StopRequest
 
     stop = StopRequest()
     with stop.listening():

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks import run_ranks
-from train_jobs import make_job, summary, tiny_recipe
-from train_work import losses, payload_bytes, run_train, weights
 
-from trainer.config import Job
-from trainer.workdir import EXIT_DONE, EXIT_FAILED
+from tests.ranks import run_ranks
+from tests.trainer.train.train_jobs import make_job, summary, tiny_recipe
+from tests.trainer.train.train_work import losses, payload_bytes, run_train, weights
+from trainer.contract.schema.job import Job
+from trainer.job.workdir import EXIT_DONE, EXIT_FAILED
 
 pytestmark = pytest.mark.slow
 

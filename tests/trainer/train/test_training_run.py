@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ranks import Ranks, run_ranks
-from train_jobs import make_job, run_job_process, summary, tiny_recipe
-from train_work import losses, run_train, train_slow_saves, train_until, wait_for
 
-from trainer.config import Job
-from trainer.distributed import session
-from trainer.drift import resume_drift
-from trainer.engine import Engine
-from trainer.metrics import read_metrics
-from trainer.signals import StopRequest
-from trainer.train import Run
-from trainer.workdir import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, WorkDir
+from tests.ranks import Ranks, run_ranks
+from tests.trainer.train.train_jobs import make_job, run_job_process, summary, tiny_recipe
+from tests.trainer.train.train_work import losses, run_train, train_slow_saves, train_until, wait_for
+from trainer.contract.schema.job import Job
+from trainer.job.distributed import session
+from trainer.job.metrics import read_metrics
+from trainer.job.signals import StopRequest
+from trainer.job.workdir import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, WorkDir
+from trainer.train.drift import resume_drift
+from trainer.train.engine import Engine
+from trainer.train.run import Run
 
 pytestmark = pytest.mark.slow
 
@@ -183,7 +183,7 @@ def test_what_the_trainer_does_not_do_is_refused_not_ignored(change, key, tmp_pa
 
 
 def test_data_of_another_vocabulary_are_refused(tmp_path):
-    from train_jobs import write_conversations
+    from tests.trainer.train.train_jobs import write_conversations
 
     job = make_job(tmp_path, write_conversations(tmp_path / "data", vocab=200, rows=20, valid=8))
     assert run_train(job) == EXIT_FAILED
@@ -241,7 +241,7 @@ def test_a_batch_with_nothing_to_train_on_fails(tmp_path, own_conversations):
 
 
 def test_an_empty_validation_split_is_refused(tmp_path):
-    from train_jobs import write_conversations
+    from tests.trainer.train.train_jobs import write_conversations
 
     job = make_job(tmp_path, write_conversations(tmp_path / "data", valid=4))
     assert run_train(job) == EXIT_FAILED

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-from trainer.config import Job, load_experiment, parse, plain
+from trainer.contract.schema.base import parse, plain
+from trainer.contract.schema.experiment import load_experiment
+from trainer.contract.schema.job import Job
 
 ROOT = Path(__file__).resolve().parents[3]
 VOCAB = 256

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from trainer.checkpoint import Checkpoints, TorchDistSave
-from trainer.config import Job
-from trainer.engine import Engine
-from trainer.lifecycle import run_job
-from trainer.metrics import read_metrics
-from trainer.signals import StopRequest
-from trainer.train import train
-from trainer.workdir import WorkDir
+from trainer.checkpoints.resume import Checkpoints, TorchDistSave
+from trainer.contract.schema.job import Job
+from trainer.job.lifecycle import run_job
+from trainer.job.metrics import read_metrics
+from trainer.job.signals import StopRequest
+from trainer.job.workdir import WorkDir
+from trainer.train.engine import Engine
+from trainer.train.run import train
 
 
 def run_train(job: Job, verify: bool = False) -> int:

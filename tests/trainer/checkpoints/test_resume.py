@@ -1,0 +1,274 @@
+"""Resume checkpoints as files: complete or absent, kept as long as asked, refused when damaged."""
+
+import json
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+from trainer.checkpoints.resume import (
+    LATEST_NAME,
+    CheckpointError,
+    Checkpoints,
+    RunState,
+    TorchDistSave,
+    largest_difference,
+)
+from trainer.job.distributed import (
+    Layout,
+    LayoutError,
+    random_state,
+    restore_random_state,
+    seed_everything,
+    session,
+    together,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def layout() -> Iterator[Layout]:
+    if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+    before = torch.are_deterministic_algorithms_enabled()
+    with session("cpu") as found:
+        yield found
+    torch.use_deterministic_algorithms(before)
+
+
+def state(iteration: int, **changes: object) -> RunState:
+    values: dict[str, object] = {
+        "iteration": iteration,
+        "config_hash": "c0ffee",
+        "samplers": {"synth_kd_v1": {"epoch": 0, "index": iteration, "pack_index_sha256": "ab"}},
+        "schedule": {"steps": 100},
+        "progress": {"tokens": {"total": iteration}},
+    }
+    return RunState(**(values | changes))  # type: ignore[arg-type]
+
+
+def tensors(value: float = 0.0) -> dict[str, object]:
+    data = {"w": torch.full((3, 2), value), "b": torch.full((2,), value, dtype=torch.float64)}
+    return {name: ShardedTensor.from_rank_offsets(f"model.{name}", tensor) for name, tensor in data.items()}
+
+
+def save(checkpoints: Checkpoints, iteration: int, value: float = 1.0) -> Path:
+    return checkpoints.save(tensors(value), state(iteration), {"made": "here"})
+
+
+def test_a_checkpoint_comes_back_whole(tmp_path, layout):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", layout, keep_last=2)
+    assert checkpoints.latest() is None
+    path = save(checkpoints, 5, 2.5)
+    assert checkpoints.latest() == 5
+    assert (tmp_path / "checkpoints" / LATEST_NAME).read_text() == "5\n"
+    assert json.loads((path / "provenance.json").read_text()) == {"made": "here"}
+    assert checkpoints.read_matching(5, state(0)) == state(5)
+    loaded = checkpoints.load(5, tensors(), seed=1)
+    assert torch.equal(loaded["w"], torch.full((3, 2), 2.5))
+    assert loaded["b"].dtype == torch.float64
+
+
+def test_retention_keeps_the_last_the_round_and_the_protected(tmp_path, layout):
+    checkpoints = Checkpoints(tmp_path, layout, keep_last=2, keep_every=10, protect={3})
+    for iteration in (1, 3, 8, 10, 12, 20, 21):
+        save(checkpoints, iteration)
+    assert checkpoints.iterations() == [3, 10, 20, 21]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "iter_0000003",
+        "iter_0000010",
+        "iter_0000020",
+        "iter_0000021",
+        LATEST_NAME,
+    ]
+
+
+def test_a_save_that_fails_leaves_the_one_before_and_no_half(tmp_path, layout, monkeypatch):
+    class DiskFull(TorchDistSave):
+        def save(self, sharded_state_dict, checkpoint_dir):
+            super().save(sharded_state_dict, checkpoint_dir)
+            raise OSError(28, "No space left on device")
+
+    checkpoints = Checkpoints(tmp_path, layout, keep_last=1)
+    save(checkpoints, 1)
+    monkeypatch.setattr(Checkpoints, "strategy", DiskFull)
+    with pytest.raises(OSError, match="No space left"):
+        save(checkpoints, 2)
+    assert checkpoints.latest() == 1
+    monkeypatch.undo()
+    save(checkpoints, 2)
+    assert checkpoints.iterations() == [2]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_is_reported_with_its_cause(tmp_path, layout, monkeypatch):
+    def full(self, plan, planner):
+        raise OSError(28, "No space left on device")
+
+    checkpoints = Checkpoints(tmp_path, layout, keep_last=1)
+    save(checkpoints, 1)
+    monkeypatch.setattr(torch.distributed.checkpoint.FileSystemWriter, "write_data", full)
+    with pytest.raises(CheckpointError, match=r"iter_0000002 could not be written.*rank 0.*No space left"):
+        save(checkpoints, 2)
+    assert checkpoints.latest() == 1
+
+
+def test_saving_a_step_again_replaces_it(tmp_path, layout):
+    checkpoints = Checkpoints(tmp_path, layout, keep_last=2)
+    save(checkpoints, 4, 1.0)
+    save(checkpoints, 4, 2.0)
+    assert checkpoints.iterations() == [4]
+    assert checkpoints.load(4, tensors(), seed=1)["w"][0, 0] == 2.0
+
+
+@pytest.mark.parametrize("victim", ["*.distcp", ".metadata", "metadata.json", "random/rank_00000.json"])
+@pytest.mark.parametrize("harm", ["truncate", "remove"])
+def test_a_damaged_file_is_named(victim, harm, tmp_path, layout):
+    checkpoints = Checkpoints(tmp_path, layout, keep_last=2)
+    file = next(save(checkpoints, 5).glob(victim))
+    if harm == "remove":
+        file.unlink()
+    else:
+        os.truncate(file, file.stat().st_size - 1)
+    with pytest.raises(CheckpointError, match=file.name) as error:
+        checkpoints.read_matching(5, state(0))
+    assert "remove this checkpoint" in str(error.value)
+
+
+def test_an_unreadable_state_is_refused(tmp_path, layout):
+    checkpoints = Checkpoints(tmp_path, layout, keep_last=2)
+    (save(checkpoints, 5) / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"state\.json cannot be read"):
+        checkpoints.read(5)
+
+
+@pytest.mark.parametrize(
+    ("expect", "both"),
+    [
+        ({"config_hash": "decaf"}, ("c0ffee", "decaf")),
+        ({"schedule": {"steps": 200}}, ("100", "200")),
+        ({"samplers": {"healing_text_v1": {}}}, ("synth_kd_v1", "healing_text_v1")),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_naming_both_sides(expect, both, tmp_path, layout):
+    checkpoints = Checkpoints(tmp_path, layout, keep_last=2)
+    save(checkpoints, 5)
+    with pytest.raises(CheckpointError) as error:
+        checkpoints.read_matching(5, state(0, **expect))
+    for text in both:
+        assert text in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tp", "ep"])
+def test_another_model_parallel_size_is_refused_and_another_data_parallel_size_is_not(name, tmp_path, layout):
+    checkpoints = Checkpoints(tmp_path, layout, keep_last=2)
+    save(checkpoints, 5)
+    sizes = {"tp": 1, "ep": 1, "dp": 2} | {name: 2}
+    other = Checkpoints(tmp_path, Layout(0, 2, device=CPU, **sizes), keep_last=2)
+    with pytest.raises(CheckpointError, match=f"{name} = 1.*{name} = 2"):
+        other.read_matching(5, state(0))
+    wide = Checkpoints(tmp_path, Layout(0, 2, 1, 1, 2, CPU), keep_last=2)
+    assert wide.read_matching(5, state(0)).iteration == 5
+
+
+def test_going_on_with_another_number_of_threads_is_said(tmp_path, layout, caplog):
+    checkpoints = Checkpoints(tmp_path, layout, keep_last=2)
+    save(checkpoints, 5)
+    checkpoints.load(5, tensors(), seed=1)
+    assert said(caplog) == []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        checkpoints.load(5, tensors(), seed=1)
+    finally:
+        torch.set_num_threads(threads)
+    (message,) = said(caplog)
+    assert f"{threads + 1} threads instead of {threads}" in message
+    assert f"OMP_NUM_THREADS={threads} keeps the bits" in message
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Warnings of the trainer's own."""
+    return [
+        r.getMessage() for r in caplog.records if r.name.startswith("trainer") and r.levelname == "WARNING"
+    ]
+
+
+def test_a_tensor_that_is_missing_or_unexpected_is_an_error(tmp_path, layout):
+    from megatron.core.dist_checkpointing.core import CheckpointingException
+
+    checkpoints = Checkpoints(tmp_path, layout, keep_last=2)
+    save(checkpoints, 5)
+    fewer = tensors()
+    del fewer["b"]
+    more = tensors() | {"x": ShardedTensor.from_rank_offsets("model.x", torch.zeros(1))}
+    for wanted in (fewer, more):
+        with pytest.raises(CheckpointingException, match=r"model\.[bx]"):
+            checkpoints.load(5, wanted, seed=1)
+
+
+def test_the_largest_difference_is_0_only_for_equal_bits(tmp_path, layout):
+    checkpoints = Checkpoints(tmp_path, layout, keep_last=1)
+    path = save(checkpoints, 1, 1.0)
+    assert largest_difference(tensors(1.0), path) == 0.0
+    changed = tensors(1.0)
+    changed["w"].data[2, 1] += 2**-20
+    assert largest_difference(changed, path) == 2**-20
+    changed["b"].data[0] = float("nan")
+    assert largest_difference(changed, path) == float("inf")
+
+
+def test_all_random_states_come_back():
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), float(torch.rand(()))  # noqa: NPY002
+
+    seed_everything(7, CPU)
+    random.gauss(0, 1)
+    np.random.standard_normal()  # noqa: NPY002
+    stored = json.loads(json.dumps(random_state(CPU)))
+    expected = [draw() for _ in range(3)]
+    seed_everything(8, CPU)
+    assert draw() != expected[0]
+    restore_random_state(stored, CPU)
+    assert [draw() for _ in range(3)] == expected
+
+
+def test_random_states_of_a_gpu_are_not_put_on_a_cpu():
+    stored = random_state(CPU) | {"torch_cuda": "AAAA"}
+    with pytest.raises(ValueError, match="stored on cuda cannot be put back on cpu"):
+        restore_random_state(stored, CPU)
+
+
+def test_work_of_the_leader_raises_its_own_error():
+    with pytest.raises(OSError, match="disk"):
+        together(lambda: (_ for _ in ()).throw(OSError("disk")))
+    assert together(lambda: 5) == 5
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"tp": 2}, "tensor-parallel groups of 2"),
+        ({"ep": 2}, "ep = 2 must divide the data-parallel size 1"),
+        ({"dp": 3}, "needs 3 processes and 1 were started"),
+        ({"tp": 0}, "sizes start at 1"),
+    ],
+)
+def test_sizes_that_do_not_fit_the_world_are_refused(sizes, message):
+    with pytest.raises(LayoutError, match=message), session("cpu", **sizes):
+        pass
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_without_a_gpu_is_refused_with_a_remedy():
+    with pytest.raises(LayoutError, match="set device = 'cpu'"), session("cuda"):
+        pass

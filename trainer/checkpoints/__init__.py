@@ -1,0 +1,1 @@
+"""Checkpoints: resume checkpoints, published weights, where they came from."""

@@ -1,0 +1,1 @@
+"""What orchestrator and trainer agree on: schemas, words, file formats. Without torch, without Dagster."""

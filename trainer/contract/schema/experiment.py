@@ -1,0 +1,468 @@
+"""An experiment: one TOML file that holds every knob of identity, resolved and checked as a whole."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainer.contract.depth import inserted_layers
+from trainer.contract.schema.architecture import Architecture
+from trainer.contract.schema.base import (
+    ConfigError,
+    Count,
+    Fraction,
+    Frozen,
+    Name,
+    NamedTables,
+    PositiveInt,
+    parse,
+    plain,
+)
+from trainer.contract.schema.base import Path as KeyPath
+from trainer.contract.schema.convert import ConvertRecipe, Donor, Dtype, parse_convert_recipe
+from trainer.contract.schema.data import Data
+from trainer.contract.schema.evaluate import (
+    Checkpoint,
+    Core8Protocol,
+    EvaluateRecipe,
+    Evaluation,
+    HuggingFaceCheckpoint,
+    MegatronCheckpoint,
+)
+from trainer.contract.schema.rungs import DEEP_RUNG, GEOMETRY_TABLES, HF_RUNG, Healing, RungConfig, Rungs
+from trainer.contract.schema.sources import Sources
+from trainer.contract.schema.training import (
+    KDConfig,
+    RolloutConfig,
+    TrainingConfig,
+    TrainRecipe,
+    check_fusions,
+)
+
+CONFIGS_DIR = Path(__file__).resolve().parents[3] / "configs"
+STUDENT = "vpmoe"
+_HEALED = "_healed"
+_MAX_LEN = 2048
+
+
+class StageConfig(Frozen):
+    """A training stage of the student.
+
+    Attributes:
+        init: ``fresh`` starts from the experiment's seed instead of the parent's checkpoint.
+        training: the experiment's ``[training]``, overridden by the stage's own keys.
+    """
+
+    steps: PositiveInt
+    init: Literal["fresh", "checkpoint"] = "checkpoint"
+    training: TrainingConfig
+    kd: KDConfig = KDConfig()
+
+
+class ScoredStage(StageConfig):
+    """Stage 2: a share of the batches uses the teacher's stored scores."""
+
+    scored_fraction: Fraction
+
+
+class RolloutStage(RolloutConfig):
+    """Stage 3: on-policy distillation."""
+
+    steps: PositiveInt
+    init: Literal["checkpoint"] = "checkpoint"
+    training: TrainingConfig
+    kd: KDConfig = KDConfig()
+
+    def rollouts(self) -> RolloutConfig:
+        """The keys of generation alone."""
+        return RolloutConfig(**{name: getattr(self, name) for name in RolloutConfig.model_fields})
+
+
+class TeacherTopk(Frozen):
+    """Stored teacher scores: log-probabilities kept per token, and the share of conversations scored."""
+
+    topk: PositiveInt
+    subset_fraction: Annotated[float, Field(gt=0, le=1)]
+
+
+class Stages(NamedTables):
+    """The distillation stages, by asset name."""
+
+    vpmoe_stage1: StageConfig
+    teacher_topk: TeacherTopk | None = None
+    vpmoe_stage2: ScoredStage | None = None
+    vpmoe_stage3: RolloutStage | None = None
+
+
+class Profiling(Frozen):
+    """The measured run: ``profile_steps`` are the first and last profiled step, both inclusive."""
+
+    seq_len: PositiveInt
+    micro_batch_size: PositiveInt
+    steps: PositiveInt
+    profile_steps: Annotated[tuple[Count, Count], Field(strict=False)]
+    data: Literal["mock", "synth_kd_v1"] = "mock"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        first, last = self.profile_steps
+        if not first <= last < self.steps:
+            raise ValueError(
+                f"profile_steps = [{first}, {last}] must be in order and below steps = {self.steps}"
+            )
+        return self
+
+
+class Experiment(Frozen):
+    """A whole experiment, every table resolved."""
+
+    schema_: Literal["vpmoe.experiment/1"] = Field(alias="schema")
+    name: Name
+    seed: Count
+    sources: Sources
+    data: Data
+    rungs: Rungs
+    training: TrainingConfig
+    stages: Stages
+    evaluation: Evaluation | None = None
+    profiling: Profiling
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if HF_RUNG in self.rungs and (self.sources.qwen3_0_6b is None or self.sources.gpt_oss_20b is None):
+            raise ValueError(f"rungs.{HF_RUNG} needs sources.qwen3_0_6b and sources.gpt_oss_20b")
+        seq_len = self.data.synth_kd_v1.seq_len
+        for name, rung in self.rungs.items():
+            if isinstance(rung, RungConfig) and (rung.healing or name == STUDENT):
+                longest = rung.attention.max_sequence_length
+                if seq_len > longest:
+                    raise ValueError(
+                        f"data.synth_kd_v1.seq_len = {seq_len} is more than "
+                        f"rungs.{name}.attention.max_sequence_length = {longest}"
+                    )
+        for name, stage in self.stages.items():
+            if not isinstance(stage, TeacherTopk):
+                try:
+                    check_fusions(self.rungs.vpmoe.moe, stage.training)
+                except ValueError as error:
+                    raise ValueError(f"stages.{name}: rungs.vpmoe.{error}") from None
+        if self.evaluation is not None:
+            self._check_evaluation(self.evaluation)
+        return self
+
+    def _check_evaluation(self, evaluation: Evaluation) -> None:
+        if "core8" in evaluation.suites and self.sources.core8 is None:
+            raise ValueError("evaluation.suites has 'core8', which needs the table sources.core8")
+        if evaluation.max_len is not None and evaluation.max_len > (shortest := self._shortest_context()):
+            raise ValueError(
+                f"evaluation.max_len = {evaluation.max_len} is more than the attention.max_sequence_length = "
+                f"{shortest} of a rung; every checkpoint is measured with the same max_len, so lower it"
+            )
+
+    def _shortest_context(self) -> int:
+        rungs = (rung for _, rung in self.rungs.items() if isinstance(rung, RungConfig))
+        return min(rung.attention.max_sequence_length for rung in rungs)
+
+    def architecture(self, rung: str) -> Architecture:
+        """Geometry of a rung over the experiment's vocabulary.
+
+        Args:
+            rung: asset name of the rung (``"vpdense_28"``).
+
+        Raises:
+            ConfigError: no such rung, or one whose geometry is the donor's.
+        """
+        table = self.rungs[rung]
+        if not isinstance(table, RungConfig):
+            raise ConfigError(
+                f"rungs.{rung}: has no geometry of its own; it is the donor's (sources.qwen3_0_6b) over "
+                f"{self.sources.tokenizer.vocab_size} tokens"
+            )
+        return Architecture(
+            vocab_size=self.sources.tokenizer.vocab_size,
+            **{name: getattr(table, name) for name in GEOMETRY_TABLES},
+        )
+
+    def train_recipe(self, asset: str) -> TrainRecipe:
+        """The complete recipe of a training run.
+
+        Args:
+            asset: a stage (``"vpmoe_stage1"``) or a healed rung (``"vpdense_28_healed"``).
+
+        Raises:
+            ConfigError: the experiment does not train this asset.
+        """
+        if asset.endswith(_HEALED) and (rung := asset.removesuffix(_HEALED)) in self.rungs:
+            return self._healing_recipe(rung)
+        stage = self.stages.get(asset)
+        if stage is None or isinstance(stage, TeacherTopk):
+            raise ConfigError(
+                f"{asset}: not a training run of this experiment, which has {', '.join(self.runs())}"
+            )
+        return TrainRecipe(
+            architecture=self.architecture(STUDENT),
+            training=stage.training,
+            steps=stage.steps,
+            seq_len=self.data.synth_kd_v1.seq_len,
+            pack_block=self.data.synth_kd_v1.pack.block,
+            kd=stage.kd,
+            init=stage.init,
+            scored_fraction=stage.scored_fraction if isinstance(stage, ScoredStage) else None,
+            rollouts=stage.rollouts() if isinstance(stage, RolloutStage) else None,
+        )
+
+    def convert_recipe(self, asset: str) -> ConvertRecipe:
+        """The complete recipe of a conversion.
+
+        Args:
+            asset: a rung (``"vpdense_28"``).
+
+        Raises:
+            ConfigError: no such rung, one without a surgery table, or one that cannot be made from the rung
+                before it.
+        """
+        table = self.rungs[asset]
+        if table.surgery is None:
+            raise ConfigError(f"rungs.{asset}.surgery: missing, so {asset} cannot be made from its parent")
+        names = self.rungs.names()
+        before = names[names.index(asset) - 1] if names.index(asset) else None
+        raw: dict[str, Any] = {"surgery": plain(table.surgery)}
+        if asset == HF_RUNG or before == HF_RUNG:
+            assert self.sources.qwen3_0_6b is not None
+            assert self.sources.gpt_oss_20b is not None
+            donor = {name: getattr(self.sources.qwen3_0_6b, name) for name in Donor.model_fields}
+            if asset == HF_RUNG:
+                raw |= {
+                    "step": "vocabulary",
+                    "source": "qwen3_0_6b",
+                    "vocabulary": "gpt_oss_20b",
+                    "vocabulary_hidden_size": self.sources.gpt_oss_20b.hidden_size,
+                    "vocab_size": self.sources.tokenizer.vocab_size,
+                }
+            else:
+                donor["vocab_size"] = self.sources.tokenizer.vocab_size
+                raw |= {"step": "vpdense", "source": HF_RUNG}
+            raw["donor"] = donor
+        elif before is None:
+            raise ConfigError(
+                f"rungs.{asset}: has a surgery table, but this experiment has no rung before it to start from"
+            )
+        else:
+            raw |= {
+                "step": {"vpdense_28": "morph", "vpdense_80": "expand", STUDENT: "upcycle"}.get(asset),
+                "source": before + (_HEALED if self.rungs[before].healing else ""),
+                "parent": plain(self.architecture(before)),
+                "parent_dtype": self.rung_dtype(before),
+            }
+        if asset != HF_RUNG:
+            raw |= {"architecture": plain(self.architecture(asset)), "dtype": self.rung_dtype(asset)}
+        if raw["step"] in ("vpdense", "morph"):
+            raw["text"] = "healing_text_v1"
+        return parse_convert_recipe(raw, origin=f"rungs.{asset}")
+
+    def ladder(self) -> tuple[str, ...]:
+        """Every checkpoint of the experiment, in the order in which one is made from another."""
+        donors = ("qwen3_0_6b",) if self.sources.qwen3_0_6b is not None else ()
+        rungs = [
+            made
+            for name, rung in self.rungs.items()
+            for made in ((name, name + _HEALED) if getattr(rung, "healing", None) else (name,))
+            if rung.surgery is not None
+        ]
+        stages = [name for name, stage in self.stages.items() if not isinstance(stage, TeacherTopk)]
+        return (*donors, *rungs, *stages)
+
+    def evaluate_recipe(self, *objects: str) -> EvaluateRecipe:
+        """The complete recipe of an evaluation.
+
+        Args:
+            objects: checkpoints to measure (``"vpdense_28_healed"``); each is compared with the one before it
+                in :meth:`ladder`.
+
+        Raises:
+            ConfigError: the experiment has no such checkpoint, or no ``[evaluation]``.
+        """
+        if self.evaluation is None:
+            raise ConfigError("evaluation: missing, so this experiment measures nothing")
+        ladder = self.ladder()
+        if unknown := [name for name in objects if name not in ladder]:
+            raise ConfigError(
+                f"{', '.join(unknown)}: not a checkpoint of this experiment, which has {', '.join(ladder)}"
+            )
+        core8 = self.sources.core8
+        return EvaluateRecipe(
+            checkpoints={name: self._checkpoint(name) for name in sorted(objects, key=ladder.index)},
+            suites=self.evaluation.suites,
+            max_len=self.evaluation.max_len or min(_MAX_LEN, self._shortest_context()),
+            dtype=self.evaluation.dtype,
+            ppl_tokens=self.evaluation.ppl_tokens,
+            generation=self.evaluation.generation,
+            core8=Core8Protocol(seed=core8.seed, max_per_task=core8.max_per_task) if core8 else None,
+        )
+
+    def _checkpoint(self, name: str) -> Checkpoint:
+        """What is expected of a checkpoint that is to be measured."""
+        ladder = self.ladder()
+        before = ladder[ladder.index(name) - 1] if ladder.index(name) else None
+        donor = self.sources.qwen3_0_6b
+        if name not in ("qwen3_0_6b", HF_RUNG):
+            rung = STUDENT if name in self.stages else name.removesuffix(_HEALED)
+            return MegatronCheckpoint(architecture=self.architecture(rung), compare_to=before)
+        assert donor is not None
+        keys = [key for key in Donor.model_fields if key != "num_layers"]
+        geometry = {key: getattr(donor, key) for key in keys} | {"num_hidden_layers": donor.num_layers}
+        if name == HF_RUNG:
+            geometry["vocab_size"] = self.sources.tokenizer.vocab_size
+        return HuggingFaceCheckpoint(geometry=geometry, compare_to=before)
+
+    def rung_dtype(self, rung: str) -> Dtype:
+        """Storage type of a Megatron rung: that of the run which trains it next."""
+        if rung == STUDENT:
+            return self.stages.vpmoe_stage1.training.dtype
+        healing: Healing | None = self.rungs[rung].healing
+        return (healing.training if healing else self.training).dtype
+
+    def runs(self) -> tuple[str, ...]:
+        """Assets that are made by training, in the order of the ladder."""
+        healed = [name + _HEALED for name, rung in self.rungs.items() if getattr(rung, "healing", None)]
+        staged = [name for name, stage in self.stages.items() if not isinstance(stage, TeacherTopk)]
+        return (*healed, *staged)
+
+    def _healing_recipe(self, rung: str) -> TrainRecipe:
+        healing: Healing | None = getattr(self.rungs[rung], "healing", None)
+        if healing is None:
+            raise ConfigError(f"rungs.{rung}.healing: missing, so {rung}{_HEALED} cannot be trained")
+        optimizer = healing.training.optimizer.scaled_to(healing.learning_rate)
+        return TrainRecipe(
+            architecture=self.architecture(rung),
+            training=healing.training.model_copy(update={"optimizer": optimizer}),
+            steps=healing.new_layers_only_steps + healing.steps,
+            seq_len=self.data.synth_kd_v1.seq_len,
+            pack_block=self.data.synth_kd_v1.pack.block,
+            init="checkpoint",
+            harmony_fraction=healing.harmony_fraction,
+            new_layers_only_steps=healing.new_layers_only_steps,
+            new_layers=self._new_layers(rung) if healing.new_layers_only_steps else (),
+        )
+
+    def _new_layers(self, rung: str) -> tuple[int, ...]:
+        """Layers that a rung has and its parent lacks."""
+        before = self.rungs.names()[: self.rungs.names().index(rung)]
+        parent = self.rungs[before[-1]] if before else None
+        if rung != DEEP_RUNG or not isinstance(parent, RungConfig):
+            raise ConfigError(
+                f"rungs.{rung}.healing.new_layers_only_steps: this rung has no layers that a parent of this "
+                f"experiment lacks; set it to 0 (only {DEEP_RUNG} is deeper than its parent)"
+            )
+        return inserted_layers(parent.model.num_layers, self.rungs[rung].model.num_layers)
+
+
+def load_experiment(name_or_path: str | Path) -> Experiment:
+    """Read an experiment.
+
+    Args:
+        name_or_path: a bare name (``"smoke"`` reads ``configs/smoke.toml``) or the path of a ``.toml`` file.
+
+    Raises:
+        ConfigError: no such file, not TOML, or a key that is unknown, missing or wrong.
+    """
+    path = _locate(name_or_path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not valid TOML: {error}", origin=str(path)) from None
+    merged, inherited = _inherit(raw)
+    experiment = parse(
+        Experiment, merged, origin=path.name, source_path=lambda key: _written(key, raw, inherited)
+    )
+    if not str(name_or_path).endswith(".toml") and experiment.name != name_or_path:
+        raise ConfigError(
+            f"name: found {experiment.name!r}; expected {name_or_path!r}, as the file is called",
+            origin=path.name,
+        )
+    return experiment
+
+
+def _locate(name_or_path: str | Path) -> Path:
+    if str(name_or_path).endswith(".toml"):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such experiment file")
+        return path
+    path = CONFIGS_DIR / f"{name_or_path}.toml"
+    names = sorted(file.stem for file in CONFIGS_DIR.glob("*.toml"))
+    if str(name_or_path) not in names:
+        close = difflib.get_close_matches(str(name_or_path), names, n=1, cutoff=0.4)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"no experiment called {str(name_or_path)!r}; there are {', '.join(names)}{hint}")
+    return path
+
+
+def _inherit(raw: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[KeyPath, KeyPath]]]:
+    """Merge ``[rungs.defaults]`` into the rungs, and ``[training]`` into stages and healing runs.
+
+    Returns:
+        The merged tables, and pairs (inheriting path, inherited path) for error messages.
+    """
+    merged = dict(raw)
+    inherited: list[tuple[KeyPath, KeyPath]] = []
+    training = raw.get("training")
+
+    def with_training(table: object, *path: str) -> object:
+        if not isinstance(table, Mapping) or not isinstance(training, Mapping):
+            return table
+        inherited.append(((*path, "training"), ("training",)))
+        return {**table, "training": _merge(training, table.get("training", {}))}
+
+    if isinstance(rungs := raw.get("rungs"), Mapping):
+        defaults = rungs.get("defaults", {})
+        merged["rungs"] = {}
+        for name, table in rungs.items():
+            if name == "defaults":
+                continue
+            if name != HF_RUNG and isinstance(table, Mapping) and isinstance(defaults, Mapping):
+                inherited.append((("rungs", name), ("rungs", "defaults")))
+                table = _merge(defaults, table)
+                if "healing" in table:
+                    table = {**table, "healing": with_training(table["healing"], "rungs", name, "healing")}
+            merged["rungs"][name] = table
+    if isinstance(stages := raw.get("stages"), Mapping):
+        merged["stages"] = {
+            name: table if name == "teacher_topk" else with_training(table, "stages", name)
+            for name, table in stages.items()
+        }
+    return merged, inherited
+
+
+def _merge(base: Mapping[str, Any], over: object) -> Any:
+    if not isinstance(over, Mapping):
+        return over
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = (
+            _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        )
+    return result
+
+
+def _written(key: KeyPath, raw: Mapping[str, Any], inherited: list[tuple[KeyPath, KeyPath]]) -> KeyPath:
+    """Where the value at a merged key path was written: its own table, or the one it was inherited from."""
+    for path, source in reversed(inherited):  # the innermost inheritance was noted last
+        if key[: len(path)] == path and not _present(raw, key):
+            candidate = (*source, *key[len(path) :])
+            # [training] is a whole table, so what is missing from a run's copy is missing there.
+            if _present(raw, candidate) or source == ("training",):
+                return candidate
+    return key
+
+
+def _present(table: object, key: KeyPath) -> bool:
+    for part in key:
+        if not isinstance(table, Mapping) or part not in table:
+            return False
+        table = table[part]
+    return True

@@ -1,0 +1,203 @@
+"""``job.json``: what the orchestrator asks of the trainer."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainer.contract.schema.base import ConfigError, Count, Frozen, Name, PositiveInt, parse
+from trainer.contract.schema.convert import ConvertRecipe, parse_convert_recipe
+from trainer.contract.schema.evaluate import EvaluateRecipe
+from trainer.contract.schema.training import TrainRecipe
+
+_Text = Annotated[str, Field(min_length=1)]
+
+
+class JobInput(Frozen):
+    """An input artifact: where its files are, and the content digest they must have."""
+
+    path: _Text
+    digest: _Text
+
+
+class Execution(Frozen):
+    """Where and how a job runs; never part of an artifact's identity.
+
+    Megatron's convention: ``nproc = tp × dp`` processes, and the expert-parallel ranks are found inside the
+    data-parallel ones, so ``ep`` divides ``dp``.
+
+    Attributes:
+        verify_resume: repeat the last steps of a training run from their checkpoint, and report by how much
+            they differ.
+    """
+
+    device: Literal["cpu", "cuda"]
+    nproc: PositiveInt = 1
+    dp: PositiveInt = 1
+    tp: PositiveInt = 1
+    ep: PositiveInt = 1
+    launcher: Literal["local", "slurm"] = "local"
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    resume: bool = True
+    verify_resume: bool = True
+    per_layer_router_metrics: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.nproc != self.tp * self.dp:
+            raise ValueError(
+                f"nproc = {self.nproc}, but tp × dp = {self.tp} × {self.dp} = {self.tp * self.dp}; "
+                "they must be equal"
+            )
+        if self.dp % self.ep:
+            raise ValueError(
+                f"ep = {self.ep} does not divide dp = {self.dp}; expert-parallel ranks are found "
+                "inside the data-parallel ones"
+            )
+        return self
+
+    def check_recipe(self, recipe: TrainRecipe) -> None:
+        """Refuse a layout that the recipe's shapes do not divide into.
+
+        Raises:
+            ConfigError: naming the execution key, the recipe key and their values.
+        """
+        model, moe = recipe.architecture.model, recipe.architecture.moe
+        training = recipe.training
+        rules = [
+            ("tp", self.tp, "model.num_query_groups", model.num_query_groups),
+            ("tp", self.tp, "model.num_attention_heads", model.num_attention_heads),
+            ("tp", self.tp, "vocab_size", recipe.architecture.vocab_size),
+            ("tp", self.tp, "dense FFN width", recipe.architecture.dense_ffn_hidden_size()),
+            (
+                "dp × micro_batch_size",
+                self.dp * training.micro_batch_size,
+                "global_batch_size",
+                training.global_batch_size,
+            ),
+        ]
+        if moe is not None:
+            rules.append(("ep", self.ep, "moe.num_experts", moe.num_experts))
+            if moe.shared_expert_size is not None:
+                rules.append(("tp", self.tp, "moe.shared_expert_size", moe.shared_expert_size))
+        elif self.ep > 1:
+            raise ConfigError(f"execution.ep = {self.ep}, but the model has no experts; allowed: 1")
+        problems = [
+            f"execution.{key} = {value} does not divide {name} = {total}"
+            for key, value, name, total in rules
+            if total % value
+        ]
+        if problems:
+            raise ConfigError(problems)
+
+
+class Provenance(Frozen):
+    """The code that asked for the job."""
+
+    git_sha: _Text
+    git_dirty: bool
+    source_digest: _Text
+    lock_digest: _Text
+
+
+class Job(Frozen):
+    """One job of the trainer."""
+
+    schema_: Literal["vpmoe.job/1"] = Field(alias="schema", default="vpmoe.job/1")
+    command: Literal["convert", "train", "score", "evaluate", "generate", "profile"]
+    asset: Name
+    experiment: Name
+    recipe: dict[str, Any]
+    recipe_fingerprint: _Text
+    seed: Count
+    inputs: dict[str, JobInput]
+    execution: Execution
+    provenance: Provenance
+    work_dir: _Text
+    output_dir: _Text
+
+    def train_recipe(self) -> TrainRecipe:
+        """The recipe of a ``train`` job, checked against the job's layout.
+
+        Raises:
+            ConfigError: another command, a malformed recipe, or a layout that does not fit it.
+        """
+        if self.command != "train":
+            raise ConfigError(f"command: found {self.command!r}; only a 'train' job has a training recipe")
+        recipe = parse(TrainRecipe, self.recipe, origin="recipe")
+        self.execution.check_recipe(recipe)
+        return recipe
+
+    def convert_recipe(self) -> ConvertRecipe:
+        """The recipe of a ``convert`` job, checked against the job's inputs.
+
+        Raises:
+            ConfigError: another command, a malformed recipe, an input that the recipe names and the job
+                lacks, or more than one process.
+        """
+        if self.command != "convert":
+            raise ConfigError(
+                f"command: found {self.command!r}; only a 'convert' job has a conversion recipe"
+            )
+        recipe = parse_convert_recipe(self.recipe)
+        problems = [
+            f"inputs.{name}: missing; recipe.{key} names it, found {', '.join(self.inputs) or 'none'}"
+            for key in ("source", "vocabulary", "text")
+            if (name := getattr(recipe, key, None)) is not None and name not in self.inputs
+        ]
+        if self.execution.nproc != 1:
+            problems.append(
+                f"execution.nproc = {self.execution.nproc}; a conversion streams through one process: set 1"
+            )
+        if problems:
+            raise ConfigError(problems)
+        return recipe
+
+    def evaluate_recipe(self) -> EvaluateRecipe:
+        """The recipe of an ``evaluate`` job, checked against the job's inputs.
+
+        Raises:
+            ConfigError: another command, a malformed recipe, a checkpoint that the recipe names and the job
+                lacks, or more than one process.
+        """
+        if self.command != "evaluate":
+            raise ConfigError(
+                f"command: found {self.command!r}; only an 'evaluate' job has an evaluation recipe"
+            )
+        recipe = parse(EvaluateRecipe, self.recipe, origin="recipe")
+        problems = [
+            f"inputs.{name}: missing; recipe.checkpoints names it, found {', '.join(self.inputs) or 'none'}"
+            for name in recipe.checkpoints
+            if name not in self.inputs
+        ]
+        if self.execution.nproc != 1:
+            problems.append(
+                f"execution.nproc = {self.execution.nproc}; an evaluation runs in one process: set 1"
+            )
+        if problems:
+            raise ConfigError(problems)
+        return recipe
+
+
+def load_job(path: str | Path) -> Job:
+    """Read and check a job file; and its recipe where the command has one, before any work.
+
+    Raises:
+        ConfigError: the file is missing, not JSON, or a key is unknown, missing or wrong.
+    """
+    path = Path(path)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such job file") from None
+    except ValueError as error:
+        raise ConfigError(f"not valid JSON: {error}", origin=str(path)) from None
+    job = parse(Job, raw, origin=path.name)
+    if job.command == "train":
+        job.train_recipe()
+    elif job.command == "convert":
+        job.convert_recipe()
+    elif job.command == "evaluate":
+        job.evaluate_recipe()
+    return job

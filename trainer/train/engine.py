@@ -1,0 +1,389 @@
+"""One training run's moving parts as one object: step, measure, save, resume."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+from trainer.checkpoints.published import sharded_state_dict
+from trainer.checkpoints.resume import CheckpointError, Checkpoints, RunState
+from trainer.contract.schema.base import plain
+from trainer.contract.schema.training import TrainingConfig, TrainRecipe
+from trainer.data.kd import Sample
+from trainer.data.mixture import CONVERSATIONS, TEXT, MixtureSampler, Place
+from trainer.data.sampler import collate
+from trainer.errors import NonFiniteGradientError
+from trainer.job.distributed import Layout, seed_everything
+from trainer.job.lifecycle import JobError
+from trainer.job.metrics import Value, router_metrics
+from trainer.losses.cross_entropy import chunked_cross_entropy
+from trainer.losses.mixture import MixedObjective, Part
+from trainer.losses.span_ce import SpanMetrics, SpanObjective, span_counts, token_weights
+from trainer.model.gpt import VPGPTModel
+from trainer.optim.freezing import train_only_layers
+from trainer.optim.optimizer import Optimizer
+from trainer.optim.schedule import lr_fraction
+from trainer.train.heldout import finite, measure_held_out
+from trainer.train.inputs import INPUT_OF, TrainingData
+
+
+class NonFiniteError(JobError):
+    """The loss or the gradient of a step is NaN or infinite."""
+
+
+@dataclass
+class Progress:
+    """What a run has seen so far, kept over restarts.
+
+    Attributes:
+        tokens: Positions that held a document's token (`total`), and supervised ones per span.
+        absent_spans: Per span, steps whose global batch should have had tokens of it and had none.
+        samples: Samples of each kind.
+        loss_first, loss_last: Training objective of the first and the latest step.
+        heldout: Every measurement of the held-out loss, with its step.
+        router: Router health of the latest step; empty for a dense model.
+        train_seconds: Time spent in steps.
+    """
+
+    tokens: dict[str, int]
+    absent_spans: dict[str, int]
+    samples: dict[str, int]
+    loss_first: float | None = None
+    loss_last: float | None = None
+    heldout: list[dict[str, Any]] = field(default_factory=list)
+    router: dict[str, float] = field(default_factory=dict)
+    train_seconds: float = 0.0
+
+    def describe(self) -> dict[str, Any]:
+        """As plain values, a copy."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step.
+
+    Attributes:
+        step: Its 1-based number.
+        loss: The objective over the global batch, without the router's auxiliary loss.
+        grad_norm: Global gradient norm before clipping.
+        tokens_per_second: Document tokens over the whole world per second.
+        metrics: Everything that is logged, by name.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    tokens_per_second: float
+    metrics: Mapping[str, Value]
+
+
+class Engine:
+    """Model, optimizer, data order and counters of a run.
+
+    Collective throughout: every rank calls the same methods in the same order.
+
+    Args:
+        model: The model, on this rank's device.
+        recipe: What to train.
+        data: The open data.
+        layout: The parallel layout.
+        seed: The experiment's seed.
+        config_hash: Identity of recipe and seed, stored with checkpoints.
+    """
+
+    def __init__(
+        self,
+        model: VPGPTModel,
+        recipe: TrainRecipe,
+        data: TrainingData,
+        layout: Layout,
+        *,
+        seed: int,
+        config_hash: str,
+    ) -> None:
+        settings = recipe.training
+        self.model, self.recipe, self.layout, self.seed = model, recipe, layout, seed
+        self.config_hash = config_hash
+        train_only_layers(model, recipe.new_layers, recipe.new_layers_only_steps)
+        self.optimizer = Optimizer(model, settings.optimizer, clip_grad=settings.clip_grad)
+        self.objective = objective_of(recipe, data)
+        self.span_metrics = SpanMetrics(self.objective.spans)
+        self.sampler = MixtureSampler(
+            {name: part.train for name, part in data.parts.items()},
+            recipe.harmony_fraction,
+            global_batch_size=settings.global_batch_size,
+            micro_batch_size=settings.micro_batch_size,
+            dp_rank=layout.dp_rank,
+            dp_size=layout.dp,
+        )
+        self.data = data
+        self.iteration = 0
+        names = self.objective.spans.names
+        self.progress = Progress(
+            tokens=dict.fromkeys(("total", *names), 0),
+            absent_spans=dict.fromkeys(names, 0),
+            samples=dict.fromkeys(data.parts, 0),
+        )
+        seed_everything(seed, layout.device)
+
+    @staticmethod
+    def dtype(settings: TrainingConfig) -> torch.dtype:
+        """Type of weights and activations."""
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.dtype]
+
+    def weights_changed(self) -> None:
+        """Tells the optimizer that other weights were loaded into the model."""
+        self.optimizer.reload_master_weights()
+
+    def parameters(self) -> int:
+        """Trainable numbers of the whole model, whatever part of it this rank holds."""
+        names = {name for name, _ in self.model.named_parameters()}
+        state = self.flat_tensors(optimizer=False)
+        return sum(math.prod(t.global_shape) for t in state.values() if t.key in names)
+
+    def close(self) -> None:
+        """Takes the optimizer off the model, so that both can be freed."""
+        self.optimizer.close()
+
+    # ---------------------------------------------------------------- one step
+
+    def step(self, *, per_layer_router_metrics: bool = False) -> StepResult:
+        """One optimizer step over one global batch.
+
+        Args:
+            per_layer_router_metrics: Adds every layer's router health to the metrics.
+
+        Raises:
+            NonFiniteError: Loss or gradient is NaN or infinite, on every rank; no weight has changed.
+            LossError: The batch has nothing to train on, or lacks a field.
+        """
+        began = time.perf_counter()
+        settings, group = self.recipe.training, self.layout.dp_group
+        places = self.sampler.next_batch()
+        share = self.sampler.share(places)
+        batches = [self._read(part) for part in share]
+        samples = Counter(place.part for place in places)
+        counts = span_counts(batches, self.objective.spans, group)
+        weighted = self.objective.of_batch(counts, samples)
+        self.model.train()
+        self.optimizer.zero_grad()
+        self.model.reset_router_counts()
+        losses: list[torch.Tensor] = []
+        aux_sum = torch.zeros((), dtype=torch.float64, device=self.layout.device)
+        for batch in batches:
+            loss, ce = self._cross_entropy(batch, token_weights(batch, counts, weighted))
+            aux = self.model.pop_aux_loss(check_finite=False) / (len(batches) * self.layout.dp)
+            (loss + aux).backward()
+            losses.append((loss + aux).detach())
+            aux_sum += aux.detach()
+            self.span_metrics.add(batch, ce)
+        document_tokens = torch.stack([(batch["doc_id"] >= 0).sum() for batch in batches]).sum()
+        for total in (aux_sum, document_tokens):
+            dist.all_reduce(total, group=group)
+        metrics: dict[str, Value] = dict(self.span_metrics.reduce(counts, group, weighted=weighted))
+        objective = float(metrics["loss"] or 0.0)
+        self._require_finite(objective + aux_sum.item(), share, losses)
+        fraction = lr_fraction(self.iteration, self.recipe.steps, settings.schedule)
+        try:
+            stats = self.optimizer.step(fraction)
+        except NonFiniteGradientError as error:
+            raise NonFiniteError(f"step {self.iteration + 1} ({self._name(places)}): {error}") from error
+        self.iteration += 1
+        router = self._balance_experts(per_layer_router_metrics)
+        seconds = time.perf_counter() - began
+        total_tokens = int(document_tokens.item())
+        self._count(metrics, samples, total_tokens, objective, router, seconds)
+        rate = total_tokens / seconds
+        metrics |= {f"lr/{kind}": lr for kind, lr in stats.learning_rates.items()}
+        metrics |= {f"samples/{name}": samples[name] for name in self.data.parts}
+        metrics |= {f"epoch/{name}": epoch for name, epoch in self.sampler.epochs.items()}
+        if self.model.moe_layer_numbers:
+            metrics["aux_loss"] = aux_sum.item()
+        if self.recipe.new_layers_only_steps:
+            metrics["new_layers_only"] = self.iteration <= self.recipe.new_layers_only_steps
+        metrics |= {
+            "grad_norm": stats.grad_norm,
+            "clip_scale": stats.clip_scale,
+            "consumed_samples": self.iteration * settings.global_batch_size,
+            "consumed_tokens": self.progress.tokens["total"],
+            "tokens_per_second": rate,
+            "step_ms": 1000 * seconds,
+            **router,
+        }
+        return StepResult(self.iteration, objective, stats.grad_norm, rate, metrics)
+
+    def _read(self, places: Sequence[Place]) -> Sample:
+        samples = collate([self.data.sample(place) for place in places])
+        return {name: tensor.to(self.layout.device, non_blocking=True) for name, tensor in samples.items()}
+
+    def _cross_entropy(self, batch: Sample, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighted loss of a micro-batch and the loss of each of its supervised tokens `[B * S]`."""
+        # [S, B, H], to [B * S, H] like the labels
+        hidden = self.model.forward_hidden(batch["tokens"], batch["position_ids"], batch["doc_id"])
+        return chunked_cross_entropy(
+            hidden.transpose(0, 1).reshape(-1, hidden.shape[-1]),
+            self.model.head_weight,
+            batch["labels"].reshape(-1),
+            weights.reshape(-1),
+            select=batch["loss_mask"].reshape(-1) > 0,
+            group=parallel_state.get_tensor_model_parallel_group(),
+        )
+
+    def _balance_experts(self, per_layer: bool) -> dict[str, float]:
+        """Moves the expert biases by the global batch's counts and reports the routers' health."""
+        if not self.model.moe_layer_numbers:
+            return {}
+        counts = self.model.router_counts()
+        dist.all_reduce(counts, group=self.layout.dp_group)
+        self.model.update_expert_bias(counts)
+        biases = self.model.expert_biases()
+        return router_metrics(
+            counts.cpu(),
+            None if biases is None else biases.cpu(),
+            self.model.moe_layer_numbers,
+            per_layer=per_layer,
+        )
+
+    def _count(
+        self,
+        metrics: Mapping[str, Value],
+        samples: Mapping[str, int],
+        total_tokens: int,
+        objective: float,
+        router: Mapping[str, float],
+        seconds: float,
+    ) -> None:
+        progress = self.progress
+        progress.tokens["total"] += total_tokens
+        for name in self.data.parts:
+            progress.samples[name] += samples.get(name, 0)
+        for name in self.objective.spans.names:
+            progress.tokens[name] += int(metrics[f"tokens/{name}"] or 0)
+        progress.absent_spans = dict(self.span_metrics.absent)
+        progress.loss_first = objective if progress.loss_first is None else progress.loss_first
+        progress.loss_last = objective
+        progress.router = {name: value for name, value in router.items() if "/layer_" not in name}
+        progress.train_seconds = round(progress.train_seconds + seconds, 3)
+
+    def _require_finite(
+        self, value: float, share: Sequence[Sequence[Place]], losses: Sequence[torch.Tensor]
+    ) -> None:
+        """Stops on NaN or infinity and names the samples; every rank sees the same reduced value."""
+        if math.isfinite(value):
+            return
+        mine = [
+            tuple(place)
+            for part, loss in zip(share, losses, strict=True)
+            if not math.isfinite(loss.item())
+            for place in part
+        ]
+        found: list[Any] = [None] * self.layout.world
+        dist.all_gather_object(found, mine)
+        guilty = sorted({Place(*place) for part in found for place in part})
+        raise NonFiniteError(
+            f"step {self.iteration + 1}: the loss is {value}, from {self._name(guilty)}. No weight has "
+            "changed and the checkpoints before are intact: look at these samples, or lower the learning "
+            "rate and start from an earlier checkpoint"
+        )
+
+    def _name(self, places: Sequence[Place]) -> str:
+        names = [self.data.describe(place) for place in places[:4]]
+        more = f" and {len(places) - 4} more" if len(places) > 4 else ""
+        return "; ".join(names) + more
+
+    # ---------------------------------------------------------------- measuring
+
+    def held_out(self) -> dict[str, Value]:
+        """The held-out losses at the present step, see `trainer.train.heldout`; kept in the run's progress.
+
+        Raises:
+            NonFiniteError: One of them is NaN or infinite.
+            ValueError: A validation split is too small, or has nothing supervised.
+        """
+
+        def token_losses(batch: Sample) -> torch.Tensor:
+            return self._cross_entropy(batch, torch.zeros_like(batch["loss_mask"]))[1]
+
+        self.model.eval()
+        result = measure_held_out(token_losses, self.data, self.objective, self.recipe.training, self.layout)
+        self.model.train()
+        if not finite(result):
+            raise NonFiniteError(f"the held-out loss after step {self.iteration} is {result['heldout_loss']}")
+        self.progress.heldout.append({"step": self.iteration, **result})
+        return dict(result)
+
+    # ---------------------------------------------------------------- saving
+
+    def tensors(self) -> dict[str, Any]:
+        """Model and optimizer as Megatron sharded tensors over the live storage, to save or to load into."""
+        model = sharded_state_dict(self.model)
+        return {"model": model, "optimizer": self.optimizer.sharded_state_dict(model)}
+
+    def flat_tensors(self, *, optimizer: bool = True) -> dict[str, ShardedTensor]:
+        """The same, flat."""
+        state = self.tensors() if optimizer else sharded_state_dict(self.model)
+        found = (value for value in nested_values(state) if isinstance(value, ShardedTensor))
+        return {f"{value.key}@{value.global_offset}": value for value in found}
+
+    def run_state(self) -> RunState:
+        """Everything else that a resume must find."""
+        return RunState(
+            iteration=self.iteration,
+            config_hash=self.config_hash,
+            samplers={INPUT_OF[kind]: state for kind, state in self.sampler.state_dict().items()},
+            schedule={"steps": self.recipe.steps, **plain(self.recipe.training.schedule)},
+            progress=self.progress.describe(),
+        )
+
+    def save(self, checkpoints: Checkpoints, provenance: Mapping[str, Any]) -> Any:
+        """Writes a resume checkpoint of the present step; returns its directory."""
+        return checkpoints.save(self.tensors(), self.run_state(), provenance)
+
+    def resume(self, checkpoints: Checkpoints, iteration: int) -> None:
+        """Goes to a saved step.
+
+        Raises:
+            CheckpointError: It belongs to another run or is damaged.
+            DataError: The data are packed in another order than the checkpoint's.
+            OptimizerStateError: The optimizer state does not fit.
+        """
+        state = checkpoints.read_matching(iteration, self.run_state())
+        places = {kind: state.samplers[INPUT_OF[kind]] for kind in self.data.parts}
+        self.sampler.load_state_dict(places, steps=iteration)
+        loaded = checkpoints.load(iteration, self.tensors(), seed=self.seed)
+        self.model.load_state_dict(loaded["model"])
+        self.optimizer.load_state_dict(loaded["optimizer"])
+        if self.optimizer.steps != iteration:
+            raise CheckpointError(
+                f"{checkpoints.path(iteration)}: the optimizer took {self.optimizer.steps} steps, the run "
+                f"{iteration}"
+            )
+        self.iteration = iteration
+        self.progress = Progress(**state.progress)
+        self.span_metrics.absent.update(self.progress.absent_spans)
+
+
+def objective_of(recipe: TrainRecipe, data: TrainingData) -> MixedObjective:
+    """The loss of a recipe over the kinds of samples that it mixes.
+
+    Args:
+        recipe: Its `kd` table weighs the spans of conversations; without one they are one pool of tokens.
+        data: The open data.
+    """
+    kd = recipe.kd
+    conversations = (
+        Part(CONVERSATIONS, SpanObjective.conversations(), pooled=True)
+        if kd is None
+        else Part(CONVERSATIONS, SpanObjective.conversations(kd.span_weight_reasoning, kd.span_weight_final))
+    )
+    kinds = {CONVERSATIONS: conversations, TEXT: Part(TEXT, SpanObjective.text())}
+    return MixedObjective(tuple(kinds[name] for name in data.parts))

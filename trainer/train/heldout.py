@@ -1,0 +1,129 @@
+"""The held-out loss: each kind of validation samples on its own, and one number for the run."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.contract.schema.training import TrainingConfig
+from trainer.data.kd import Sample
+from trainer.data.sampler import held_out
+from trainer.job.distributed import Layout
+from trainer.losses.mixture import MixedObjective, Part
+from trainer.train.inputs import INPUT_OF, DataPart, TrainingData
+
+HELD_OUT_BATCHES = 2
+"""Global batches that one held-out loss is measured on, always the same ones; kinds share them evenly."""
+
+
+@torch.no_grad()
+def measure_held_out(
+    token_losses: Callable[[Sample], Tensor],
+    data: TrainingData,
+    objective: MixedObjective,
+    settings: TrainingConfig,
+    layout: Layout,
+) -> dict[str, Any]:
+    """Mean cross-entropy over supervised tokens of the first samples of every validation split.
+
+    Always the same samples, whatever the layout, and the same number of forward passes on every rank, as
+    expert parallelism needs. Collective.
+
+    Args:
+        token_losses: Losses `[B * S]` of a micro-batch, 0 where not supervised.
+        data: The open data.
+        objective: Says which spans a part has.
+        settings: Batch sizes.
+        layout: The parallel layout.
+
+    Returns:
+        `heldout_loss/<part>` for `conversations` and `text`, whichever the run mixes: the mean over the
+        part's supervised tokens; `heldout_loss/reasoning` and `heldout_loss/final`, the same by span;
+        `heldout_tokens/<part>` and their sum `heldout_tokens`; and `heldout_loss`, the number to watch: the
+        parts' losses weighted by their shares of the training samples.
+
+    Raises:
+        ValueError: A validation split has less than one global batch, or nothing supervised.
+    """
+    result: dict[str, Any] = {"heldout_loss": 0.0, "heldout_tokens": 0}
+    for part in objective.parts:
+        batches = max(1, HELD_OUT_BATCHES // len(objective.parts))
+        losses, counts = _sums(token_losses, data.parts[part.name], part, batches, settings, layout)
+        tokens = int(sum(counts))
+        if not tokens:
+            raise ValueError(
+                f"the validation samples of {INPUT_OF[part.name]} have no supervised token: no held-out loss"
+            )
+        for name, loss, count in zip(part.objective.names, losses, counts, strict=True):
+            if count:
+                result[f"heldout_loss/{name}"] = loss / count
+        mean = sum(losses) / tokens
+        result[f"heldout_loss/{part.name}"] = mean
+        result[f"heldout_tokens/{part.name}"] = tokens
+        result["heldout_loss"] += data.parts[part.name].share * mean
+        result["heldout_tokens"] += tokens
+    return result
+
+
+def _sums(
+    token_losses: Callable[[Sample], Tensor],
+    data: DataPart,
+    part: Part,
+    batches: int,
+    settings: TrainingConfig,
+    layout: Layout,
+) -> tuple[list[float], list[float]]:
+    """Summed losses and numbers of supervised tokens of each span, over all ranks."""
+    size = data.valid.num_samples(0)
+    batches = min(size // settings.global_batch_size, batches)
+    if batches == 0:
+        raise ValueError(
+            f"the validation split of {INPUT_OF[part.name]} gives {size} samples, a held-out loss needs at "
+            f"least one global batch of {settings.global_batch_size}; build more rows or raise valid_fraction"
+        )
+    spans = part.objective.spans
+    sums = torch.zeros(2, len(spans), dtype=torch.float64, device=layout.device)
+    for cpu_batch in held_out(
+        data.valid,
+        micro_batch_size=settings.micro_batch_size,
+        max_samples=batches * settings.global_batch_size,
+        dp_rank=layout.dp_rank,
+        dp_size=layout.dp,
+    ):
+        batch = {name: tensor.to(layout.device) for name, tensor in cpu_batch.items()}
+        losses = token_losses(batch).double()
+        span_id, supervised = batch["span_id"].reshape(-1), batch["loss_mask"].reshape(-1) > 0
+        for place, span in enumerate(spans):
+            inside = (span_id == span.id) & supervised
+            sums[0, place] += losses[inside].sum()
+            sums[1, place] += inside.sum()
+    dist.all_reduce(sums, group=layout.dp_group)
+    losses_of, counts = sums.tolist()
+    return losses_of, counts
+
+
+def describe_held_out(measured: list[dict[str, Any]], parts: MixedObjective) -> dict[str, dict[str, float]]:
+    """The course of each part's held-out loss over a run: where it started, ended, and was highest.
+
+    Args:
+        measured: Every measurement of the run, first to last.
+        parts: Says which parts there are.
+    """
+    course = {}
+    for name in parts.names:
+        losses = [point[f"heldout_loss/{name}"] for point in measured]
+        course[name] = {
+            "start": losses[0],
+            "end": losses[-1],
+            "highest": max(losses),
+            "tokens": measured[-1][f"heldout_tokens/{name}"],
+        }
+    return course
+
+
+def finite(measured: dict[str, Any]) -> bool:
+    """Whether every measured loss is a number."""
+    return all(math.isfinite(value) for value in measured.values())

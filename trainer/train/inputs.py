@@ -1,0 +1,158 @@
+"""From a job to its open data sets; what the installed trainer cannot do is refused here, before any work."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainer.contract.schema.base import ConfigError
+from trainer.contract.schema.job import Job
+from trainer.contract.schema.training import TrainRecipe
+from trainer.data.indexed import SpanDocuments
+from trainer.data.kd import PackedDataset, Sample
+from trainer.data.mixture import CONVERSATIONS, TEXT, Place, parts_of
+from trainer.data.sampler import SampleSource
+from trainer.data.text import TextDataset, TextDocuments
+
+KD_INPUT = "synth_kd_v1"
+TEXT_INPUT = "healing_text_v1"
+INPUT_OF = {CONVERSATIONS: KD_INPUT, TEXT: TEXT_INPUT}
+"""Name, among a job's inputs, of each kind of samples."""
+
+
+class Split(SampleSource, Protocol):
+    """One split of a data set, as samples."""
+
+    def fill_ratio(self, epoch: int) -> float:
+        """Share of an epoch's positions that hold document tokens."""
+
+    def describe(self, epoch: int, index: int) -> str:
+        """Names a sample and what is in it, for a person."""
+
+
+@dataclass(frozen=True)
+class DataPart:
+    """The open splits of one kind of samples.
+
+    Attributes:
+        train: Samples to train on.
+        valid: Samples to measure on.
+        share: Share of the run's samples that are of this kind.
+        manifest: The data set's manifest.
+    """
+
+    train: Split
+    valid: Split
+    share: float
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The open data of a run, by kind: `conversations`, `text`, or both."""
+
+    parts: Mapping[str, DataPart]
+
+    def sample(self, place: Place) -> Sample:
+        """Reads one training sample."""
+        return self.parts[place.part].train.sample(place.epoch, place.number)
+
+    def describe(self, place: Place) -> str:
+        """Names a training sample for a person."""
+        return self.parts[place.part].train.describe(place.epoch, place.number)
+
+    def num_samples(self) -> dict[str, int]:
+        """Training samples in the first epoch of each kind."""
+        return {name: part.train.num_samples(0) for name, part in self.parts.items()}
+
+    def fill_ratio(self) -> float:
+        """Share of positions that hold document tokens, over the kinds as they are mixed."""
+        return sum(part.share * part.train.fill_ratio(0) for part in self.parts.values())
+
+
+def open_data(job: Job, recipe: TrainRecipe, *, cache_dir: Path) -> TrainingData:
+    """Opens the data among a job's inputs that its recipe mixes, and checks that they are for this model.
+
+    Args:
+        job: The job; needs the input `synth_kd_v1` where `harmony_fraction` is above 0, and `healing_text_v1`
+            where it is below 1.
+        recipe: Its recipe.
+        cache_dir: Where packings are stored; may be shared by ranks.
+
+    Raises:
+        ConfigError: An input is missing, its vocabulary is not the model's, or two inputs are of different
+            tokenizers.
+        DataError: The data are damaged.
+    """
+    share = recipe.harmony_fraction
+    shares = {CONVERSATIONS: share, TEXT: 1.0 - share}
+    parts = {}
+    for kind in parts_of(share):
+        name = INPUT_OF[kind]
+        if name not in job.inputs:
+            raise ConfigError(
+                f"inputs: {name} is missing; a training job with recipe.harmony_fraction = {share} needs it, "
+                f"found {', '.join(job.inputs) or 'none'}"
+            )
+        root = Path(job.inputs[name].path)
+        opened = _conversations if kind == CONVERSATIONS else _text
+        parts[kind] = opened(root, recipe, job.seed, shares[kind], cache_dir)
+        _check_vocabulary(root, parts[kind].manifest, recipe.architecture.vocab_size)
+    tokenizers = {part.manifest["tokenizer"]["model_sha256"] for part in parts.values()}
+    if len(tokenizers) > 1:
+        named = {INPUT_OF[kind]: part.manifest["tokenizer"]["model_sha256"] for kind, part in parts.items()}
+        raise ConfigError(
+            f"inputs were tokenised with different ranks: {named}; build them with one tokenizer"
+        )
+    return TrainingData(parts)
+
+
+def _conversations(root: Path, recipe: TrainRecipe, seed: int, share: float, cache_dir: Path) -> DataPart:
+    def split(name: str) -> PackedDataset:
+        documents = SpanDocuments(root, name)
+        return PackedDataset(
+            documents, seq_len=recipe.seq_len, block=recipe.pack_block, seed=seed, cache_dir=cache_dir
+        )
+
+    train = split("train")
+    return DataPart(train, split("valid"), share, train.documents.manifest)
+
+
+def _text(root: Path, recipe: TrainRecipe, seed: int, share: float, cache_dir: Path) -> DataPart:
+    train, valid = (
+        TextDataset(TextDocuments(root, name), seq_len=recipe.seq_len, seed=seed)
+        for name in ("train", "valid")
+    )
+    return DataPart(train, valid, share, train.documents.manifest)
+
+
+def _check_vocabulary(root: Path, manifest: Mapping[str, Any], ours: int) -> None:
+    vocabulary = manifest["tokenizer"]["vocab_size"]
+    if vocabulary != ours:
+        raise ConfigError(
+            f"{root} was tokenised for a vocabulary of {vocabulary}, the model has vocab_size = {ours}; they "
+            "must be equal"
+        )
+
+
+def refuse_unavailable(recipe: TrainRecipe) -> None:
+    """Refuses what a recipe may ask for and this trainer does not do, rather than training something else.
+
+    Raises:
+        ConfigError: Naming the key, its value and the remedy.
+    """
+    kd = recipe.kd
+    asked = {
+        "recipe.scored_fraction": recipe.scored_fraction,
+        "recipe.rollouts": recipe.rollouts,
+        "recipe.kd.kl_weight": kd and kd.kl_weight,
+        "recipe.kd.rescored": kd and kd.rescored,
+    }
+    for key, found in asked.items():
+        if found is not None:
+            raise ConfigError(f"{key} = {found!r}: this trainer has only {key} = None; set it so")
+    if recipe.new_layers_only_steps and recipe.architecture.moe is not None:
+        raise ConfigError(
+            f"recipe.new_layers_only_steps = {recipe.new_layers_only_steps}: in a model with experts no "
+            "layer can rest, because the balancing of its router would go on; set it to 0"
+        )

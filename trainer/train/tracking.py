@@ -1,0 +1,100 @@
+"""Weights & Biases beside `metrics.jsonl`: offline by default, online when asked for, or disabled."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from trainer.job.metrics import Value
+
+Mode = Literal["offline", "online", "disabled"]
+
+
+class Tracker(Protocol):
+    """Receives what `metrics.jsonl` receives."""
+
+    def log(self, step: int, values: Mapping[str, Value]) -> None:
+        """Takes the values of one step."""
+
+    def close(self, *, failed: bool) -> None:
+        """Ends the run."""
+
+
+class NoTracker:
+    """Keeps nothing: the mode `disabled`, and every rank but the first."""
+
+    def log(self, step: int, values: Mapping[str, Value]) -> None:
+        """Drops the values."""
+
+    def close(self, *, failed: bool) -> None:
+        """Does nothing."""
+
+
+class WandbTracker:
+    """One run of the `wandb` SDK, with its files inside the work directory.
+
+    A job that is started again goes on with the run of the same id, so the curve of an interrupted training
+    is one curve. The API key stays where the SDK looks for it (its environment variable or netrc); nothing
+    here reads it.
+    """
+
+    def __init__(
+        self, mode: Mode, work_dir: Path, *, project: str, name: str, run_id: str, config: Mapping[str, Any]
+    ) -> None:
+        import wandb
+
+        # The SDK's own console capture would put every log line into the run a second time, and its links to
+        # the newest log would leave the run's directory.
+        settings = wandb.Settings(
+            console="off",
+            silent=True,
+            disable_git=True,
+            disable_code=True,
+            symlink=False,
+            x_disable_stats=True,
+        )
+        self._files = work_dir / "wandb"
+        self._run = wandb.init(
+            mode=mode,
+            dir=str(work_dir),
+            project=project,
+            name=name,
+            id=run_id,
+            resume="allow",
+            config=dict(config),
+            settings=settings,
+        )
+
+    def log(self, step: int, values: Mapping[str, Value]) -> None:
+        """Sends the values of one step."""
+        self._run.log(dict(values), step=step)
+
+    def close(self, *, failed: bool) -> None:
+        """Finishes the run, marking it failed where it was."""
+        self._run.finish(exit_code=int(failed))
+        # Of this run and of earlier ones that were killed: the SDK's service links its own log in the user's
+        # cache from here. A run's directory is to hold files of its own alone.
+        for path in self._files.rglob("*"):
+            if path.is_symlink():
+                path.unlink()
+
+
+def open_tracker(
+    mode: Mode, work_dir: Path, *, experiment: str, asset: str, fingerprint: str, config: Mapping[str, Any]
+) -> Tracker:
+    """The tracker a job asked for.
+
+    Args:
+        mode: `offline`, `online` or `disabled`.
+        work_dir: Where the SDK puts its run directory.
+        experiment: Becomes part of the project's name.
+        asset: Name of the run.
+        fingerprint: Gives the run its id, so that a restart finds it again.
+        config: Shown as the run's configuration.
+    """
+    if mode == "disabled":
+        return NoTracker()
+    run_id = hashlib.sha256(f"{experiment}/{asset}/{fingerprint}".encode()).hexdigest()[:16]
+    return WandbTracker(
+        mode, work_dir, project=f"vpmoe-{experiment}", name=asset, run_id=run_id, config=config
+    )

@@ -1,0 +1,1 @@
+"""Rows written by this project: exercises whose working and answer are computed."""

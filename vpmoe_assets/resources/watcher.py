@@ -1,0 +1,108 @@
+"""Watching a job: its curve and log go to Dagster as they grow, and a job that hangs is noticed."""
+
+import time
+from dataclasses import dataclass
+
+import dagster as dg
+
+from vpmoe_assets.resources.job_files import FAILED, WorkFiles
+from vpmoe_assets.resources.launchers import Handle
+from vpmoe_assets.resources.tail import LogTail, MetricsTail
+
+_LOG_FIRST_S, _LOG_SLOWEST_S, _LOG_SLOWDOWN = 2.0, 60.0, 1.3
+
+
+class StalledError(RuntimeError):
+    """The job lives and does not get on."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How patient a watcher is; all in seconds.
+
+    Attributes:
+        stall_s: Longest time without a heartbeat.
+        progress_s: Longest time at one step or in one save while the heart beats.
+        failed_s: Longest time from `STATUS` "failed" to the end of the last process. Ranks that lost a peer
+            mostly hang in a collective, and torchrun waits as long for them as for a checkpoint.
+        poll_s: Time between two looks.
+    """
+
+    stall_s: float
+    progress_s: float
+    failed_s: float
+    poll_s: float
+
+
+class Watcher:
+    """Follows one job.
+
+    Args:
+        context: Gets observations and log messages.
+        files: The job's files.
+        metrics: Picks the observations.
+        limits: When to give up.
+    """
+
+    def __init__(
+        self, context: dg.AssetExecutionContext, files: WorkFiles, metrics: MetricsTail, limits: Limits
+    ) -> None:
+        self._context, self._files, self._metrics, self._limits = context, files, metrics, limits
+        self._log = LogTail(files.log)
+        self._log_due, self._log_every = 0.0, _LOG_FIRST_S
+        self._failed_since: float | None = None
+
+    def follow(self, handle: Handle) -> int:
+        """Watches until the job's first process has ended.
+
+        Returns:
+            Its exit code.
+
+        Raises:
+            StalledError: No heartbeat, no progress, or no end after a failure; the processes still live.
+        """
+        since = time.time()
+        while (returncode := handle.poll()) is None:
+            self.look()
+            self._check(since)
+            time.sleep(self._limits.poll_s)
+        self.look(all_of_it=True)
+        return returncode
+
+    def look(self, *, all_of_it: bool = False) -> None:
+        """Passes on what is new. The log goes in ever larger blocks: each is a row of the event log.
+
+        The curve of a job that makes several assets belongs to none of them and stays in its file.
+        """
+        keys = self._context.assets_def.keys
+        if len(keys) == 1:
+            for observation in self._metrics.observations(next(iter(keys))):
+                self._context.log_event(observation)
+        now = time.monotonic()
+        if not all_of_it and now < self._log_due:
+            return
+        if block := self._log.block():
+            self._context.log.info(block)
+            self._log_every = min(_LOG_SLOWEST_S, self._log_every * _LOG_SLOWDOWN)
+        self._log_due = now + self._log_every
+
+    def _check(self, since: float) -> None:
+        beat, limits = self._files.beat(since), self._limits
+        at = f", while at {beat.phase!r} of step {beat.iteration}" if beat.phase else ""
+        if beat.age_s > limits.stall_s:
+            raise StalledError(
+                f"no heartbeat for {beat.age_s:.0f} s (stall_timeout_s = {limits.stall_s:g}){at}"
+            )
+        if beat.stuck_s > limits.progress_s:
+            raise StalledError(
+                f"no progress for {beat.stuck_s:.0f} s (progress_timeout_s = {limits.progress_s:g}){at}"
+            )
+        state, reason = self._files.status()
+        if state != FAILED:
+            self._failed_since = None
+        elif self._failed_since is None:
+            self._failed_since = time.monotonic()
+        elif time.monotonic() - self._failed_since > limits.failed_s:
+            raise StalledError(
+                f"failed ({reason}), and other processes were still there {limits.failed_s:g} s later"
+            )

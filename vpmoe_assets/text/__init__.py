@@ -1,0 +1,1 @@
+"""Plain text for healing runs: documents to token shards."""
