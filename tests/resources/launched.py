@@ -1,7 +1,6 @@
 """What these tests share: where the programs are, what is left of them, what a failure says."""
 
 import contextlib
-import sys
 from pathlib import Path
 
 import dagster as dg
@@ -11,8 +10,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 TEST_ENV = "VPMOE_TEST_ID"
 PROVENANCE = {"git_sha": "0" * 40, "git_dirty": False, "source_digest": "s", "lock_digest": "l"}
-
-sys.path.append(str(ROOT / "tests" / "trainer" / "train"))  # train_jobs: a tiny recipe and mock conversations
 
 
 def carrying(test_id: str) -> list[psutil.Process]:

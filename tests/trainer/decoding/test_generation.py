@@ -1,21 +1,17 @@
 """Generation against whole forward passes (our models) and against `transformers`' own generate."""
 
 import functools
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from tests.trainer.model.model_cases import VOCAB, randomize, tiny
 from trainer.decoding.decoder import open_decoder
 from trainer.decoding.generation import generate
 from trainer.decoding.sampling import Sampling
 from trainer.model.gpt import build_model
-
-sys.path.insert(0, str(Path(__file__).parent / "model"))
-from tests.trainer.model.model_cases import VOCAB, randomize, tiny
 
 PROMPTS = [[5], [7, 3, 9, 11, 2, 4, 8], [1, 2, 3], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51]]
 SEEDS = [11, 12, 13, 14]

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.trainer.evaluate.evaluation_inputs import architecture, write_llama, write_ranks
 from trainer.__main__ import main
 from trainer.checkpoints.published import save_published
 from trainer.checkpoints.tokenizers import O200kTokenizer
@@ -19,9 +20,6 @@ from trainer.decoding.conversation import conversation_prompt
 from trainer.decoding.generation import generate
 from trainer.generate.command import TextStream
 from trainer.model.gpt import build_model
-
-sys.path.insert(0, str(Path(__file__).parent / "evaluate"))
-from tests.trainer.evaluate.evaluation_inputs import architecture, write_llama, write_ranks
 
 ROOT = Path(__file__).resolve().parents[3]
 
