@@ -1,1 +1,1 @@
-"""Speed measurements: each against a comparator in the same run; ``record`` remembers, ``render`` shows."""
+"""Speed measurements: each against a comparator in the same run; `record` remembers, `render` shows."""

@@ -99,14 +99,14 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def warm_up(model: HuggingFaceModel, task: Task) -> None:
-    """Loads kernels, so that no measurement pays for it."""
+    """Load kernels, so that no measurement pays for it."""
     evaluate_task(
         model, task, Core8Protocol(seed=1337, max_per_task=task.few_shot + 2), MAX_LEN, context(model)
     )
 
 
 def context(model: HuggingFaceModel, batching: Batching | None = None) -> SuiteContext:
-    """What a suite is given, with nothing to resume from."""
+    """Return what a suite is given, with nothing to resume from."""
     return SuiteContext(
         object="model",
         inputs={},
@@ -119,7 +119,7 @@ def context(model: HuggingFaceModel, batching: Batching | None = None) -> SuiteC
 
 
 def timed[T](work: Callable[[], T]) -> tuple[T, float]:
-    """The result, and seconds until the device was done."""
+    """Return the result, and seconds until the device was done."""
     start = time.perf_counter()
     result = work()
     if torch.cuda.is_available():
@@ -194,7 +194,7 @@ def score_alone(model: HuggingFaceModel, questions: Sequence[Question]) -> Losse
 def evaluate_some(
     model: HuggingFaceModel, task: Task, protocol: Core8Protocol, count: int, batching: Batching | None
 ) -> Losses:
-    """The first items of a task by our own scoring, in batches of the given size."""
+    """Return the first items of a task by our own scoring, in batches of the given size."""
     from trainer.evaluate.scoring import score
 
     questions = prepare(task, model.tokenizer, protocol, MAX_LEN)[:count]
@@ -217,7 +217,7 @@ def compare(items: Sequence[dict[str, Any]], others: Losses, questions: Sequence
 def against_lm_eval(
     model: HuggingFaceModel, questions: Sequence[Question], items: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Summed log-likelihoods and greedy flags of lm-eval's scorer on the same context and continuation."""
+    """Return summed log-likelihoods and greedy flags of lm-eval's scorer on the same texts."""
     import lm_eval  # type: ignore[import-not-found]
     from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found]
 
@@ -265,7 +265,7 @@ def _split(text: str, continuation: str) -> tuple[str, str]:
 def whole_suite(
     model: HuggingFaceModel, tasks: Sequence[Task], protocol: Core8Protocol
 ) -> dict[str, dict[str, int]]:
-    """Counts of every task."""
+    """Count of every task."""
     counts = {}
     for task in tasks:
         result = evaluate_task(model, task, protocol, MAX_LEN, context(model))
@@ -274,7 +274,7 @@ def whole_suite(
 
 
 def keep(found: dict[str, Any]) -> None:
-    """Appends what was found to results.jsonl."""
+    """Append what was found to results.jsonl."""
     setting = f"{found['dtype']}, {found['items']} items a task"
     for label, task in found["tasks"].items():
         record(f"core8/{label}/accuracy ({setting})", task["accuracy"], "accuracy", details=task)

@@ -1,4 +1,4 @@
-"""Chunked cross-entropy against ``torch.nn.functional.cross_entropy`` on all logits: time and peak memory.
+"""Chunked cross-entropy against `torch.nn.functional.cross_entropy` on all logits: time and peak memory.
 
     python -m benchmarks.cross_entropy [--tokens 1024] [--hidden 64] [--vocabulary 201088] [--record]
 
@@ -31,7 +31,7 @@ def plain(
 def chunked(
     hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """The loss under test."""
+    """Return the loss under test."""
     return chunked_cross_entropy(hidden, head, labels, weights)[0]
 
 

@@ -1,15 +1,15 @@
-"""How fast and how flat ``vpmoe data build`` is, in one process on one core.
+"""How fast and how flat `vpmoe data build` is, in one process on one core.
 
     python -m benchmarks.data_build [--rows 6000] [--input FILES] [--repeats 7] [--record]
 
 Three figures, each against a comparator of the same run:
 
 * encoding: rows/s of a whole build (parquet in; shards, digests and manifest out) over rows/s of a bare
-  ``tiktoken.encode_ordinary`` loop over the same texts. Both alternate; the best of each counts.
-* building: rows/s over those of ``harmony_builder``, which renders with openai-harmony twice.
+  `tiktoken.encode_ordinary` loop over the same texts. Both alternate; the best of each counts.
+* building: rows/s over those of `harmony_builder`, which renders with openai-harmony twice.
 * memory: peak resident memory of a process that builds four times as many rows, over that for the rows.
 
-Without ``--input`` the rows are generated. Given rows are repeated, with ids of their own, up to ``--rows``.
+Without `--input` the rows are generated. Given rows are repeated, with ids of their own, up to `--rows`.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SLOW_ROWS = 200
 
 
 def make_input(path: Path, rows: int, given: Sequence[Path]) -> list[dict[str, str]]:
-    """Write ``rows`` rows as parquet and return them."""
+    """Write `rows` rows as parquet and return them."""
     if given:
         found = [row for file in given for row in pq.read_table(file, columns=list(COLUMNS)).to_pylist()]
     else:
@@ -72,7 +72,7 @@ def seconds(function: Callable[[], Any]) -> tuple[float, float]:
 
 
 def speed(rows: list[dict[str, str]], source: Path, tokenizer_dir: Path, repeats: int) -> dict[str, Any]:
-    """Best of ``repeats`` alternating runs of the build and the bare loop, and one of the slow builder."""
+    """Best of `repeats` alternating runs of the build and the bare loop, and one of the slow builder."""
     texts = [row[name] for row in rows for name in TEXT_FIELDS]
     encode = load_tiktoken(tokenizer_dir).encode_ordinary
 
@@ -111,7 +111,7 @@ def speed(rows: list[dict[str, str]], source: Path, tokenizer_dir: Path, repeats
 
 
 def peak_mib(source: Path, tokenizer_dir: Path) -> float:
-    """Peak resident memory, in MiB, of a fresh process that builds ``source``."""
+    """Peak resident memory, in MiB, of a fresh process that builds `source`."""
     program = (
         "import sys; from pathlib import Path; from vpmoe_assets.harmony.build import build_kd\n"
         "source, output, tokenizer = (Path(argument) for argument in sys.argv[1:])\n"

@@ -2,7 +2,7 @@
 
     python -m benchmarks.full_conversion [--rung vpmoe] [--directory DIR] [--experiment full] [--record]
 
-Runs ``python -m trainer convert`` in a process of its own, read-back and function check included, and reports
+Runs `python -m trainer convert` in a process of its own, read-back and function check included, and reports
 its wall time and the peak of its resident memory, page cache not counted. One line of JSON. Everything made
 is deleted again.
 """
@@ -44,7 +44,7 @@ def write_parent(recipe: ExpandRecipe | UpcycleRecipe, directory: Path, seed: in
 
 
 def write_job(rung: str, recipe: ExpandRecipe | UpcycleRecipe, base: Path, parent: Path) -> Path:
-    """The job file of the conversion."""
+    """Return the job file of the conversion."""
     job = parse(
         Job,
         {
@@ -72,10 +72,10 @@ def write_job(rung: str, recipe: ExpandRecipe | UpcycleRecipe, base: Path, paren
 
 
 def measure(experiment: str, rung: str, base: Path) -> dict[str, Any]:
-    """Converts once.
+    """Convert once.
 
     Raises:
-        RuntimeError: the disk has no room, the conversion failed, or one of its checks did.
+        RuntimeError: The disk has no room, the conversion failed, or one of its checks did.
     """
     recipe = load_experiment(experiment).convert_recipe(rung)
     assert isinstance(recipe, ExpandRecipe | UpcycleRecipe)

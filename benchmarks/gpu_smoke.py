@@ -88,7 +88,7 @@ def write_data(root: Path, vocab: int) -> None:
 
 
 def recipe(dtype: str) -> dict[str, Any]:
-    """The smoke experiment's stage 1 from a seeded init, shorter and in the given type."""
+    """Return the smoke experiment's stage 1 from a seeded init, shorter and in the given type."""
     found = copy.deepcopy(plain(load_experiment("smoke").train_recipe("vpmoe_stage1")))
     found |= {"steps": STEPS, "seq_len": SEQ_LEN, "init": "fresh"}
     found["training"] |= {"dtype": dtype, "save_interval": 2, "eval_interval": STEPS, "global_batch_size": 4}
@@ -96,7 +96,7 @@ def recipe(dtype: str) -> dict[str, Any]:
 
 
 def write_job(base: Path, name: str, data: Path, *, device: str, dtype: str) -> Path:
-    """Writes one run's job file and returns its path."""
+    """Write one run's job file and return its path."""
     job = {
         "schema": "vpmoe.job/1",
         "command": "train",
@@ -123,13 +123,13 @@ def write_job(base: Path, name: str, data: Path, *, device: str, dtype: str) -> 
 
 
 def start(job: Path) -> subprocess.Popen[bytes]:
-    """Starts a run in a process of its own."""
+    """Start a run in a process of its own."""
     command = [sys.executable, "-m", "trainer", "train", "--job", str(job)]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"TORCHDYNAMO_DISABLE": "1"})
 
 
 def finish(job: Path) -> dict[str, Any]:
-    """Runs a job to its end.
+    """Run a job to its end.
 
     Raises:
         RuntimeError: It failed.
@@ -142,14 +142,14 @@ def finish(job: Path) -> dict[str, Any]:
 
 
 def rows(job: Path) -> list[dict[str, Any]]:
-    """The complete lines a run has logged so far."""
+    """Return the complete lines a run has logged so far."""
     path = job.parent / "work/metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def kill_in_the_middle(job: Path) -> None:
-    """Starts a run and sends SIGKILL once it has logged step `KILL_AFTER`."""
+    """Start a run and send SIGKILL once it has logged step `KILL_AFTER`."""
     process = start(job)
     while not any(row["step"] >= KILL_AFTER for row in rows(job)):
         if process.poll() is not None:
@@ -171,7 +171,7 @@ def deviation(job: Path, reference: Path) -> float:
 
 
 def measure(base: Path, device: str) -> dict[str, Any]:
-    """Runs the four jobs and judges them."""
+    """Run the four jobs and judge them."""
     data = base / "data"
     write_data(data, load_experiment("smoke").architecture("vpmoe").vocab_size)
     jobs = {

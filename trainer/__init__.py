@@ -1,1 +1,1 @@
-"""The Megatron-based trainer of vpMoE: ``python -m trainer <command>``; it knows nothing of Dagster."""
+"""The Megatron-based trainer of vpMoE: `python -m trainer <command>`; it knows nothing of Dagster."""

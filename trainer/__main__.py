@@ -76,7 +76,7 @@ exit codes:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands of this installation."""
+    """Return the parser of all commands of this installation."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer",
         description="Trains and measures vpMoE models. A job is a file of schema vpmoe.job/1.",
@@ -157,7 +157,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Run one command.
 
     Args:
         arguments: Command line without the program name; the process's own by default.
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, recipe_of: Callable[["Job"], object], work: "Work") -> int:
-    """Runs a job once it is known to be one of this command, and Megatron once the job has its heartbeat."""
+    """Run a job once it is known to be one of this command, and Megatron once the job has its heartbeat."""
     from trainer.contract.schema.base import ConfigError
     from trainer.contract.schema.job import load_job
     from trainer.job.lifecycle import run_job

@@ -1,4 +1,4 @@
-"""The command ``vpmoe``: what there is, where it came from, whether it is still intact.
+"""The command `vpmoe`: what there is, where it came from, whether it is still intact.
 
 Only click is imported here and in the command modules; whatever is heavier waits until a command needs it.
 """

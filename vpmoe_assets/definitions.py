@@ -1,4 +1,4 @@
-"""The code location: one experiment's graph. ``VPMOE_EXPERIMENT`` selects the experiment (default smoke)."""
+"""The code location: one experiment's graph. `VPMOE_EXPERIMENT` selects the experiment (default smoke)."""
 
 import dagster as dg
 

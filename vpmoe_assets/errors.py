@@ -9,7 +9,7 @@ class RowError(DataError):
     """One conversation breaks the format. The builder names shard, row and synth_id, and stops.
 
     Args:
-        reason: what is wrong with this conversation, in words.
+        reason: What is wrong with this conversation, in words.
     """
 
     def __init__(self, reason: str) -> None:
@@ -21,10 +21,10 @@ class ShardRowError(DataError):
     """A build stopped at one row.
 
     Args:
-        shard: output shard number.
-        where: the row in words, e.g. ``row 17 (part-0.parquet, row 17)``.
-        synth_id: id of the row, None when it has none.
-        reason: why it was refused.
+        shard: Output shard number.
+        where: The row in words, e.g. `row 17 (part-0.parquet, row 17)`.
+        synth_id: Id of the row, None when it has none.
+        reason: Why it was refused.
     """
 
     def __init__(self, shard: int, where: str, synth_id: str | None, reason: str) -> None:

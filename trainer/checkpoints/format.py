@@ -27,7 +27,7 @@ class PublishedError(ValueError):
 
 
 def plan_shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-    """Puts tensors into shards, in the order of their names.
+    """Put tensors into shards, in the order of their names.
 
     Args:
         sizes: Bytes of each tensor.
@@ -50,7 +50,7 @@ def shard_name(number: int, count: int) -> str:
 
 
 def write_index(directory: Path, weight_map: Mapping[str, str], total_bytes: int) -> None:
-    """Writes which tensor is in which shard.
+    """Write which tensor is in which shard.
 
     Args:
         directory: The checkpoint.
@@ -64,7 +64,7 @@ def write_index(directory: Path, weight_map: Mapping[str, str], total_bytes: int
 def write_config(
     directory: Path, architecture: Architecture, *, dtype: str, parameters: int, tensors: int
 ) -> None:
-    """Writes what the tensors are the weights of.
+    """Write what the tensors are the weights of.
 
     Args:
         directory: The checkpoint.

@@ -65,7 +65,7 @@ def packages() -> dict[str, str | None]:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """The machine a result was computed on.
+    """Return the machine a result was computed on.
 
     Args:
         device: Device of this rank.
@@ -138,7 +138,7 @@ class Provenance:
         }
 
     def of(self, iteration: int, *, saved_unix_s: float, tokens: Mapping[str, int]) -> dict[str, Any]:
-        """The provenance of one checkpoint.
+        """Return the provenance of one checkpoint.
 
         Args:
             iteration: Optimizer steps taken.
@@ -154,7 +154,7 @@ class Provenance:
 
 
 def _parent(path: Path, digest: str) -> dict[str, Any]:
-    """The checkpoint a run starts from; its record stands beside its payload where it came from the store."""
+    """Return the checkpoint a run starts from; one from the store has its record beside its payload."""
     record = path.parent / ".artifact.json"
     identity = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     return {

@@ -81,7 +81,7 @@ class _Whole:
 
 
 def sharded_state_dict(model: nn.Module) -> dict[str, Any]:
-    """The model's parameters and persistent buffers as Megatron sharded tensors over their live storage.
+    """Return parameters and persistent buffers as Megatron sharded tensors over their live storage.
 
     Args:
         model: A Megatron module, built under an initialised parallel state.
@@ -104,7 +104,7 @@ def _by_name(model: nn.Module) -> dict[str, ShardedTensor]:
 def save_published(
     model: nn.Module, architecture: Architecture, directory: Path, *, shard_bytes: int = SHARD_BYTES
 ) -> list[str]:
-    """Writes the full weights of a model that may be spread over tensor- and expert-parallel ranks.
+    """Write the full weights of a model that may be spread over tensor- and expert-parallel ranks.
 
     Collective: every rank calls it. Tensors travel to rank 0 one at a time and rank 0 writes.
 
@@ -203,7 +203,7 @@ def _region(offset: tuple[int, ...], shape: tuple[int, ...]) -> tuple[slice, ...
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """Reads and checks `config.json` of a published checkpoint.
+    """Read and check `config.json` of a published checkpoint.
 
     Raises:
         PublishedError: The file is missing, unreadable, or of another schema.
@@ -224,7 +224,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_architecture(directory: Path) -> Architecture:
-    """The architecture a published checkpoint was built from.
+    """Return the architecture a published checkpoint was built from.
 
     Raises:
         PublishedError: See `read_config`.
@@ -235,7 +235,7 @@ def read_architecture(directory: Path) -> Architecture:
 def load_published(
     model: nn.Module, directory: Path, *, architecture: Architecture | None = None, cast_dtype: bool = False
 ) -> None:
-    """Fills a model from published weights; each rank reads only the slices it holds.
+    """Fill a model from published weights; each rank reads only the slices it holds.
 
     Args:
         model: The model to fill, in any tensor- and expert-parallel layout.

@@ -55,7 +55,7 @@ class TorchDistSave(TorchDistSaveShardedStrategy):
     """
 
     def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Path) -> None:
-        """Writes all sharded values of `sharded_state_dict` into `checkpoint_dir`."""
+        """Write all sharded values of `sharded_state_dict` into `checkpoint_dir`."""
         renamed, _, _ = torch_strategy._replace_state_dict_keys_with_sharded_keys(
             sharded_state_dict, self.keep_only_main_replica
         )
@@ -126,7 +126,7 @@ class Checkpoints:
         return self.directory / f"iter_{iteration:07d}"
 
     def iterations(self) -> list[int]:
-        """Steps of all complete checkpoints, ascending."""
+        """Return the steps of all complete checkpoints, ascending."""
         if not self.directory.is_dir():
             return []
         matches = (_NAME.fullmatch(entry.name) for entry in self.directory.iterdir() if entry.is_dir())
@@ -139,7 +139,7 @@ class Checkpoints:
         return answer[0][0] if answer[0] else None
 
     def save(self, tensors: dict[str, Any], state: RunState, provenance: Mapping[str, Any]) -> Path:
-        """Writes one checkpoint, renames it into place, moves the latest marker, removes what is too old.
+        """Write one checkpoint, renames it into place, moves the latest marker, removes what is too old.
 
         Args:
             tensors: Sharded state dict of model and optimizer.
@@ -197,7 +197,7 @@ class Checkpoints:
         shutil.rmtree(doomed)
 
     def read(self, iteration: int) -> tuple[RunState, dict[str, int]]:
-        """Reads the plain part of a checkpoint and checks that all of its files are there, whole.
+        """Read the plain part of a checkpoint and check that all of its files are there, whole.
 
         Returns:
             The run state, and the parallel layout that wrote it, with its number of threads a rank.
@@ -228,7 +228,7 @@ class Checkpoints:
         return RunState(**{name: stored[name] for name in fields}), stored["layout"]
 
     def read_matching(self, iteration: int, expect: RunState) -> RunState:
-        """Reads the plain part of a checkpoint of this very run.
+        """Read the plain part of a checkpoint of this very run.
 
         The samplers check their own places when they are set to them.
 
@@ -259,7 +259,7 @@ class Checkpoints:
         return state
 
     def load(self, iteration: int, tensors: dict[str, Any], *, seed: int) -> dict[str, Any]:
-        """Loads the tensors of a checkpoint and puts the random states back.
+        """Load the tensors of a checkpoint and put the random states back.
 
         Args:
             iteration: Which one.
@@ -298,7 +298,7 @@ class Checkpoints:
         return loaded
 
     def random_state(self, iteration: int) -> dict[str, Any]:
-        """The random states of this rank as a checkpoint holds them."""
+        """Return the random states of this rank as a checkpoint holds them."""
         path = self.path(iteration) / "random" / f"rank_{self.layout.rank:05d}.json"
         return dict(json.loads(path.read_text(encoding="utf-8")))
 

@@ -134,7 +134,7 @@ class O200kTokenizer(Tokenizer):
         return known
 
     def ordinary(self) -> Iterable[tuple[int, bytes]]:
-        """The mergeable tokens."""
+        """Return the mergeable tokens."""
         return ((number, self._encoding.decode_single_token_bytes(number)) for number in range(_STARTOFTEXT))
 
 
@@ -179,7 +179,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return text
 
     def ordinary(self) -> Iterable[tuple[int, bytes]]:
-        """The vocabulary without added tokens; byte-level symbols as the bytes they stand for."""
+        """Return the vocabulary without added tokens; byte-level symbols as the bytes they stand for."""
         to_byte = {symbol: byte for byte, symbol in byte_symbols().items()}
         for token, number in self._tokenizer.get_vocab().items():
             if token in self.special:
@@ -191,7 +191,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def byte_symbols() -> dict[int, str]:
-    """The printable character that byte-level BPE files write for each byte (GPT-2's table)."""
+    """Return the printable character that byte-level BPE files write for each byte (GPT-2's table)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     symbols = {byte: chr(byte) for byte in printable}
     others = (byte for byte in range(256) if byte not in symbols)

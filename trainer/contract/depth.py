@@ -14,7 +14,7 @@ class Origin:
 
     Attributes:
         source: 1-based number of the parent's layer whose tensors it takes.
-        inserted: whether it is new (its residual branches start at zero), or the parent's own.
+        inserted: Whether it is new (its residual branches start at zero), or the parent's own.
     """
 
     source: int
@@ -22,19 +22,19 @@ class Origin:
 
 
 def layer_origins(parent_layers: int, target_layers: int) -> tuple[Origin, ...]:
-    """The origin of each layer of the deeper model, first to last.
+    """Return the origin of each layer of the deeper model, first to last.
 
-    Of n blocks among n', block b moves to ``⌊n' b / n⌋``, which spreads them evenly and leaves the first
+    Of n blocks among n', block b moves to `⌊n' b / n⌋`, which spreads them evenly and leaves the first
     where it is (from 7 to 20 blocks: 0, 2, 5, 8, 11, 14, 17). A block in between copies the nearest old
     block before it. A layer's place within its block never changes, so a local layer stays local, a
     global one global, and layer 1 stays layer 1.
 
     Args:
-        parent_layers: depth of the parent, a multiple of :data:`BLOCK_LAYERS`.
-        target_layers: depth of the result, a multiple too and at least the parent's.
+        parent_layers: Depth of the parent, a multiple of `BLOCK_LAYERS`.
+        target_layers: Depth of the result, a multiple too and at least the parent's.
 
     Raises:
-        ConfigError: a depth that the rule does not cover.
+        ConfigError: A depth that the rule does not cover.
     """
     for whose, layers in (("parent", parent_layers), ("target", target_layers)):
         if layers < 1 or layers % BLOCK_LAYERS:
@@ -60,6 +60,6 @@ def layer_origins(parent_layers: int, target_layers: int) -> tuple[Origin, ...]:
 
 
 def inserted_layers(parent_layers: int, target_layers: int) -> tuple[int, ...]:
-    """1-based numbers of the deeper model's new layers; see :func:`layer_origins`."""
+    """1-based numbers of the deeper model's new layers; see `layer_origins`."""
     origins = layer_origins(parent_layers, target_layers)
     return tuple(number for number, origin in enumerate(origins, start=1) if origin.inserted)

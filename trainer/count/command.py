@@ -1,4 +1,4 @@
-"""``python -m trainer count CONFIG``: parameters and memory of an experiment's models, in seconds."""
+"""`python -m trainer count CONFIG`: parameters and memory of an experiment's models, in seconds."""
 
 import argparse
 import json
@@ -23,14 +23,14 @@ def count_rung(experiment: Experiment, rung: str) -> tuple[ParameterCount, list[
     """Count one rung both ways and plan its memory.
 
     Args:
-        experiment: the loaded config.
-        rung: asset name of a rung with a geometry of its own.
+        experiment: The loaded config.
+        rung: Asset name of a rung with a geometry of its own.
 
     Returns:
-        The count, and one plan for each of :data:`LAYOUTS`.
+        The count, and one plan for each of `LAYOUTS`.
 
     Raises:
-        ConfigError: no such rung, or the formula and the built model disagree.
+        ConfigError: No such rung, or the formula and the built model disagree.
     """
     arch = experiment.architecture(rung)
     formula = count_by_formula(arch)
@@ -50,7 +50,7 @@ def count_rung(experiment: Experiment, rung: str) -> tuple[ParameterCount, list[
 
 
 def as_json(count: ParameterCount, plans: list[MemoryPlan]) -> dict[str, Any]:
-    """The figures of one rung as JSON values; sizes in bytes."""
+    """Return the figures of one rung as JSON values; sizes in bytes."""
     return {
         "total": count.total,
         "non_embedding": count.non_embedding,
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point.
 
     Args:
-        argv: arguments after ``count``; those of the process by default.
+        argv: Arguments after `count`; those of the process by default.
 
     Returns:
         Exit status: 0, or 1 after a message on standard error.

@@ -19,9 +19,9 @@ class MemoryPlan:
     they depend on the batch and the backend.
 
     Attributes:
-        dp: data-parallel GPUs.
-        sharded: whether optimizer state is spread over them by whole matrices.
-        weights: in the model's dtype.
+        dp: Data-parallel GPUs.
+        sharded: Whether optimizer state is spread over them by whole matrices.
+        weights: In the model's dtype.
         gradients: fp32, accumulated over micro-batches.
         master: fp32 copies of weights that are not fp32 themselves.
         momentum: NorMuon's first moment.
@@ -46,7 +46,7 @@ class MemoryPlan:
         )
 
     def as_dict(self) -> dict[str, int | bool]:
-        """The plan with its total, for JSON."""
+        """Return the plan with its total, for JSON."""
         return asdict(self) | {"total": self.total}
 
 
@@ -59,10 +59,10 @@ def memory_plan(
     rank.
 
     Args:
-        named_parameters: of the model, without tensor or expert parallelism.
-        settings: of the optimizer.
-        dp: data-parallel size.
-        shard: spread the optimizer's state.
+        named_parameters: Of the model, without tensor or expert parallelism.
+        settings: Of the optimizer.
+        dp: Data-parallel size.
+        shard: Spread the optimizer's state.
     """
     routed = route_model(named_parameters, settings)
     units = [

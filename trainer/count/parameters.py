@@ -31,7 +31,7 @@ class ParameterCount:
     """Parameters by component.
 
     Attributes:
-        components: trainable parameters of each of :data:`COMPONENTS`.
+        components: Trainable parameters of each of `COMPONENTS`.
         active_share: K / E as a pair; (1, 1) for a dense model.
         expert_bias_entries: fp32 buffer entries beside the parameters.
     """
@@ -59,16 +59,16 @@ class ParameterCount:
 
     @property
     def active_non_embedding(self) -> int:
-        """``active`` without the input embedding and the output head."""
+        """`active` without the input embedding and the output head."""
         return self.active - self.components["embedding"] - self.components["output head"]
 
 
 def count_by_formula(arch: Architecture) -> ParameterCount:
     """Count from the widths alone, without torch.
 
-    With V, H, D, heads N and groups G: a projection of width ``(N + 2G) D`` is dense (``H · width``) on
-    global layers and factored (``H (N R_q + 2 G R + R_q D + 2 R D)``) on local ones with TPA; an FFN of width
-    f has ``2 H f + f + H`` with biases.
+    With V, H, D, heads N and groups G: a projection of width `(N + 2G) D` is dense (`H · width`) on
+    global layers and factored (`H (N R_q + 2 G R + R_q D + 2 R D)`) on local ones with TPA; an FFN of width
+    f has `2 H f + f + H` with biases.
     """
     model, tpa, moe = arch.model, arch.tpa, arch.moe
     layers, hidden, dim = model.num_layers, model.hidden_size, model.head_dim
@@ -132,11 +132,11 @@ def count_built(arch: Architecture, named_parameters: Iterable[tuple[str, nn.Par
     """Count the tensors of a built model (of one rank without tensor or expert parallelism), by name.
 
     Args:
-        arch: its architecture, for what a name does not say: a layer's kind and K / E.
-        named_parameters: of the model, on any device.
+        arch: Its architecture, for what a name does not say: a layer's kind and K / E.
+        named_parameters: Of the model, on any device.
 
     Raises:
-        ConfigError: a parameter belongs to no component.
+        ConfigError: A parameter belongs to no component.
     """
     components = dict.fromkeys(COMPONENTS, 0)
     kinds = arch.layer_kinds()

@@ -1,7 +1,7 @@
-"""Tokenised documents on disk: Megatron's ``.bin``/``.idx`` pairs, checked before they are trusted.
+"""Tokenised documents on disk: Megatron's `.bin`/`.idx` pairs, checked before they are trusted.
 
-``megatron.core.datasets.IndexedDataset`` does the reading. What it does not do is refuse: a truncated
-``.bin``, a sidecar of another build, or a length array that disagrees would be read as other tokens. Every
+`megatron.core.datasets.IndexedDataset` does the reading. What it does not do is refuse: a truncated
+`.bin`, a sidecar of another build, or a length array that disagrees would be read as other tokens. Every
 file is therefore checked against its own header, its siblings and the manifest when it is opened (arrays
 only, no token is read but a small sample), and every document again when it is taken.
 """
@@ -78,10 +78,10 @@ def manifest_value(manifest: dict[str, Any], *keys: str) -> Any:
 
 
 def open_indexed(prefix: Path, dtype: np.dtype[Any]) -> IndexedDataset:
-    """Open one ``.bin``/``.idx`` pair after checking that the two files fit each other.
+    """Open one `.bin`/`.idx` pair after checking that the two files fit each other.
 
     Args:
-        prefix: Path without the ``.bin`` or ``.idx``.
+        prefix: Path without the `.bin` or `.idx`.
         dtype: Element type that the caller expects.
 
     Returns:
@@ -132,7 +132,7 @@ def check_last_tokens(dataset: IndexedDataset, eod: int, path: Path) -> None:
     """Read the last token of some evenly spread documents, a cheap check that EOD is the one expected.
 
     Raises:
-        DataError: If one of them is not ``eod``.
+        DataError: If one of them is not `eod`.
     """
     n = len(dataset)
     for document in np.unique(np.linspace(0, n - 1, num=min(n, _PROBES)).astype(np.int64)).tolist():
@@ -156,10 +156,10 @@ def check_single_eod(tokens: NDArray[np.int32], eod: int, name: str) -> None:
 
 
 class SpanDocument(NamedTuple):
-    """One conversation: ``tokens`` int32, ``loss_mask`` uint8 and ``span`` uint8, all [n] and label-aligned.
+    """One conversation: `tokens` int32, `loss_mask` uint8 and `span` uint8, all [n] and label-aligned.
 
-    Label-aligned: ``loss_mask[t]`` and ``span[t]`` belong to the prediction of ``tokens[t + 1]`` made at
-    ``t``.
+    Label-aligned: `loss_mask[t]` and `span[t]` belong to the prediction of `tokens[t + 1]` made at
+    `t`.
     """
 
     tokens: NDArray[np.int32]
@@ -182,8 +182,8 @@ class SpanDocuments:
         """Open and check a split.
 
         Args:
-            root: Directory with ``train/`` and ``valid/``, the manifest inside it or beside it.
-            split: ``"train"`` or ``"valid"``.
+            root: Directory with `train/` and `valid/`, the manifest inside it or beside it.
+            split: `"train"` or `"valid"`.
 
         Raises:
             DataError: If the manifest is missing or disagrees, the split is empty, or a file is damaged or

@@ -11,16 +11,16 @@ from trainer.data.indexed import SpanDocuments
 from trainer.data.pack_index import PackIndex, PackKey, load_or_build
 
 Sample = dict[str, torch.Tensor]
-"""``tokens``, ``labels``, ``span_id``, ``position_ids``, ``doc_id`` [S] int64 and ``loss_mask`` [S]
+"""`tokens`, `labels`, `span_id`, `position_ids`, `doc_id` [S] int64 and `loss_mask` [S]
 float32."""
 
 PADDING_DOC_ID = -1
 
 
 class PackedDataset:
-    """Samples of ``seq_len`` tokens made of whole conversations, addressed by (epoch, index).
+    """Samples of `seq_len` tokens made of whole conversations, addressed by (epoch, index).
 
-    A sample is a pure function of the documents, ``seq_len``, ``block``, ``seed``, epoch and index.
+    A sample is a pure function of the documents, `seq_len`, `block`, `seed`, epoch and index.
     """
 
     def __init__(self, documents: SpanDocuments, *, seq_len: int, block: int, seed: int, cache_dir: Path):
@@ -28,7 +28,7 @@ class PackedDataset:
 
         Args:
             documents: The split to train on.
-            seq_len: Tokens per sample, ``S``.
+            seq_len: Tokens per sample, `S`.
             block: Documents packed together.
             seed: Experiment seed.
             cache_dir: Where pack indices are stored. May be shared and may be deleted.
@@ -52,7 +52,7 @@ class PackedDataset:
         return self._epochs[epoch]
 
     def num_samples(self, epoch: int) -> int:
-        """Samples in an epoch; epochs differ by a few, since each is packed from its own permutation."""
+        """Sample in an epoch; epochs differ by a few, since each is packed from its own permutation."""
         return self._pack_index(epoch).num_samples
 
     def fill_ratio(self, epoch: int) -> float:
@@ -64,7 +64,7 @@ class PackedDataset:
         return self._pack_index(epoch).sha256
 
     def documents_of(self, epoch: int, index: int) -> NDArray[np.int64]:
-        """Document numbers of a sample in row order [k]; ``doc_id`` j of the sample is element j."""
+        """Document numbers of a sample in row order [k]; `doc_id` j of the sample is element j."""
         return self._pack_index(epoch).documents(index)
 
     def describe(self, epoch: int, index: int) -> str:
@@ -76,7 +76,7 @@ class PackedDataset:
     def sample(self, epoch: int, index: int) -> Sample:
         """Make one sample.
 
-        ``labels[t]`` is ``tokens[t + 1]`` of the row. Where that belongs to another document, or to the
+        `labels[t]` is `tokens[t + 1]` of the row. Where that belongs to another document, or to the
         padding, the stored mask is already 0: it is 0 at every EOD. Padding holds EOD with mask 0, span 0,
         position 0 and document id -1.
 
@@ -85,7 +85,7 @@ class PackedDataset:
             index: Sample of the epoch.
 
         Returns:
-            Tensors of shape [S], see ``Sample``.
+            Tensors of shape [S], see `Sample`.
 
         Raises:
             IndexError: If the epoch has no such sample.

@@ -1,9 +1,9 @@
 """Two data sets in one order: a fixed share of conversations, the rest plain text.
 
-Sample p of the run, counted from 0 over all global batches, is a conversation where ``floor(p h + 1/2)``
+Sample p of the run, counted from 0 over all global batches, is a conversation where `floor(p h + 1/2)`
 steps up, h being the share as it is written in the config (0.2 is exactly one fifth). Conversations are so
-spread as evenly as they can be: among any first n samples there are ``n h`` of them, give or take a half, and
-exactly ``a`` in every ``b`` where ``h = a / b``. Each data set is walked on its own, in its own order, epoch
+spread as evenly as they can be: among any first n samples there are `n h` of them, give or take a half, and
+exactly `a` in every `b` where `h = a / b`. Each data set is walked on its own, in its own order, epoch
 after epoch, nothing left out.
 
 So the whole state is each data set's (epoch, index); the place in the pattern follows from the number of
@@ -29,11 +29,11 @@ class Place(NamedTuple):
 
 
 def conversations_before(samples: int, share: float) -> int:
-    """Conversations among the first ``samples`` of a run.
+    """Conversations among the first `samples` of a run.
 
     Args:
-        samples: how many samples.
-        share: share of conversations; its shortest decimal form is what counts.
+        samples: How many samples.
+        share: Share of conversations; its shortest decimal form is what counts.
     """
     return int(samples * Fraction(repr(share)) + Fraction(1, 2))
 
@@ -47,7 +47,7 @@ class MixtureSampler:
     """Draws global batches of both kinds; with a share of 0 or 1 it walks one data set alone.
 
     Attributes:
-        samples: samples drawn since step 0.
+        samples: Samples drawn since step 0.
     """
 
     def __init__(
@@ -63,15 +63,15 @@ class MixtureSampler:
         """Start at the first sample of everything.
 
         Args:
-            sources: data sets by kind, exactly those that the share calls for.
-            share: share of conversations, in [0, 1].
-            global_batch_size: samples per optimizer step, over all ranks.
-            micro_batch_size: samples per forward pass.
-            dp_rank: this process's data-parallel rank.
-            dp_size: data-parallel ranks.
+            sources: Data sets by kind, exactly those that the share calls for.
+            share: Share of conversations, in [0, 1].
+            global_batch_size: Samples per optimizer step, over all ranks.
+            micro_batch_size: Samples per forward pass.
+            dp_rank: This process's data-parallel rank.
+            dp_size: Data-parallel ranks.
 
         Raises:
-            ValueError: sources and share do not fit, or the global batch does not divide into micro-batches
+            ValueError: Sources and share do not fit, or the global batch does not divide into micro-batches
                 over the ranks.
         """
         if not 0 <= share <= 1:
@@ -99,7 +99,7 @@ class MixtureSampler:
         """Draw the next global batch and move past it.
 
         Returns:
-            ``global_batch_size`` places, the same on every rank.
+            `global_batch_size` places, the same on every rank.
         """
         first, size = self.samples, self._global_batch_size
         marks = [conversations_before(first + offset, self._share) for offset in range(size + 1)]
@@ -109,7 +109,7 @@ class MixtureSampler:
         return [Place(kind, *next(drawn[kind])) for kind in kinds]
 
     def share(self, batch: Sequence[Place]) -> list[list[Place]]:
-        """This rank's part of a global batch, micro-batch by micro-batch; see ``Sampler.share``."""
+        """Return this rank's part of a global batch, micro-batch by micro-batch; see `Sampler.share`."""
         return next(iter(self._samplers.values())).share(batch)
 
     @property
@@ -118,18 +118,18 @@ class MixtureSampler:
         return {name: walk.epoch for name, walk in self._samplers.items()}
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """The state of each data set's walk, by kind."""
+        """Return the state of each data set's walk, by kind."""
         return {name: walk.state_dict() for name, walk in self._samplers.items()}
 
     def load_state_dict(self, states: Mapping[str, Mapping[str, Any]], *, steps: int) -> None:
         """Go to a saved place.
 
         Args:
-            states: of :meth:`state_dict`, for the same kinds.
-            steps: optimizer steps taken until then.
+            states: Of `state_dict`, for the same kinds.
+            steps: Optimizer steps taken until then.
 
         Raises:
-            DataError: a saved place belongs to another order of samples, or lies outside its epoch.
+            DataError: A saved place belongs to another order of samples, or lies outside its epoch.
         """
         for name, walk in self._samplers.items():
             walk.load_state_dict(dict(states[name]))

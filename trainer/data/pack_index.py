@@ -1,6 +1,6 @@
 """The stored pack index: which documents make up which sample of an epoch.
 
-One ``.npy`` of int64 pairs ``(sample, document)`` in sample order, with its sha256 beside it. The index
+One `.npy` of int64 pairs `(sample, document)` in sample order, with its sha256 beside it. The index
 depends on nothing but the document lengths and four numbers, and its directory is named by exactly those; so
 a cache may be deleted, shared between runs or found half-written, and the answer stays the same.
 """
@@ -46,11 +46,11 @@ class PackKey:
     epoch: int
 
     def payload(self) -> dict[str, int | str]:
-        """The key as JSON, with the algorithm that reads it."""
+        """Return the key as JSON, with the algorithm that reads it."""
         return {"algorithm": ALGORITHM, **vars(self)}
 
     def digest(self) -> str:
-        """The name of this key's directory in a cache."""
+        """Return the name of this key's directory in a cache."""
         text = json.dumps(self.payload(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
@@ -59,10 +59,10 @@ class PackIndex:
     """A pack index, memory-mapped.
 
     Attributes:
-        sha256: Digest of the pairs (int64 little endian, row by row; the ``.npy`` header is left out so that
+        sha256: Digest of the pairs (int64 little endian, row by row; the `.npy` header is left out so that
             the value survives a change of NumPy's format).
         num_samples: Samples of the epoch.
-        fill_ratio: Document tokens over ``num_samples * seq_len``.
+        fill_ratio: Document tokens over `num_samples * seq_len`.
     """
 
     def __init__(self, pairs: NDArray[np.int64], *, sha256: str, fill_ratio: float):
@@ -75,7 +75,7 @@ class PackIndex:
         """Document numbers of one sample, in their order in the row [k].
 
         Raises:
-            IndexError: If ``sample`` is not in ``[0, num_samples)``.
+            IndexError: If `sample` is not in `[0, num_samples)`.
         """
         if not 0 <= sample < self.num_samples:
             raise IndexError(f"sample {sample}: this epoch has samples 0 to {self.num_samples - 1}")
@@ -95,7 +95,7 @@ def load_or_build(
     lengths: NDArray[np.integer],
     describe: Callable[[int], str] = "document {}".format,
 ) -> PackIndex:
-    """Open the pack index of ``key``, packing the epoch first where the cache does not hold it intact.
+    """Open the pack index of `key`, packing the epoch first where the cache does not hold it intact.
 
     Several ranks of one host may call this at once: one packs, the others wait for its result. A damaged
     entry is reported and made again, which is safe because the content is a pure function of the key.
@@ -103,11 +103,11 @@ def load_or_build(
     Args:
         cache_dir: Directory of the cache; made if absent.
         key: What to pack.
-        lengths: Document lengths [n] that ``key.lengths_sha256`` is the digest of.
+        lengths: Document lengths [n] that `key.lengths_sha256` is the digest of.
         describe: Names a document in an error message.
 
     Raises:
-        DataError: If the documents cannot be packed (see ``pack``).
+        DataError: If the documents cannot be packed (see `pack`).
     """
     name = f"pack-{key.digest()[:24]}"
     entry = cache_dir / name

@@ -2,7 +2,7 @@
 
 Cutting a concatenation into equal windows would begin samples in the middle of a message. Here the documents
 of an epoch are permuted, cut into blocks, and each block is packed by best-fit decreasing into bins of
-``seq_len`` tokens; the bins of all blocks are then permuted with the same stream. Blocks keep the packing
+`seq_len` tokens; the bins of all blocks are then permuted with the same stream. Blocks keep the packing
 local (a bin mixes documents that the permutation put near each other) and the cost linear in the corpus.
 """
 
@@ -25,15 +25,15 @@ def best_fit_decreasing(
     """Pack one block: longest document first, each into the fullest bin that still has room.
 
     Equal lengths are taken by position, equally full bins by age. Open bins are held in one sorted list of
-    ``room * n + bin``, so finding the fullest fitting bin and its oldest twin is a single bisection.
+    `room * n + bin`, so finding the fullest fitting bin and its oldest twin is a single bisection.
 
     Args:
-        lengths: Tokens of each document [n], every one in ``[1, capacity]``.
+        lengths: Tokens of each document [n], every one in `[1, capacity]`.
         capacity: Tokens per bin.
 
     Returns:
-        ``(order, sizes)``: positions in the block [n] int64, bin by bin in order of opening and within a bin
-        in order of placement, and the documents of each bin [bins] int64.
+        `(order, sizes)`: positions in the block [n] int64, bin by bin in order of opening and within a bin
+        In order of placement, and the documents of each bin [bins] int64.
     """
     n = len(lengths)
     placement = np.argsort(-lengths.astype(np.int64), kind="stable")
@@ -73,19 +73,19 @@ def pack(
 
     Args:
         lengths: Tokens of each document [n].
-        seq_len: Tokens per sample, ``S``.
+        seq_len: Tokens per sample, `S`.
         block: Documents packed together.
         seed: Experiment seed.
         epoch: Epoch number from 0.
         describe: Names a document in an error message.
 
     Returns:
-        ``(documents, sizes)``: document numbers [n] int64, sample by sample in sample order, and how many of
-        them each sample holds [samples] int64.
+        `(documents, sizes)`: document numbers [n] int64, sample by sample in sample order, and how many of
+        Them each sample holds [samples] int64.
 
     Raises:
-        DataError: If there is no document, or one is empty or longer than ``seq_len``.
-        ValueError: If ``seq_len`` or ``block`` is not positive.
+        DataError: If there is no document, or one is empty or longer than `seq_len`.
+        ValueError: If `seq_len` or `block` is not positive.
     """
     for name, value in (("seq_len", seq_len), ("block", block)):
         if value < 1:

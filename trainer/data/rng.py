@@ -1,8 +1,8 @@
 """Counter-based randomness of the data order.
 
-Every order is a pure function of ``(seed, epoch)``: nothing has to be saved to make it again, and two epochs
+Every order is a pure function of `(seed, epoch)`: nothing has to be saved to make it again, and two epochs
 are independent streams. Only the raw words of Philox are used. NumPy promises that those stay the same for
-ever, and promises no such thing for ``Generator.permutation``, whose change would silently reorder every
+ever, and promises no such thing for `Generator.permutation`, whose change would silently reorder every
 resumed run.
 """
 
@@ -16,11 +16,11 @@ def stream(seed: int, epoch: int) -> np.random.Philox:
     """Open the random stream of one epoch, at its beginning.
 
     Args:
-        seed: Experiment seed, ``0 <= seed < 2**64``.
+        seed: Experiment seed, `0 <= seed < 2**64`.
         epoch: Epoch number from 0.
 
     Returns:
-        A Philox-4x64 bit generator keyed by ``(seed, epoch)``.
+        A Philox-4x64 bit generator keyed by `(seed, epoch)`.
 
     Raises:
         ValueError: If a value does not fit the 64-bit key word.
@@ -32,9 +32,9 @@ def stream(seed: int, epoch: int) -> np.random.Philox:
 
 
 def permutation(bits: np.random.Philox, size: int) -> NDArray[np.int64]:
-    """Draw a uniform permutation of ``range(size)``, advancing the stream by ``size`` words.
+    """Draw a uniform permutation of `range(size)`, advancing the stream by `size` words.
 
-    Sorting independent 64-bit keys is uniform but for equal keys (chance below ``size**2 / 2**65``: 1.5e-4 at
+    Sorting independent 64-bit keys is uniform but for equal keys (chance below `size**2 / 2**65`: 1.5e-4 at
     75 million documents), which a stable sort resolves the same way everywhere.
     """
     keys = np.asarray(bits.random_raw(size), dtype=np.uint64)

@@ -15,10 +15,10 @@ from trainer.errors import DataError
 
 
 class SampleSource(Protocol):
-    """What a sampler reads: ``PackedDataset`` and ``TextDataset``."""
+    """What a sampler reads: `PackedDataset` and `TextDataset`."""
 
     def num_samples(self, epoch: int) -> int:
-        """Samples in an epoch."""
+        """Sample in an epoch."""
 
     def pack_index_sha256(self, epoch: int) -> str:
         """Identity of an epoch's order."""
@@ -61,7 +61,7 @@ class Sampler:
         Args:
             dataset: Source of the samples.
             global_batch_size: Samples per optimizer step, over all ranks.
-            micro_batch_size: Samples per forward pass, ``B``.
+            micro_batch_size: Samples per forward pass, `B`.
             dp_rank: This process's data-parallel rank.
             dp_size: Data-parallel ranks.
 
@@ -91,12 +91,12 @@ class Sampler:
         """Draw the next global batch and move past it.
 
         Returns:
-            ``global_batch_size`` addresses, the same on every rank.
+            `global_batch_size` addresses, the same on every rank.
         """
         return self.take(self._global_batch_size)
 
     def take(self, count: int) -> list[Address]:
-        """Draw the next ``count`` samples, on any boundary, and move past them."""
+        """Draw the next `count` samples, on any boundary, and move past them."""
         batch: list[Address] = []
         while len(batch) < count:
             size = self._dataset.num_samples(self.epoch)
@@ -108,7 +108,7 @@ class Sampler:
         return batch
 
     def share[T](self, batch: Sequence[T]) -> list[list[T]]:
-        """This rank's part of a global batch, micro-batch by micro-batch.
+        """Return this rank's part of a global batch, micro-batch by micro-batch.
 
         Micro-batch m of all ranks together is a contiguous run of the batch, so the first micro-batches of
         one rank with dp_size = 1 are those that the ranks of a larger run take side by side.
@@ -124,7 +124,7 @@ class Sampler:
         """Draw the next global batch and read this rank's part of it.
 
         Returns:
-            ``micro_batches_per_step`` micro-batches of tensors [B, S].
+            `micro_batches_per_step` micro-batches of tensors [B, S].
         """
         return [
             collate([self._dataset.sample(*address) for address in addresses])
@@ -132,7 +132,7 @@ class Sampler:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """The state to resume from, with the identity of the order that it is a place in."""
+        """Return the state to resume from, with the identity of the order that it is a place in."""
         return {
             "epoch": self.epoch,
             "index": self.index,
@@ -168,14 +168,14 @@ def held_out(
     dp_rank: int = 0,
     dp_size: int = 1,
 ) -> Iterator[Sample]:
-    """Read a validation split once, in its epoch 0 order; ranks take every ``dp_size``-th micro-batch.
+    """Read a validation split once, in its epoch 0 order; ranks take every `dp_size`-th micro-batch.
 
     The last micro-batch may be smaller, and ranks may get one more or less: a held-out loss must be summed
     over ranks with its token counts, never averaged over micro-batches.
 
     Args:
         dataset: The validation samples.
-        micro_batch_size: Samples per forward pass, ``B``.
+        micro_batch_size: Samples per forward pass, `B`.
         max_samples: Stop after that many samples over all ranks; all of them by default.
         dp_rank: This process's data-parallel rank.
         dp_size: Data-parallel ranks.

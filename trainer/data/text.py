@@ -1,7 +1,7 @@
 """Plain text for healing: documents concatenated and cut into equal windows.
 
 Text has no structure that a cut could break, so every window is full. Boundaries are still kept: positions
-restart and ``doc_id`` steps after each EOD, and the first token of a document is never a target, because
+restart and `doc_id` steps after each EOD, and the first token of a document is never a target, because
 nothing that the model may look at announces it.
 """
 
@@ -41,8 +41,8 @@ class TextDocuments:
         """Open and check a split.
 
         Args:
-            root: Directory with ``train/`` and ``valid/``, the manifest inside it or beside it.
-            split: ``"train"`` or ``"valid"``.
+            root: Directory with `train/` and `valid/`, the manifest inside it or beside it.
+            split: `"train"` or `"valid"`.
 
         Raises:
             DataError: If the manifest or a file is missing, damaged or does not fit; the message names it.
@@ -90,9 +90,9 @@ class _Epoch:
 
 
 class TextDataset:
-    """Samples of ``seq_len`` tokens cut from shuffled plain text, addressed by (epoch, index).
+    """Samples of `seq_len` tokens cut from shuffled plain text, addressed by (epoch, index).
 
-    Same interface as ``PackedDataset``. Every token is ``span_id`` 3 (text) wherever it is supervised: the
+    Same interface as `PackedDataset`. Every token is `span_id` 3 (text) wherever it is supervised: the
     loss then is the plain mean over supervised tokens, and a batch that mixes text with conversations keeps
     the three means apart.
     """
@@ -102,12 +102,12 @@ class TextDataset:
 
         Args:
             documents: The split to train on.
-            seq_len: Tokens per sample, ``S``.
+            seq_len: Tokens per sample, `S`.
             seed: Experiment seed.
 
         Raises:
             DataError: If the split is too small for one window.
-            ValueError: If ``seq_len`` is not positive.
+            ValueError: If `seq_len` is not positive.
         """
         if seq_len < 1:
             raise ValueError(f"seq_len = {seq_len}: must be at least 1")
@@ -123,7 +123,7 @@ class TextDataset:
         return len(self._epoch(epoch).windows)
 
     def fill_ratio(self, epoch: int) -> float:
-        """Always 1: windows have no padding."""
+        """Return 1: windows have no padding."""
         return 1.0
 
     def pack_index_sha256(self, epoch: int) -> str:
@@ -149,7 +149,7 @@ class TextDataset:
             index: Sample of the epoch.
 
         Returns:
-            Tensors of shape [S], see ``trainer.data.kd.Sample``.
+            Tensors of shape [S], see `trainer.data.kd.Sample`.
 
         Raises:
             IndexError: If the epoch has no such sample.

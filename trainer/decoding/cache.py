@@ -1,6 +1,6 @@
 """Keys and values of earlier tokens, so that the next token costs one position instead of the whole prefix.
 
-A global layer keeps every position; a local layer keeps the last W in a ring, position p in slot ``p mod W``.
+A global layer keeps every position; a local layer keeps the last W in a ring, position p in slot `p mod W`.
 Keys are kept rotated and values mixed with layer 1's: both depend on their own position alone, so nothing
 else of the past is needed, layer 1's values included (the pass that makes a value has layer 1's at hand). TPA
 composes keys and values before they get here; at the ranks in use its factors would be no smaller.
@@ -54,11 +54,11 @@ class _Pass:
     """The tokens that one forward pass adds.
 
     Attributes:
-        starts: int64 ``[B, 1]``, tokens of each row before the pass.
-        ends: int64 ``[B, 1]``, and after it.
-        positions: int64 ``[B, n]``, of the new tokens, padding counted on.
-        fresh: the cache was empty.
-        reach: no position of the pass is this large or larger.
+        starts: int64 `[B, 1]`, tokens of each row before the pass.
+        ends: int64 `[B, 1]`, and after it.
+        positions: int64 `[B, n]`, of the new tokens, padding counted on.
+        fresh: The cache was empty.
+        reach: No position of the pass is this large or larger.
     """
 
     starts: torch.Tensor
@@ -75,7 +75,7 @@ class _Pass:
 
 @dataclass(frozen=True)
 class _Mask:
-    """Distance ``[B, n, m]`` from query to key, and whether it is seen; the same for layers of a kind."""
+    """Distance `[B, n, m]` from query to key, and whether it is seen; the same for layers of a kind."""
 
     distance: torch.Tensor
     allowed: torch.Tensor
@@ -88,8 +88,8 @@ class DecodingCache:
     keys. Not differentiable. A batch that came through a failed pass is refused afterwards.
 
     Args:
-        rows: number of sequences.
-        reserve: positions to make room for at once in global layers; more are made when needed.
+        rows: Number of sequences.
+        reserve: Positions to make room for at once in global layers; more are made when needed.
     """
 
     def __init__(self, rows: int, *, reserve: int = 0) -> None:
@@ -115,7 +115,7 @@ class DecodingCache:
         """Keep these rows, in this order; a row may be named more than once (samples of one prompt).
 
         Args:
-            rows: indices, at least one.
+            rows: Indices, at least one.
         """
         if not rows:
             raise ValueError("select() needs at least one row")
@@ -125,20 +125,20 @@ class DecodingCache:
             self._layers[number] = (keys.index_select(0, index), values.index_select(0, index))
 
     def begin(self, width: int, counts: Sequence[int], limit: int, device: torch.device) -> torch.Tensor:
-        """Announce a pass of ``[B, width]`` tokens, of which row b brings ``counts[b]`` and then padding.
+        """Announce a pass of `[B, width]` tokens, of which row b brings `counts[b]` and then padding.
 
         Args:
-            width: tokens a row, padding included.
-            counts: real tokens of each row, 1 to ``width``.
-            limit: longest row the model allows.
-            device: of the model.
+            width: Tokens a row, padding included.
+            counts: Real tokens of each row, 1 to `width`.
+            limit: Longest row the model allows.
+            device: Of the model.
 
         Returns:
-            int64 ``[B, width]``, the position of each token.
+            int64 `[B, width]`, the position of each token.
 
         Raises:
-            ValueError: counts do not fit the cache or the width, or a row would grow past the limit.
-            RuntimeError: an earlier pass failed half-way.
+            ValueError: Counts do not fit the cache or the width, or a row would grow past the limit.
+            RuntimeError: An earlier pass failed half-way.
         """
         if self._pass is not None:
             raise RuntimeError("an earlier pass over this cache failed half-way; prefill a new one")
@@ -184,14 +184,14 @@ class DecodingCache:
 
         Args:
             layer_number: 1-based.
-            core: the layer's core attention.
-            query: ``[n, B, heads, D]``, rotated.
-            key: ``[n, B, groups, D]``, rotated.
-            value: ``[n, B, groups, D]``, mixed with layer 1's.
-            doc_id: int64 ``[B, n]``, 0 for tokens and -1 for padding.
+            core: The layer's core attention.
+            query: `[n, B, heads, D]`, rotated.
+            key: `[n, B, groups, D]`, rotated.
+            value: `[n, B, groups, D]`, mixed with layer 1's.
+            doc_id: int64 `[B, n]`, 0 for tokens and -1 for padding.
 
         Returns:
-            ``[n, B, heads · D]``.
+            `[n, B, heads · D]`.
         """
         now = self._pass
         if now is None:
@@ -243,14 +243,14 @@ class DecodingCache:
 def _put(
     stored: tuple[torch.Tensor, torch.Tensor], new: tuple[torch.Tensor, torch.Tensor], slots: torch.Tensor
 ) -> None:
-    """Write ``new[b, :, i]`` into ``stored[b, :, slots[b, i]]``, in place."""
+    """Write `new[b, :, i]` into `stored[b, :, slots[b, i]]`, in place."""
     rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
     for target, source in zip(stored, new, strict=True):
         target[rows, :, slots] = source.transpose(1, 2)
 
 
 def _ring_positions(end: torch.Tensor, window: int) -> torch.Tensor:
-    """Int64 ``[B, W]``: the position in each slot once ``end`` ``[B, 1]`` tokens are seen; negative: none."""
+    """Int64 `[B, W]`: the position in each slot once `end` `[B, 1]` tokens are seen; negative: none."""
     last = end - 1
     return last - (last - torch.arange(window, device=end.device)) % window
 
@@ -258,7 +258,7 @@ def _ring_positions(end: torch.Tensor, window: int) -> torch.Tensor:
 def _last_of(
     seen: tuple[torch.Tensor, torch.Tensor], now: _Pass, window: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ring after a pass, from the ring before it (unless fresh) followed by the pass's own tokens."""
+    """Return the ring after a pass: the ring before it (unless fresh), then the pass's own tokens."""
     wanted = _ring_positions(now.ends, window)
     own = (0 if now.fresh else window) + wanted - now.starts
     kept = torch.arange(window, device=own.device)
@@ -291,17 +291,17 @@ def extend(
     """Run new tokens after those that the cache has seen; the same hidden states as running the whole rows.
 
     Args:
-        model: best in evaluation mode; in training mode nothing is counted or learned either, for want of
+        model: Best in evaluation mode; in training mode nothing is counted or learned either, for want of
             gradients.
-        cache: advanced by the tokens.
-        tokens: int64 ``[B, n]``, n ≥ 1, padded on the right.
-        counts: tokens of each row without padding; all n by default.
+        cache: Advanced by the tokens.
+        tokens: int64 `[B, n]`, n ≥ 1, padded on the right.
+        counts: Tokens of each row without padding; all n by default.
 
     Returns:
-        ``[n, B, H]`` after the final norm; meaningless where padded.
+        `[n, B, H]` after the final norm; meaningless where padded.
 
     Raises:
-        ValueError: shapes or counts do not fit, or a row would grow longer than the model allows.
+        ValueError: Shapes or counts do not fit, or a row would grow longer than the model allows.
     """
     if tokens.dim() != 2 or not tokens.shape[1]:
         raise ValueError(f"tokens: expected int64 [B, n] with n ≥ 1, found {list(tokens.shape)}")
@@ -320,10 +320,10 @@ def extend(
 def next_logits(
     model: "VPGPTModel", cache: DecodingCache, tokens: torch.Tensor, counts: Sequence[int] | None = None
 ) -> torch.Tensor:
-    """Like :func:`extend`, through the head: the logits that follow each row's last token.
+    """Like `extend`, through the head: the logits that follow each row's last token.
 
     Returns:
-        fp32 ``[B, V]``, the whole vocabulary on every tensor-parallel rank.
+        fp32 `[B, V]`, the whole vocabulary on every tensor-parallel rank.
     """
     hidden = extend(model, cache, tokens, counts)
     last = [hidden.shape[0] - 1] * hidden.shape[1] if counts is None else [count - 1 for count in counts]

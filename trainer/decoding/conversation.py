@@ -1,7 +1,7 @@
 """Harmony conversations as token ids: what a model is shown before it answers.
 
-The wire form of a message is ``<|start|>role[<|channel|>channel]<|message|>content<|end|>``. A prompt is the
-messages so far and the beginning of the answer, ``<|start|>assistant``; texts are encoded as ordinary text,
+The wire form of a message is `<|start|>role[<|channel|>channel]<|message|>content<|end|>`. A prompt is the
+messages so far and the beginning of the answer, `<|start|>assistant`; texts are encoded as ordinary text,
 so that a control token's name in a query is no control token.
 """
 
@@ -42,7 +42,7 @@ def speaks_harmony(tokenizer: Tokenizer) -> bool:
 def conversation_prompt(
     tokenizer: Tokenizer, scaffold: SynthHarmony, query: str, *, effort: str | None = None
 ) -> list[int]:
-    """System message, developer message where there are instructions, query, ``<|start|>assistant``, as ids.
+    """System message, developer message where there are instructions, query, `<|start|>assistant`, as ids.
 
     Args:
         tokenizer: With Harmony's control tokens.

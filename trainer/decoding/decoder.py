@@ -32,12 +32,12 @@ class Decoder(ABC):
             reserve: Length that the longest sequence may reach, to make room once.
 
         Returns:
-            fp32 ``[B, V]``, logits after each prompt.
+            fp32 `[B, V]`, logits after each prompt.
         """
 
     @abstractmethod
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Add one token to each sequence; the fp32 logits ``[B, V]`` after it."""
+        """Add one token to each sequence; the fp32 logits `[B, V]` after it."""
 
     @abstractmethod
     def keep(self, rows: Sequence[int]) -> None:
@@ -154,7 +154,7 @@ class HuggingFaceDecoder(Decoder):
 
 
 def open_decoder(model: nn.Module) -> Decoder:
-    """A decoder for a model of ours or of `transformers`.
+    """Return a decoder for a model of ours or of `transformers`.
 
     Raises:
         TypeError: It is neither.

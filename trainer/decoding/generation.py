@@ -181,7 +181,7 @@ def _check(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradients; every module gets its own mode back afterwards."""
+    """Enter evaluation mode, without gradients; every module gets its own mode back afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -14,8 +14,8 @@ class Sampling:
 
     Attributes:
         temperature: 0 takes the likeliest token; 1 samples the model's own distribution.
-        top_k: sample among this many likeliest tokens (and those that tie with the last); 0: all.
-        top_p: sample among the fewest likeliest tokens whose probabilities sum to at least this; 1: all.
+        top_k: Sample among this many likeliest tokens (and those that tie with the last); 0: all.
+        top_p: Sample among the fewest likeliest tokens whose probabilities sum to at least this; 1: all.
     """
 
     temperature: float = 0.0
@@ -59,7 +59,7 @@ class Chance:
         self._generator = np.random.Generator(np.random.Philox(key=seed))
 
     def draw(self) -> float:
-        """The next number, uniform in [0, 1)."""
+        """Return the next number, uniform in [0, 1)."""
         return float(self._generator.random())
 
 
@@ -67,11 +67,11 @@ def keep_likely(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Logits over the temperature, -inf for tokens that top-k or top-p exclude.
 
     Args:
-        logits: fp32 ``[B, V]``.
-        sampling: not greedy.
+        logits: fp32 `[B, V]`.
+        sampling: Not greedy.
 
     Returns:
-        fp32 ``[B, V]``; every row keeps at least its likeliest token.
+        fp32 `[B, V]`; every row keeps at least its likeliest token.
     """
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[1]:
@@ -87,22 +87,22 @@ def keep_likely(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, chances: list[Chance]) -> tuple[list[int], list[float]]:
-    """The next token of each row.
+    """Return the next token of each row.
 
     Sampling inverts the cumulative distribution in the order of token ids, in fp64, at the row's own random
     number; one number is drawn per token, whatever the filters.
 
     Args:
-        logits: fp32 ``[B, V]``.
-        sampling: the rule.
-        chances: one per row; not touched when greedy.
+        logits: fp32 `[B, V]`.
+        sampling: The rule.
+        chances: One per row; not touched when greedy.
 
     Returns:
         Tokens, and the log-probability (natural logarithm) that the model itself gives each: at temperature
         1 and with no token excluded.
 
     Raises:
-        FloatingPointError: a row's logits are not finite.
+        FloatingPointError: A row's logits are not finite.
     """
     if sampling.greedy:
         chosen = logits.argmax(dim=1)

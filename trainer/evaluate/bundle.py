@@ -55,7 +55,7 @@ class Task:
     rows: tuple[Item, ...]
 
     def keep(self, seed: int, at_most: int) -> list[tuple[int, Item]]:
-        """The items of an evaluation: shuffled by the seed, the first few of them.
+        """Return the items of an evaluation: shuffled by the seed, the first few of them.
 
         Args:
             seed: Of the shuffle.
@@ -87,7 +87,7 @@ class Bundle:
 
 
 def read_bundle(directory: Path) -> Bundle:
-    """Reads and checks a bundle.
+    """Read and check a bundle.
 
     Args:
         directory: Payload of the `core8_bundle` artifact.

@@ -3,7 +3,7 @@
 An item is rendered with solved examples before it, tokenised with BOS in front, and only part of it is
 scored: where the choices differ (multiple choice), what follows them (schema), or the continuation (language
 modelling). A choice's score is its mean cross-entropy per token and the lowest wins; a continuation counts
-when every one of its tokens is the model's first choice. A sequence of more than ``max_len`` tokens loses its
+when every one of its tokens is the model's first choice. A sequence of more than `max_len` tokens loses its
 beginning, each sequence for itself, BOS and oldest examples first.
 
 With accuracy a and baseline b a task's centred score is (a − b) / (1 − b): 0 for guessing, 1 for perfect, and
@@ -92,7 +92,7 @@ def _solved(task: Task, item: Item) -> str:
 
 
 def draw_shots(kept: Sequence[tuple[int, Item]], place: int, task: Task, seed: int) -> list[Item]:
-    """The examples of the item at ``place``: drawn with a seed of its own from all other kept items."""
+    """Return the examples of the item at `place`: drawn with a seed of its own from all other kept items."""
     others = [number for number in range(len(kept)) if number != place]
     return [kept[number][1] for number in random.Random(seed + place).sample(others, task.few_shot)]
 
@@ -132,7 +132,7 @@ def spans(task: Task, sequences: Sequence[Sequence[int]], question: Callable[[],
 
 
 def crop(tokens: Sequence[int], start: int, max_len: int) -> Scored:
-    """Keeps the last ``max_len`` tokens of a sequence.
+    """Keep the last `max_len` tokens of a sequence.
 
     Raises:
         EvaluationError: Not even what precedes the scored part by one token is left.
@@ -146,7 +146,7 @@ def crop(tokens: Sequence[int], start: int, max_len: int) -> Scored:
 
 
 def prepare(task: Task, tokenizer: Tokenizer, protocol: Core8Protocol, max_len: int) -> tuple[Question, ...]:
-    """Renders, tokenises and crops the kept items of a task.
+    """Render, tokenises and crops the kept items of a task.
 
     Raises:
         EvaluationError: An item leaves nothing to score; the message names it.
@@ -175,7 +175,7 @@ def prepare(task: Task, tokenizer: Tokenizer, protocol: Core8Protocol, max_len: 
 
 
 def standard_error(correct: int, total: int) -> float:
-    """Standard error of an accuracy: sqrt(p (1 − p) / (n − 1)); 0 for a single item."""
+    """Return the standard error of an accuracy: sqrt(p (1 − p) / (n − 1)); 0 for a single item."""
     p = correct / total
     return math.sqrt(p * (1 - p) / (total - 1)) if total > 1 else 0.0
 
@@ -187,7 +187,7 @@ def evaluate_task(
 
     Returns:
         `items` (one object each: row, gold, prediction, mean NLL and tokens of each choice, correct, cropped)
-        and the counts `correct`, `total`, `cropped` (items that lost their beginning).
+        And the counts `correct`, `total`, `cropped` (items that lost their beginning).
     """
     questions = prepare(task, model.tokenizer, protocol, max_len)
     groups = [question.sequences for question in questions]

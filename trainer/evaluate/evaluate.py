@@ -121,7 +121,7 @@ class Run:
             )
 
     def baselines(self) -> dict[str, Report]:
-        """Reports among the inputs that deltas are taken against.
+        """Report among the inputs that deltas are taken against.
 
         Raises:
             EvaluationError: One is neither an input nor made earlier in this job.
@@ -140,7 +140,7 @@ class Run:
         return found
 
     def measure(self, name: str, known: dict[str, Report], log: MetricsLog) -> Report:
-        """Runs all suites on one checkpoint."""
+        """Run all suites on one checkpoint."""
         checkpoint = self.recipe.checkpoints[name]
         self.work.at(f"{name}: open", len(self.seconds))
         model = open_model(
@@ -203,13 +203,13 @@ class Run:
         return report
 
     def suites(self, model: LanguageModel) -> tuple[str, ...]:
-        """The recipe's suites, and the routers' health where there are routers."""
+        """Return the recipe's suites, and the routers' health where there are routers."""
         architecture = model.architecture
         routers = ("router",) if architecture is not None and architecture.moe is not None else ()
         return (*self.recipe.suites, *routers)
 
     def say(self, report: Report) -> None:
-        """Logs the score and, always, what it is against the rung before."""
+        """Log the score and, always, what it is against the rung before."""
         content, change = report.content, report.content["delta"]
         if "core8_centered_mean" in content:
             text = (
@@ -224,7 +224,7 @@ class Run:
                 LOGGER.info("%s: %s %+.4f against %s", report.name, name, value, change["compared_to"])
 
     def summary(self, reports: dict[str, Report], seconds: float) -> dict[str, Any]:
-        """What the orchestrator records of the job."""
+        """Return what the orchestrator records of the job."""
         return {
             "schema": SUMMARY_SCHEMA,
             "command": self.job.command,

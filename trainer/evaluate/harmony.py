@@ -1,12 +1,12 @@
 """Format of generated conversations: a token automaton, and the rate at which a checkpoint satisfies it.
 
-After a prompt's ``<|start|>assistant`` an answer must read, id by id,
+After a prompt's `<|start|>assistant` an answer must read, id by id,
 
     <|channel|> analysis <|message|> text <|end|>
     <|start|> assistant <|channel|> final <|message|> text <|return|>
 
 where text is any number of ordinary ids: no special or reserved one. The reasoning may be empty, as it is in
-training conversations that were cut to fit; an answer may not. Nothing follows ``<|return|>``.
+training conversations that were cut to fit; an answer may not. Nothing follows `<|return|>`.
 """
 
 import hashlib
@@ -131,7 +131,7 @@ def check_answer(ids: Iterable[int]) -> Validity:
     """Judge a generated answer.
 
     Args:
-        ids: What followed the prompt's ``<|start|>assistant``, stop id included.
+        ids: What followed the prompt's `<|start|>assistant`, stop id included.
     """
     automaton, position = HarmonyAutomaton(), 0
     for token in ids:
@@ -143,7 +143,7 @@ def check_answer(ids: Iterable[int]) -> Validity:
 
 
 def prompts(documents: SpanDocuments, count: int, longest: int) -> list[tuple[int, list[int]]]:
-    """The first conversations of a split that are short enough, each up to ``<|start|>assistant``.
+    """Return the first conversations of a split that are short enough, each up to `<|start|>assistant`.
 
     Args:
         documents: The held-out split.

@@ -61,13 +61,13 @@ class HuggingFaceModel(LanguageModel):
 
     @torch.no_grad()
     def hidden(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Final hidden states of plain rows; right padding needs no mask."""
+        """Return final hidden states of plain rows; right padding needs no mask."""
         del lengths
         return self._backbone(input_ids=tokens.to(self.device))
 
     @torch.no_grad()
     def hidden_trees(self, tokens: Tensor, positions: Tensor, branch: Tensor) -> Tensor:
-        """Final hidden states of rows with a shared prefix."""
+        """Return final hidden states of rows with a shared prefix."""
         branch = branch.to(self.device)
         mine, theirs = branch[:, :, None], branch[:, None, :]
         places = torch.arange(branch.shape[1], device=self.device)
@@ -85,7 +85,7 @@ class HuggingFaceModel(LanguageModel):
 
     @torch.no_grad()
     def _try_out(self) -> None:
-        """Compares both ways of scoring with the model's own logits on a handful of tokens."""
+        """Compare both ways of scoring with the model's own logits on a handful of tokens."""
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(self.vocab_size, (1, 12), generator=generator)
         expected = self.module(input_ids=tokens.to(self.device), use_cache=False).logits.float()

@@ -63,7 +63,7 @@ class MegatronModel(LanguageModel):
 
     @torch.no_grad()
     def hidden(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Final hidden states of plain rows; padding belongs to no document."""
+        """Return final hidden states of plain rows; padding belongs to no document."""
         places = torch.arange(tokens.shape[1])[None].expand(tokens.shape)
         padding = places >= lengths.cpu()[:, None]
         states = self.module.forward_hidden(
@@ -75,7 +75,7 @@ class MegatronModel(LanguageModel):
 
     @torch.no_grad()
     def hidden_trees(self, tokens: Tensor, positions: Tensor, branch: Tensor) -> Tensor:
-        """Final hidden states of rows with a shared prefix: the prefixes once, then all continuations.
+        """Return final hidden states of rows with a shared prefix: the prefixes once, then all continuations.
 
         Between the two the decoding cache is copied for every continuation.
         """

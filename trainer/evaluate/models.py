@@ -51,28 +51,28 @@ class LanguageModel(ABC):
 
     @abstractmethod
     def hidden(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Final hidden states (after the last norm) of plain rows.
+        """Return final hidden states (after the last norm) of plain rows.
 
         Args:
-            tokens: int64 ``[B, S]``; ids at padded positions must be valid.
-            lengths: int64 ``[B]``, tokens of each row.
+            tokens: int64 `[B, S]`; ids at padded positions must be valid.
+            lengths: int64 `[B]`, tokens of each row.
 
         Returns:
-            ``[B, S, H]`` on the model's device.
+            `[B, S, H]` on the model's device.
         """
 
     def hidden_trees(self, tokens: Tensor, positions: Tensor, branch: Tensor) -> Tensor:
-        """Final hidden states of rows in which several continuations share one prefix.
+        """Return final hidden states of rows in which several continuations share one prefix.
 
         A token sees the earlier tokens of its row that belong to branch 0 (the prefix) or to its own branch.
 
         Args:
-            tokens: int64 ``[B, S]``: prefix, then one continuation after the other, then padding.
-            positions: int64 ``[B, S]``, position of each token in prefix + own continuation.
-            branch: int64 ``[B, S]``: 0 prefix, 1… continuations, -1 padding.
+            tokens: int64 `[B, S]`: prefix, then one continuation after the other, then padding.
+            positions: int64 `[B, S]`, position of each token in prefix + own continuation.
+            branch: int64 `[B, S]`: 0 prefix, 1… continuations, -1 padding.
 
         Returns:
-            ``[B, S, H]``.
+            `[B, S, H]`.
 
         Raises:
             NotImplementedError: `shares_prefixes` is false.
@@ -82,7 +82,7 @@ class LanguageModel(ABC):
     @property
     @abstractmethod
     def head(self) -> tuple[Tensor, Tensor | None]:
-        """Weight ``[V, H]`` and bias ``[V]`` (or None) of the output head."""
+        """Weight `[V, H]` and bias `[V]` (or None) of the output head."""
 
     @property
     def architecture(self) -> Architecture | None:
@@ -90,11 +90,11 @@ class LanguageModel(ABC):
         return None
 
     def head_logits(self, hidden: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """Logits ``[T, V]`` of hidden states ``[T, H]``, in float32 whatever the weights' type.
+        """Logits `[T, V]` of hidden states `[T, H]`, in float32 whatever the weights' type.
 
         Args:
             hidden: Hidden states.
-            out: Where to write them, float32 ``[T, V]``; new memory by default.
+            out: Where to write them, float32 `[T, V]`; new memory by default.
         """
         weight, bias = self.head
         if weight.dtype != torch.float32 and weight.device.type == "cuda":
@@ -105,13 +105,13 @@ class LanguageModel(ABC):
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Logits ``[B, S, V]`` float32 of plain rows: for small batches and for tests."""
+        """Logits `[B, S, V]` float32 of plain rows: for small batches and for tests."""
         hidden = self.hidden(tokens, lengths)
         return self.head_logits(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
 
     @torch.no_grad()
     def next_logits(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Logits ``[B, V]`` float32 after the last token of each row."""
+        """Logits `[B, V]` float32 after the last token of each row."""
         hidden = self.hidden(tokens, lengths)
         rows = torch.arange(len(hidden), device=hidden.device)
         return self.head_logits(hidden[rows, lengths.to(hidden.device) - 1])
@@ -121,12 +121,12 @@ class LanguageModel(ABC):
         """Log-probability of one target at each of some hidden states, in chunks.
 
         Args:
-            hidden: ``[T, H]``.
-            targets: int64 ``[T]``.
+            hidden: `[T, H]`.
+            targets: int64 `[T]`.
 
         Returns:
-            ``(logprob [T] float32, greedy [T] bool)`` on the CPU; ``greedy`` says whether the target is the
-            most probable token (of equal ones, the first).
+            `(logprob [T] float32, greedy [T] bool)` on the CPU; `greedy` says whether the target is the
+            Most probable token (of equal ones, the first).
         """
         size = max(1, _CHUNK_LOGITS[self.device.type] // self.vocab_size)
         targets = targets.to(self.device)
@@ -156,7 +156,7 @@ def open_model(
     expected: HuggingFaceCheckpoint | MegatronCheckpoint | None = None,
     tokenizer: Path | None = None,
 ) -> LanguageModel:
-    """Opens a checkpoint of either kind.
+    """Open a checkpoint of either kind.
 
     Args:
         path: Directory with a `config.json`.
@@ -238,7 +238,7 @@ def _check_geometry(name: str, path: Path, config: Mapping[str, Any], expected: 
 
 
 def _lookup(config: Mapping[str, Any], key: str) -> Any:
-    """A value of a Hugging Face config; newer files keep the rotary base in a table of its own."""
+    """Return a value of a Hugging Face config; newer files keep the rotary base in a table of its own."""
     return next(_values(config, key), None)
 
 

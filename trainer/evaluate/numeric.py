@@ -34,7 +34,7 @@ _INSTRUCTION = "Repeat each input exactly.\n\n"
 
 
 def prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of instruction, examples and ``text`` as the last input, ending where its copy begins.
+    """Ids of instruction, examples and `text` as the last input, ending where its copy begins.
 
     Encoded piece by piece: a string has the same ids as input and as output, those it has alone.
     """
@@ -46,7 +46,7 @@ def prompt(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def copied(generated: str, text: str) -> tuple[bool, int]:
-    """Whether the first line of what was generated is ``text``, and how many first characters agree."""
+    """Whether the first line of what was generated is `text`, and how many first characters agree."""
     line = generated.split("\n", 1)[0]
     agreeing = next(
         (place for place, (a, b) in enumerate(zip(line, text, strict=False)) if a != b),
@@ -73,7 +73,7 @@ def check_ids(tokenizer: Tokenizer) -> list[dict[str, Any]]:
 
 
 def run(model: LanguageModel, recipe: EvaluateRecipe, context: SuiteContext) -> SuiteResult:
-    """Checks a checkpoint's tokenizer on numbers and lets it repeat them.
+    """Check a checkpoint's tokenizer on numbers and lets it repeat them.
 
     Raises:
         EvaluationError: A prompt does not fit the model.
@@ -110,7 +110,7 @@ def run(model: LanguageModel, recipe: EvaluateRecipe, context: SuiteContext) -> 
 
 
 def _stop_ids(model: LanguageModel) -> list[int]:
-    """What ends a document for this checkpoint; the copy itself ends with its line."""
+    """Return what ends a document for this checkpoint; the copy itself ends with its line."""
     if speaks_harmony(model.tokenizer):
         return [*STOP_IDS, ENDOFTEXT]
     return [] if model.tokenizer.eos is None else [model.tokenizer.eos]
@@ -144,7 +144,7 @@ def _items(
 
 
 def summarise(items: Sequence[Mapping[str, Any]]) -> SuiteResult:
-    """Counts, the share of characters copied before the first mistake, and mean NLL per token of the copy."""
+    """Count, the share of characters copied before the first mistake, and mean NLL per token of the copy."""
     total = len(items)
     known = [item["as_o200k"] for item in items if item["as_o200k"] is not None]
     report: dict[str, Any] = {

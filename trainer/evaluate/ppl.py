@@ -1,10 +1,10 @@
 """Perplexity on held-out text and on held-out conversations, the latter apart for reasoning and answer.
 
-Text: the first ``ppl_tokens`` tokens of the valid split of `healing_text_v1`, document by document. A
-document longer than ``max_len`` is read in windows that do not overlap; documents never share a window. Every
+Text: the first `ppl_tokens` tokens of the valid split of `healing_text_v1`, document by document. A
+document longer than `max_len` is read in windows that do not overlap; documents never share a window. Every
 token but a document's first is predicted once, EOD included.
 
-Conversations: the first whole conversations of the valid split of `synth_kd_v1` with at least ``ppl_tokens``
+Conversations: the first whole conversations of the valid split of `synth_kd_v1` with at least `ppl_tokens`
 tokens together. Only the assistant's tokens count, in two means: span 1 (reasoning) and span 2 (final).
 
 Standard errors take documents, not tokens, as independent: with loss L_d and tokens T_d of document d and the
@@ -59,7 +59,7 @@ def require_tokenizer(model: LanguageModel, manifest: dict[str, Any], context: S
 
 
 def text_windows(documents: TextDocuments, tokens: int, max_len: int) -> Iterator[tuple[int, list[Scored]]]:
-    """The windows of each document up to a number of tokens in total; the last document is cut there.
+    """Return the windows of each document up to a number of tokens in total; the last document is cut there.
 
     Args:
         documents: Of the valid split.

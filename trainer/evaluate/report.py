@@ -51,7 +51,7 @@ def compose(
     experiment: str,
     baseline: Report | None,
 ) -> Report:
-    """Puts a report together.
+    """Put a report together.
 
     Args:
         model: The measured checkpoint.
@@ -97,7 +97,7 @@ def compose(
 
 
 def delta(report: Report, baseline: Report) -> dict[str, Any]:
-    """What changed against another report, ours minus theirs.
+    """Return what changed against another report, ours minus theirs.
 
     The paired standard error of a task's accuracy takes the difference of each item (−1, 0 or 1): with n
     items it is the square root of their sample variance over n, smaller than that of two independent runs.
@@ -185,7 +185,7 @@ def _answers(report: Report, label: str) -> dict[int, Mapping[str, Any]]:
 
 
 def write_report(report: Report, directory: Path) -> None:
-    """Writes a report's two payload files: equal reports give equal bytes."""
+    """Write a report's two payload files: equal reports give equal bytes."""
     lines = "".join(canonical_json(item) + "\n" for item in report.items)
     (directory / f"{report.name}.items.jsonl").write_text(lines, encoding="utf-8")
     text = canonical_json(report.content, indent=1) + "\n"
@@ -193,7 +193,7 @@ def write_report(report: Report, directory: Path) -> None:
 
 
 def read_report(directory: Path, name: str) -> Report:
-    """Reads what `write_report` wrote.
+    """Read what `write_report` wrote.
 
     Raises:
         EvaluationError: A file is missing, or is not such a report.
@@ -228,7 +228,7 @@ def require_commit(job: Job) -> None:
 
 
 def enveloped(report: Report, job: Job, checkpoint: Path) -> dict[str, Any]:
-    """The report with what ties it to this run: commit, time, and the checkpoint's provenance.
+    """Return the report with what ties it to this run: commit, time, and the checkpoint's provenance.
 
     Args:
         report: The report.

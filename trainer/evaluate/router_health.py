@@ -15,7 +15,7 @@ BATCH_TOKENS = 8192
 
 
 def run(model: LanguageModel, recipe: EvaluateRecipe, context: SuiteContext) -> SuiteResult:
-    """Counts which experts the batch is sent to, and takes the balancing loss on it.
+    """Count which experts the batch is sent to, and take the balancing loss on it.
 
     Rows are run one at a time, so the numbers do not depend on batching; padding does not occur.
 

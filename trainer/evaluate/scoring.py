@@ -43,8 +43,8 @@ class Scores:
     """Scores of the scored tokens of one sequence.
 
     Attributes:
-        logprobs: float32 ``[n]``, natural logarithm.
-        greedy: bool ``[n]``, whether each token is the model's first choice.
+        logprobs: float32 `[n]`, natural logarithm.
+        greedy: bool `[n]`, whether each token is the model's first choice.
     """
 
     logprobs: NDArray[np.float32]
@@ -94,7 +94,7 @@ def score(
         tick: Called after each batch with the number of its rows.
 
     Returns:
-        Scores in the order of ``groups``.
+        Scores in the order of `groups`.
     """
     rows: list[_Row] = []
     for number, group in enumerate(groups):

@@ -63,7 +63,7 @@ class Batching:
 
     @classmethod
     def default(cls, device: str) -> "Batching":
-        """What suits a device."""
+        """Return what suits a device."""
         return cls(rows=512, tokens=1 << 16) if device == "cuda" else cls(rows=32, tokens=1 << 13)
 
 
@@ -115,7 +115,7 @@ class SuiteContext:
             )
 
     def progress(self, total: int, label: str, unit: str = "row") -> "tqdm[Any]":
-        """A bar on a terminal, silent elsewhere."""
+        """Return a bar on a terminal, silent elsewhere."""
         return tqdm(
             total=total,
             desc=f"{self.object} {label}",
@@ -127,7 +127,7 @@ class SuiteContext:
     def once(
         self, task: str, identity: Mapping[str, Any], compute: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """The result of a task, computed unless an earlier start of this job finished it.
+        """Return the result of a task, computed unless an earlier start of this job finished it.
 
         Args:
             task: Name, unique among the job's tasks of this object (`core8/arc_easy`).
@@ -165,5 +165,5 @@ class Suite(Protocol):
 
 
 def find_suite(name: str) -> Suite:
-    """The `run` function of a suite."""
+    """Return the `run` function of a suite."""
     return cast(Suite, importlib.import_module(SUITES[name]).run)

@@ -36,7 +36,7 @@ exit codes:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's options; imports nothing heavy."""
+    """Declare the command's options; imports nothing heavy."""
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -98,7 +98,7 @@ class TextStream:
         self._shown = 0  # characters of the window's text
 
     def add(self, token: int) -> str:
-        """The text that became certain."""
+        """Return the text that became certain."""
         self._ids.append(token)
         text = self._decode(self._ids)
         certain = text.rstrip("\ufffd")  # what follows may be the beginning of a character
@@ -110,12 +110,12 @@ class TextStream:
         return piece
 
     def rest(self) -> str:
-        """The text that never became certain."""
+        """Return the text that never became certain."""
         return self._decode(self._ids)[self._shown :]
 
 
 def main(options: argparse.Namespace) -> int:
-    """Runs the command."""
+    """Run the command."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime is found"
     try:
         with warnings.catch_warnings():
@@ -132,7 +132,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _refuse(options: argparse.Namespace) -> None:
-    """What can be seen to be wrong before anything heavy is loaded."""
+    """Return what can be seen to be wrong before anything heavy is loaded."""
     if not (options.checkpoint / "config.json").is_file():
         raise ValueError(
             f"--checkpoint {options.checkpoint} holds no config.json; give a directory that does, such as "
@@ -231,7 +231,7 @@ def _encode(options: argparse.Namespace, model: "LanguageModel", text: str) -> l
 
 
 def _stop_ids(model: "LanguageModel", extra: Sequence[int]) -> list[int]:
-    """What ends a sequence for this checkpoint, and what the user adds."""
+    """Return what ends a sequence for this checkpoint, and what the user adds."""
     from trainer.decoding.conversation import ENDOFTEXT, STOP_IDS, speaks_harmony
 
     found = {*extra}

@@ -63,7 +63,7 @@ class Layout:
         return parallel_state.get_data_parallel_group()
 
     def describe(self) -> dict[str, int]:
-        """The layout as plain numbers, as stored with a checkpoint."""
+        """Return the layout as plain numbers, as stored with a checkpoint."""
         return {"world": self.world, "dp": self.dp, "tp": self.tp, "ep": self.ep, "pp": 1}
 
 
@@ -71,7 +71,7 @@ class Layout:
 def session(
     device: DeviceKind = "cpu", *, tp: int = 1, ep: int = 1, dp: int | None = None, timeout_s: float = 1800.0
 ) -> Iterator[Layout]:
-    """Initialises torch.distributed and Megatron's parallel state, and takes both down afterwards.
+    """Initialise torch.distributed and Megatron's parallel state, and take both down afterwards.
 
     Args:
         device: `cpu` (gloo) or `cuda` (NCCL, with gloo beside it for what lies on the CPU).
@@ -233,7 +233,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Puts back what `random_state` returned.
+    """Put back what `random_state` returned.
 
     Args:
         state: The stored states of this rank.
@@ -256,7 +256,7 @@ def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None
 
 
 def agree(flag: bool) -> bool:
-    """True on every rank as soon as it is true on one.
+    """Return True on every rank as soon as it is true on one.
 
     Travels over the CPU (gloo), so that asking each step costs a GPU no synchronisation.
 
@@ -271,7 +271,7 @@ def agree(flag: bool) -> bool:
 
 
 def together[T](work: Callable[[], T], *, only_leader: bool = True) -> T | None:
-    """Runs `work` on rank 0 (or on all ranks) and raises on every rank when it failed on one.
+    """Run `work` on rank 0 (or on all ranks) and raise on every rank when it failed on one.
 
     Without this, a rank that fails alone (a full disk) leaves the others waiting in the next collective.
 

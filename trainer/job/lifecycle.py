@@ -32,7 +32,7 @@ Work = Callable[[Job, WorkDir, StopRequest], None]
 
 
 def run_job(job: Job, work: Work) -> int:
-    """Runs a job from start to exit code.
+    """Run a job from start to exit code.
 
     The first heartbeat and the signal handlers are there before the work imports anything heavy.
 

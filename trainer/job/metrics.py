@@ -36,7 +36,7 @@ class MetricsLog:
         self._file: IO[str] = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
-        """Appends `{"step": step, **values}` and flushes, so that a follower of the file sees it at once.
+        """Append `{"step": step, **values}` and flushes, so that a follower of the file sees it at once.
 
         Args:
             step: 1-based number of the optimizer step just taken; 0 for what is measured before the first.

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def load_megatron() -> None:
-    """Imports megatron-core without loading the compiler.
+    """Import megatron-core without loading the compiler.
 
     megatron decorates its fused helpers (bias and activation, bias and dropout) with `torch.compile` when it
     is imported. That alone loads Dynamo and Inductor, a good part of a job's start-up, for functions that

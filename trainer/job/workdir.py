@@ -41,7 +41,7 @@ LOGGER = logging.getLogger("trainer")
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a small file so that a reader, or a crash, sees the old content or the new and never a part.
+    """Write a small file so that a reader, or a crash, sees the old content or the new and never a part.
 
     Args:
         path: File to create or replace; its directory must exist.
@@ -96,12 +96,12 @@ class WorkDir:
         return self.rank == 0
 
     def status(self, text: str) -> None:
-        """Replaces `STATUS`; a reason is flattened to one line."""
+        """Replace `STATUS`; a reason is flattened to one line."""
         if self.leads:
             replace_text(self.path / "STATUS", " ".join(text.split()) + "\n")
 
     def fail(self, reason: str) -> None:
-        """Puts `failed: <reason>` into `STATUS`, from any rank, unless another rank was first.
+        """Put `failed: <reason>` into `STATUS`, from any rank, unless another rank was first.
 
         The first failure is the cause; what the other ranks meet afterwards is a broken connection.
         """
@@ -109,19 +109,19 @@ class WorkDir:
             replace_text(self.path / "STATUS", " ".join(f"{FAILED}: {reason}".split()) + "\n")
 
     def read_status(self) -> str:
-        """The present `STATUS`, or an empty string where none was written yet."""
+        """Return the present `STATUS`, or an empty string where none was written yet."""
         try:
             return (self.path / "STATUS").read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             return ""
 
     def at(self, phase: str, iteration: int) -> None:
-        """Notes what the job is doing; the next heartbeat says so, with the time since when."""
+        """Note what the job is doing; the next heartbeat says so, with the time since when."""
         with self._beat_lock:
             self._beat = {"phase": phase, "iteration": iteration, "since_unix_s": round(time.time(), 3)}
 
     def beat(self) -> None:
-        """Writes one heartbeat; an error (a full disk) is logged, it must not end the job."""
+        """Write one heartbeat; an error (a full disk) is logged, it must not end the job."""
         if not self.leads:
             return
         with self._beat_lock:
@@ -163,7 +163,7 @@ class WorkDir:
 
     @contextmanager
     def logging(self) -> Iterator[logging.Logger]:
-        """Sends the log to `log.txt` (rank 0, to standard error too) or `log.rank_NNNNN.txt`."""
+        """Send the log to `log.txt` (rank 0, to standard error too) or `log.rank_NNNNN.txt`."""
         name = "log.txt" if self.leads else f"log.rank_{self.rank:05d}.txt"
         handlers: list[logging.Handler] = [logging.FileHandler(self.path / name, encoding="utf-8")]
         if self.leads:

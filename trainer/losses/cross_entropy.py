@@ -6,7 +6,7 @@ own gradient, multiplied into the gradients of the hidden states and the head, a
 is a scalar, the gradients can be computed in the forward pass and scaled in the backward one, which spares
 making all logits a second time. Tokens that nobody asks for (prompts, padding) are left out of all of it.
 
-With the probabilities p and a one-hot target y, ``d ce / d logits = p - y``.
+With the probabilities p and a one-hot target y, `d ce / d logits = p - y`.
 
 Types: products take their operands as they are (bfloat16 on a GPU) and accumulate in float32; softmax and
 loss are float32; the head's gradient is summed over chunks in float32 and rounded to the head's type once per
@@ -36,11 +36,11 @@ def chunked_cross_entropy(
     group: dist.ProcessGroup | None = None,
     chunk_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``sum_t token_weights[t] * ce_t`` and each ``ce_t = -log softmax(hidden_t W^T)[labels_t]``.
+    """Compute `sum_t token_weights[t] * ce_t` and each `ce_t = -log softmax(hidden_t W^T)[labels_t]`.
 
-    Vocabulary-parallel where ``group`` has several ranks: rank r holds rows ``r * V/tp`` to ``(r + 1) *
-    V/tp`` of the head, and every rank passes the same ``hidden``, ``labels``, ``token_weights`` and
-    ``select``. The gradient of ``hidden`` is then already summed over the group.
+    Vocabulary-parallel where `group` has several ranks: rank r holds rows `r * V/tp` to `(r + 1) *
+    V/tp` of the head, and every rank passes the same `hidden`, `labels`, `token_weights` and
+    `select`. The gradient of `hidden` is then already summed over the group.
 
     Args:
         hidden: Final hidden states [T, H].
@@ -54,8 +54,8 @@ def chunked_cross_entropy(
         GPU.
 
     Returns:
-        ``(loss, ce)``: the weighted sum, a differentiable scalar, and the per-token losses [T], detached, 0
-        where not selected. Both float32, or float64 for float64 operands.
+        `(loss, ce)`: the weighted sum, a differentiable scalar, and the per-token losses [T], detached, 0
+        Where not selected. Both float32, or float64 for float64 operands.
 
     Raises:
         LossError: If shapes disagree or a selected label is outside the vocabulary.
@@ -169,11 +169,11 @@ class _VocabularyShard:
     def cross_entropy_(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Cross-entropy of a chunk of local logits [c, V/tp].
 
-        The logits are overwritten by ``exp(logit - maximum of the row)``.
+        The logits are overwritten by `exp(logit - maximum of the row)`.
 
         Returns:
-            ``(ce, log_scale, rows, columns)``: the losses [c]; the log of what turns a row of the overwritten
-            buffer into probabilities [c]; and the places in the buffer of the targets that this rank holds.
+            `(ce, log_scale, rows, columns)`: the losses [c]; the log of what turns a row of the overwritten
+            Buffer into probabilities [c]; and the places in the buffer of the targets that this rank holds.
         """
         local = labels - self.first
         rows = torch.nonzero((local >= 0) & (local < self.rows)).squeeze(1)
@@ -194,7 +194,7 @@ class _VocabularyShard:
 
 
 def _operand(tensor: Tensor) -> Tensor:
-    """The matrix in the type that products take it in: its own on a GPU, at least float32 on a CPU.
+    """Return the matrix in the type that products take it in: its own on a GPU, at least float32 on a CPU.
 
     CPUs multiply bfloat16 slowly and round the result to it; a GPU keeps float32 results of bfloat16
     operands.
@@ -205,14 +205,14 @@ def _operand(tensor: Tensor) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor, *, out: Tensor) -> Tensor:
-    """``left @ right`` written to ``out`` and accumulated in its type, which is a wide one."""
+    """`left @ right` written to `out` and accumulated in its type, which is a wide one."""
     if left.dtype == out.dtype:
         return torch.mm(left, right, out=out)
     return torch.mm(left, right, out_dtype=out.dtype, out=out)
 
 
 def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left @ right``, accumulated in the type of ``total``."""
+    """`total += left @ right`, accumulated in the type of `total`."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:

@@ -15,7 +15,7 @@ part alone. A batch of one part has exactly that part's loss. (Span weights that
 
 All means are over the global batch: n and n_p are known from the sampler, the token counts N_s from the
 masks, both before the first forward pass. Every micro-batch back-propagates the sum over its tokens of
-``weight_s / N_s * ce``, with ``weight_s`` from below, and these are summed over micro-batches and ranks. The
+`weight_s / N_s * ce`, with `weight_s` from below, and these are summed over micro-batches and ranks. The
 gradient therefore does not depend on which samples share a micro-batch or a rank.
 """
 
@@ -33,9 +33,9 @@ class Part:
     """The loss of one kind of samples.
 
     Attributes:
-        name: the kind.
-        objective: its spans; their weights are relative to the part's share of the batch.
-        pooled: the mean over all supervised tokens of the part, instead of a weighted sum of span means.
+        name: The kind.
+        objective: Its spans; their weights are relative to the part's share of the batch.
+        pooled: The mean over all supervised tokens of the part, instead of a weighted sum of span means.
     """
 
     name: str
@@ -62,21 +62,21 @@ class MixedObjective:
         return SpanObjective(tuple(span for part in self.parts for span in part.objective.spans))
 
     def part_of(self, span: str) -> Part:
-        """The part that a span belongs to."""
+        """Return the part that a span belongs to."""
         return next(part for part in self.parts if span in part.objective.names)
 
     def of_batch(self, counts: Tensor, samples: Mapping[str, int]) -> SpanObjective:
-        """The same spans with their weights in one global batch.
+        """Return the same spans with their weights in one global batch.
 
-        The weight of span s of part p is ``n_p / n * w_s``, or ``n_p / n * N_s / N_p`` where the part is
+        The weight of span s of part p is `n_p / n * w_s`, or `n_p / n * N_s / N_p` where the part is
         pooled.
 
         Args:
-            counts: ``N_s`` of the global batch, of ``span_counts`` over :attr:`spans`.
-            samples: samples of each part in the global batch; a part that is left out has none.
+            counts: `N_s` of the global batch, of `span_counts` over `spans`.
+            samples: Samples of each part in the global batch; a part that is left out has none.
 
         Raises:
-            LossError: a sample is of no known part, or no token of the batch carries a weight.
+            LossError: A sample is of no known part, or no token of the batch carries a weight.
         """
         if unknown := sorted(set(samples) - {part.name for part in self.parts}):
             raise LossError(f"the batch has samples of {unknown}, the objective is for {self.names}")

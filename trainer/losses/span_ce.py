@@ -1,11 +1,11 @@
-"""Span-normalised cross-entropy: ``L = sum_s w_s * mean_s(ce)`` over the spans s of the global batch.
+"""Span-normalised cross-entropy: `L = sum_s w_s * mean_s(ce)` over the spans s of the global batch.
 
-The means are global. The counts ``N_s`` depend on masks alone, so they are summed over all micro-batches and
+The means are global. The counts `N_s` depend on masks alone, so they are summed over all micro-batches and
 ranks before the first forward pass (one small all-reduce a step), and every micro-batch then back-propagates
-``sum_s w_s / N_s * sum(ce in s)``, to be summed over micro-batches and ranks. The gradient is that of the
+`sum_s w_s / N_s * sum(ce in s)`, to be summed over micro-batches and ranks. The gradient is that of the
 global batch, however it is split. Means taken inside each micro-batch and averaged would instead weigh a
 token by the company it happens to keep, and count a micro-batch that lacks a span as a loss of 0 for it
-(``micro_batch_average`` shows the difference).
+(`micro_batch_average` shows the difference).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,8 +26,8 @@ class Span:
 
     Attributes:
         name: Its name in logs.
-        id: Its value in ``span_id``, above 0.
-        weight: ``w_s``, at least 0.
+        id: Its value in `span_id`, above 0.
+        weight: `w_s`, at least 0.
     """
 
     name: str
@@ -62,8 +62,8 @@ class SpanObjective:
         """Reasoning and final answer, ids 1 and 2.
 
         Args:
-            reasoning: ``kd.span_weight_reasoning``.
-            final: ``kd.span_weight_final``.
+            reasoning: `kd.span_weight_reasoning`.
+            final: `kd.span_weight_final`.
 
         Raises:
             LossError: If a weight is negative or not finite, or both are 0.
@@ -87,15 +87,15 @@ def span_counts(
     """Count the supervised tokens of each span in a global batch. Call it before the first forward pass.
 
     Args:
-        batches: This rank's micro-batches, each with ``loss_mask`` and ``span_id`` of one shape.
+        batches: This rank's micro-batches, each with `loss_mask` and `span_id` of one shape.
         objective: The spans to count.
         group: Data-parallel group to sum over.
 
     Returns:
-        ``N_s`` [spans] int64 (for conversations: ``N_reasoning, N_final``), on the device of the batches.
+        `N_s` [spans] int64 (for conversations: `N_reasoning, N_final`), on the device of the batches.
 
     Raises:
-        LossError: If a batch has no ``span_id`` or ``loss_mask``, has none of the micro-batches, or
+        LossError: If a batch has no `span_id` or `loss_mask`, has none of the micro-batches, or
             supervises a token of another span.
     """
     totals = []
@@ -122,7 +122,7 @@ def absent_spans(counts: Tensor, objective: SpanObjective) -> list[str]:
     """Names of the spans that a global batch lacks. Their terms are 0, the other weights stay as they are.
 
     Args:
-        counts: Of ``span_counts``.
+        counts: Of `span_counts`.
         objective: The same objective.
 
     Raises:
@@ -141,11 +141,11 @@ def absent_spans(counts: Tensor, objective: SpanObjective) -> list[str]:
 
 
 def token_weights(batch: Batch, counts: Tensor, objective: SpanObjective) -> Tensor:
-    """Weight ``w_s / N_s`` of each supervised token of a micro-batch, 0 elsewhere.
+    """Weight `w_s / N_s` of each supervised token of a micro-batch, 0 elsewhere.
 
     Args:
-        batch: Micro-batch with ``loss_mask`` and ``span_id`` [...].
-        counts: ``N_s`` of the global batch.
+        batch: Micro-batch with `loss_mask` and `span_id` [...].
+        counts: `N_s` of the global batch.
         objective: The same objective.
 
     Returns:
@@ -185,7 +185,7 @@ class SpanMetrics:
         """Add the per-token losses of a micro-batch.
 
         Args:
-            batch: Micro-batch with ``loss_mask`` and ``span_id`` [...].
+            batch: Micro-batch with `loss_mask` and `span_id` [...].
             ce: Detached losses of the same number of tokens, in the same order.
         """
         selected, span_id = _supervised(batch)
@@ -205,15 +205,15 @@ class SpanMetrics:
         """Close the step: sum over ranks and start again at zero.
 
         Args:
-            counts: ``N_s`` of the global batch.
+            counts: `N_s` of the global batch.
             group: Data-parallel group to sum over.
             weighted: The same spans with the weights of this batch, where those are its own. A span of weight
                 0 in it was not to be expected and does not count as absent.
 
         Returns:
-            ``loss`` (the objective) and for each span s ``loss/s`` (global mean; left out where the span is
-            absent), ``tokens/s``, ``weight/s`` (effective: 0 where absent) and ``absent/s`` (batches without
-            it so far).
+            `loss` (the objective) and for each span s `loss/s` (global mean; left out where the span is
+            absent), `tokens/s`, `weight/s` (effective: 0 where absent) and `absent/s` (batches without
+            It so far).
         """
         sums = torch.zeros(counts.shape, dtype=torch.float64, device=counts.device)
         if self._sums is not None:
@@ -243,12 +243,12 @@ def micro_batch_average(
     a micro-batch without a span pulls that span's mean towards 0.
 
     Args:
-        batches: Micro-batches of all ranks, with ``loss_mask`` and ``span_id``.
+        batches: Micro-batches of all ranks, with `loss_mask` and `span_id`.
         losses: Per-token losses of each, of the shape of its mask.
         objective: Spans and weights.
 
     Returns:
-        The scalar ``1/M * sum_m sum_s w_s * sum(ce in s, m) / max(N_s,m, 1)``.
+        The scalar `1/M * sum_m sum_s w_s * sum(ce in s, m) / max(N_s,m, 1)`.
     """
     total = torch.zeros((), dtype=losses[0].dtype, device=losses[0].device)
     for batch, ce in zip(batches, losses, strict=True):
@@ -260,7 +260,7 @@ def micro_batch_average(
 
 
 def _supervised(batch: Batch) -> tuple[Tensor, Tensor]:
-    """``(loss_mask > 0, span_id)`` of a batch."""
+    """`(loss_mask > 0, span_id)` of a batch."""
     for name in ("loss_mask", "span_id"):
         if name not in batch:
             raise LossError(f"the batch has no {name}, only {sorted(batch)}; the span loss needs it")

@@ -36,7 +36,7 @@ class HeadRMSNorm(nn.RMSNorm):
         self.tp_group = pg_collection.tp
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise ``x`` ``[S, B, heads, D]`` over D."""
+        """Normalise `x` `[S, B, heads, D]` over D."""
         gain = sum_gradient_over_tp(self.weight, self.tp_group)
         return nn.functional.rms_norm(x, self.normalized_shape, gain, self.eps)
 
@@ -45,7 +45,7 @@ class SelfAttention(MegatronModule, Float32Parameters):
     """Causal self-attention of one layer, local or global by its number.
 
     Local layers see a window, rotate q and k, and project with tensor products where TPA is on; global layers
-    see all of the document and carry the ALiBi bias. With ``rope`` every layer is global and rotates.
+    see all of the document and carry the ALiBi bias. With `rope` every layer is global and rotates.
 
     Bias, then QK-norm, then rotation, then the value residual: the order matters, and v is neither normalised
     nor rotated.
@@ -119,19 +119,19 @@ class SelfAttention(MegatronModule, Float32Parameters):
         """Attend.
 
         Args:
-            hidden: ``[S, B, H]``, normalised.
-            attention_mask: the pass's context; the argument is named by Megatron's layer.
-            inference_context: refused.
-            packed_seq_params: refused.
+            hidden: `[S, B, H]`, normalised.
+            attention_mask: The pass's context; the argument is named by Megatron's layer.
+            inference_context: Refused.
+            packed_seq_params: Refused.
             **_: Megatron's rotary and bias arguments, always None here.
 
         Returns:
-            ``[S, B, H]`` and the output bias ``[H]`` (or None), which Megatron's layer adds with the
+            `[S, B, H]` and the output bias `[H]` (or None), which Megatron's layer adds with the
             residual.
 
         Raises:
             NotImplementedError: Megatron's own key/value cache or packing was passed.
-            RuntimeError: layer 1's values are missing.
+            RuntimeError: Layer 1's values are missing.
         """
         context = attention_mask
         if inference_context is not None or packed_seq_params is not None:

@@ -1,4 +1,4 @@
-"""From an ``Architecture`` to the ``TransformerConfig`` that Megatron's modules read."""
+"""From an `Architecture` to the `TransformerConfig` that Megatron's modules read."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,9 @@ IMPLEMENTED_BACKENDS = ("reference",)
 
 
 def squared_relu(x: torch.Tensor) -> torch.Tensor:
-    """ReLU² (Primer, So et al. 2021): ``relu(x)²``, same shape and dtype as ``x``.
+    """ReLU² (Primer, So et al. 2021): `relu(x)²`, same shape and dtype as `x`.
 
-    Megatron has the same function, but decorated with ``torch.compile``, which on a CPU runs a C++ compiler.
+    Megatron has the same function, but decorated with `torch.compile`, which on a CPU runs a C++ compiler.
     """
     return torch.nn.functional.relu(x).square()
 
@@ -25,9 +25,9 @@ def squared_relu(x: torch.Tensor) -> torch.Tensor:
 class VPTransformerConfig(TransformerConfig):
     """Megatron's config plus what this architecture adds.
 
-    Fields that Megatron already knows keep its names (``window_size``, ``softmax_type``, ``moe_router_*`` …);
-    the ones below have no counterpart there. Names that ``GPTModel`` looks for on a config
-    (``position_embedding_type``, ``rotary_base``) are avoided on purpose: it would build its own rotary
+    Fields that Megatron already knows keep its names (`window_size`, `softmax_type`, `moe_router_*` …);
+    the ones below have no counterpart there. Names that `GPTModel` looks for on a config
+    (`position_embedding_type`, `rotary_base`) are avoided on purpose: it would build its own rotary
     embedding.
     """
 
@@ -84,19 +84,19 @@ def transformer_config(
     """Translate an architecture for one parallel layout.
 
     Args:
-        arch: the checked tables of a rung.
-        dtype: storage and activation dtype, ``torch.float32`` or ``torch.bfloat16``.
-        tp: tensor-parallel size.
-        ep: expert-parallel size; experts are never split over tensor-parallel ranks.
-        backend: ``reference``; the others are refused.
-        **overrides: further ``TransformerConfig`` fields, for a caller that wants to say more than an
+        arch: The checked tables of a rung.
+        dtype: Storage and activation dtype, `torch.float32` or `torch.bfloat16`.
+        tp: Tensor-parallel size.
+        ep: Expert-parallel size; experts are never split over tensor-parallel ranks.
+        backend: `reference`; the others are refused.
+        **overrides: Further `TransformerConfig` fields, for a caller that wants to say more than an
             experiment can.
 
     Returns:
         The config, validated.
 
     Raises:
-        ConfigError: naming the key, the value found and the remedy.
+        ConfigError: Naming the key, the value found and the remedy.
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise ConfigError(f"training.dtype: found {dtype}; allowed: fp32, bf16")

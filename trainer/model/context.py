@@ -13,18 +13,18 @@ PADDING = -1
 
 @dataclass
 class ForwardContext:
-    """State of one forward pass; it travels in the ``attention_mask`` argument of Megatron's layers.
+    """State of one forward pass; it travels in the `attention_mask` argument of Megatron's layers.
 
-    Masks are derived from ``doc_id`` and from indices where scores are computed; an ``[S, S]`` tensor is
+    Masks are derived from `doc_id` and from indices where scores are computed; an `[S, S]` tensor is
     never passed from layer to layer. A new object for each pass keeps two passes (or a pass and its backward)
     from sharing state.
 
     Attributes:
-        doc_id: int64 ``[B, S]``, document of each token; -1 marks padding, which sees itself only.
-        position_ids: int64 ``[B, S]``, position inside the document.
-        rotation: fp32 ``(cos, sin)``, each ``[S, B, 1 or heads, D/2]``, or None when no layer rotates.
-        first_value: layer 1's values ``[S, B, groups, D]`` once layer 1 has run; not detached.
-        cache: keys and values of earlier tokens, which this pass continues; None in training.
+        doc_id: int64 `[B, S]`, document of each token; -1 marks padding, which sees itself only.
+        position_ids: int64 `[B, S]`, position inside the document.
+        rotation: fp32 `(cos, sin)`, each `[S, B, 1 or heads, D/2]`, or None when no layer rotates.
+        first_value: Layer 1's values `[S, B, groups, D]` once layer 1 has run; not detached.
+        cache: Keys and values of earlier tokens, which this pass continues; None in training.
     """
 
     doc_id: torch.Tensor
@@ -35,7 +35,7 @@ class ForwardContext:
 
     @property
     def padding(self) -> torch.Tensor:
-        """Bool ``[B, S]``, True where a token is padding."""
+        """Bool `[B, S]`, True where a token is padding."""
         return self.doc_id == PADDING
 
 
@@ -45,7 +45,7 @@ def forward_context(
     """Check the three inputs of a forward pass and start its context.
 
     Raises:
-        ValueError: a shape or dtype is wrong, or a row is longer than the model allows.
+        ValueError: A shape or dtype is wrong, or a row is longer than the model allows.
     """
     for name, tensor in (("tokens", tokens), ("position_ids", position_ids), ("doc_id", doc_id)):
         if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or tensor.dtype != torch.int64:

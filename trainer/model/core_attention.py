@@ -61,13 +61,13 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
         """Attend.
 
         Args:
-            query: ``[S, B, heads, D]``; head h uses key/value head ``h // (heads / groups)``.
-            key: ``[S, B, groups, D]``.
-            value: ``[S, B, groups, D]``.
-            doc_id: int64 ``[B, S]``; -1 is padding, which attends to itself only.
+            query: `[S, B, heads, D]`; head h uses key/value head `h // (heads / groups)`.
+            key: `[S, B, groups, D]`.
+            value: `[S, B, groups, D]`.
+            doc_id: int64 `[B, S]`; -1 is padding, which attends to itself only.
 
         Returns:
-            ``[S, B, heads · D]`` in the dtype of ``query``.
+            `[S, B, heads · D]` in the dtype of `query`.
         """
         length, batch, heads, dim = query.shape
         per_group = heads // self.groups
@@ -101,20 +101,20 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
         distance: torch.Tensor,
         allowed: torch.Tensor,
     ) -> torch.Tensor:
-        """Attend from new tokens to keys kept by a :class:`~trainer.model.cache.DecodingCache`.
+        """Attend from new tokens to keys kept by a `trainer.model.cache.DecodingCache`.
 
-        Same arithmetic as :meth:`forward`; the caller, who knows which position each kept key has, brings the
+        Same arithmetic as `forward`; the caller, who knows which position each kept key has, brings the
         mask.
 
         Args:
-            query: ``[n, B, heads, D]``.
-            keys: ``[B, groups, m, D]``.
-            values: ``[B, groups, m, D]``.
-            distance: int64 ``[B, n, m]``, position of the query minus position of the key.
-            allowed: bool ``[B, n, m]``; the window is part of it.
+            query: `[n, B, heads, D]`.
+            keys: `[B, groups, m, D]`.
+            values: `[B, groups, m, D]`.
+            distance: int64 `[B, n, m]`, position of the query minus position of the key.
+            allowed: bool `[B, n, m]`; the window is part of it.
 
         Returns:
-            ``[n, B, heads · D]`` in the dtype of ``query``.
+            `[n, B, heads · D]` in the dtype of `query`.
         """
         length, batch, heads, dim = query.shape
         q = query.float().reshape(length, batch, self.groups, heads // self.groups, dim)
@@ -136,7 +136,7 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
     def _attend_block(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, distance: torch.Tensor, allowed: torch.Tensor
     ) -> torch.Tensor:
-        """One block; ``distance`` broadcasts to the scores, ``allowed`` is ``[B, queries, keys]``."""
+        """One block; `distance` broadcasts to the scores, `allowed` is `[B, queries, keys]`."""
         batch, groups, per_group, queries, dim = q.shape
         keys = k.shape[2]
         # The heads of a group share their keys: fold them into the rows of one product.
@@ -150,7 +150,7 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
         return (probabilities.reshape(batch, groups, per_group * queries, keys) @ v).reshape(q.shape)
 
     def _allowed(self, i: torch.Tensor, j: torch.Tensor, doc_id: torch.Tensor) -> torch.Tensor:
-        """Bool ``[B, queries, keys]``: causal, inside the window, same document; padding sees itself."""
+        """Bool `[B, queries, keys]`: causal, inside the window, same document; padding sees itself."""
         causal = j <= i
         if self.window is not None:
             causal = causal & (i - j < self.window)
@@ -188,14 +188,14 @@ def gate_by_log_sum_exp(
 ) -> torch.Tensor:
     """Give the output of a sink-less attention kernel the sink it lacks.
 
-    With ``LSE_i = log Σ_j exp(l_ij)`` over the allowed keys, ``exp(l_ij) / (exp(s_h) + Σ exp(l_ik)) = σ(LSE_i
-    − s_h) · softmax(l_i)_j``: one multiplication of the output. Exact, so any flash-style kernel that returns
+    With `LSE_i = log Σ_j exp(l_ij)` over the allowed keys, `exp(l_ij) / (exp(s_h) + Σ exp(l_ik)) = σ(LSE_i
+    − s_h) · softmax(l_i)_j`: one multiplication of the output. Exact, so any flash-style kernel that returns
     its log-sum-exp can serve a model with sinks.
 
     Args:
-        attended: ``[B, heads, S, D]``, softmax without a sink times values.
-        log_sum_exp: fp32 ``[B, heads, S]``, natural logarithm.
-        softmax_offset: ``[heads]``, one sink logit per head (zeros for ``off-by-one``).
+        attended: `[B, heads, S, D]`, softmax without a sink times values.
+        log_sum_exp: fp32 `[B, heads, S]`, natural logarithm.
+        softmax_offset: `[heads]`, one sink logit per head (zeros for `off-by-one`).
     """
     gate = torch.sigmoid(log_sum_exp.float() - softmax_offset.float()[None, :, None])
     return (attended.float() * gate[..., None]).to(attended.dtype)

@@ -13,7 +13,7 @@ import torch.distributed.nn.functional as dist_autograd
 
 
 class _TakePairs(torch.autograd.Function):
-    """Rows of tokens for (token, choice) pairs in a given order; the adjoint of :class:`_SumPairs`."""
+    """Rows of tokens for (token, choice) pairs in a given order; the adjoint of `_SumPairs`."""
 
     @staticmethod
     def forward(
@@ -30,7 +30,7 @@ class _TakePairs(torch.autograd.Function):
 
 
 class _SumPairs(torch.autograd.Function):
-    """Sum of each token's rows; the adjoint of :class:`_TakePairs`."""
+    """Sum of each token's rows; the adjoint of `_TakePairs`."""
 
     @staticmethod
     def forward(
@@ -77,9 +77,9 @@ class Assignment:
     """(token, choice) pairs sorted by expert.
 
     Attributes:
-        order: int64 ``[n]``, pair number ``token · K + choice`` of each sorted row; padding is left out.
-        inverse: int64 ``[T · K]``, sorted row of each pair; rows ``>= n`` are padding's.
-        counts: rows of each expert, a Python list of length E.
+        order: int64 `[n]`, pair number `token · K + choice` of each sorted row; padding is left out.
+        inverse: int64 `[T · K]`, sorted row of each pair; rows `>= n` are padding's.
+        counts: Rows of each expert, a Python list of length E.
         topk: K.
     """
 
@@ -89,23 +89,23 @@ class Assignment:
     topk: int
 
     def take(self, tokens: torch.Tensor) -> torch.Tensor:
-        """``[T, …]`` to ``[n, …]``: a row for every pair, sorted by expert."""
+        """`[T, …]` to `[n, …]`: a row for every pair, sorted by expert."""
         out: torch.Tensor = _TakePairs.apply(tokens, self.order, self.inverse, self.topk)
         return out
 
     def take_weights(self, weights: torch.Tensor) -> torch.Tensor:
-        """``[T, K]`` to ``[n]``: each pair's weight, sorted by expert."""
+        """`[T, K]` to `[n]`: each pair's weight, sorted by expert."""
         out: torch.Tensor = _TakePairs.apply(weights.reshape(-1), self.order, self.inverse, 1)
         return out
 
     def combine(self, rows: torch.Tensor) -> torch.Tensor:
-        """``[n, …]`` to ``[T, …]``: the sum of each token's rows (zero for padding)."""
+        """`[n, …]` to `[T, …]`: the sum of each token's rows (zero for padding)."""
         out: torch.Tensor = _SumPairs.apply(rows, self.order, self.inverse, self.topk)
         return out
 
 
 def assign(chosen: torch.Tensor, num_experts: int) -> Assignment:
-    """Sort the pairs of ``chosen`` int64 ``[T, K]`` by expert, stably; index E is nobody."""
+    """Sort the pairs of `chosen` int64 `[T, K]` by expert, stably; index E is nobody."""
     flat = chosen.reshape(-1)
     order = torch.argsort(flat, stable=True)
     inverse = torch.empty_like(order)
@@ -118,7 +118,7 @@ def assign(chosen: torch.Tensor, num_experts: int) -> Assignment:
 class ExpertExchange:
     """One all-to-all over the expert-parallel group and its way back.
 
-    Rank r holds the experts ``[r · E/n, (r + 1) · E/n)``. Rows arrive grouped by sender and are re-sorted by
+    Rank r holds the experts `[r · E/n, (r + 1) · E/n)`. Rows arrive grouped by sender and are re-sorted by
     expert.
     """
 
@@ -137,13 +137,13 @@ class ExpertExchange:
         self._inverse[self._order] = torch.arange(self._order.shape[0], device=device)
 
     def to_experts(self, rows: torch.Tensor) -> torch.Tensor:
-        """This rank's sorted rows to the rows of this rank's experts, sorted by expert."""
+        """Send this rank's sorted rows to the rows of this rank's experts, sorted by expert."""
         arrived = _all_to_all(rows, self.receive_splits, self.send_splits, self.group)
         out: torch.Tensor = _Permute.apply(arrived, self._order, self._inverse)
         return out
 
     def back(self, rows: torch.Tensor) -> torch.Tensor:
-        """The experts' rows back to the ranks that sent them, in the order in which they were sent."""
+        """Return the experts' rows back to the ranks that sent them, in the order in which they were sent."""
         by_sender: torch.Tensor = _Permute.apply(rows, self._inverse, self._order)
         return _all_to_all(by_sender, self.send_splits, self.receive_splits, self.group)
 

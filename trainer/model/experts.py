@@ -15,11 +15,11 @@ class StackedExperts(MegatronModule):
     """This rank's experts, one tensor per kind of weight.
 
     Stacking is what a grouped GEMM and a batched optimizer want: two tensors a layer instead of 2 · E. Every
-    expert's matrix is a matrix of its own to the optimizer, and every bias a vector: ``matrix_batch`` and
-    ``vector_batch`` say so.
+    expert's matrix is a matrix of its own to the optimizer, and every bias a vector: `matrix_batch` and
+    `vector_batch` say so.
 
     Attributes:
-        weight1: ``[E, F, H]``; ``bias1`` ``[E, F]``; ``weight2`` ``[E, H, F]``; ``bias2`` ``[E, H]``; E
+        weight1: `[E, F, H]`; `bias1` `[E, F]`; `weight2` `[E, H, F]`; `bias2` `[E, H]`; E
             counts the experts of this rank.
     """
 
@@ -53,16 +53,16 @@ class StackedExperts(MegatronModule):
     def forward(self, rows: torch.Tensor, weights: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """Apply each expert to its rows.
 
-        ``h = relu(W₁ z + b₁)²``; ``h ← p h``; ``W₂ h + p b₂``: scaling inside equals scaling the output,
+        `h = relu(W₁ z + b₁)²`; `h ← p h`; `W₂ h + p b₂`: scaling inside equals scaling the output,
         since W₂ is linear, and costs F instead of H multiplications a row.
 
         Args:
-            rows: ``[n, H]``, sorted by expert.
-            weights: fp32 ``[n]``, routing weight p of each row.
-            counts: rows of each of this rank's experts.
+            rows: `[n, H]`, sorted by expert.
+            weights: fp32 `[n]`, routing weight p of each row.
+            counts: Rows of each of this rank's experts.
 
         Returns:
-            ``[n, H]``, weighted.
+            `[n, H]`, weighted.
         """
         # unbind's backward stacks the experts' gradients once; indexing would make a zero tensor [E, …] per
         # expert.

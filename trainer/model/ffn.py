@@ -1,4 +1,4 @@
-"""The dense feed-forward network: ``W₂ relu(W₁ z + b₁)² + b₂``."""
+"""The dense feed-forward network: `W₂ relu(W₁ z + b₁)² + b₂`."""
 
 from typing import Any
 
@@ -47,9 +47,9 @@ class DenseFFN(MegatronModule):
     def forward(
         self, hidden: torch.Tensor, padding_mask: torch.Tensor | None = None, **_: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """``[S, B, H]`` to ``[S, B, H]`` and the output bias ``[H]`` (or None), still to be added.
+        """`[S, B, H]` to `[S, B, H]` and the output bias `[H]` (or None), still to be added.
 
-        ``padding_mask`` is Megatron's argument for MoE layers; a dense FFN treats all tokens alike.
+        `padding_mask` is Megatron's argument for MoE layers; a dense FFN treats all tokens alike.
         """
         inner, _bias = self.linear_fc1(hidden)
         output, bias = self.linear_fc2(squared_relu(inner))

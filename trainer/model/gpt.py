@@ -1,4 +1,4 @@
-"""The language model: Megatron's ``GPTModel`` with this architecture's layers and positions."""
+"""The language model: Megatron's `GPTModel` with this architecture's layers and positions."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class VPGPTModel(GPTModel):
     """vpMoE and the dense rungs below it.
 
-    Positions are applied inside attention, so ``GPTModel`` is told that there are none. Activations are ``[S,
-    B, H]`` inside, batch-first at the edges.
+    Positions are applied inside attention, so `GPTModel` is told that there are none. Activations are `[S,
+    B, H]` inside, batch-first at the edges.
     """
 
     config: VPTransformerConfig
@@ -59,17 +59,17 @@ class VPGPTModel(GPTModel):
         """Run everything but the head.
 
         Args:
-            tokens: int64 ``[B, S]``.
-            position_ids: int64 ``[B, S]``, from 0 inside each document.
-            doc_id: int64 ``[B, S]``; tokens see their own document only, -1 (padding) itself only.
-            cache: earlier tokens of the same rows; use it through :mod:`trainer.decoding.cache`, which keeps
+            tokens: int64 `[B, S]`.
+            position_ids: int64 `[B, S]`, from 0 inside each document.
+            doc_id: int64 `[B, S]`; tokens see their own document only, -1 (padding) itself only.
+            cache: Earlier tokens of the same rows; use it through `trainer.decoding.cache`, which keeps
                 it in step with the other arguments.
 
         Returns:
-            ``[S, B, H]`` after the final norm, replicated over tensor-parallel ranks.
+            `[S, B, H]` after the final norm, replicated over tensor-parallel ranks.
 
         Raises:
-            ValueError: a shape or dtype is wrong, or a row is too long.
+            ValueError: A shape or dtype is wrong, or a row is too long.
         """
         context = forward_context(tokens, position_ids, doc_id, max_sequence_length=self.max_sequence_length)
         context.cache = cache
@@ -85,16 +85,16 @@ class VPGPTModel(GPTModel):
         return hidden
 
     def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor, doc_id: torch.Tensor) -> torch.Tensor:
-        """Logits ``[B, S, V / tp]`` of this rank's part of the vocabulary; for tests and evaluation.
+        """Logits `[B, S, V / tp]` of this rank's part of the vocabulary; for tests and evaluation.
 
-        Training never calls it: it takes :meth:`forward_hidden` and computes the loss in chunks.
+        Training never calls it: it takes `forward_hidden` and computes the loss in chunks.
         """
         logits, _bias = self.output_layer(self.forward_hidden(tokens, position_ids, doc_id))
         return logits.transpose(0, 1).contiguous()
 
     @property
     def head_weight(self) -> nn.Parameter:
-        """``[V / tp, H]``, this rank's rows of the output head."""
+        """`[V / tp, H]`, this rank's rows of the output head."""
         weight: nn.Parameter = self.output_layer.weight
         return weight
 
@@ -116,13 +116,13 @@ class VPGPTModel(GPTModel):
         per micro-batch being equal; it is identical on all tensor-parallel ranks.
 
         Args:
-            check_finite: look at the value, which waits for the device.
+            check_finite: Look at the value, which waits for the device.
 
         Returns:
             fp32, 0-dimensional, differentiable.
 
         Raises:
-            FloatingPointError: it is NaN or infinite, naming the layers.
+            FloatingPointError: It is NaN or infinite, naming the layers.
         """
         total = torch.zeros((), dtype=torch.float32, device=self.head_weight.device)
         losses = {}
@@ -140,7 +140,7 @@ class VPGPTModel(GPTModel):
         return total
 
     def router_counts(self) -> torch.Tensor:
-        """Tokens each expert was chosen for since the last reset, int64 ``[MoE layers, E]``.
+        """Tokens each expert was chosen for since the last reset, int64 `[MoE layers, E]`.
 
         Those of this data-parallel rank, in training passes, padding left out; equal on all tensor-parallel
         ranks, so sum over data-parallel ranks alone.
@@ -153,16 +153,16 @@ class VPGPTModel(GPTModel):
             layer.router.tokens_per_expert.zero_()
 
     def update_expert_bias(self, global_counts: torch.Tensor) -> None:
-        """Steer each router towards an even load; no effect where ``moe.router_enable_expert_bias`` is off.
+        """Steer each router towards an even load; no effect where `moe.router_enable_expert_bias` is off.
 
         Args:
-            global_counts: ``[MoE layers, E]``, :meth:`router_counts` summed over data-parallel ranks.
+            global_counts: `[MoE layers, E]`, `router_counts` summed over data-parallel ranks.
         """
         for layer, counts in zip(self.moe_layers, global_counts, strict=True):
             layer.router.update_expert_bias(counts)
 
     def expert_biases(self) -> torch.Tensor | None:
-        """Fp32 ``[MoE layers, E]``, or None without MoE layers or with the bias off."""
+        """Fp32 `[MoE layers, E]`, or None without MoE layers or with the bias off."""
         biases = [
             layer.router.expert_bias for layer in self.moe_layers if layer.router.expert_bias is not None
         ]
@@ -189,18 +189,18 @@ def build_model(
     made (in memory, no network), so that a script or a count needs no launcher.
 
     Args:
-        arch: the rung's architecture.
-        dtype: ``torch.float32`` or ``torch.bfloat16``; ω, ``log_freq`` and expert biases stay fp32.
-        device: ``cpu``, ``cuda`` or ``meta`` (shapes only, no weights).
-        seed: of the initial weights.
-        backend: ``reference``.
-        **overrides: further ``TransformerConfig`` fields.
+        arch: The rung's architecture.
+        dtype: `torch.float32` or `torch.bfloat16`; ω, `log_freq` and expert biases stay fp32.
+        device: `cpu`, `cuda` or `meta` (shapes only, no weights).
+        seed: Of the initial weights.
+        backend: `reference`.
+        **overrides: Further `TransformerConfig` fields.
 
     Returns:
         The model, in training mode.
 
     Raises:
-        ConfigError: the architecture cannot run in this layout or on this backend.
+        ConfigError: The architecture cannot run in this layout or on this backend.
     """
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -237,7 +237,7 @@ def ensure_parallel_state() -> None:
     """Make the groups of a single process where there are none; refuse a layout that experts cannot use.
 
     Raises:
-        ConfigError: experts would be split over tensor-parallel ranks, or ``torch.distributed`` runs without
+        ConfigError: Experts would be split over tensor-parallel ranks, or `torch.distributed` runs without
             Megatron's parallel state.
     """
     if not dist.is_initialized():

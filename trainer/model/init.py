@@ -29,20 +29,20 @@ def initialize(
     """Fill every parameter of this rank.
 
     Linear weights, embedding, head and sinks are N(0, 0.02²); output projections and FFN down projections
-    N(0, (0.02 / √(2L))²); biases 0, gains 1; ω and ``log_freq`` by their formulas. A random tensor is drawn
+    N(0, (0.02 / √(2L))²); biases 0, gains 1; ω and `log_freq` by their formulas. A random tensor is drawn
     whole, in fp32 on the CPU, from a generator seeded by (seed, name) or, for experts, (seed, name, global
     expert number), and then cut to this rank's share. Two layouts, or a CPU and a GPU, therefore start from
     the same bits.
 
     Args:
-        model: built, unfilled.
-        config: its config.
-        seed: of the experiment.
-        tp_rank: this rank in the tensor-parallel group.
-        tp_size: size of that group.
+        model: Built, unfilled.
+        config: Its config.
+        seed: Of the experiment.
+        tp_rank: This rank in the tensor-parallel group.
+        tp_size: Size of that group.
 
     Raises:
-        ValueError: a parameter's name matches no rule.
+        ValueError: A parameter's name matches no rule.
     """
     down_std = INIT_STD / math.sqrt(2 * config.num_layers)
     for name, parameter in model.named_parameters():
@@ -65,7 +65,7 @@ def initialize(
 
 
 def named_generator(seed: int, *names: object) -> torch.Generator:
-    """A CPU generator of its own for a name, independent of all others and of the order of asking."""
+    """Return a CPU generator of its own for a name, independent of all others and of the order of asking."""
     text = ":".join(str(part) for part in (seed, *names))
     digest = hashlib.sha256(text.encode()).digest()
     return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)

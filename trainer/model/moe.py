@@ -15,7 +15,7 @@ from trainer.model.router import Router
 
 
 class MoELayer(MegatronModule):
-    """``y = Σ_e p_e FFN_e(z) + FFN_shared(z)``; the shared expert has weight 1 and no gate.
+    """`y = Σ_e p_e FFN_e(z) + FFN_shared(z)`; the shared expert has weight 1 and no gate.
 
     Layouts: the router runs replicated on every tensor-parallel rank (same input, same choice); then each of
     them takes its share of the tokens, so that no expert sees a token twice, sends it to the ranks that hold
@@ -33,7 +33,7 @@ class MoELayer(MegatronModule):
             self.shared_experts = DenseFFN(config, pg_collection, config.moe_shared_expert_intermediate_size)
 
     def set_layer_number(self, layer_number: int) -> None:
-        """Called by Megatron's layer with the 1-based number, which the ``mlp`` slot is not built with."""
+        """Take the 1-based number from Megatron's layer, which the `mlp` slot is not built with."""
         self.layer_number = layer_number
 
     def forward(
@@ -42,11 +42,11 @@ class MoELayer(MegatronModule):
         """Route and compute.
 
         Args:
-            hidden: ``[S, B, H]``, normalised.
-            padding_mask: bool ``[B, S]``, True where a token is padding: it meets the shared expert only.
+            hidden: `[S, B, H]`, normalised.
+            padding_mask: bool `[B, S]`, True where a token is padding: it meets the shared expert only.
 
         Returns:
-            ``[S, B, H]`` and no bias: the experts' biases are weighted per token, so they are added inside.
+            `[S, B, H]` and no bias: the experts' biases are weighted per token, so they are added inside.
         """
         weights, chosen = self.router(hidden, padding_mask)
         tokens = hidden.flatten(0, 1)

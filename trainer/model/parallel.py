@@ -10,8 +10,8 @@ from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel
 def sum_gradient_over_tp(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """Identity whose gradient is summed over the tensor-parallel ranks.
 
-    A replicated parameter that acts on this rank's heads only (norm gains of q and k, ω, ``log_freq``, TPA's
-    ``b`` factors) gets a part of its gradient on every rank. Passed through here, it gets the whole gradient
+    A replicated parameter that acts on this rank's heads only (norm gains of q and k, ω, `log_freq`, TPA's
+    `b` factors) gets a part of its gradient on every rank. Passed through here, it gets the whole gradient
     on each of them, so nobody has to know later which parameters are special.
     """
     if group.size() == 1:
@@ -42,15 +42,15 @@ class _GatherRows(torch.autograd.Function):
 
 
 def split_rows(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """This rank's share of the rows of a replicated ``[T, …]``; the gradient is gathered back to ``[T, …]``.
+    """Return this rank's share of the rows of a replicated `[T, …]`; the gradient is gathered back.
 
-    Shares are ``ceil(T / n)`` rows; the last ranks may have fewer, or none.
+    Shares are `ceil(T / n)` rows; the last ranks may have fewer, or none.
     """
     return x if group.size() == 1 else _SplitRows.apply(x, group)
 
 
 def gather_rows(x: torch.Tensor, group: dist.ProcessGroup, rows: int) -> torch.Tensor:
-    """The replicated ``[rows, …]`` from each rank's share of :func:`split_rows`; the gradient is split."""
+    """Return the replicated `[rows, …]` from each rank's share of `split_rows`; the gradient is split."""
     return x if group.size() == 1 else _GatherRows.apply(x, group, rows)
 
 

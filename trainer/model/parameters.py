@@ -17,14 +17,14 @@ def mark(
     """Set attributes on a parameter; those left at None are not set.
 
     Args:
-        parameter: the parameter.
-        keep_fp32: it is fp32 in a model of any dtype.
+        parameter: The parameter.
+        keep_fp32: It is fp32 in a model of any dtype.
         adamw_only: AdamW updates it whatever its rank.
-        matrix_batch: a rank-3 stack of matrices, each a matrix of its own to the optimizer.
-        vector_batch: a rank-2 stack of vectors, never a matrix to the optimizer.
+        matrix_batch: A rank-3 stack of matrices, each a matrix of its own to the optimizer.
+        vector_batch: A rank-2 stack of vectors, never a matrix to the optimizer.
         allreduce: Megatron's mark; False sums its gradient over the expert data-parallel group instead.
-        expert_parallel: its first axis is split over the expert-parallel group.
-        partition_dim: axis that is split over tensor-parallel ranks; sets ``tensor_model_parallel`` too.
+        expert_parallel: Its first axis is split over the expert-parallel group.
+        partition_dim: Axis that is split over tensor-parallel ranks; sets `tensor_model_parallel` too.
     """
     marks = {
         "keep_fp32": keep_fp32,

@@ -16,27 +16,27 @@ from trainer.model.precision import Float32Parameters, require_float32
 
 
 def initial_log_freq(head_dim: int, base: float, scale: float) -> torch.Tensor:
-    """``log_freq_i = γ ln(base^(−2i/D))``, fp32 ``[D/2]``: GRAPE-M starts as RoPE."""
+    """`log_freq_i = γ ln(base^(−2i/D))`, fp32 `[D/2]`: GRAPE-M starts as RoPE."""
     index = torch.arange(head_dim // 2, dtype=torch.float64)
     return (-scale * math.log(base) * 2.0 * index / head_dim).float()
 
 
 def cos_sin(position_ids: torch.Tensor, frequency: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cos and sin of ``φ(t, i) = t · f_i``.
+    """Cos and sin of `φ(t, i) = t · f_i`.
 
     Args:
-        position_ids: int64 ``[B, S]``.
-        frequency: fp32 ``[D/2]``, or ``[heads, D/2]`` when every head has its own.
+        position_ids: int64 `[B, S]`.
+        frequency: fp32 `[D/2]`, or `[heads, D/2]` when every head has its own.
 
     Returns:
-        Two fp32 tensors ``[S, B, 1 or heads, D/2]``.
+        Two fp32 tensors `[S, B, 1 or heads, D/2]`.
     """
     angle = position_ids.t().float()[:, :, None, None] * frequency.reshape(-1, frequency.shape[-1])
     return angle.cos(), angle.sin()
 
 
 def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotate each pair of dimensions ``(i, i + D/2)`` of ``x`` ``[S, B, heads, D]`` (rotate-half)."""
+    """Rotate each pair of dimensions `(i, i + D/2)` of `x` `[S, B, heads, D]` (rotate-half)."""
     cos, sin = (part.to(x.dtype) for part in rotation)
     low, high = x.chunk(2, dim=-1)
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
@@ -50,7 +50,7 @@ class Rope(nn.Module):
         self.head_dim, self.base = config.kv_channels, config.rotation_base
 
     def forward(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cos and sin for int64 ``[B, S]`` positions; see :func:`cos_sin`."""
+        """Cos and sin for int64 `[B, S]` positions; see `cos_sin`."""
         exponent = (
             torch.arange(0, self.head_dim, 2, device=position_ids.device, dtype=torch.float32) / self.head_dim
         )
@@ -60,7 +60,7 @@ class Rope(nn.Module):
 class GrapeM(MegatronModule, Float32Parameters):
     """GRAPE-M: one vector of learnable log-frequencies for the whole model, shared by all local layers.
 
-    ``f_i = exp(log_freq_i / γ)``. γ leaves the initial rotation alone and divides the effective learning rate
+    `f_i = exp(log_freq_i / γ)`. γ leaves the initial rotation alone and divides the effective learning rate
     of ln f. Computed afresh in every pass, since the frequencies move.
     """
 
@@ -81,7 +81,7 @@ class GrapeM(MegatronModule, Float32Parameters):
         )
 
     def forward(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cos and sin for int64 ``[B, S]`` positions; see :func:`cos_sin`."""
+        """Cos and sin for int64 `[B, S]` positions; see `cos_sin`."""
         log_freq = require_float32(self.log_freq, "rotary_pos_emb.log_freq")
         if self.shared:
             log_freq = sum_gradient_over_tp(log_freq, self.tp_group)
@@ -104,7 +104,7 @@ class GrapeM(MegatronModule, Float32Parameters):
 def alibi_slopes(heads: int) -> list[float]:
     """Slopes of ALiBi (Press et al. 2022), one per head.
 
-    For a power of two: ``m_h = 2^(−8(h+1)/n)``. Otherwise the slopes of the largest power of two below, then
+    For a power of two: `m_h = 2^(−8(h+1)/n)`. Otherwise the slopes of the largest power of two below, then
     every second slope of the next one.
     """
     closest = 2 ** (heads.bit_length() - 1)

@@ -8,7 +8,7 @@ from torch import nn
 
 
 class Float32Parameters(nn.Module):
-    """A module whose ``float32_names`` parameters and buffers keep fp32 through ``.to(dtype)`` and kin.
+    """A module whose `float32_names` parameters and buffers keep fp32 through `.to(dtype)` and kin.
 
     A cast and a cast back would not do: a logit of 4.595 rounded to bf16 and back is another number, and the
     update of an optimizer step is often smaller than bf16's spacing there. So the cast is not applied to them
@@ -35,10 +35,10 @@ class Float32Parameters(nn.Module):
 
 
 def require_float32(parameter: torch.Tensor, name: str) -> torch.Tensor:
-    """Return ``parameter``, or refuse it when something cast it below fp32.
+    """Return `parameter`, or refuse it when something cast it below fp32.
 
     Raises:
-        TypeError: naming the parameter and its dtype.
+        TypeError: Naming the parameter and its dtype.
     """
     if parameter.dtype != torch.float32:
         raise TypeError(

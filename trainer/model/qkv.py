@@ -9,12 +9,12 @@ def split_qkv(
     """Split Megatron's interleaved layout: for each group its query heads, then its key, then its value.
 
     Args:
-        mixed: ``[S, B, (heads + 2 · groups) · D]``.
-        groups: key/value heads in ``mixed``.
+        mixed: `[S, B, (heads + 2 · groups) · D]`.
+        groups: key/value heads in `mixed`.
         head_dim: D.
 
     Returns:
-        query ``[S, B, heads, D]``, key and value ``[S, B, groups, D]``.
+        Query `[S, B, heads, D]`, key and value `[S, B, groups, D]`.
     """
     per_group = mixed.reshape(
         *mixed.shape[:-1], groups, -1, head_dim
@@ -24,15 +24,15 @@ def split_qkv(
 
 
 def interleave_qkv(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """The inverse of :func:`split_qkv` on any leading axes.
+    """Return the inverse of `split_qkv` on any leading axes.
 
     Args:
-        query: ``[…, heads, D]``.
-        key: ``[…, groups, D]``.
-        value: ``[…, groups, D]``.
+        query: `[…, heads, D]`.
+        key: `[…, groups, D]`.
+        value: `[…, groups, D]`.
 
     Returns:
-        ``[…, (heads + 2 · groups) · D]``.
+        `[…, (heads + 2 · groups) · D]`.
     """
     groups, dim = key.shape[-2:]
     query = query.reshape(*query.shape[:-2], groups, -1, dim)

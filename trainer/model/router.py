@@ -16,17 +16,17 @@ _DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 def select_experts(
     selection: torch.Tensor, topk: int, num_groups: int | None, group_topk: int | None
 ) -> torch.Tensor:
-    """Indices of the chosen experts, int64 ``[T, K]``.
+    """Return the indices of the chosen experts, int64 `[T, K]`.
 
-    With groups (DeepSeek-V3's node-limited routing): the score of a group is the sum of its best ``K //
-    group_topk`` experts; only experts of the best ``group_topk`` groups can be chosen. Ties are broken by
-    ``torch.topk``.
+    With groups (DeepSeek-V3's node-limited routing): the score of a group is the sum of its best `K //
+    group_topk` experts; only experts of the best `group_topk` groups can be chosen. Ties are broken by
+    `torch.topk`.
 
     Args:
-        selection: ``[T, E]``, selection scores (expert bias included).
+        selection: `[T, E]`, selection scores (expert bias included).
         topk: K.
-        num_groups: equal groups of neighbouring experts, or None for no limit.
-        group_topk: groups a token may use.
+        num_groups: Equal groups of neighbouring experts, or None for no limit.
+        group_topk: Groups a token may use.
     """
     if num_groups and group_topk:
         tokens, experts = selection.shape
@@ -51,22 +51,22 @@ def route(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights and indices of each token's experts.
 
-    ``sigmoid`` (DeepSeek-V3): ``s = σ(logits)``; experts are chosen by ``s + expert_bias`` and weighted by
-    ``s_e / Σ_chosen s`` times the scaling factor, so the bias steers the choice and never the weights (with K
-    = 1 the weight is ``s`` itself). ``softmax``: experts are chosen by logit and weighted by the softmax over
+    `sigmoid` (DeepSeek-V3): `s = σ(logits)`; experts are chosen by `s + expert_bias` and weighted by
+    `s_e / Σ_chosen s` times the scaling factor, so the bias steers the choice and never the weights (with K
+    = 1 the weight is `s` itself). `softmax`: experts are chosen by logit and weighted by the softmax over
     the chosen.
 
     Args:
-        logits: ``[T, E]``, fp32 or fp64.
+        logits: `[T, E]`, fp32 or fp64.
         topk: K.
-        score_function: ``sigmoid`` or ``softmax``.
-        expert_bias: ``[E]`` or None.
-        num_groups: see :func:`select_experts`.
-        group_topk: see :func:`select_experts`.
-        scaling_factor: what a token's weights sum to.
+        score_function: `sigmoid` or `softmax`.
+        expert_bias: `[E]` or None.
+        num_groups: See `select_experts`.
+        group_topk: See `select_experts`.
+        scaling_factor: What a token's weights sum to.
 
     Returns:
-        weights ``[T, K]`` in the dtype of ``logits``, differentiable, and indices int64 ``[T, K]``.
+        Weights `[T, K]` in the dtype of `logits`, differentiable, and indices int64 `[T, K]`.
     """
     if score_function == "softmax":
         chosen = select_experts(logits, topk, num_groups, group_topk)
@@ -83,17 +83,17 @@ def route(
 def sequence_aux_loss(scores: torch.Tensor, topk: int, valid: torch.Tensor) -> torch.Tensor:
     """Load-balancing loss per row (DeepSeek-V3's sequence-wise loss), averaged over the rows; 1 when even.
 
-    ``E / (K · S_b²) · Σ_e (Σ_t ŝ_te)(Σ_t m_te)`` where ŝ are the scores normalised over all experts, m marks
-    the plain top-K of ŝ (neither groups nor expert bias) and ``S_b`` counts the tokens of row b that are not
-    padding. Padding is left out of both sums and of ``S_b``: it all looks the same, and would teach the
+    `E / (K · S_b²) · Σ_e (Σ_t ŝ_te)(Σ_t m_te)` where ŝ are the scores normalised over all experts, m marks
+    the plain top-K of ŝ (neither groups nor expert bias) and `S_b` counts the tokens of row b that are not
+    padding. Padding is left out of both sums and of `S_b`: it all looks the same, and would teach the
     router about itself. A row is one sequence even where several documents share it: the load to even out is
     that of the tokens processed together, and per-document statistics over a few dozen tokens are mostly
     noise. A row of padding alone counts as 0.
 
     Args:
-        scores: ``[S, B, E]``, non-negative.
+        scores: `[S, B, E]`, non-negative.
         topk: K.
-        valid: bool ``[S, B]``, False for padding.
+        valid: bool `[S, B]`, False for padding.
 
     Returns:
         0-dimensional, differentiable through ŝ.
@@ -115,11 +115,11 @@ class Router(MegatronModule, Float32Parameters):
     loads an expert nor counts.
 
     Attributes:
-        weight: ``[E, H]``, and ``bias`` ``[E]``, in the model's dtype; logits are computed in
-            ``moe.router_dtype``.
-        expert_bias: fp32 ``[E]`` buffer, saved with the weights, moved by :meth:`update_expert_bias` alone.
-        tokens_per_expert: int64 ``[E]``, routed tokens counted since the last reset, training passes only.
-        aux_loss: coefficient times the auxiliary loss of the last training pass, or None.
+        weight: `[E, H]`, and `bias` `[E]`, in the model's dtype; logits are computed in
+            `moe.router_dtype`.
+        expert_bias: fp32 `[E]` buffer, saved with the weights, moved by `update_expert_bias` alone.
+        tokens_per_expert: int64 `[E]`, routed tokens counted since the last reset, training passes only.
+        aux_loss: Coefficient times the auxiliary loss of the last training pass, or None.
     """
 
     float32_names = ("expert_bias",)
@@ -147,7 +147,7 @@ class Router(MegatronModule, Float32Parameters):
         self.aux_loss: torch.Tensor | None = None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """``[…, H]`` to ``[…, E]`` in the router's dtype."""
+        """`[…, H]` to `[…, E]` in the router's dtype."""
         bias = None if self.bias is None else self.bias.to(self.dtype)
         return nn.functional.linear(hidden.to(self.dtype), self.weight.to(self.dtype), bias)
 
@@ -157,11 +157,11 @@ class Router(MegatronModule, Float32Parameters):
         """Route.
 
         Args:
-            hidden: ``[S, B, H]``.
-            padding: bool ``[B, S]``, True where a token is padding; None when nothing is.
+            hidden: `[S, B, H]`.
+            padding: bool `[B, S]`, True where a token is padding; None when nothing is.
 
         Returns:
-            weights fp32 ``[S · B, K]`` (0 for padding) and expert indices int64 ``[S · B, K]`` (E for
+            Weights fp32 `[S · B, K]` (0 for padding) and expert indices int64 `[S · B, K]` (E for
             padding).
         """
         config = self.config
@@ -200,10 +200,10 @@ class Router(MegatronModule, Float32Parameters):
 
     @torch.no_grad()
     def update_expert_bias(self, counts: torch.Tensor) -> None:
-        """Move the bias of each expert one step towards an even load: ``b_e += rate · sign(mean(n) − n_e)``.
+        """Move the bias of each expert one step towards an even load: `b_e += rate · sign(mean(n) − n_e)`.
 
         Args:
-            counts: ``[E]``, tokens of the whole global batch (summed over data-parallel ranks), from one
+            counts: `[E]`, tokens of the whole global batch (summed over data-parallel ranks), from one
                 optimizer step.
         """
         if self.expert_bias is None:
@@ -214,9 +214,9 @@ class Router(MegatronModule, Float32Parameters):
 
 
 def _count(chosen: torch.Tensor, experts: int) -> torch.Tensor:
-    """Int64 ``[E]``: how often each expert was chosen; index E is nobody.
+    """Int64 `[E]`: how often each expert was chosen; index E is nobody.
 
-    ``bincount`` on CUDA has no deterministic form; integer additions are exact in any order.
+    `bincount` on CUDA has no deterministic form; integer additions are exact in any order.
     """
     flat = chosen.reshape(-1)
     counts = torch.zeros(experts + 1, dtype=torch.int64, device=flat.device)

@@ -19,13 +19,13 @@ _ROW_SPLIT = {"a_q": 0, "a_k": 0, "a_v": 0, "bias": 0}
 
 
 class TensorProductQKV(MegatronModule):
-    """``q[h] = (1/R_q) Σ_r a_q(z)[h, r] · b_q(z)[r]``, keys and values likewise, plus one bias at the end.
+    """`q[h] = (1/R_q) Σ_r a_q(z)[h, r] · b_q(z)[r]`, keys and values likewise, plus one bias at the end.
 
-    Both factors are linear in the input and have no bias of their own. The rows of every ``a`` are heads and
-    are split over tensor-parallel ranks; the ``b`` factors are needed whole on each rank, so they are
+    Both factors are linear in the input and have no bias of their own. The rows of every `a` are heads and
+    are split over tensor-parallel ranks; the `b` factors are needed whole on each rank, so they are
     replicated.
 
-    The output has the interleaved layout of the dense projection (:mod:`trainer.model.qkv`), which makes the
+    The output has the interleaved layout of the dense projection (`trainer.model.qkv`), which makes the
     two interchangeable.
     """
 
@@ -60,10 +60,10 @@ class TensorProductQKV(MegatronModule):
         """Compose.
 
         Args:
-            hidden: ``[S, B, H]``, normalised.
+            hidden: `[S, B, H]`, normalised.
 
         Returns:
-            ``[S, B, (heads + 2 · groups) · D]`` of this rank in the parameters' dtype, and no bias left to
+            `[S, B, (heads + 2 · groups) · D]` of this rank in the parameters' dtype, and no bias left to
             add.
         """
         z = sum_gradient_over_tp(hidden.to(self.a_q.dtype), self.tp_group)
@@ -78,7 +78,7 @@ class TensorProductQKV(MegatronModule):
     def _compose(
         self, z: torch.Tensor, a: torch.Tensor, b: torch.Tensor, heads: int, rank: int
     ) -> torch.Tensor:
-        """Fp32 ``[S, B, heads, D]``; the sum over ranks accumulates in fp32."""
+        """Fp32 `[S, B, heads, D]`; the sum over ranks accumulates in fp32."""
         left = nn.functional.linear(z, a).float().unflatten(-1, (heads, rank))
         right = nn.functional.linear(z, sum_gradient_over_tp(b, self.tp_group)).float()
         return left @ right.unflatten(-1, (rank, self.head_dim)) / rank
@@ -86,7 +86,7 @@ class TensorProductQKV(MegatronModule):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
     ) -> ShardedStateDict:
-        """The ``a`` factors and the bias are split by row, the ``b`` factors replicated."""
+        """Return sharded tensors: `a` factors and bias are split by row, `b` factors replicated."""
         return make_sharded_tensors_for_checkpoint(
             self.state_dict(prefix="", keep_vars=True),
             prefix,

@@ -18,7 +18,7 @@ def adamw_(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """Applies one AdamW step in place.
+    """Apply one AdamW step in place.
 
     m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)g²,  Θ ← Θ(1−lr·wd) − lr · m̂ / (√v̂ + ε), with bias-corrected m̂ and v̂.
 
@@ -27,12 +27,12 @@ def adamw_(
         gradients: float32, of the same shapes.
         exp_avgs: m, float32.
         exp_avg_sqs: v, float32.
-        step: number of this step, counted from 1.
-        lr: learning rate.
-        beta1: decay of m.
-        beta2: decay of v.
-        eps: added to √v̂.
-        weight_decay: decoupled decay; 0 leaves the weights alone.
+        step: Number of this step, counted from 1.
+        lr: Learning rate.
+        beta1: Decay of m.
+        beta2: Decay of v.
+        eps: Added to √v̂.
+        weight_decay: Decoupled decay; 0 leaves the weights alone.
     """
     if not weights:
         return

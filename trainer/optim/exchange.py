@@ -44,10 +44,10 @@ class WeightExchange:
         """Lays out the buckets; the same on every rank of a group.
 
         Args:
-            routed: all parameters.
-            ownership: who owns which rows.
-            topology: process groups.
-            bucket_bytes: a bucket is closed before it would grow beyond this.
+            routed: All parameters.
+            ownership: Who owns which rows.
+            topology: Process groups.
+            bucket_bytes: A bucket is closed before it would grow beyond this.
         """
         self._buckets: list[_Bucket] = []
         for expert, group in ((False, topology.data), (True, topology.expert_data)):

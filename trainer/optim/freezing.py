@@ -17,17 +17,17 @@ from trainer.errors import OptimizerError
 
 
 def train_only_layers(model: nn.Module, layers: Collection[int], steps: int) -> None:
-    """Marks every parameter outside some decoder layers as resting for the first steps of a run.
+    """Mark every parameter outside some decoder layers as resting for the first steps of a run.
 
     Call it before the optimizer is made, which reads the marks.
 
     Args:
-        model: a model with ``decoder.layers``, without pipeline parallelism.
+        model: A model with `decoder.layers`, without pipeline parallelism.
         layers: 1-based numbers of the layers that train from the start.
-        steps: how long the others rest.
+        steps: How long the others rest.
 
     Raises:
-        OptimizerError: the model has no such layer, or the marks would leave nothing to train.
+        OptimizerError: The model has no such layer, or the marks would leave nothing to train.
     """
     if not steps:
         return

@@ -1,7 +1,7 @@
 """Main gradients: accumulated in float32 over micro-batches, summed over ranks in large buckets.
 
-``loss.backward()`` leaves a parameter's gradient in ``param.main_grad``, a float32 view into a flat bucket,
-and frees ``param.grad`` at once, so at most one gradient in the model's own type is alive at a time.
+`loss.backward()` leaves a parameter's gradient in `param.main_grad`, a float32 view into a flat bucket,
+and frees `param.grad` at once, so at most one gradient in the model's own type is alive at a time.
 Gradients are summed, never
 averaged: the loss already divides by counts of the whole global batch.
 """
@@ -25,7 +25,7 @@ class Gradients:
     """The float32 gradients of a set of parameters.
 
     Over the expert-data-parallel group for expert-parallel parameters, over the data-parallel group for all
-    others. Parameters with ``tp_grad_sum`` (or Megatron's ``sequence_parallel``), which every tensor-parallel
+    others. Parameters with `tp_grad_sum` (or Megatron's `sequence_parallel`), which every tensor-parallel
     rank holds whole but for which it sees only its own heads' or tokens' part of the gradient, are summed
     over that group too.
     """
@@ -36,12 +36,12 @@ class Gradients:
         """Allocates the buckets and hooks into autograd.
 
         Args:
-            routed: the parameters, in the same order on every rank.
-            topology: process groups.
-            bucket_elements: a bucket is closed before it would grow beyond this.
+            routed: The parameters, in the same order on every rank.
+            topology: Process groups.
+            bucket_elements: A bucket is closed before it would grow beyond this.
 
         Raises:
-            OptimizerError: a parameter already feeds another optimizer.
+            OptimizerError: A parameter already feeds another optimizer.
         """
         self._routed = list(routed)
         self._topology = topology
@@ -97,7 +97,7 @@ class Gradients:
             param.main_grad = flat[offset : offset + param.numel()].view(param.shape)  # type: ignore[attr-defined]
 
     def accumulate(self, index: int) -> None:
-        """Moves one parameter's fresh ``grad`` into its main gradient; called by autograd."""
+        """Move one parameter's fresh `grad` into its main gradient; called by autograd."""
         entry = self._routed[index]
         grad = entry.param.grad
         if grad is None:
@@ -124,13 +124,13 @@ class Gradients:
         self._reduced = False
 
     def reduce(self) -> list[bool]:
-        """Sums the gradients over their groups.
+        """Sum the gradients over their groups.
 
         Returns:
-            For each parameter, whether any rank saw a gradient for it since ``zero()``.
+            For each parameter, whether any rank saw a gradient for it since `zero()`.
 
         Raises:
-            OptimizerError: called twice without ``zero()`` in between.
+            OptimizerError: Called twice without `zero()` in between.
         """
         if self._reduced:
             raise OptimizerError(
@@ -148,7 +148,7 @@ class Gradients:
         return list(self._touched)
 
     def close(self) -> None:
-        """Takes the hooks and the buckets off the parameters, so that another optimizer may have them."""
+        """Take the hooks and the buckets off the parameters, so that another optimizer may have them."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -160,7 +160,7 @@ class Gradients:
 def _hook(
     param: torch.nn.Parameter, hook: Callable[[torch.Tensor], None]
 ) -> torch.utils.hooks.RemovableHandle:
-    """Registers a hook that also works on a parameter that is frozen now and thawed later."""
+    """Register a hook that also works on a parameter that is frozen now and thawed later."""
     requires_grad = param.requires_grad
     param.requires_grad_(True)
     handle = param.register_post_accumulate_grad_hook(hook)
@@ -169,7 +169,7 @@ def _hook(
 
 
 def _accumulate_into(owner: "weakref.ref[Gradients]", index: int) -> Callable[[torch.Tensor], None]:
-    """The autograd hook of one parameter; weak, so that a model does not keep a dropped optimizer alive."""
+    """Return the autograd hook of one parameter; weak, so that a model keeps no dropped optimizer alive."""
 
     def hook(_: torch.Tensor) -> None:
         gradients = owner()

@@ -19,7 +19,7 @@ CHUNK_ELEMENTS = 1 << 26
 
 @dataclass(frozen=True)
 class _Slice:
-    """Some matrices ``[k, m, n]`` of one part."""
+    """Some matrices `[k, m, n]` of one part."""
 
     grad: torch.Tensor
     master: torch.Tensor
@@ -46,13 +46,13 @@ def step_matrices(
 
     Args:
         parts: NorMuon parts, in the same order on every tensor-parallel rank.
-        lr_fraction: fraction of each part's peak learning rate.
-        mu: decay of the momentum.
-        beta2: decay of the row statistic.
-        eps: see :func:`trainer.optim.normuon.normuon_update`.
-        orthogonalize: ``[B, m, n] → [B, m, n]``, float32 out.
-        tensor_group: tensor-parallel ranks.
-        chunk_elements: bound on the elements of one batch of whole matrices.
+        lr_fraction: Fraction of each part's peak learning rate.
+        mu: Decay of the momentum.
+        beta2: Decay of the row statistic.
+        eps: See `trainer.optim.normuon.normuon_update`.
+        orthogonalize: `[B, m, n] → [B, m, n]`, float32 out.
+        tensor_group: Tensor-parallel ranks.
+        chunk_elements: Bound on the elements of one batch of whole matrices.
     """
     groups: dict[tuple[int, int, int | None, float, float], list[Part]] = {}
     for part in parts:

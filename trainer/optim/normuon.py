@@ -23,12 +23,12 @@ Orthogonalize = Callable[[torch.Tensor], torch.Tensor]
 def nesterov_momentum(
     gradients: Sequence[torch.Tensor], momenta: Sequence[torch.Tensor], mu: float
 ) -> list[torch.Tensor]:
-    """Updates the momenta in place and returns the Nesterov look-ahead of each.
+    """Update the momenta in place and return the Nesterov look-ahead of each.
 
     Args:
         gradients: float32 tensors.
-        momenta: of the same shapes; float32, or a narrower type in which they are only stored.
-        mu: decay of the moving average.
+        momenta: Of the same shapes; float32, or a narrower type in which they are only stored.
+        mu: Decay of the moving average.
 
     Returns:
         float32 tensors of the same shapes.
@@ -51,19 +51,19 @@ def normuon_update(
     eps: float,
     orthogonalize: Orthogonalize,
 ) -> torch.Tensor:
-    """Turns a batch of look-ahead momenta into updates Δ; the row statistic is updated in place.
+    """Turn a batch of look-ahead momenta into updates Δ; the row statistic is updated in place.
 
     Õ is a row scaling of O, so both Frobenius norms follow from r and v and no second pass over O is needed.
 
     Args:
-        look_ahead: U, ``[B, m, n]`` float32.
-        second_momentum: v, ``[B, m, 1]`` float32.
-        beta2: decay of v.
-        eps: added to v, and the floor of ‖Õ‖_F.
-        orthogonalize: ``[B, m, n] → [B, m, n]`` float32.
+        look_ahead: U, `[B, m, n]` float32.
+        second_momentum: v, `[B, m, 1]` float32.
+        beta2: Decay of v.
+        eps: Added to v, and the floor of ‖Õ‖_F.
+        orthogonalize: `[B, m, n] → [B, m, n]` float32.
 
     Returns:
-        Δ, ``[B, m, n]`` float32.
+        Δ, `[B, m, n]` float32.
     """
     m, n = look_ahead.shape[-2:]
     update = orthogonalize(look_ahead)

@@ -31,10 +31,10 @@ class StepStats:
     """What one step did.
 
     Attributes:
-        grad_norm: global gradient norm before clipping.
-        clip_scale: factor the gradients were multiplied by, at most 1.
-        learning_rates: of ``matrices``, ``embeddings`` and ``vectors``, as far as the model has them.
-        untouched: parameters that got no gradient on any rank and were left alone.
+        grad_norm: Global gradient norm before clipping.
+        clip_scale: Factor the gradients were multiplied by, at most 1.
+        learning_rates: Of `matrices`, `embeddings` and `vectors`, as far as the model has them.
+        untouched: Parameters that got no gradient on any rank and were left alone.
     """
 
     grad_norm: float
@@ -46,12 +46,12 @@ class StepStats:
 class Optimizer:
     """NorMuon for matrices and AdamW for the rest, over the process groups of Megatron's parallel state.
 
-    Use: ``zero_grad()``, any number of backward passes, ``step(fraction)``. Gradients are summed over ranks,
+    Use: `zero_grad()`, any number of backward passes, `step(fraction)`. Gradients are summed over ranks,
         so the loss
     must already be divided by counts of the whole global batch. Every data-parallel rank must start with the
     same weights.
 
-    With ``shard`` each matrix (each expert of a stack) is updated by one data-parallel rank, which alone
+    With `shard` each matrix (each expert of a stack) is updated by one data-parallel rank, which alone
     keeps its master weight and state, and hands the new weights to the others. Without it every rank updates
     everything.
     """
@@ -68,14 +68,14 @@ class Optimizer:
         """Routes the model's parameters, plans ownership and allocates gradients and state.
 
         Args:
-            model: its parameters carry the attributes of :mod:`trainer.optim.routing`.
-            config: rates, decays and constants.
-            clip_grad: largest global gradient norm; 0 does not clip.
-            shard: spread state and work over data-parallel ranks.
-            topology: process groups; by default those of Megatron's parallel state.
+            model: Its parameters carry the attributes of `trainer.optim.routing`.
+            config: Rates, decays and constants.
+            clip_grad: Largest global gradient norm; 0 does not clip.
+            shard: Spread state and work over data-parallel ranks.
+            topology: Process groups; by default those of Megatron's parallel state.
 
         Raises:
-            OptimizerError: a parameter or setting is refused.
+            OptimizerError: A parameter or setting is refused.
         """
         if not (math.isfinite(clip_grad) and clip_grad >= 0):
             raise OptimizerError(
@@ -138,17 +138,17 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, lr_fraction: float) -> StepStats:
-        """Sums the gradients over ranks, clips them and updates the weights. Collective.
+        """Sum the gradients over ranks, clip them and update the weights. Collective.
 
         Args:
-            lr_fraction: fraction of every group's peak learning rate, from the schedule.
+            lr_fraction: Fraction of every group's peak learning rate, from the schedule.
 
         Returns:
             Norm, clipping and rates of this step.
 
         Raises:
-            NonFiniteGradientError: the gradient norm is NaN or infinite, on every rank; nothing has changed.
-            OptimizerError: ``lr_fraction`` is not in [0, 1], ``zero_grad()`` was forgotten, or the weights
+            NonFiniteGradientError: The gradient norm is NaN or infinite, on every rank; nothing has changed.
+            OptimizerError: `lr_fraction` is not in [0, 1], `zero_grad()` was forgotten, or the weights
                 were changed behind the optimizer's back.
         """
         if not 0 <= lr_fraction <= 1:
@@ -243,7 +243,7 @@ class Optimizer:
     # the next step; comparing version counters costs nothing and finds it.
 
     def reload_master_weights(self) -> None:
-        """Takes the model's present weights as master weights, after loading others into the model."""
+        """Take the model's present weights as master weights, after loading others into the model."""
         with torch.no_grad():
             for part in self._parts:
                 if part.keeps_master:
@@ -266,15 +266,15 @@ class Optimizer:
                 )
 
     def sharded_state_dict(self, model_sharded_state_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """The state for ``megatron.core.dist_checkpointing``, to save or to load into.
+        """Return the state for `megatron.core.dist_checkpointing`, to save or to load into.
 
         Args:
-            model_sharded_state_dict: the model's own, which says where each parameter lies in the whole
+            model_sharded_state_dict: The model's own, which says where each parameter lies in the whole
                 model.
 
         Returns:
             A nested dictionary whose sharded tensors are the live state; global shapes and keys are the same
-            for any number of data-parallel ranks.
+            For any number of data-parallel ranks.
         """
         return {
             "schema": SCHEMA,
@@ -290,16 +290,16 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Takes over what ``dist_checkpointing.load`` returned for :meth:`sharded_state_dict`.
+        """Take over what `dist_checkpointing.load` returned for `sharded_state_dict`.
 
         Load the model's weights first. A run that starts from converted weights without optimizer state does
         not call this.
 
         Args:
-            state: the loaded dictionary.
+            state: The loaded dictionary.
 
         Raises:
-            OptimizerStateError: the state is absent or of another optimizer, or does not fit the model.
+            OptimizerStateError: The state is absent or of another optimizer, or does not fit the model.
         """
         if not state:
             raise OptimizerStateError(

@@ -19,9 +19,9 @@ class Unit:
     """What the plan needs to know about one parameter.
 
     Attributes:
-        rows: length of the leading axis along which it may be split; 1 for what must stay whole.
-        cost: work or memory of one row.
-        even: split all rows evenly over the ranks instead of one row at a time to the least loaded rank.
+        rows: Length of the leading axis along which it may be split; 1 for what must stay whole.
+        cost: Work or memory of one row.
+        even: Split all rows evenly over the ranks instead of one row at a time to the least loaded rank.
     """
 
     rows: int
@@ -31,7 +31,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Share:
-    """Rows ``[start, stop)`` of unit ``unit``, owned by rank ``owner``."""
+    """Rows `[start, stop)` of unit `unit`, owned by rank `owner`."""
 
     unit: int
     start: int
@@ -40,11 +40,11 @@ class Share:
 
 
 def matrix_unit(shape: Sequence[int], tensor_parallel_size: int = 1) -> Unit:
-    """A matrix ``[m, n]`` or a stack of them ``[E, m, n]``; cost is that of its Gram products, m·n·min(m, n).
+    """Return the cost of a matrix `[m, n]` or a stack `[E, m, n]`: of its Gram products, m·n·min(m, n).
 
     Args:
-        shape: local shape.
-        tensor_parallel_size: number of ranks the matrix is split over; scales its cost the same way on each
+        shape: Local shape.
+        tensor_parallel_size: Number of ranks the matrix is split over; scales its cost the same way on each
             of them.
     """
     *batch, m, n = shape
@@ -52,7 +52,7 @@ def matrix_unit(shape: Sequence[int], tensor_parallel_size: int = 1) -> Unit:
 
 
 def elementwise_unit(shape: Sequence[int], split_elements: int = SPLIT_ELEMENTS) -> Unit:
-    """A tensor for AdamW; cost is its number of elements."""
+    """Return a tensor for AdamW; cost is its number of elements."""
     elements = 1
     for size in shape:
         elements *= size
@@ -65,8 +65,8 @@ def plan(units: Sequence[Unit], ranks: int) -> list[Share]:
     """Shares units out over ranks: the dearest rows first, each to the rank with the least work so far.
 
     Args:
-        units: in the order of the model's parameters.
-        ranks: size of the group.
+        units: In the order of the model's parameters.
+        ranks: Size of the group.
 
     Returns:
         Shares ordered by unit and then by owner; together they cover every row exactly once.

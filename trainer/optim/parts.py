@@ -16,16 +16,16 @@ class Part:
     """A contiguous range of one parameter's leading axis (or all of it), updated by this rank.
 
     Attributes:
-        index: position of the parameter in the model.
-        name: its name.
-        route: its algorithm, rate and decay.
-        start: first row of the leading axis, 0 where the parameter is not split.
-        weight: view into the parameter, in the model's type.
-        grad: view into the main gradient, float32.
-        master: float32 weight; the same tensor as ``weight`` where the parameter is float32 already.
-        state: state tensors by name, in the shape that a checkpoint stores.
-        tensor_dim: matrix axis that tensor parallelism splits (0 rows, 1 columns), None where it does not.
-        matrix: ``(m, n)`` of the local matrices, for NorMuon.
+        index: Position of the parameter in the model.
+        name: Its name.
+        route: Its algorithm, rate and decay.
+        start: First row of the leading axis, 0 where the parameter is not split.
+        weight: View into the parameter, in the model's type.
+        grad: View into the main gradient, float32.
+        master: float32 weight; the same tensor as `weight` where the parameter is float32 already.
+        state: State tensors by name, in the shape that a checkpoint stores.
+        tensor_dim: Matrix axis that tensor parallelism splits (0 rows, 1 columns), None where it does not.
+        matrix: `(m, n)` of the local matrices, for NorMuon.
     """
 
     index: int
@@ -40,7 +40,7 @@ class Part:
     matrix: tuple[int, int] = (1, 1)
 
     def batched(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A NorMuon tensor of this part as a batch ``[k, m, ·]``."""
+        """Return a NorMuon tensor of this part as a batch `[k, m, ·]`."""
         return tensor.view(-1, self.matrix[0], tensor.size(-1))
 
     @property
@@ -50,10 +50,10 @@ class Part:
 
 
 def tensor_parallel_dim(name: str, param: torch.nn.Parameter, topology: Topology) -> int | None:
-    """The axis of a dense parameter that is split over tensor-parallel ranks, None if it is whole on each.
+    """Return the axis of a dense parameter that tensor-parallel ranks split, None if it is whole on each.
 
     Raises:
-        OptimizerError: the parameter says it is split but not along which axis.
+        OptimizerError: The parameter says it is split but not along which axis.
     """
     if topology.tensor.size == 1 or not getattr(param, "tensor_model_parallel", False):
         return None
@@ -75,8 +75,8 @@ class Ownership:
         """Plans the ownership; collective calls are not made.
 
         Args:
-            routed: all parameters of the model.
-            topology: process groups.
+            routed: All parameters of the model.
+            topology: Process groups.
         """
         self.units: list[Unit] = []
         for entry in routed:
@@ -94,7 +94,7 @@ class Ownership:
         self.shares.sort(key=lambda share: (share.unit, share.owner))
 
     def rows(self, index: int, tensor: torch.Tensor) -> torch.Tensor:
-        """A parameter-shaped tensor as ``[rows, row]``: the axis along which it may be split comes first."""
+        """Return a parameter-shaped tensor as `[rows, row]`: the axis that may be split comes first."""
         return tensor.view(self.units[index].rows, -1)
 
 
@@ -109,11 +109,11 @@ def build_parts(
     """Allocates this rank's parts with zero state.
 
     Args:
-        routed: all parameters, with ``main_grad`` in place.
-        ownership: the plan.
-        topology: process groups.
-        shard: update only what this rank owns; otherwise everything, on every rank.
-        momentum_dtype: storage type of NorMuon's momentum.
+        routed: All parameters, with `main_grad` in place.
+        ownership: The plan.
+        topology: Process groups.
+        shard: Update only what this rank owns; otherwise everything, on every rank.
+        momentum_dtype: Storage type of NorMuon's momentum.
 
     Returns:
         The parts in the model's parameter order.

@@ -1,7 +1,7 @@
 """Polar Express: the orthogonal factor of many matrices at once, with matrix products only.
 
-The polar factor of ``U = P Σ Qᵀ`` is ``P Qᵀ``: the same singular vectors with every singular value set to
-one. Polar Express (Amsel, Persson, Musco, Gower, 2025) applies an odd quintic ``a x + b x³ + c x⁵`` to the
+The polar factor of `U = P Σ Qᵀ` is `P Qᵀ`: the same singular vectors with every singular value set to
+one. Polar Express (Amsel, Persson, Musco, Gower, 2025) applies an odd quintic `a x + b x³ + c x⁵` to the
 singular values a few times, each time with the coefficients that are minimax optimal for the interval reached
 so far.
 """
@@ -33,15 +33,15 @@ def coefficients_for(
     """Chooses the coefficient table that belongs to a safety factor.
 
     Args:
-        safety_factor: relative margin by which the input is shrunk below unit Frobenius norm.
-        table: one ``(a, b, c)`` for each iteration, computed for ``safety_factor``; None for the built-in
+        safety_factor: Relative margin by which the input is shrunk below unit Frobenius norm.
+        table: One `(a, b, c)` for each iteration, computed for `safety_factor`; None for the built-in
             one.
 
     Returns:
         One triple for each iteration.
 
     Raises:
-        OptimizerError: the built-in table does not belong to ``safety_factor`` and no other is given, or the
+        OptimizerError: The built-in table does not belong to `safety_factor` and no other is given, or the
             given one is not a non-empty list of triples of finite numbers.
     """
     if table is None:
@@ -76,13 +76,13 @@ def polar_express(
     [0.8589, 1.1411] in exact arithmetic; smaller ones stay smaller. A zero matrix gives zero.
 
     Args:
-        matrices: ``[..., m, n]`` floating point.
-        coefficients: one ``(a, b, c)`` for each iteration.
-        safety_factor: the margin the coefficients were computed for.
-        dtype: of the products; by default bfloat16 on CUDA and float32 elsewhere.
+        matrices: `[..., m, n]` floating point.
+        coefficients: One `(a, b, c)` for each iteration.
+        safety_factor: The margin the coefficients were computed for.
+        dtype: Of the products; by default bfloat16 on CUDA and float32 elsewhere.
 
     Returns:
-        ``[..., m, n]`` float32.
+        `[..., m, n]` float32.
     """
     if dtype is None:
         dtype = torch.bfloat16 if matrices.is_cuda else torch.float32

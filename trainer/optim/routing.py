@@ -2,13 +2,13 @@
 
 A parameter states its nature by attributes set where it is made; names are never parsed:
 
-* ``is_embedding_or_output_parameter``: the input embedding or the output head (Megatron sets it);
-* ``matrix_batch``: a rank-3 stack ``[E, m, n]`` of E separate matrices;
-* ``vector_batch``: a rank-2 stack ``[E, n]`` of E vectors, such as the biases of all experts;
-* ``adamw_only``: never a matrix to NorMuon, whatever its rank;
-* ``keep_fp32``: must not have been cast below float32;
-* ``allreduce = False``: expert-parallel (Megatron's convention);
-* ``frozen_steps``: rests for that many first steps of the run (see :mod:`trainer.optim.freezing`).
+* `is_embedding_or_output_parameter`: the input embedding or the output head (Megatron sets it);
+* `matrix_batch`: a rank-3 stack `[E, m, n]` of E separate matrices;
+* `vector_batch`: a rank-2 stack `[E, n]` of E vectors, such as the biases of all experts;
+* `adamw_only`: never a matrix to NorMuon, whatever its rank;
+* `keep_fp32`: must not have been cast below float32;
+* `allreduce = False`: expert-parallel (Megatron's convention);
+* `frozen_steps`: rests for that many first steps of the run (see `trainer.optim.freezing`).
 """
 
 from collections.abc import Iterable
@@ -29,12 +29,12 @@ class Route:
     """What happens to one parameter.
 
     Attributes:
-        kind: ``matrices``, ``embeddings`` (with the output head) or ``vectors`` (everything else).
-        algorithm: ``normuon``, ``adamw`` or ``sgd``.
-        expert_parallel: reduced over the expert-data-parallel group.
-        lr: peak learning rate.
-        weight_decay: decoupled weight decay.
-        frozen_steps: first steps of the run in which it gets no gradient, no decay and no state.
+        kind: `matrices`, `embeddings` (with the output head) or `vectors` (everything else).
+        algorithm: `normuon`, `adamw` or `sgd`.
+        expert_parallel: Reduced over the expert-data-parallel group.
+        lr: Peak learning rate.
+        weight_decay: Decoupled weight decay.
+        frozen_steps: First steps of the run in which it gets no gradient, no decay and no state.
     """
 
     kind: Kind
@@ -50,9 +50,9 @@ class Routed:
     """A parameter with its route.
 
     Attributes:
-        name: full name in the model.
-        param: the parameter.
-        route: where it goes.
+        name: Full name in the model.
+        param: The parameter.
+        route: Where it goes.
     """
 
     name: str
@@ -70,20 +70,20 @@ class Routed:
 def route_parameter(name: str, param: torch.nn.Parameter, settings: OptimizerConfig) -> Route:
     """Routes one parameter.
 
-    With ``name = "normuon"`` NorMuon takes every matrix but the embedding and the head, with weight decay;
-    AdamW takes the rest: vectors never decay, embedding and head by a key of their own. ``adam`` and ``sgd``
+    With `name = "normuon"` NorMuon takes every matrix but the embedding and the head, with weight decay;
+    AdamW takes the rest: vectors never decay, embedding and head by a key of their own. `adam` and `sgd`
     use one algorithm for everything, with the same rates and decays.
 
     Args:
-        name: full name, for messages.
-        param: the parameter with its attributes.
-        settings: the optimizer's configuration.
+        name: Full name, for messages.
+        param: The parameter with its attributes.
+        settings: The optimizer's configuration.
 
     Returns:
         The route.
 
     Raises:
-        OptimizerError: the parameter's rank and attributes do not add up to one nature, or it should be
+        OptimizerError: The parameter's rank and attributes do not add up to one nature, or it should be
             float32 and is not.
     """
     kind = _kind(name, param)
@@ -152,18 +152,18 @@ def route_model(
 ) -> list[Routed]:
     """Routes every parameter of a model, each exactly once.
 
-    Parameters that are frozen now (``requires_grad`` False) are routed too: they may be thawed later in the
+    Parameters that are frozen now (`requires_grad` False) are routed too: they may be thawed later in the
     run, and a checkpoint should not depend on when.
 
     Args:
-        named_parameters: as ``model.named_parameters()`` gives them; their order fixes every later order.
-        settings: the optimizer's configuration.
+        named_parameters: As `model.named_parameters()` gives them; their order fixes every later order.
+        settings: The optimizer's configuration.
 
     Returns:
         The routed parameters in the given order.
 
     Raises:
-        OptimizerError: a parameter fits no group or two, the same tensor comes twice, or there is none.
+        OptimizerError: A parameter fits no group or two, the same tensor comes twice, or there is none.
     """
     routed: list[Routed] = []
     names: dict[int, str] = {}
@@ -180,5 +180,5 @@ def route_model(
 
 
 def count_matrices(routed: Iterable[Routed]) -> int:
-    """Number of matrices that NorMuon treats, each expert's counted on its own."""
+    """Return number of matrices that NorMuon treats, each expert's counted on its own."""
     return sum(entry.matrices for entry in routed)

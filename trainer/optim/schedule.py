@@ -7,10 +7,10 @@ from trainer.errors import OptimizerError
 
 
 def warmup_steps(steps: int, schedule: ScheduleConfig) -> int:
-    """Number of warm-up steps in a run of ``steps``.
+    """Return number of warm-up steps in a run of `steps`.
 
     Raises:
-        OptimizerError: the warm-up would fill the whole run, so that the peak is never reached.
+        OptimizerError: The warm-up would fill the whole run, so that the peak is never reached.
     """
     warmup = max(round(schedule.warmup_fraction * steps), schedule.min_warmup_steps)
     if warmup >= steps:
@@ -25,19 +25,19 @@ def lr_fraction(step: int, steps: int, schedule: ScheduleConfig) -> float:
     """Fraction of its peak learning rate that every parameter group uses in one step.
 
     Linear warm-up, then the chosen decay. The first step already moves (1/warm-up of the peak) and the last
-    one runs at ``min_lr_fraction``: the value of Megatron's ``OptimizerParamScheduler`` after ``step + 1`` of
-    ``steps`` steps.
+    one runs at `min_lr_fraction`: the value of Megatron's `OptimizerParamScheduler` after `step + 1` of
+    `steps` steps.
 
     Args:
-        step: index of the step about to be taken, counted from 0.
-        steps: length of the run.
-        schedule: the shape.
+        step: Index of the step about to be taken, counted from 0.
+        steps: Length of the run.
+        schedule: The shape.
 
     Returns:
         A number in [0, 1].
 
     Raises:
-        OptimizerError: the step is outside the run, or the warm-up fills it.
+        OptimizerError: The step is outside the run, or the warm-up fills it.
     """
     if not 0 <= step < steps:
         raise OptimizerError(f"learning-rate schedule: step {step} is outside a run of {steps} steps.")

@@ -15,7 +15,7 @@ SCHEMA = "vpmoe.optimizer/1"
 
 
 def state_tensors(part: Part) -> Iterator[tuple[str, torch.Tensor]]:
-    """What a checkpoint keeps of one part.
+    """Return what a checkpoint keeps of one part.
 
     A float32 parameter is its own master weight and is kept with the model.
     """
@@ -32,20 +32,20 @@ def shard_state(
     *,
     replicated: bool,
 ) -> dict[str, ShardedTensor]:
-    """Describes this rank's state tensors by where they lie in the whole model's.
+    """Describe this rank's state tensors by where they lie in the whole model's.
 
     Args:
-        parts: this rank's parts.
-        routed: all parameters.
-        model_state: ``model.sharded_state_dict()``: where each local parameter lies in the whole model.
-        topology: process groups.
-        replicated: every data-parallel rank holds all of it, so only the first is to write.
+        parts: This rank's parts.
+        routed: All parameters.
+        model_state: `model.sharded_state_dict()`: where each local parameter lies in the whole model.
+        topology: Process groups.
+        replicated: Every data-parallel rank holds all of it, so only the first is to write.
 
     Returns:
-        One sharded tensor for each state tensor, by ``<parameter>.<state>``; data are the live tensors.
+        One sharded tensor for each state tensor, by `<parameter>.<state>`; data are the live tensors.
 
     Raises:
-        OptimizerStateError: a parameter is missing from ``model_state``.
+        OptimizerStateError: A parameter is missing from `model_state`.
     """
     places = {
         _address(entry.data): entry for entry in _sharded_tensors(model_state) if entry.data is not None
@@ -105,14 +105,14 @@ def _place(
 
 
 def load_tensors(parts: Sequence[Part], loaded: Mapping[str, Any]) -> None:
-    """Copies loaded state into the live state tensors.
+    """Copy loaded state into the live state tensors.
 
     Args:
-        parts: this rank's parts.
-        loaded: what came back for the dictionary of :func:`shard_state`.
+        parts: This rank's parts.
+        loaded: What came back for the dictionary of `shard_state`.
 
     Raises:
-        OptimizerStateError: a tensor is missing or unknown, or has another shape or type; nothing is copied
+        OptimizerStateError: A tensor is missing or unknown, or has another shape or type; nothing is copied
             then.
     """
     wanted = {f"{part.name}.{kind}": tensor for part in parts for kind, tensor in state_tensors(part)}

@@ -9,12 +9,12 @@ from megatron.core import parallel_state
 
 @dataclass(frozen=True)
 class Group:
-    """One process group as seen from this rank; ``handle`` is None where the rank is alone.
+    """One process group as seen from this rank; `handle` is None where the rank is alone.
 
     Attributes:
-        size: number of ranks.
-        rank: this rank's place among them.
-        handle: the torch.distributed group.
+        size: Number of ranks.
+        rank: This rank's place among them.
+        handle: The torch.distributed group.
     """
 
     size: int = 1
@@ -23,22 +23,22 @@ class Group:
 
     @classmethod
     def of(cls, handle: dist.ProcessGroup) -> "Group":
-        """Describes a torch.distributed group this rank belongs to."""
+        """Describe a torch.distributed group this rank belongs to."""
         size = dist.get_world_size(handle)
         return cls(size, dist.get_rank(handle), handle if size > 1 else None)
 
     def sum_(self, tensor: torch.Tensor) -> None:
-        """Adds up a tensor over the group, in place."""
+        """Add up a tensor over the group, in place."""
         if self.handle is not None:
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self.handle)
 
     def max_(self, tensor: torch.Tensor) -> None:
-        """Takes the maximum of a tensor over the group, in place."""
+        """Take the maximum of a tensor over the group, in place."""
         if self.handle is not None:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.handle)
 
     def gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        """Concatenates every rank's equally shaped tensor along ``dim``, in rank order."""
+        """Concatenates every rank's equally shaped tensor along `dim`, in rank order."""
         if self.handle is None:
             return tensor
         parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.size)]
@@ -51,10 +51,10 @@ class Topology:
     """The groups of a run.
 
     Attributes:
-        world: all ranks.
-        data: ranks that hold the same dense parameters and see different samples.
-        expert_data: ranks that hold the same experts.
-        tensor: ranks among which one layer's matrices are split.
+        world: All ranks.
+        data: Ranks that hold the same dense parameters and see different samples.
+        expert_data: Ranks that hold the same experts.
+        tensor: Ranks among which one layer's matrices are split.
     """
 
     world: Group = Group()
@@ -64,7 +64,7 @@ class Topology:
 
     @classmethod
     def current(cls) -> "Topology":
-        """Reads Megatron's parallel state; a single process without one stands alone.
+        """Read Megatron's parallel state; a single process without one stands alone.
 
         Raises:
             RuntimeError: torch.distributed runs with several ranks but Megatron's parallel state is missing.

@@ -29,10 +29,10 @@ class LogitAgreement:
     """Logits of two checkpoints over the same batch, in fp32 arithmetic.
 
     Attributes:
-        equal: every bit the same.
+        equal: Every bit the same.
         max_abs_difference: 0.0 where equal.
-        max_abs_logit: of the parent, to judge the difference by.
-        tokens: positions compared, each over the whole vocabulary.
+        max_abs_logit: Of the parent, to judge the difference by.
+        tokens: Positions compared, each over the whole vocabulary.
     """
 
     equal: bool
@@ -51,17 +51,17 @@ def compare_to_parent(
     payload: Path,
     observe: Observer = lambda number, layer: None,
 ) -> tuple[LogitAgreement, list[float]]:
-    """Runs parent and result over the same batch.
+    """Run parent and result over the same batch.
 
     Args:
-        conversion: with the parent as its source.
-        recipe: its recipe.
-        payload: the result.
-        observe: sees each of the result's layers before it runs.
+        conversion: With the parent as its source.
+        recipe: Its recipe.
+        payload: The result.
+        observe: Sees each of the result's layers before it runs.
 
     Returns:
         How the logits compare, and for each of the result's layers how much it changes the residual stream:
-        root mean square of what it adds over that of what it is given.
+        Root mean square of what it adds over that of what it is given.
     """
     batch = seeded_batch(conversion, recipe.architecture)
     with WeightsReader(conversion.source) as source, WeightsReader(payload) as target:
@@ -92,15 +92,15 @@ def run_through(
     batch: Batch,
     observe: Observer = lambda number, layer: None,
 ) -> tuple[StudentStream, list[float]]:
-    """Takes a batch through all layers of a checkpoint, one in memory at a time.
+    """Take a batch through all layers of a checkpoint, one in memory at a time.
 
     Args:
-        conversion: for progress, stop and device.
-        name: of the phase.
-        architecture: of the checkpoint.
-        reader: its weights.
-        batch: the tokens.
-        observe: sees each layer (its 1-based number) with its weights before it runs.
+        conversion: For progress, stop and device.
+        name: Of the phase.
+        architecture: Of the checkpoint.
+        reader: Its weights.
+        batch: The tokens.
+        observe: Sees each layer (its 1-based number) with its weights before it runs.
 
     Returns:
         The stream after the last layer, and each layer's change of it.
@@ -122,12 +122,12 @@ def run_through(
 def compare_logits(
     ours: tuple[StudentStream, WeightsReader], theirs: tuple[StudentStream, WeightsReader], epsilon: float
 ) -> LogitAgreement:
-    """Final norm and head of both checkpoints, compared in chunks of the vocabulary.
+    """Return final norm and head of both checkpoints, compared in chunks of the vocabulary.
 
     Args:
-        ours: the result's stream after its last layer, and its weights.
-        theirs: the same of the parent.
-        epsilon: of the final norm.
+        ours: The result's stream after its last layer, and its weights.
+        theirs: The same of the parent.
+        epsilon: Of the final norm.
     """
     normed = []
     for stream, reader in (ours, theirs):

@@ -1,12 +1,12 @@
 """Tensor products fitted to a linear projection, by alternating least squares.
 
-A tensor-product projection ``q[h] = (1/R) Σ_r (A_{h,r} · z) (B_r z)`` is quadratic in its input and has no
-biases, so it can equal a given ``q[h] = W_h z`` on a set of inputs only. With either factor fixed the problem
+A tensor-product projection `q[h] = (1/R) Σ_r (A_{h,r} · z) (B_r z)` is quadratic in its input and has no
+biases, so it can equal a given `q[h] = W_h z` on a set of inputs only. With either factor fixed the problem
 is linear least squares in the other, and its normal equations are small: for A fixed, every output dimension
-has the same matrix, made of ``R (R + 1) / 2`` weighted second moments ``Σ_t w_t z_t z_tᵀ``; for B fixed,
-every head has. A design matrix of (tokens × heads) rows and ``R · H`` columns is never formed.
+has the same matrix, made of `R (R + 1) / 2` weighted second moments `Σ_t w_t z_t z_tᵀ`; for B fixed,
+every head has. A design matrix of (tokens × heads) rows and `R · H` columns is never formed.
 
-Each half-step is a proximal one, ``min error + λ ‖X − X_old‖²``: directions that the inputs do not determine
+Each half-step is a proximal one, `min error + λ ‖X − X_old‖²`: directions that the inputs do not determine
 keep their values, the matrix is always definite, and the error cannot rise.
 """
 
@@ -37,9 +37,9 @@ class TensorProduct:
     """Both factors of a tensor-product projection, in float64.
 
     Attributes:
-        a: ``[heads · rank, H]``, head-major.
-        b: ``[rank · D, H]``.
-        errors: relative mean square error at the start and after each sweep, never rising.
+        a: `[heads · rank, H]`, head-major.
+        b: `[rank · D, H]`.
+        errors: Relative mean square error at the start and after each sweep, never rising.
     """
 
     a: torch.Tensor
@@ -57,27 +57,27 @@ def fit_tensor_product(
     generator: torch.Generator,
     on_sweep: Progress | None = None,
 ) -> TensorProduct:
-    """Fit ``(1/R) Σ_r (A_{h,r} · z) (B_r z) ≈ W_h z`` in the mean over the inputs.
+    """Fit `(1/R) Σ_r (A_{h,r} · z) (B_r z) ≈ W_h z` in the mean over the inputs.
 
-    The start is ``A ≈ constant``: the least-squares fit of 1 by a linear function of z, times the head
-    mixtures of the ``rank`` leading singular directions of the matrix whose rows are the heads. A sweep
+    The start is `A ≈ constant`: the least-squares fit of 1 by a linear function of z, times the head
+    mixtures of the `rank` leading singular directions of the matrix whose rows are the heads. A sweep
     solves for B, then for A. Sums are float64, on the device of the inputs.
 
     Args:
-        inputs: samples of z, a list of ``[tokens, H]`` in any floating type, all on one device.
-        weight: ``[heads, D, H]``, the projection to fit.
+        inputs: Samples of z, a list of `[tokens, H]` in any floating type, all on one device.
+        weight: `[heads, D, H]`, the projection to fit.
         rank: R.
-        sweeps: most sweeps to make.
-        tolerance: stop when a sweep lowers the error by less than this share of it.
+        sweeps: Most sweeps to make.
+        tolerance: Stop when a sweep lowers the error by less than this share of it.
         generator: CPU generator of the factors beyond the rank of the head matrix, which has no direction for
             them (more ranks than heads, or heads that are equal).
-        on_sweep: called after each sweep with its number from 1 and the error.
+        on_sweep: Called after each sweep with its number from 1 and the error.
 
     Returns:
-        The factors, balanced: ``Σ A² = Σ B²`` for each r, orthogonal across r.
+        The factors, balanced: `Σ A² = Σ B²` for each r, orthogonal across r.
 
     Raises:
-        ValueError: shapes do not fit, the projection is zero on all inputs, or a value is not finite.
+        ValueError: Shapes do not fit, the projection is zero on all inputs, or a value is not finite.
     """
     _check(inputs, weight, rank, sweeps)
     weight = weight.to(inputs[0].device, torch.float64)
@@ -107,13 +107,13 @@ def fit_tensor_product(
 def tensor_product_error(
     inputs: Sequence[torch.Tensor], weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor
 ) -> float:
-    """``Σ ‖tensor product(z) − W z‖² / Σ ‖W z‖²``, by running both: the error of factors as they are stored.
+    """`Σ ‖tensor product(z) − W z‖² / Σ ‖W z‖²`, by running both: the error of factors as they are stored.
 
     Args:
-        inputs: samples of z, a list of ``[tokens, H]``.
-        weight: ``[heads, D, H]``.
-        a: ``[heads · rank, H]``.
-        b: ``[rank · D, H]``.
+        inputs: Samples of z, a list of `[tokens, H]`.
+        weight: `[heads, D, H]`.
+        a: `[heads · rank, H]`.
+        b: `[rank · D, H]`.
     """
     heads, dim = weight.shape[:2]
     rank = a.shape[0] // heads
@@ -140,7 +140,7 @@ def _check(inputs: Sequence[torch.Tensor], weight: torch.Tensor, rank: int, swee
 
 
 def _chunks(inputs: Sequence[torch.Tensor], width: int) -> Iterator[torch.Tensor]:
-    """The inputs in float64, in pieces whose rows of ``width`` numbers stay below the chunk size."""
+    """Return the inputs in float64, in pieces whose rows of `width` numbers stay below the chunk size."""
     size = max(_CHUNK_TOKENS, _CHUNK_ELEMENTS // width, _CHUNK_TOKENS_PER_DIMENSION * inputs[0].shape[1])
     for z in inputs:
         for piece in z.split(size):
@@ -150,7 +150,7 @@ def _chunks(inputs: Sequence[torch.Tensor], width: int) -> Iterator[torch.Tensor
 def _start(
     inputs: Sequence[torch.Tensor], weight: torch.Tensor, rank: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``A`` ``[heads, R, H]`` and ``B`` ``[D, R, H]`` of the best mixture of heads, A being near-constant."""
+    """Return `A` `[heads, R, H]` and `B` `[D, R, H]` of the best mixture of heads, A being near-constant."""
     heads, dim, hidden = weight.shape
     moment = weight.new_zeros(hidden, hidden)
     total = weight.new_zeros(hidden)
@@ -183,18 +183,18 @@ def _half_step(
 ) -> tuple[torch.Tensor, float, float]:
     """Solve for one factor with the other fixed.
 
-    The model is ``y[n, m] = (1/R) Σ_r (F_{n,r} · z) (X_{m,r} · z)`` for ``y[n, m] = W_{n,m} · z``: n is the
+    The model is `y[n, m] = (1/R) Σ_r (F_{n,r} · z) (X_{m,r} · z)` for `y[n, m] = W_{n,m} · z`: n is the
     axis of the fixed factor, m that of the one to find (heads and dimensions, or the other way round).
 
     Args:
-        inputs: samples of z.
-        fixed: F, ``[n, R, H]``.
-        moving: X as it is, ``[m, R, H]``.
-        weight: ``[n, m, H]``.
-        power: ``Σ ‖y‖²``.
+        inputs: Samples of z.
+        fixed: F, `[n, R, H]`.
+        moving: X as it is, `[m, R, H]`.
+        weight: `[n, m, H]`.
+        power: `Σ ‖y‖²`.
 
     Returns:
-        the new X, and the relative mean square error before and after.
+        The new X, and the relative mean square error before and after.
     """
     n, rank, hidden = fixed.shape
     m = moving.shape[0]
@@ -226,7 +226,7 @@ def _half_step(
 
 
 def _solve(matrix: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """``(matrix + λ I)⁻¹ wanted`` for a positive semidefinite matrix."""
+    """`(matrix + λ I)⁻¹ wanted` for a positive semidefinite matrix."""
     scale = float(matrix.diagonal().mean())
     damping = _DAMPING * scale
     eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
@@ -243,10 +243,10 @@ def _solve(matrix: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 
 def _balance(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same product from factors of equal norm, orthogonal across r.
+    """Return the same product from factors of equal norm, orthogonal across r.
 
     Any invertible mixture of the ranks leaves the product alone. The one from the singular value
-    decomposition of ``Σ_r A_r ⊗ B_r`` has the smallest norms, so nothing cancels between ranks when the
+    decomposition of `Σ_r A_r ⊗ B_r` has the smallest norms, so nothing cancels between ranks when the
     factors are rounded.
     """
     left, left_triangle = torch.linalg.qr(a.transpose(1, 2).flatten(0, 1))

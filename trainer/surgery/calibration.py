@@ -22,13 +22,13 @@ _ORDER = "train documents in the order of epoch 0 of the seed, concatenated"
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of equal length without padding, each int64 ``[B, S]``.
+    """Rows of equal length without padding, each int64 `[B, S]`.
 
     Attributes:
-        tokens: token ids.
-        position_ids: position inside the document, from 0 at the start of the row or of a document.
-        doc_id: number of the document inside its row.
-        labels: the next token; -1 where the next token begins another document or lies outside the slice.
+        tokens: Token ids.
+        position_ids: Position inside the document, from 0 at the start of the row or of a document.
+        doc_id: Number of the document inside its row.
+        labels: The next token; -1 where the next token begins another document or lies outside the slice.
     """
 
     tokens: torch.Tensor
@@ -37,20 +37,20 @@ class Batch:
     labels: torch.Tensor
 
     def to(self, device: str | torch.device) -> "Batch":
-        """The same batch on a device."""
+        """Return the same batch on a device."""
         return Batch(*(t.to(device) for t in (self.tokens, self.position_ids, self.doc_id, self.labels)))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The first ``tokens`` tokens of a stated order of documents, in rows of ``seq_len``.
+    """The first `tokens` tokens of a stated order of documents, in rows of `seq_len`.
 
     Attributes:
-        ids: int32 ``[tokens]``; the last document may be cut.
+        ids: int32 `[tokens]`; the last document may be cut.
         seq_len: S; a row that begins inside a document does not see the text before it.
-        documents: documents in the slice.
-        eod: end-of-document token id.
-        seed: seed of the order.
+        documents: Documents in the slice.
+        eod: End-of-document token id.
+        seed: Seed of the order.
     """
 
     ids: NDArray[np.int32]
@@ -73,8 +73,8 @@ class Calibration:
         """Cut the slice into batches; a shorter last row is a batch of its own, so nothing is padding.
 
         Args:
-            tokens: take the first so many tokens of the slice only.
-            batch_tokens: most tokens of a batch; at least one row.
+            tokens: Take the first so many tokens of the slice only.
+            batch_tokens: Most tokens of a batch; at least one row.
         """
         ids = self.ids[:tokens].astype(np.int64)
         following = np.append(self.ids[1:], NO_LABEL)[: len(ids)].astype(np.int64)
@@ -87,7 +87,7 @@ class Calibration:
         return [_batch(ids[a:b].reshape(-1, s), following[a:b].reshape(-1, s), self.eod) for a, b, s in cuts]
 
     def describe(self) -> dict[str, int | str]:
-        """What a report says of the slice."""
+        """Return what a report says of the slice."""
         return {
             "tokens": self.tokens,
             "documents": self.documents,
@@ -102,14 +102,14 @@ def load_calibration(dataset: Path, *, tokens: int, seq_len: int, seed: int) -> 
     """Take the calibration slice of a plain-text data set.
 
     Args:
-        dataset: the data set ``healing_text_v1``: the directory of its splits.
-        tokens: length of the slice.
-        seq_len: tokens of a row.
-        seed: seed of the order of documents.
+        dataset: The data set `healing_text_v1`: the directory of its splits.
+        tokens: Length of the slice.
+        seq_len: Tokens of a row.
+        seed: Seed of the order of documents.
 
     Raises:
-        DataError: the data set is damaged, or its train split is shorter than the slice.
-        ValueError: a number is not positive.
+        DataError: The data set is damaged, or its train split is shorter than the slice.
+        ValueError: A number is not positive.
     """
     if tokens < 1 or seq_len < 1:
         raise ValueError(f"tokens = {tokens}, seq_len = {seq_len}: both must be at least 1")

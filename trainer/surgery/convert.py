@@ -33,20 +33,20 @@ CLAIM = ".converting"
 
 
 def convert(job: Job, work: WorkDir, stop: StopRequest) -> None:
-    """Converts as a job says and delivers.
+    """Convert as a job says and delivers.
 
-    Nothing is in ``output_dir/payload`` before everything written was read back equal and measured, and
-    ``summary.json`` comes last. A conversion that was cut short starts over.
+    Nothing is in `output_dir/payload` before everything written was read back equal and measured, and
+    `summary.json` comes last. A conversion that was cut short starts over.
 
     Args:
-        job: a ``convert`` job.
-        work: its work directory.
-        stop: asks for a clean stop.
+        job: A `convert` job.
+        work: Its work directory.
+        stop: Asks for a clean stop.
 
     Raises:
-        Interrupted: stopped as asked; nothing was delivered.
-        JobError: the output directory holds something that is not this job's.
-        ValueError: an input is not what the recipe says, or the result is not sound.
+        Interrupted: Stopped as asked; nothing was delivered.
+        JobError: The output directory holds something that is not this job's.
+        ValueError: An input is not what the recipe says, or the result is not sound.
     """
     began = time.monotonic()
     recipe = job.convert_recipe()
@@ -84,7 +84,7 @@ def convert(job: Job, work: WorkDir, stop: StopRequest) -> None:
 
 
 def _make(conversion: Conversion, writing: Path) -> Outcome:
-    """Fills ``writing``, reads it back and measures it."""
+    """Fill `writing`, read it back and measure it."""
     with _process_group_of_its_own():
         step = load_step(conversion.recipe.step)
         LOGGER.info("%s: %s of %s", conversion.job.asset, conversion.recipe.step, conversion.source)
@@ -116,7 +116,7 @@ def _finished(output: Path, job: Job) -> bool:
 
 
 def _claim(output: Path, job: Job) -> None:
-    """Takes the output directory; what an interrupted start of this job left in it is cleared."""
+    """Take the output directory; what an interrupted start of this job left in it is cleared."""
     output.mkdir(parents=True, exist_ok=True)
     claim, payload = output / CLAIM, output / PAYLOAD
     ours = f"{job.experiment}/{job.asset} {job.recipe_fingerprint}\n"
@@ -145,7 +145,7 @@ def _holds(directory: Path) -> bool:
 
 
 def _fill(step: Step, conversion: Conversion, writing: Path) -> tuple[Outcome, dict[str, str]]:
-    """Runs the step; returns its outcome and sha256 of each tensor that went through a writer."""
+    """Run the step; returns its outcome and sha256 of each tensor that went through a writer."""
     recipe = conversion.recipe
     if isinstance(recipe, VocabularyRecipe):
         return step.convert(conversion, writing), {}
@@ -158,10 +158,10 @@ def _fill(step: Step, conversion: Conversion, writing: Path) -> tuple[Outcome, d
 
 
 def _reload(conversion: Conversion, writing: Path, written: Mapping[str, str]) -> Verdict:
-    """Reads every file back.
+    """Read every file back.
 
     Raises:
-        WeightsError: what is on the disk is not what was written.
+        WeightsError: What is on the disk is not what was written.
     """
     recipe = conversion.recipe
     with WeightsReader(writing) as reader:
@@ -189,7 +189,7 @@ def _reload(conversion: Conversion, writing: Path, written: Mapping[str, str]) -
 
 @contextmanager
 def _process_group_of_its_own() -> Iterator[None]:
-    """Takes down the single-process group that a model built in the block may have made."""
+    """Take down the single-process group that a model built in the block may have made."""
     before = dist.is_initialized()
     try:
         yield
@@ -241,7 +241,7 @@ def _summary(conversion: Conversion, outcome: Outcome, payload: Path, seconds: f
 
 
 def _json_value(value: Any) -> Any:
-    """The value with None for NaN and infinity, which JSON lacks: a failed check has to be readable too."""
+    """Return the value with None for NaN and infinity: JSON lacks them, and a failed check is read too."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -250,7 +250,7 @@ def _json_value(value: Any) -> Any:
 
 
 def _provenance(conversion: Conversion, outcome: Outcome) -> dict[str, Any]:
-    """What a checkpoint's record says of its making, as far as the trainer knows it."""
+    """Return what a checkpoint's record says of its making, as far as the trainer knows it."""
     job, recipe = conversion.job, conversion.recipe
     inputs = [
         {
@@ -285,7 +285,7 @@ def _provenance(conversion: Conversion, outcome: Outcome) -> dict[str, Any]:
 
 
 def _source_numbers(recipe: ConvertRecipe) -> dict[str, float | None]:
-    """Base of the rotation and epsilon of the norms of what was converted."""
+    """Return the base of the rotation and the epsilon of the norms of what was converted."""
     if isinstance(recipe, VocabularyRecipe) or recipe.step == "vpdense":
         return {"rope_theta": recipe.donor.rope_theta, "rms_norm_eps": recipe.donor.rms_norm_eps}
     parent = recipe.parent

@@ -16,8 +16,8 @@ def donor_table(donor: Donor, dtype: torch.dtype) -> dict[str, TensorSpec]:
     """Every tensor of a Qwen3 checkpoint; a tied head is not among them.
 
     Args:
-        donor: its geometry.
-        dtype: type of all tensors.
+        donor: Its geometry.
+        dtype: Type of all tensors.
     """
     return {name: TensorSpec(shape, dtype) for name, shape in donor_shapes(donor).items()}
 
@@ -28,7 +28,7 @@ def require_donor(reader: WeightsReader, donor: Donor) -> None:
     A tied head that is stored although it is the embedding is accepted when it really is the embedding.
 
     Raises:
-        WeightsError: naming each key or tensor, what was expected and what was found.
+        WeightsError: Naming each key or tensor, what was expected and what was found.
     """
     config = reader.config
     keys = {"num_layers": "num_hidden_layers"}
@@ -49,7 +49,7 @@ def require_donor(reader: WeightsReader, donor: Donor) -> None:
 
 
 def rope_theta(config: Mapping[str, Any]) -> float | None:
-    """Base of the rotary embedding, where older and newer configurations keep it; None if they do not."""
+    """Return the base of the rotary embedding, as older and newer configurations keep it, or None."""
     newer = config.get("rope_parameters") or {}
     value = config.get("rope_theta", newer.get("rope_theta"))
     return None if value is None else float(value)

@@ -29,8 +29,8 @@ def convert(conversion: Conversion, out: WeightsWriter) -> Outcome:
     stream are zero. Layer 1 has no value residual of its own; its copies start with a fresh one.
 
     Args:
-        conversion: with an :class:`ExpandRecipe`.
-        out: the deeper checkpoint.
+        conversion: With an `ExpandRecipe`.
+        out: The deeper checkpoint.
     """
     recipe = _recipe(conversion)
     origins = recipe.origins()

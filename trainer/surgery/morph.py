@@ -42,17 +42,17 @@ def convert(conversion: Conversion, out: WeightsWriter) -> Outcome:
     """Write the morphed rung.
 
     Args:
-        conversion: with a :class:`~trainer.config.MorphRecipe`; its inputs are the parent and the text.
-        out: receives every tensor of the result.
+        conversion: With a `trainer.config.MorphRecipe`; its inputs are the parent and the text.
+        out: Receives every tensor of the result.
 
     Returns:
         The table of fit errors by layer; how the calibration slice was taken.
 
     Raises:
-        ConfigError: the parent lacks a tensor that this step cannot make.
-        DataError: the text is too short or damaged.
-        WeightsError: the parent is not the rung that the recipe names.
-        Interrupted: the job was asked to stop.
+        ConfigError: The parent lacks a tensor that this step cannot make.
+        DataError: The text is too short or damaged.
+        WeightsError: The parent is not the rung that the recipe names.
+        Interrupted: The job was asked to stop.
     """
     recipe = _recipe(conversion)
     with WeightsReader(conversion.source) as parent:
@@ -82,9 +82,9 @@ def check(conversion: Conversion, payload: Path, outcome: Outcome) -> None:
     and the cross-entropy is below that of guessing.
 
     Args:
-        conversion: as for :func:`convert`.
-        payload: the result, read back.
-        outcome: of :func:`convert`.
+        conversion: As for `convert`.
+        payload: The result, read back.
+        outcome: Of `convert`.
     """
     recipe = _recipe(conversion)
     batches = _calibration(conversion, recipe).batches(tokens=CHECK_TOKENS)
@@ -212,13 +212,13 @@ def _write_fits(
 
 @torch.no_grad()
 def _normalised(layer: nn.Module, stream: StudentStream) -> list[torch.Tensor]:
-    """The layer's inputs behind its norm, ``[tokens, H]`` for each batch."""
+    """Return the layer's inputs behind its norm, `[tokens, H]` for each batch."""
     norm = layer.get_submodule("input_layernorm")
     return [norm(hidden).flatten(0, 1) for hidden in stream.hidden]
 
 
 def _dense(parent: WeightsReader, recipe: MorphRecipe, number: int) -> dict[str, torch.Tensor]:
-    """The layer's projections from the interleaved matrix, each ``[heads, D, H]``."""
+    """Return the layer's projections from the interleaved matrix, each `[heads, D, H]`."""
     model = recipe.parent.model
     matrix = parent.read_fp32(LAYER.format(number - 1) + _QKV + "weight")
     parts = split_qkv(matrix.t(), model.num_query_groups, model.head_dim)  # [H, heads, D]
@@ -267,5 +267,5 @@ def _fit_projection(
 
 
 def _finite(value: float) -> float | None:
-    """A number that JSON can hold."""
+    """Return a number that JSON can hold."""
     return value if math.isfinite(value) else None

@@ -1,7 +1,7 @@
 """Another program as part of a job: its output goes to a log, its progress shows, it never outlives the job.
 
-``run_program`` runs this file as the child: it asks the kernel to be killed when the job dies, however it
-dies, and then becomes the module that was asked for. ``preexec_fn`` would be shorter and is not safe beside
+`run_program` runs this file as the child: it asks the kernel to be killed when the job dies, however it
+dies, and then becomes the module that was asked for. `preexec_fn` would be shorter and is not safe beside
 threads.
 """
 
@@ -33,17 +33,17 @@ def run_program(
     environment: Mapping[str, str],
     beat: Callable[[], None],
 ) -> None:
-    """Runs ``python -m module`` to its end.
+    """Run `python -m module` to its end.
 
     Args:
-        module: what to run.
-        arguments: its command line.
-        log: file for standard output and error.
-        environment: variables to add to this process's.
-        beat: called several times a second; may raise to stop, which ends the program.
+        module: What to run.
+        arguments: Its command line.
+        log: File for standard output and error.
+        environment: Variables to add to this process's.
+        beat: Called several times a second; may raise to stop, which ends the program.
 
     Raises:
-        ProgramError: the exit code is not 0.
+        ProgramError: The exit code is not 0.
     """
     command = [sys.executable, "-P", __file__, str(os.getpid()), module, *arguments]
     with log.open("wb") as output:

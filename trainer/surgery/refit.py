@@ -1,7 +1,7 @@
 """The down projection of a narrowed FFN, refitted to the outputs of the FFN it replaces.
 
-The narrowed FFN keeps some of the donor's up-projection rows and computes ``W₂ relu(W₁ z + b₁)² + b₂`` where
-the donor computes ``W_down (act(W_gate z) · W_up z)``. With W₁ and b₁ given, the best W₂ and b₂ on a
+The narrowed FFN keeps some of the donor's up-projection rows and computes `W₂ relu(W₁ z + b₁)² + b₂` where
+the donor computes `W_down (act(W_gate z) · W_up z)`. With W₁ and b₁ given, the best W₂ and b₂ on a
 calibration set are a linear least-squares problem in the hidden activations. Its normal equations are summed
 over chunks of tokens in float64, so memory does not grow with the calibration set.
 """
@@ -20,11 +20,11 @@ class Refit:
     """A refitted down projection.
 
     Attributes:
-        weight: ``[H, F]`` float64.
-        bias: ``[H]`` float64.
-        relative_mse_before: mean square error of the weights that were there, over that of predicting zero.
-        relative_mse_after: the same of the refitted ones.
-        silent_neurons: neurons that no calibration token activates; their columns are zero.
+        weight: `[H, F]` float64.
+        bias: `[H]` float64.
+        relative_mse_before: Mean square error of the weights that were there, over that of predicting zero.
+        relative_mse_after: The same of the refitted ones.
+        silent_neurons: Neurons that no calibration token activates; their columns are zero.
     """
 
     weight: torch.Tensor
@@ -35,7 +35,7 @@ class Refit:
 
 
 class NormalEquations:
-    """Sums of a least-squares problem ``outputs ≈ W features + b``, in float64."""
+    """Sums of a least-squares problem `outputs ≈ W features + b`, in float64."""
 
     def __init__(self, features: int, outputs: int, *, device: str | torch.device = "cpu") -> None:
         size = features + 1  # the last feature is 1
@@ -47,8 +47,8 @@ class NormalEquations:
         """Add a chunk.
 
         Args:
-            features: ``[tokens, F]``.
-            outputs: ``[tokens, O]``.
+            features: `[tokens, F]`.
+            outputs: `[tokens, O]`.
         """
         x = torch.nn.functional.pad(features.double(), (0, 1), value=1.0)
         y = outputs.double()
@@ -57,19 +57,19 @@ class NormalEquations:
         self._power += float(y.square().sum())
 
     def solve(self, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Minimise ``Σ ‖W x + b − y‖² + ridge · Σ_i s_i ‖W_i‖²`` s_i being Σ x_i².
+        """Minimise `Σ ‖W x + b − y‖² + ridge · Σ_i s_i ‖W_i‖²` s_i being Σ x_i².
 
         The penalty is relative to each feature's own scale (that of squared activations spans many orders of
         magnitude), and the bias is not penalised. Features that are zero throughout get zero weights.
 
         Args:
-            ridge: strength, 0 for plain least squares.
+            ridge: Strength, 0 for plain least squares.
 
         Returns:
-            W ``[O, F]`` and b ``[O]``.
+            W `[O, F]` and b `[O]`.
 
         Raises:
-            ValueError: nothing was added, or a sum is not finite.
+            ValueError: Nothing was added, or a sum is not finite.
         """
         scale = self._gram.diagonal().clone()
         tokens = float(scale[-1])
@@ -92,14 +92,14 @@ class NormalEquations:
         return solution[:-1].t().contiguous(), solution[-1].clone()
 
     def relative_mse(self, weight: torch.Tensor, bias: torch.Tensor) -> float:
-        """``Σ ‖W x + b − y‖² / Σ ‖y‖²`` over all that was added.
+        """`Σ ‖W x + b − y‖² / Σ ‖y‖²` over all that was added.
 
         Args:
-            weight: ``[O, F]``.
-            bias: ``[O]``.
+            weight: `[O, F]`.
+            bias: `[O]`.
 
         Raises:
-            ValueError: the outputs are all zero.
+            ValueError: The outputs are all zero.
         """
         if not self._power > 0:
             raise ValueError("the donor's outputs are zero (or not finite) on all calibration tokens")
@@ -118,10 +118,10 @@ class NarrowFfn:
     """The FFN to refit.
 
     Attributes:
-        fc1_weight: ``[F, H]``.
-        fc1_bias: ``[F]`` or None.
-        fc2_weight: ``[H, F]``, as it is before.
-        fc2_bias: ``[H]`` or None for zero.
+        fc1_weight: `[F, H]`.
+        fc1_bias: `[F]` or None.
+        fc2_weight: `[H, F]`, as it is before.
+        fc2_bias: `[H]` or None for zero.
     """
 
     fc1_weight: torch.Tensor
@@ -138,9 +138,9 @@ def refit_layers(
     Inputs of every layer are the donor's own, so the layers' fits do not depend on each other.
 
     Args:
-        donor: at its start.
-        narrow: the FFN that takes the place of that of layer n (from 1).
-        ridge: see :meth:`NormalEquations.solve`.
+        donor: At its start.
+        narrow: The FFN that takes the place of that of layer n (from 1).
+        ridge: See `NormalEquations.solve`.
 
     Yields:
         The layer's number and its fit, first layer first.

@@ -30,9 +30,9 @@ class Verdict:
     """What a check found.
 
     Attributes:
-        passed: whether what was converted is as it should be.
-        description: what was checked, for people.
-        metadata: the measured values, JSON-able.
+        passed: Whether what was converted is as it should be.
+        description: What was checked, for people.
+        metadata: The measured values, JSON-able.
     """
 
     passed: bool
@@ -45,10 +45,10 @@ class Outcome:
     """What a step has to say of its result.
 
     Attributes:
-        transform: the method, indices, hashes: what of it is not in the recipe.
-        checks: by name.
-        layers: the per-layer table of the report; rows with equal keys, values numbers, strings or None.
-        details: what else belongs into the record.
+        transform: The method, indices, hashes: what of it is not in the recipe.
+        checks: By name.
+        layers: The per-layer table of the report; rows with equal keys, values numbers, strings or None.
+        details: What else belongs into the record.
     """
 
     transform: dict[str, Any] = field(default_factory=dict)
@@ -62,12 +62,12 @@ class Conversion:
     """One conversion under way.
 
     Attributes:
-        job: the job.
-        recipe: its recipe, checked.
-        inputs: payload directory of every input, by name.
-        scratch: empty directory for intermediate files, removed at the end.
-        work: the job's work directory, for the heartbeat.
-        stop: set when the job was asked to stop.
+        job: The job.
+        recipe: Its recipe, checked.
+        inputs: Payload directory of every input, by name.
+        scratch: Empty directory for intermediate files, removed at the end.
+        work: The job's work directory, for the heartbeat.
+        stop: Set when the job was asked to stop.
     """
 
     job: Job
@@ -93,10 +93,10 @@ class Conversion:
         return torch.device(self.job.execution.device)
 
     def generator(self, *names: object) -> torch.Generator:
-        """A CPU generator of its own for these names: independent of all others and of the order of asking.
+        """Return the CPU generator of these names: independent of all others and of the order of asking.
 
         Args:
-            *names: what is drawn, for instance step, layer number, expert, tensor.
+            *names: What is drawn, for instance step, layer number, expert, tensor.
         """
         text = ":".join(str(part) for part in (self.seed, *names))
         digest = hashlib.sha256(text.encode()).digest()
@@ -106,7 +106,7 @@ class Conversion:
         """Leave when the job was asked to stop; call it between pieces of work.
 
         Raises:
-            Interrupted: it was.
+            Interrupted: It was.
         """
         if self.stop:
             raise Interrupted(
@@ -115,15 +115,15 @@ class Conversion:
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str = "tensor") -> Iterator[Tick]:
-        """Shows the progress of a piece of work: a bar on a terminal, a line now and then elsewhere.
+        """Show the progress of a piece of work: a bar on a terminal, a line now and then elsewhere.
 
         Args:
-            name: what is done.
-            total: how many ticks it takes.
-            unit: of a tick.
+            name: What is done.
+            total: How many ticks it takes.
+            unit: Of a tick.
 
         Yields:
-            A function to call after each piece, with its name; it raises :class:`Interrupted` on a stop.
+            A function to call after each piece, with its name; it raises `Interrupted` on a stop.
         """
         began = logged = time.monotonic()
         done = 0
@@ -150,13 +150,13 @@ class Conversion:
 class Step(Protocol):
     """A step's module: two functions.
 
-    ``convert`` fills the result. Its second argument is a :class:`~trainer.surgery.weights.WeightsWriter` for
+    `convert` fills the result. Its second argument is a `trainer.surgery.weights.WeightsWriter` for
     a Megatron rung, which it fills completely (the caller finishes it), and the empty payload directory
-    (:class:`~pathlib.Path`) for a Hugging Face rung.
+    (`pathlib.Path`) for a Hugging Face rung.
 
-    ``check`` runs after everything written was read back and found equal; it measures the function of the
-    result (``payload``) against its source and adds to ``outcome``. A failed expectation is a failed
-    :class:`Verdict`; only what makes the result unusable raises.
+    `check` runs after everything written was read back and found equal; it measures the function of the
+    result (`payload`) against its source and adds to `outcome`. A failed expectation is a failed
+    `Verdict`; only what makes the result unusable raises.
     """
 
     def convert(self, conversion: Conversion, out: Any) -> Outcome:
@@ -177,5 +177,5 @@ STEPS: dict[str, str] = {
 
 
 def load_step(name: str) -> Step:
-    """The step of a recipe."""
+    """Return the step of a recipe."""
     return cast(Step, importlib.import_module(STEPS[name]))

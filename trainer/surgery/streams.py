@@ -1,7 +1,7 @@
 """Models run one layer at a time over a calibration slice: one layer's weights in memory, never a model's.
 
-Both streams have the same three moves. ``load(n)`` builds layer n with its weights; whoever needs its inputs
-then finds them in ``hidden``; ``run(layer)`` replaces them by the layer's outputs. At 64 thousand tokens and
+Both streams have the same three moves. `load(n)` builds layer n with its weights; whoever needs its inputs
+then finds them in `hidden`; `run(layer)` replaces them by the layer's outputs. At 64 thousand tokens and
 hidden size 1024 the residual stream is 268 MB, and the largest tensor read is the embedding.
 """
 
@@ -30,7 +30,7 @@ ReadTensor = Callable[[str], torch.Tensor]
 """A tensor of a checkpoint by its name."""
 
 FfnObserver = Callable[[torch.Tensor, torch.Tensor], None]
-"""Called with the FFN's normalised inputs and its outputs, each ``[tokens, H]``."""
+"""Called with the FFN's normalised inputs and its outputs, each `[tokens, H]`."""
 
 
 class Stream(Protocol):
@@ -39,21 +39,21 @@ class Stream(Protocol):
     layers: int
 
     def load(self, number: int) -> nn.Module:
-        """Build layer ``number`` (from 1) with its weights."""
+        """Build layer `number` (from 1) with its weights."""
 
     def run(self, layer: nn.Module) -> None:
         """Take the residual stream through a layer."""
 
     def residual(self) -> Iterator[torch.Tensor]:
-        """The residual stream of each batch, ``[tokens, H]``, row after row."""
+        """Return the residual stream of each batch, `[tokens, H]`, row after row."""
 
 
 class StudentStream:
     """A Megatron checkpoint of this project, layer by layer, in fp32.
 
     Attributes:
-        hidden: the residual stream of each batch, ``[S, B, H]``.
-        layers: number of layers.
+        hidden: The residual stream of each batch, `[S, B, H]`.
+        layers: Number of layers.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class StudentStream:
         """Embed the batches.
 
         Args:
-            architecture: what the checkpoint was built from.
-            read: gives a tensor by its Megatron name, full and of any floating type.
-            batches: the calibration slice.
-            device: where to compute.
+            architecture: What the checkpoint was built from.
+            read: Gives a tensor by its Megatron name, full and of any floating type.
+            batches: The calibration slice.
+            device: Where to compute.
         """
         ensure_parallel_state()
         self.device = torch.device(device)
@@ -106,7 +106,7 @@ class StudentStream:
         return rotary
 
     def load(self, number: int) -> nn.Module:
-        """Build layer ``number`` (from 1) with its weights, in evaluation mode."""
+        """Build layer `number` (from 1) with its weights, in evaluation mode."""
         with torch.device(self.device):
             layer: nn.Module = build_module(
                 self._specs[number - 1],
@@ -125,15 +125,15 @@ class StudentStream:
             self.hidden[place] = output.detach()  # Megatron marks a layer's output as differentiable
 
     def residual(self) -> Iterator[torch.Tensor]:
-        """The residual stream of each batch, ``[tokens, H]``, row after row."""
+        """Return the residual stream of each batch, `[tokens, H]`, row after row."""
         return (hidden.transpose(0, 1).flatten(0, 1) for hidden in self.hidden)
 
     @torch.no_grad()
     def cross_entropy(self, tokens: int) -> float:
-        """Mean next-token cross-entropy in nats over the first ``tokens`` tokens, after the last layer.
+        """Mean next-token cross-entropy in nats over the first `tokens` tokens, after the last layer.
 
         Raises:
-            ValueError: none of these tokens has a label.
+            ValueError: None of these tokens has a label.
         """
         gain = self._read("decoder.final_layernorm.weight").to(self.device, torch.float32)
         head = self._read("output_layer.weight").to(self.device, torch.float32)
@@ -162,8 +162,8 @@ class DonorStream:
     """A Hugging Face Qwen3 checkpoint, layer by layer, in fp32, with documents isolated.
 
     Attributes:
-        hidden: the residual stream of each batch, ``[B, S, H]``.
-        layers: number of layers.
+        hidden: The residual stream of each batch, `[B, S, H]`.
+        layers: Number of layers.
     """
 
     def __init__(
@@ -177,13 +177,13 @@ class DonorStream:
         """Embed the batches.
 
         Args:
-            directory: the checkpoint, for its ``config.json``.
-            read: gives a tensor by its Hugging Face name, of any floating type.
-            batches: the calibration slice.
-            device: where to compute.
+            directory: The checkpoint, for its `config.json`.
+            read: Gives a tensor by its Hugging Face name, of any floating type.
+            batches: The calibration slice.
+            device: Where to compute.
 
         Raises:
-            ConfigError: the checkpoint is not a Qwen3 model.
+            ConfigError: The checkpoint is not a Qwen3 model.
         """
         from transformers import Qwen3Config
         from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
@@ -204,7 +204,7 @@ class DonorStream:
         self.hidden = [_embed(table, batch.tokens, self.device) for batch in self._batches]
 
     def load(self, number: int) -> nn.Module:
-        """Build layer ``number`` (from 1) with its weights, in evaluation mode."""
+        """Build layer `number` (from 1) with its weights, in evaluation mode."""
         from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
         with torch.device(self.device):
@@ -217,8 +217,8 @@ class DonorStream:
         """Take the residual stream through a layer.
 
         Args:
-            layer: from :meth:`load`.
-            observe_ffn: sees the FFN's inputs and outputs of each batch.
+            layer: From `load`.
+            observe_ffn: Sees the FFN's inputs and outputs of each batch.
         """
 
         def observe(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -239,7 +239,7 @@ class DonorStream:
             hook.remove()
 
     def residual(self) -> Iterator[torch.Tensor]:
-        """The residual stream of each batch, ``[tokens, H]``, row after row."""
+        """Return the residual stream of each batch, `[tokens, H]`, row after row."""
         return (hidden.flatten(0, 1) for hidden in self.hidden)
 
 
@@ -247,15 +247,15 @@ def residual_agreement(student: Stream, other: Stream) -> Iterator[dict[str, flo
     """How close a student's residual stream is to that of its donor or parent, after each layer.
 
     Args:
-        student: at its start; afterwards at its last layer.
-        other: at its start, over the same batches.
+        student: At its start; afterwards at its last layer.
+        other: At its start, over the same batches.
 
     Yields:
-        One row a layer: ``layer`` from 1, ``cosine`` (mean over tokens) and ``norm_ratio`` (root mean square
-        of the student's stream over the other's).
+        One row a layer: `layer` from 1, `cosine` (mean over tokens) and `norm_ratio` (root mean square
+        Of the student's stream over the other's).
 
     Raises:
-        ConfigError: they differ in depth, in hidden size or in their batches.
+        ConfigError: They differ in depth, in hidden size or in their batches.
     """
     shapes = [([list(h.shape) for h in s.residual()], s.layers) for s in (student, other)]
     if shapes[0] != shapes[1]:
@@ -282,7 +282,7 @@ def residual_agreement(student: Stream, other: Stream) -> Iterator[dict[str, flo
 
 
 def _embed(table: torch.Tensor, tokens: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """``[B, S, H]`` fp32; only the rows that occur are widened and moved."""
+    """`[B, S, H]` fp32; only the rows that occur are widened and moved."""
     if int(tokens.max()) >= len(table):
         raise ConfigError(
             f"the calibration text holds token id {int(tokens.max())}, but the embedding has {len(table)} "
@@ -308,6 +308,6 @@ def _fill(module: nn.Module, read: ReadTensor, prefix: str) -> None:
 
 
 def _same_document(doc_id: torch.Tensor) -> torch.Tensor:
-    """Bool ``[B, 1, S, S]``: causal and of the same document."""
+    """Bool `[B, 1, S, S]`: causal and of the same document."""
     same = doc_id[:, :, None] == doc_id[:, None, :]
     return torch.ones_like(same).tril().logical_and_(same)[:, None]

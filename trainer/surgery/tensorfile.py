@@ -67,7 +67,7 @@ class TensorSpec:
 
 
 def raw(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous tensor on the CPU, not copied."""
+    """Return the bytes of a contiguous tensor on the CPU, not copied."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
@@ -75,11 +75,11 @@ class TensorFile:
     """One safetensors file, open for reading.
 
     Attributes:
-        specs: its tensors.
-        metadata: the strings stored beside them.
+        specs: Its tensors.
+        metadata: The strings stored beside them.
 
     Raises:
-        WeightsError: the file is missing, truncated or not in the format.
+        WeightsError: The file is missing, truncated or not in the format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -108,7 +108,7 @@ class TensorFile:
             self._offsets[name] = 8 + length + entry["data_offsets"][0]
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """A tensor, or rows ``start`` to ``stop`` of it, as a new contiguous tensor in its stored type."""
+        """Return a tensor, or rows `start` to `stop` of it, as a new contiguous tensor in its stored type."""
         spec = self.specs[name]
         shape, offset = spec.shape, self._offsets[name]
         if spec.shape and (start, stop) != (0, None):
@@ -126,7 +126,7 @@ class TensorFile:
         return tensor
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -138,9 +138,9 @@ class TensorFileWriter:
     Room for all of it is taken at once, so a full disk is met at the start.
 
     Args:
-        path: file to create; it must not exist.
-        specs: all its tensors.
-        metadata: strings to store beside them.
+        path: File to create; it must not exist.
+        specs: All its tensors.
+        metadata: Strings to store beside them.
     """
 
     def __init__(
@@ -176,10 +176,10 @@ class TensorFileWriter:
             ) from error
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Stores a tensor and its sha256.
+        """Store a tensor and its sha256.
 
         Raises:
-            WeightsError: the file has no such tensor, has it already, or expects another shape or dtype.
+            WeightsError: The file has no such tensor, has it already, or expects another shape or dtype.
         """
         found = TensorSpec(tuple(tensor.shape), tensor.dtype)
         if (spec := self.specs.get(name)) is None:
@@ -198,7 +198,7 @@ class TensorFileWriter:
         """Flushes the file to the disk and closes it.
 
         Raises:
-            WeightsError: a tensor was not written.
+            WeightsError: A tensor was not written.
         """
         if missing := sorted(self.specs.keys() - self.digests.keys()):
             raise WeightsError(f"{self.path.name}: {len(missing)} tensors were not written: {missing[:4]}")
@@ -206,7 +206,7 @@ class TensorFileWriter:
         self.abandon()
 
     def abandon(self) -> None:
-        """Closes the file as it is."""
+        """Close the file as it is."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

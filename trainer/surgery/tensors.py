@@ -25,8 +25,8 @@ def tensor_table(architecture: Architecture, dtype: str) -> dict[str, TensorSpec
     """Name, shape and type of every tensor of a published checkpoint.
 
     Args:
-        architecture: of the model.
-        dtype: ``fp32`` or ``bf16``.
+        architecture: Of the model.
+        dtype: `fp32` or `bf16`.
 
     Returns:
         By Megatron parameter name, in the order of the layers.
@@ -53,7 +53,7 @@ def tensor_table(architecture: Architecture, dtype: str) -> dict[str, TensorSpec
 
 
 def storage_dtype(name: str, dtype: str) -> torch.dtype:
-    """Type in which a tensor is stored in a checkpoint of ``fp32`` or ``bf16``."""
+    """Type in which a tensor is stored in a checkpoint of `fp32` or `bf16`."""
     return torch.float32 if name.rpartition(".")[2] in FLOAT32 else TORCH_DTYPES[dtype]
 
 

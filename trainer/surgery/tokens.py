@@ -1,4 +1,4 @@
-"""What a ``tokenizer.json`` says of its vocabulary, read without any tokenizer library."""
+"""What a `tokenizer.json` says of its vocabulary, read without any tokenizer library."""
 
 import json
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ class Vocabulary:
     """The tokens of a tokenizer.
 
     Attributes:
-        content: the parsed ``tokenizer.json``.
-        ids: id of every token by its text in byte-level characters; added tokens by their own text.
-        added: texts of the added tokens.
-        roles: text of the token in each special role that is filled.
+        content: The parsed `tokenizer.json`.
+        ids: Id of every token by its text in byte-level characters; added tokens by their own text.
+        added: Texts of the added tokens.
+        roles: Text of the token in each special role that is filled.
     """
 
     content: dict[str, Any]
@@ -42,16 +42,16 @@ class Vocabulary:
 
 
 def read_vocabulary(directory: Path, config: Mapping[str, Any]) -> Vocabulary:
-    """Reads the tokenizer of a Hugging Face checkpoint.
+    """Read the tokenizer of a Hugging Face checkpoint.
 
-    Roles are those of ``tokenizer_config.json``; where that file is absent, of the model's configuration.
+    Roles are those of `tokenizer_config.json`; where that file is absent, of the model's configuration.
 
     Args:
-        directory: the checkpoint.
-        config: its ``config.json``.
+        directory: The checkpoint.
+        config: Its `config.json`.
 
     Raises:
-        WeightsError: a file is missing or is no byte-level BPE tokenizer.
+        WeightsError: A file is missing or is no byte-level BPE tokenizer.
     """
     content = _read(directory / TOKENIZER_NAME)
     model = content.get("model", {})
@@ -86,14 +86,14 @@ def shared_rows(source: Vocabulary, target: Vocabulary) -> dict[int, int]:
 
 
 def piece_ids(source: Vocabulary, text: str) -> list[int]:
-    """The source's tokens for the bytes of another vocabulary's token: byte-pair merges in order of rank.
+    """Return the source's tokens for another vocabulary's token: byte-pair merges in order of rank.
 
     Args:
-        source: a vocabulary whose merges are ordered as its ids are, as in every rank-based tokenizer.
-        text: in byte-level characters.
+        source: A vocabulary whose merges are ordered as its ids are, as in every rank-based tokenizer.
+        text: In byte-level characters.
 
     Raises:
-        WeightsError: a single byte is no token.
+        WeightsError: A single byte is no token.
     """
     ids, parts = source.ids, list(text)
     while len(parts) > 1:

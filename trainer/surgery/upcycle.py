@@ -23,16 +23,16 @@ _FFN = ("linear_fc1.weight", "linear_fc1.bias", "linear_fc2.weight", "linear_fc2
 
 
 def routed_scale(moe: MoeConfig, gain: float, slices: int) -> float:
-    """Factor on the routed experts' output projections so that they carry ``gain`` of the dense function.
+    """Factor on the routed experts' output projections so that they carry `gain` of the dense function.
 
     A fresh router is near uniform: a token's K experts share a total weight w (the scaling factor, or half
-    of it for a single sigmoid), and each holds one of ``slices`` equal parts of the neurons, at random. Their
-    sum is w / slices of the dense FFN in expectation, so ``gain`` of it takes the factor gain · slices / w.
+    of it for a single sigmoid), and each holds one of `slices` equal parts of the neurons, at random. Their
+    sum is w / slices of the dense FFN in expectation, so `gain` of it takes the factor gain · slices / w.
 
     Args:
-        moe: the experts.
-        gain: share of the dense function.
-        slices: parts that the dense FFN is cut into.
+        moe: The experts.
+        gain: Share of the dense function.
+        slices: Parts that the dense FFN is cut into.
     """
     alone = moe.topk == 1 and moe.router_score_function == "sigmoid"
     weight = moe.router_topk_scaling_factor * (0.5 if alone else 1.0)
@@ -42,14 +42,14 @@ def routed_scale(moe: MoeConfig, gain: float, slices: int) -> float:
 def convert(conversion: Conversion, out: WeightsWriter) -> Outcome:
     """Copy everything but the FFNs of MoE layers, and make those into experts.
 
-    The shared expert is the dense FFN. Routed expert e takes slice ``e mod n`` of its neurons plus noise of
-    relative size ``expert_noise``, its output projection scaled by :func:`routed_scale`. At
-    ``routed_gain = 0`` that projection is zero: the function is the parent's bit for bit, and the projection
+    The shared expert is the dense FFN. Routed expert e takes slice `e mod n` of its neurons plus noise of
+    relative size `expert_noise`, its output projection scaled by `routed_scale`. At
+    `routed_gain = 0` that projection is zero: the function is the parent's bit for bit, and the projection
     has a gradient at once. At gain g the shared output projection is scaled by 1 − g.
 
     Args:
-        conversion: with an :class:`UpcycleRecipe`.
-        out: the MoE checkpoint.
+        conversion: With an `UpcycleRecipe`.
+        out: The MoE checkpoint.
     """
     recipe = _recipe(conversion)
     moe = recipe.architecture.moe
@@ -130,7 +130,7 @@ def _make_experts(
     width = recipe.architecture.model.ffn_hidden_size
 
     def stack(tensor: torch.Tensor, label: str, factor: float = 1.0) -> torch.Tensor:
-        """``[E, F, …]``: slice e mod n of ``tensor``'s rows plus noise, times a factor."""
+        """`[E, F, …]`: slice e mod n of `tensor`'s rows plus noise, times a factor."""
         shape = (moe.num_experts, width, *tensor.shape[1:])
         if factor == 0.0:
             return torch.zeros(shape)

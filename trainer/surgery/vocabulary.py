@@ -8,7 +8,7 @@ tokensurgeon reads two checkpoints. What it is given are two small views of them
 * of the vocabulary's model, embedding, head and tokenizer under the name of an architecture that tokensurgeon
   knows; it knows no GPT-OSS.
 
-The rows that come back are padded to ``vocab_size`` with their mean.
+The rows that come back are padded to `vocab_size` with their mean.
 """
 
 import hashlib
@@ -51,15 +51,15 @@ _BLOCK_ROWS = 16_384
 
 
 def convert(conversion: Conversion, out: Path) -> Outcome:
-    """Fills ``out`` with a Hugging Face checkpoint: the donor over the other vocabulary.
+    """Fill `out` with a Hugging Face checkpoint: the donor over the other vocabulary.
 
     Args:
-        conversion: inputs are the donor and the vocabulary's model.
-        out: empty directory.
+        conversion: Inputs are the donor and the vocabulary's model.
+        out: Empty directory.
 
     Raises:
-        WeightsError: an input is not what the recipe says, or the vocabulary does not fit ``vocab_size``.
-        ProgramError: tokensurgeon failed.
+        WeightsError: An input is not what the recipe says, or the vocabulary does not fit `vocab_size`.
+        ProgramError: Tokensurgeon failed.
     """
     recipe = _recipe(conversion)
     with WeightsReader(conversion.source) as source, WeightsReader(_donor_of(conversion)) as other:
@@ -96,7 +96,7 @@ def convert(conversion: Conversion, out: Path) -> Outcome:
 
 
 def check(conversion: Conversion, payload: Path, outcome: Outcome) -> None:
-    """Compares the result with both inputs, by their tokenizers and bytes; see :mod:`.vocabulary_checks`."""
+    """Compare the result with both inputs, by their tokenizers and bytes; see `.vocabulary_checks`."""
     recipe = _recipe(conversion)
     with (
         WeightsReader(conversion.source) as source,
@@ -150,7 +150,7 @@ def _require_room(before: Vocabulary, after: Vocabulary, recipe: VocabularyRecip
 
 
 def _program_arguments(conversion: Conversion) -> list[str]:
-    """The command line of tokensurgeon after its three directories; its other options keep their defaults."""
+    """Return tokensurgeon's arguments after its three directories; other options keep their defaults."""
     surgery = _recipe(conversion).surgery
     return [
         f"--approximation-method={surgery.approximation_method}",
@@ -222,7 +222,7 @@ def _write_vocabulary_view(directory: Path, other: WeightsReader, vocabulary: Vo
 
 
 def _tokenizer_config(vocabulary: Vocabulary) -> dict[str, Any]:
-    """Roles and no class of its own: such a tokenizer is what ``tokenizer.json`` says and nothing else."""
+    """Roles and no class of its own: such a tokenizer is what `tokenizer.json` says and nothing else."""
     roles = {f"{role}_token": vocabulary.roles.get(role) for role in ROLES}
     return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **roles}
 
@@ -297,7 +297,7 @@ def _made_rows(rows: WeightsReader, name: str, after: Vocabulary, spec: TensorSp
 
 
 def mean_row(matrix: torch.Tensor) -> torch.Tensor:
-    """The mean of the rows, fp32 ``[H]``; summed in fp64 and in blocks, so that threads do not change it."""
+    """Return the mean of the rows, fp32 `[H]`; summed in fp64 blocks, so that threads do not change it."""
     total = torch.zeros(matrix.shape[1], dtype=torch.float64)
     for start in range(0, matrix.shape[0], _BLOCK_ROWS):
         total += matrix[start : start + _BLOCK_ROWS].double().sum(dim=0)
@@ -305,10 +305,10 @@ def mean_row(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def padded(matrix: torch.Tensor, rows: int) -> torch.Tensor:
-    """The matrix with its mean row, cast to its type, appended until it has ``rows`` rows.
+    """Return the matrix with its mean row, cast to its type, appended until it has `rows` rows.
 
     Raises:
-        WeightsError: it has more already.
+        WeightsError: It has more already.
     """
     missing = rows - matrix.shape[0]
     if missing < 0:

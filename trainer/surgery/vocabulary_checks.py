@@ -31,12 +31,12 @@ _BLOCK_ROWS = 16_384
 def with_special_ids(
     config: Mapping[str, Any], other_config: Mapping[str, Any], after: Vocabulary
 ) -> dict[str, Any]:
-    """A configuration with the new vocabulary's special ids; one that it does not have is dropped.
+    """Return a configuration with the new vocabulary's special ids; one that it does not have is dropped.
 
     Args:
-        config: with the old vocabulary's ids.
-        other_config: of the vocabulary's model; what it says counts more than its tokenizer's roles.
-        after: the new vocabulary.
+        config: With the old vocabulary's ids.
+        other_config: Of the vocabulary's model; what it says counts more than its tokenizer's roles.
+        after: The new vocabulary.
     """
     updated = dict(config)
     for role in _SPECIAL:
@@ -53,7 +53,7 @@ def with_special_ids(
 def config_update(
     config: Mapping[str, Any], other_config: Mapping[str, Any], after: Vocabulary, recipe: VocabularyRecipe
 ) -> dict[str, Any]:
-    """The donor's configuration over the new vocabulary: size and special ids change, nothing else."""
+    """Return the donor's configuration over the new vocabulary: size and special ids change, nothing else."""
     return {**with_special_ids(config, other_config, after), "vocab_size": recipe.vocab_size}
 
 
@@ -64,7 +64,7 @@ def vocabulary_rows(
     after: Vocabulary,
     recipe: VocabularyRecipe,
 ) -> Verdict:
-    """``vocab_size`` and rows agree, the head is tied or not as before, the config is otherwise kept."""
+    """`vocab_size` and rows agree, the head is tied or not as before, the config is otherwise kept."""
     tied = recipe.donor.tie_word_embeddings
     wanted = [HF_EMBEDDING] if tied else [HF_EMBEDDING, HF_HEAD]
     rows = {name: result.specs[name].shape[0] for name in (HF_EMBEDDING, HF_HEAD) if name in result}
@@ -120,9 +120,9 @@ def new_rows(
     recipe: VocabularyRecipe,
     seed: int,
 ) -> Verdict:
-    """A sample of the other rows, computed again from the donor's rows where the method allows it.
+    """Return a sample of the other rows, computed again from the donor's rows where the method allows it.
 
-    ``omp`` and ``common_interpolation`` need all shared rows for each token, so of theirs only that they are
+    `omp` and `common_interpolation` need all shared rows for each token, so of theirs only that they are
     finite and not all zero is looked at.
     """
     shared, method = shared_rows(before, after), recipe.surgery.approximation_method
@@ -170,7 +170,7 @@ def padding_rows(result: WeightsReader, after: Vocabulary, recipe: VocabularyRec
 
 
 def numeric_prompts(payload: Path) -> Verdict:
-    """The delivered tokenizer turns the numeric prompts into their known ids, and back."""
+    """Return the delivered tokenizer turns the numeric prompts into their known ids, and back."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(payload / TOKENIZER_NAME))

@@ -2,8 +2,8 @@
 
 Neighbouring query heads are averaged into one, key and value heads too, and the output projection sums the
 columns of the heads that became one. Where the heads of a pool are equal this is the donor's attention
-exactly. The FFN changes its activation, from ``silu(gate) · up`` to ``relu(up)²``, so it is an approximation:
-``A`` takes the neurons whose down projection is largest, ``A+lsq`` then refits the down projection to the
+exactly. The FFN changes its activation, from `silu(gate) · up` to `relu(up)²`, so it is an approximation:
+`A` takes the neurons whose down projection is largest, `A+lsq` then refits the down projection to the
 donor's outputs on a calibration text.
 """
 
@@ -40,12 +40,12 @@ def pool_heads(weight: torch.Tensor, heads: int, head_dim: int) -> torch.Tensor:
     """Average neighbouring heads of a projection.
 
     Args:
-        weight: ``[donor heads · D, H]``, fp32.
-        heads: heads of the result; head j is the mean of the j-th of ``heads`` equal pools.
+        weight: `[donor heads · D, H]`, fp32.
+        heads: Heads of the result; head j is the mean of the j-th of `heads` equal pools.
         head_dim: D.
 
     Returns:
-        ``[heads, D, H]``.
+        `[heads, D, H]`.
     """
     return weight.unflatten(0, (heads, -1, head_dim)).mean(dim=1)
 
@@ -53,17 +53,17 @@ def pool_heads(weight: torch.Tensor, heads: int, head_dim: int) -> torch.Tensor:
 def pool_columns(weight: torch.Tensor, heads: int, head_dim: int, how: str) -> torch.Tensor:
     """Merge the columns of an output projection that read neighbouring heads.
 
-    The donor adds ``Σ_h W_h o_h``; when the outputs of a pool become one, their columns must be added up, so
-    ``sum`` keeps the function where the heads are equal, and ``mean`` divides the branch by the pool's size.
+    The donor adds `Σ_h W_h o_h`; when the outputs of a pool become one, their columns must be added up, so
+    `sum` keeps the function where the heads are equal, and `mean` divides the branch by the pool's size.
 
     Args:
-        weight: ``[H, donor heads · D]``, fp32.
-        heads: heads of the result.
+        weight: `[H, donor heads · D]`, fp32.
+        heads: Heads of the result.
         head_dim: D.
-        how: ``sum`` or ``mean``.
+        how: `sum` or `mean`.
 
     Returns:
-        ``[H, heads · D]``.
+        `[H, heads · D]`.
     """
     pools = weight.unflatten(1, (heads, -1, head_dim))
     merged = pools.sum(dim=2) if how == "sum" else pools.mean(dim=2)
@@ -74,8 +74,8 @@ def convert(conversion: Conversion, out: WeightsWriter) -> Outcome:
     """Fill the dense student from the donor.
 
     Args:
-        conversion: with a :class:`DenseRecipe`.
-        out: the student.
+        conversion: With a `DenseRecipe`.
+        out: The student.
     """
     recipe = _recipe(conversion)
     surgery, model = recipe.surgery, recipe.architecture.model

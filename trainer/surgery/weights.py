@@ -36,14 +36,14 @@ class WeightsReader:
     into memory.
 
     Args:
-        directory: the payload.
+        directory: The payload.
 
     Attributes:
-        config: content of ``config.json``.
-        specs: shape and type of every tensor, by name.
+        config: Content of `config.json`.
+        specs: Shape and type of every tensor, by name.
 
     Raises:
-        WeightsError: a file is missing, cut or unreadable, or index and files disagree.
+        WeightsError: A file is missing, cut or unreadable, or index and files disagree.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -107,17 +107,17 @@ class WeightsReader:
         return name in self.specs
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """A tensor, or its rows ``start`` to ``stop``, in its stored type.
+        """Return a tensor, or its rows `start` to `stop`, in its stored type.
 
         Raises:
-            WeightsError: no such tensor.
+            WeightsError: No such tensor.
         """
         if name not in self._file_of:
             raise WeightsError(f"{self.directory}: no tensor {name} among {len(self._file_of)}")
         return self._file_of[name].read(name, start, stop)
 
     def read_fp32(self, name: str) -> torch.Tensor:
-        """A tensor in fp32, the type of all arithmetic of a conversion."""
+        """Return a tensor in fp32, the type of all arithmetic of a conversion."""
         return self.read(name).float()
 
     def digest(self, name: str) -> str:
@@ -128,11 +128,11 @@ class WeightsReader:
         """Refuse a checkpoint that does not hold exactly these tensors.
 
         Args:
-            expected: all of them.
-            any_dtype: compare names and shapes only; the type must still be a floating-point one.
+            expected: All of them.
+            any_dtype: Compare names and shapes only; the type must still be a floating-point one.
 
         Raises:
-            WeightsError: naming what is missing, unknown or different, with expected and found.
+            WeightsError: Naming what is missing, unknown or different, with expected and found.
         """
         missing = sorted(expected.keys() - self.specs.keys())
         unknown = sorted(self.specs.keys() - expected.keys())
@@ -155,7 +155,7 @@ class WeightsReader:
         """Refuse a checkpoint that is not a published rung of this geometry and type.
 
         Raises:
-            WeightsError: the schema, the architecture, the type or a tensor differs.
+            WeightsError: The schema, the architecture, the type or a tensor differs.
         """
         if self.config.get("schema") != SCHEMA:
             raise WeightsError(
@@ -168,7 +168,7 @@ class WeightsReader:
         self.require(tensor_table(architecture, dtype))
 
     def close(self) -> None:
-        """Closes all files."""
+        """Close all files."""
         for file in self._files.values():
             file.close()
 
@@ -184,23 +184,23 @@ class WeightsReader:
 class WeightsWriter:
     """A published checkpoint, filled one tensor at a time in any order: memory holds one tensor.
 
-    For the same weights the files are those of ``trainer.checkpoints.published.save_published``, byte for
+    For the same weights the files are those of `trainer.checkpoints.published.save_published`, byte for
     byte.
 
     Args:
-        directory: to create or fill; must be empty.
-        architecture: decides which tensors there are.
-        dtype: ``fp32`` or ``bf16``; what is fp32 in every model stays so.
-        shard_bytes: largest shard, unless one tensor alone is larger.
+        directory: To create or fill; must be empty.
+        architecture: Decides which tensors there are.
+        dtype: `fp32` or `bf16`; what is fp32 in every model stays so.
+        shard_bytes: Largest shard, unless one tensor alone is larger.
 
     Attributes:
-        specs: every tensor to write.
-        on_write: called with each tensor's name after it was written; may raise to stop.
+        specs: Every tensor to write.
+        on_write: Called with each tensor's name after it was written; may raise to stop.
         digests: sha256 of those written.
 
     Raises:
-        WeightsError: the directory holds something already.
-        OSError: the disk has no room for all of it.
+        WeightsError: The directory holds something already.
+        OSError: The disk has no room for all of it.
     """
 
     def __init__(
@@ -240,10 +240,10 @@ class WeightsWriter:
 
         Args:
             name: Megatron parameter name.
-            tensor: its whole value, on any device, floating point.
+            tensor: Its whole value, on any device, floating point.
 
         Raises:
-            WeightsError: unknown name, written before, another shape, or a value that is not finite in the
+            WeightsError: Unknown name, written before, another shape, or a value that is not finite in the
                 stored type.
         """
         if name not in self._writer_of:
@@ -257,10 +257,10 @@ class WeightsWriter:
         self.on_write(name)
 
     def finish(self) -> None:
-        """Flushes all shards, then writes index and ``config.json``.
+        """Flushes all shards, then writes index and `config.json`.
 
         Raises:
-            WeightsError: a tensor was not written.
+            WeightsError: A tensor was not written.
         """
         if missing := sorted(self.specs.keys() - self.digests.keys()):
             raise WeightsError(f"{len(missing)} tensors were not written: {', '.join(missing[:4])}")
@@ -279,7 +279,7 @@ class WeightsWriter:
         )
 
     def close(self) -> None:
-        """Closes what is open; without :meth:`finish` before, the files are worthless."""
+        """Close what is open; without `finish` before, the files are worthless."""
         for writer in self._writers:
             writer.abandon()
 
@@ -293,7 +293,7 @@ class WeightsWriter:
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """The keys in which two trees differ, with both values, as text; empty where they are equal."""
+    """Return the keys in which two trees differ, with both values, as text; empty where they are equal."""
     ours, theirs = dict(_leaves(expected)), dict(_leaves(found))
     wrong = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
     return "; ".join(f"{key}: {ours.get(key)!r} expected, {theirs.get(key)!r} found" for key in wrong[:8])

@@ -151,7 +151,7 @@ class Engine:
         return sum(math.prod(t.global_shape) for t in state.values() if t.key in names)
 
     def close(self) -> None:
-        """Takes the optimizer off the model, so that both can be freed."""
+        """Take the optimizer off the model, so that both can be freed."""
         self.optimizer.close()
 
     # ---------------------------------------------------------------- one step
@@ -239,7 +239,7 @@ class Engine:
         )
 
     def _balance_experts(self, per_layer: bool) -> dict[str, float]:
-        """Moves the expert biases by the global batch's counts and reports the routers' health."""
+        """Move the expert biases by the global batch's counts and report the routers' health."""
         if not self.model.moe_layer_numbers:
             return {}
         counts = self.model.router_counts()
@@ -277,7 +277,7 @@ class Engine:
     def _require_finite(
         self, value: float, share: Sequence[Sequence[Place]], losses: Sequence[torch.Tensor]
     ) -> None:
-        """Stops on NaN or infinity and names the samples; every rank sees the same reduced value."""
+        """Stop on NaN or infinity and name the samples; every rank sees the same reduced value."""
         if math.isfinite(value):
             return
         mine = [
@@ -303,7 +303,7 @@ class Engine:
     # ---------------------------------------------------------------- measuring
 
     def held_out(self) -> dict[str, Value]:
-        """The held-out losses at the present step, see `trainer.train.heldout`; kept in the run's progress.
+        """Return the held-out losses now, see `trainer.train.heldout`; kept in the run's progress.
 
         Raises:
             NonFiniteError: One of them is NaN or infinite.
@@ -329,7 +329,7 @@ class Engine:
         return {"model": model, "optimizer": self.optimizer.sharded_state_dict(model)}
 
     def flat_tensors(self, *, optimizer: bool = True) -> dict[str, ShardedTensor]:
-        """The same, flat."""
+        """Return the same, flat."""
         state = self.tensors() if optimizer else sharded_state_dict(self.model)
         found = (value for value in nested_values(state) if isinstance(value, ShardedTensor))
         return {f"{value.key}@{value.global_offset}": value for value in found}
@@ -345,7 +345,7 @@ class Engine:
         )
 
     def save(self, checkpoints: Checkpoints, provenance: Mapping[str, Any]) -> Any:
-        """Writes a resume checkpoint of the present step; returns its directory."""
+        """Write a resume checkpoint of the present step; returns its directory."""
         return checkpoints.save(self.tensors(), self.run_state(), provenance)
 
     def resume(self, checkpoints: Checkpoints, iteration: int) -> None:
@@ -373,7 +373,7 @@ class Engine:
 
 
 def objective_of(recipe: TrainRecipe, data: TrainingData) -> MixedObjective:
-    """The loss of a recipe over the kinds of samples that it mixes.
+    """Return the loss of a recipe over the kinds of samples that it mixes.
 
     Args:
         recipe: Its `kd` table weighs the spans of conversations; without one they are one pool of tokens.

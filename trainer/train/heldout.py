@@ -76,7 +76,7 @@ def _sums(
     settings: TrainingConfig,
     layout: Layout,
 ) -> tuple[list[float], list[float]]:
-    """Summed losses and numbers of supervised tokens of each span, over all ranks."""
+    """Return summed losses and numbers of supervised tokens of each span, over all ranks."""
     size = data.valid.num_samples(0)
     batches = min(size // settings.global_batch_size, batches)
     if batches == 0:
@@ -106,7 +106,7 @@ def _sums(
 
 
 def describe_held_out(measured: list[dict[str, Any]], parts: MixedObjective) -> dict[str, dict[str, float]]:
-    """The course of each part's held-out loss over a run: where it started, ended, and was highest.
+    """Return the course of each part's held-out loss over a run: where it started, ended, and was highest.
 
     Args:
         measured: Every measurement of the run, first to last.

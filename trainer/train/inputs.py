@@ -54,7 +54,7 @@ class TrainingData:
     parts: Mapping[str, DataPart]
 
     def sample(self, place: Place) -> Sample:
-        """Reads one training sample."""
+        """Read one training sample."""
         return self.parts[place.part].train.sample(place.epoch, place.number)
 
     def describe(self, place: Place) -> str:
@@ -71,7 +71,7 @@ class TrainingData:
 
 
 def open_data(job: Job, recipe: TrainRecipe, *, cache_dir: Path) -> TrainingData:
-    """Opens the data among a job's inputs that its recipe mixes, and checks that they are for this model.
+    """Open the data among a job's inputs that its recipe mixes, and check that they are for this model.
 
     Args:
         job: The job; needs the input `synth_kd_v1` where `harmony_fraction` is above 0, and `healing_text_v1`

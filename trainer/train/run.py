@@ -87,7 +87,7 @@ class Run:
         self.saved: int | None = None
 
     def engine(self) -> Engine:
-        """A fresh engine: model and optimizer as the seed or the parent checkpoint gives them."""
+        """Return a fresh engine: model and optimizer as the seed or the parent checkpoint gives them."""
         device = self.layout.device
         model = build_model(
             self.recipe.architecture,
@@ -101,7 +101,7 @@ class Run:
         )
 
     def start(self) -> Engine:
-        """An engine at the newest checkpoint, or at the parent's weights, or at the seed's."""
+        """Return an engine at the newest checkpoint, or at the parent's weights, or at the seed's."""
         engine = self.engine()
         LOGGER.info(
             "%s: %d parameters on %s, %s; samples of %d tokens, in an epoch %s",
@@ -144,7 +144,7 @@ class Run:
             )
 
     def parent(self) -> Path:
-        """The published checkpoint among the inputs.
+        """Return the published checkpoint among the inputs.
 
         Raises:
             ValueError: There is none, or more than one.
@@ -188,7 +188,7 @@ class Run:
         )
 
     def loop(self, engine: Engine, log: MetricsLog | None, tracker: Tracker) -> None:
-        """Steps, logs, measures and saves until the recipe's last step or a request to stop."""
+        """Step, logs, measures and saves until the recipe's last step or a request to stop."""
         steps, settings = self.recipe.steps, self.settings
 
         def emit(step: int, values: Mapping[str, Value]) -> None:
@@ -248,7 +248,7 @@ class Run:
         return dict(engine.held_out())
 
     def save(self, engine: Engine) -> None:
-        """Saves the present step, unless it is saved already."""
+        """Save the present step, unless it is saved already."""
         if self.saved == engine.iteration:
             return
         self.work.at("save", engine.iteration)
@@ -261,7 +261,7 @@ class Run:
         LOGGER.info("saved %s in %.1f s", path, time.perf_counter() - began)
 
     def deliver(self, engine: Engine) -> None:
-        """Publishes the weights, checks the resume if asked, and writes `summary.json` last."""
+        """Publish the weights, check the resume if asked, and write `summary.json` last."""
         self.work.at("publish", engine.iteration)
         output = Path(self.job.output_dir)
         scratch, payload = output / ".payload.writing", output / "payload"
@@ -294,7 +294,7 @@ class Run:
         files: list[str],
         drift: Drift | None,
     ) -> dict[str, Any]:
-        """What the orchestrator records of the run.
+        """Return what the orchestrator records of the run.
 
         `heldout_loss_*` weighs the kinds of samples by their shares, `heldout` has each kind's own losses.
         `router` is there only for a model that has routers.

@@ -14,20 +14,20 @@ class Tracker(Protocol):
     """Receives what `metrics.jsonl` receives."""
 
     def log(self, step: int, values: Mapping[str, Value]) -> None:
-        """Takes the values of one step."""
+        """Take the values of one step."""
 
     def close(self, *, failed: bool) -> None:
-        """Ends the run."""
+        """End the run."""
 
 
 class NoTracker:
     """Keeps nothing: the mode `disabled`, and every rank but the first."""
 
     def log(self, step: int, values: Mapping[str, Value]) -> None:
-        """Drops the values."""
+        """Drop the values."""
 
     def close(self, *, failed: bool) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
 
 class WandbTracker:
@@ -66,7 +66,7 @@ class WandbTracker:
         )
 
     def log(self, step: int, values: Mapping[str, Value]) -> None:
-        """Sends the values of one step."""
+        """Send the values of one step."""
         self._run.log(dict(values), step=step)
 
     def close(self, *, failed: bool) -> None:
@@ -82,7 +82,7 @@ class WandbTracker:
 def open_tracker(
     mode: Mode, work_dir: Path, *, experiment: str, asset: str, fingerprint: str, config: Mapping[str, Any]
 ) -> Tracker:
-    """The tracker a job asked for.
+    """Return the tracker a job asked for.
 
     Args:
         mode: `offline`, `online` or `disabled`.

@@ -28,7 +28,7 @@ _TOKENS = [f"{_HARMONY}/{name}.py" for name in ("indexed", "split", "tokenizer")
 
 
 def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
-    """Return the ``data`` group of an experiment."""
+    """Return the `data` group of an experiment."""
     harmony, kd, healing = (
         experiment.data.synth_harmony,
         experiment.data.synth_kd_v1,
@@ -177,7 +177,7 @@ def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
 
 
 def _processes() -> int:
-    """Worker processes of a build: ``$VPMOE_WORKERS``, or one for each core this process may use."""
+    """Worker processes of a build: `$VPMOE_WORKERS`, or one for each core this process may use."""
     return int(os.environ.get("VPMOE_WORKERS") or len(os.sched_getaffinity(0)))
 
 

@@ -31,7 +31,7 @@ TRAINING_SOURCES = (
 
 
 def distill_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
-    """Return the ``distill`` group of an experiment."""
+    """Return the `distill` group of an experiment."""
     recipe = experiment.train_recipe("vpmoe_stage1")
     parent = ["vpmoe"] if recipe.init == "checkpoint" else []
 
@@ -63,9 +63,9 @@ def train(build: Build, inputs: Mapping[str, Published], *, verify_resume: bool 
     """Run a training job in the work area and return what its summary says.
 
     Args:
-        build: of the asset.
-        inputs: of the job.
-        verify_resume: repeat the last steps from their checkpoint; for the assets whose check asks for it.
+        build: Of the asset.
+        inputs: Of the job.
+        verify_resume: Repeat the last steps from their checkpoint; for the assets whose check asks for it.
     """
     result = build.run_job("train", inputs, verify_resume=verify_resume)
     summary = result.summary

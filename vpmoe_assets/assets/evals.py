@@ -63,11 +63,11 @@ def eval_name(checkpoint: str) -> str:
 
 
 def evals_assets(experiment: Experiment, checkpoints: Sequence[str]) -> list[dg.AssetsDefinition]:
-    """Return the bundle and the ``evals`` group of an experiment.
+    """Return the bundle and the `evals` group of an experiment.
 
     Args:
-        experiment: the experiment; without an ``[evaluation]`` it measures nothing.
-        checkpoints: those that the graph makes, in the order of the ladder.
+        experiment: The experiment; without an `[evaluation]` it measures nothing.
+        checkpoints: Those that the graph makes, in the order of the ladder.
     """
     source = experiment.sources.core8
     if experiment.evaluation is None or source is None or not checkpoints:
@@ -143,7 +143,7 @@ class _Planned:
 
 
 def _recipe(experiment: Experiment, checkpoints: Sequence[str], measured: Sequence[str]) -> dict[str, Any]:
-    """The recipe of an evaluation; deltas are taken against checkpoints that are evaluated at all."""
+    """Return the recipe of an evaluation; deltas are taken against checkpoints that are evaluated at all."""
     recipe = plain(experiment.evaluate_recipe(*checkpoints))
     for checkpoint in recipe["checkpoints"].values():
         if checkpoint["compare_to"] not in measured:
@@ -253,7 +253,7 @@ class _Evaluation:
         return recipe_fingerprint({**plan.recipe, "seed": self.experiment.seed}, self.sources, digests)
 
     def reused(self, plan: _Planned) -> dg.MaterializeResult | None:
-        """The evaluation as the store has it, or None."""
+        """Return the evaluation as the store has it, or None."""
         fingerprint, _ = self.identity(plan)
         with self.store.work_area(self.experiment.name, plan.asset, fingerprint) as work:
             record = self.store.reusable(self.experiment.name, plan.asset, fingerprint)
@@ -356,7 +356,7 @@ class _Evaluation:
 
 
 def _scores(report: Mapping[str, Any], measured: Published) -> tuple[EvalScore, ...]:
-    """Rows of the index's ``evals``: tasks with their counts, and every other metric by its name."""
+    """Rows of the index's `evals`: tasks with their counts, and every other metric by its name."""
     common = {"object_asset": measured.record.asset, "object_version": measured.record.version}
     scores = []
     metrics = report["metrics"]

@@ -9,7 +9,7 @@ from vpmoe_assets.resources.store import StoreResource
 
 
 def lineage_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
-    """Return the ``lineage`` group."""
+    """Return the `lineage` group."""
     key = asset_key(experiment, "lineage_index")
 
     @dg.asset(

@@ -57,7 +57,7 @@ class Published:
         """sha256 of the manifest's canonical content, without its volatile fields.
 
         Raises:
-            ValueError: the artifact's format has no manifest.
+            ValueError: The artifact's format has no manifest.
         """
         if self.record.manifest is None:
             raise ValueError(f"{self.record.asset} {self.record.version} has no manifest")
@@ -70,10 +70,10 @@ class Build:
 
     Attributes:
         context: Dagster's, for logs and observations.
-        work: the locked work area; it survives a crash, and the next build of the same fingerprint finds it.
-        recipe: the resolved recipe.
+        work: The locked work area; it survives a crash, and the next build of the same fingerprint finds it.
+        recipe: The resolved recipe.
         fingerprint: sha256 over recipe, sources and inputs.
-        code: git state of the checkout.
+        code: Git state of the checkout.
     """
 
     context: dg.AssetExecutionContext
@@ -94,7 +94,7 @@ class Build:
 
     @property
     def trainer(self) -> TrainerResource:
-        """The resource that launches jobs; only for assets declared with ``trains=True``."""
+        """The resource that launches jobs; only for assets declared with `trains=True`."""
         if self._trainer is None:
             raise RuntimeError(f"asset {self.asset} launches no job: declare it with trains=True")
         return self._trainer
@@ -110,10 +110,10 @@ class Build:
         """Run a job of the trainer in the work area.
 
         Args:
-            command: of the trainer.
-            inputs: of the job, by name.
-            alone: in one process, whatever the layout of training runs is.
-            verify_resume: at the end of a training run, repeat its last steps from their checkpoint.
+            command: Of the trainer.
+            inputs: Of the job, by name.
+            alone: In one process, whatever the layout of training runs is.
+            verify_resume: At the end of a training run, repeat its last steps from their checkpoint.
         """
         trainer = self.trainer.alone() if alone else self.trainer
         return trainer.run(
@@ -142,10 +142,10 @@ class Built:
     """What an asset's function says of the payload it filled.
 
     Attributes:
-        metrics: numbers for plots, views and the record.
-        details: what the format adds to the record.
-        execution: how it ran; never part of the identity.
-        evals: scores of the objects it measured.
+        metrics: Numbers for plots, views and the record.
+        details: What the format adds to the record.
+        execution: How it ran; never part of the identity.
+        evals: Scores of the objects it measured.
     """
 
     metrics: Mapping[str, bool | int | float | str | None] = field(default_factory=dict)
@@ -155,7 +155,7 @@ class Built:
 
 
 def asset_key(experiment: Experiment, asset: str) -> dg.AssetKey:
-    """Return ``<experiment>/<asset>``."""
+    """Return `<experiment>/<asset>`."""
     return dg.AssetKey([experiment.name, asset])
 
 
@@ -177,29 +177,29 @@ def produced_asset(
     description: str | None = None,
     inputs: Sequence[str] | None = None,
 ) -> Callable[[Callable[..., Built]], dg.AssetsDefinition]:
-    """Turn a function ``(build, *inputs) -> Built`` into an asset whose every version is a recorded artifact.
+    """Turn a function `(build, *inputs) -> Built` into an asset whose every version is a recorded artifact.
 
     The function's name is the asset's, its docstring the UI's description, and each parameter after the first
-    names an upstream asset, handed over as :class:`Published`. Where one function makes several assets, name,
+    names an upstream asset, handed over as `Published`. Where one function makes several assets, name,
     description and inputs are given instead.
 
     Args:
-        experiment: the experiment in force.
+        experiment: The experiment in force.
         group: Dagster group.
         kinds: Dagster kinds.
-        recipe: identity of the step: resolved, JSON-able.
-        sources: files and directories, relative to the project, whose code decides the bytes.
-        checks: run on the filled payload before it is published.
-        metadata: what the UI shows of a published version beyond the common entries.
-        external: digests of inputs that are not assets (a local folder), taken when the step runs.
-        seed: of the step, if it draws random numbers; part of its identity.
-        trains: whether it launches a trainer job.
-        pool: of such a job; None for a short one that need not queue (a job on CUDA takes its GPU by a lease,
+        recipe: Identity of the step: resolved, JSON-able.
+        sources: Files and directories, relative to the project, whose code decides the bytes.
+        checks: Run on the filled payload before it is published.
+        metadata: What the UI shows of a published version beyond the common entries.
+        external: Digests of inputs that are not assets (a local folder), taken when the step runs.
+        seed: Of the step, if it draws random numbers; part of its identity.
+        trains: Whether it launches a trainer job.
+        pool: Of such a job; None for a short one that need not queue (a job on CUDA takes its GPU by a lease,
             in the pool or not).
-        partial: names of further upstream assets, handed over by keyword, each only if it was ever published.
-        name: of the asset, in place of the function's.
-        description: in place of the docstring.
-        inputs: names of upstream assets, in place of the parameters'; handed over by keyword.
+        partial: Names of further upstream assets, handed over by keyword, each only if it was ever published.
+        name: Of the asset, in place of the function's.
+        description: In place of the docstring.
+        inputs: Names of upstream assets, in place of the parameters'; handed over by keyword.
     """
 
     def decorate(function: Callable[..., Built]) -> dg.AssetsDefinition:
@@ -311,7 +311,7 @@ def published(store: Store, experiment: Experiment, asset: str) -> Published:
     """Return the latest artifact of an asset, verified.
 
     Raises:
-        LineageError: it is missing, damaged, or a blocking check of it failed.
+        LineageError: It is missing, damaged, or a blocking check of it failed.
     """
     record = store.require(experiment.name, asset)
     return Published(record, store.directory(record))
@@ -329,12 +329,12 @@ def materialized(
     """Index a published version and return what Dagster is told of it.
 
     Args:
-        record: of the version.
-        store: it lies in.
-        index: to insert it into.
-        reused: whether it had been made before.
-        metadata: what the UI shows beyond the common entries.
-        asset_key: of the asset, where a step makes several.
+        record: Of the version.
+        store: It lies in.
+        index: To insert it into.
+        reused: Whether it had been made before.
+        metadata: What the UI shows beyond the common entries.
+        asset_key: Of the asset, where a step makes several.
     """
     index.insert(record, store)
     item = Published(record, store.directory(record))
@@ -376,13 +376,13 @@ def check_and_publish(
     """Run the checks on the filled payload and publish it with what they said.
 
     Args:
-        build: with its payload filled.
-        built: what the maker says of it.
-        upstream: the inputs by name; each name is the input's role.
-        fingerprint_payload: what the fingerprint is the hash of.
-        checks: to run; a failed one is published too, and refused by what comes after where it is blocking.
-        seed: of the step, if it draws random numbers.
-        started: when making it began, ISO 8601.
+        build: With its payload filled.
+        built: What the maker says of it.
+        upstream: The inputs by name; each name is the input's role.
+        fingerprint_payload: What the fingerprint is the hash of.
+        checks: To run; a failed one is published too, and refused by what comes after where it is blocking.
+        seed: Of the step, if it draws random numbers.
+        started: When making it began, ISO 8601.
     """
     outcomes = []
     for check in checks:
@@ -420,7 +420,7 @@ def check_and_publish(
 
 
 def _how(record: Record) -> str:
-    """Say how an artifact was made, e.g. ``device=cpu dp=2``."""
+    """Say how an artifact was made, e.g. `device=cpu dp=2`."""
     return " ".join(f"{name}={value}" for name, value in sorted(record.execution.items())) or "device=cpu"
 
 

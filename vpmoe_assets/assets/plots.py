@@ -10,8 +10,8 @@ def loss_curve(points: Sequence[dict[str, Any]], most: int = 2000) -> str:
     """Return a markdown image of training and held-out loss over steps.
 
     Args:
-        points: lines of ``metrics.jsonl``, with ``step``, ``loss`` and sometimes ``heldout_loss``.
-        most: points drawn at most, evenly chosen.
+        points: Lines of `metrics.jsonl`, with `step`, `loss` and sometimes `heldout_loss`.
+        most: Points drawn at most, evenly chosen.
     """
     from matplotlib.figure import Figure
 
@@ -33,8 +33,8 @@ def layer_profile(rows: Sequence[Mapping[str, Any]], most: int = 6) -> str | Non
     """Return a markdown image of what a conversion measured layer by layer, one panel for each quantity.
 
     Args:
-        rows: the conversion's table: ``layer`` and numbers, None where a layer has no such number.
-        most: panels at most, in the order of the columns.
+        rows: The conversion's table: `layer` and numbers, None where a layer has no such number.
+        most: Panels at most, in the order of the columns.
 
     Returns:
         None where no column varies over layers.

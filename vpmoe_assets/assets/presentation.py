@@ -15,10 +15,10 @@ def record_metadata(record: Record, directory: Path, store: Store, *, reused: bo
     """Return the common metadata of a materialisation: identity, place, provenance, numbers for plots.
 
     Args:
-        record: of the version.
-        directory: of the version.
-        store: it lies in.
-        reused: whether it had been made before.
+        record: Of the version.
+        directory: Of the version.
+        store: It lies in.
+        reused: Whether it had been made before.
     """
     shown: dict[str, Any] = {
         "dagster/uri": dg.MetadataValue.url((directory / "payload").as_uri()),

@@ -87,7 +87,7 @@ _STEP_SOURCES: dict[str, tuple[str, ...]] = {
 
 
 def rung_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
-    """Return the ``rungs`` group of an experiment: those rungs that it says how to make."""
+    """Return the `rungs` group of an experiment: those rungs that it says how to make."""
     assets = []
     for rung, settings in experiment.rungs.items():
         if settings.surgery is not None:
@@ -179,5 +179,5 @@ def _conversion_metadata(item: Published) -> Mapping[str, Any]:
 
 
 def _tool_version() -> Mapping[str, str]:
-    """The rows are made by another project's program, whose release is part of how."""
+    """Return the release of the program, another project's, that makes the rows: part of how."""
     return {"external:mergekit": version("mergekit")}

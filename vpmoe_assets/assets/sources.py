@@ -19,7 +19,7 @@ _HARMONY = "vpmoe_assets/harmony"
 
 
 def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
-    """Return the ``sources`` group of an experiment."""
+    """Return the `sources` group of an experiment."""
     tokenizer, synth_source, corpus_source = (
         experiment.sources.tokenizer,
         experiment.sources.synth,
@@ -131,7 +131,7 @@ _LOCAL_FILES = {"parquet": ("*.parquet",), "folder": ("**/*.jsonl", "**/*.txt")}
 
 
 def _recipe(source: Any) -> dict[str, Any]:
-    """The keys of a source; a local folder is identified by its content, not by its path."""
+    """Return the keys of a source; a local folder is identified by its content, not by its path."""
     keys = plain(source)
     return {key: keys[key] for key in keys if key != "path" or source.kind not in _LOCAL_FILES}
 
@@ -149,7 +149,7 @@ def _folder_digest(key: str, source: Any) -> Mapping[str, str]:
 
 
 def _local_files(key: str, source: Any) -> list[Path]:
-    """The files of a local folder that are read, in the order of their paths."""
+    """Return the files of a local folder that are read, in the order of their paths."""
     from vpmoe_assets.errors import DataError
 
     root, patterns = Path(source.path), _LOCAL_FILES[source.kind]
@@ -161,7 +161,7 @@ def _local_files(key: str, source: Any) -> list[Path]:
 
 
 def _python_of(source: Any) -> dict[str, str]:
-    """The prose of pydoc changes with Python's patch releases."""
+    """Return the prose of pydoc changes with Python's patch releases."""
     import platform
 
     return {"python": platform.python_version()} if source.kind == "pydoc_topics" else {}

@@ -16,10 +16,10 @@ class Check:
     """A check of a filled payload: run before publishing, kept in the record, shown in the UI.
 
     Attributes:
-        name: of the asset check.
-        run: gets the build and the inputs by name.
-        blocking: a failure stops everything below, in this run and in later ones.
-        description: what it holds the payload to.
+        name: Of the asset check.
+        run: Gets the build and the inputs by name.
+        blocking: A failure stops everything below, in this run and in later ones.
+        description: What it holds the payload to.
     """
 
     name: str

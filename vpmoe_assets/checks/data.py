@@ -14,7 +14,7 @@ _SAMPLE = 64
 
 
 def _check(name: str, *, blocking: bool = True) -> Callable[[Callable[..., audit.Outcome]], Check]:
-    """Make a :class:`Check` of a function; its docstring is what the UI says of it."""
+    """Make a `Check` of a function; its docstring is what the UI says of it."""
 
     def decorate(function: Callable[..., audit.Outcome]) -> Check:
         def run(build: "Build", inputs: Mapping[str, "Published"]) -> Verdict:
@@ -34,7 +34,7 @@ def _manifest(build: "Build") -> dict[str, Any]:
 
 @_check("tokenizer_agrees")
 def TOKENIZER_AGREES(build: "Build", inputs: Mapping[str, "Published"]) -> audit.Outcome:  # noqa: N802
-    """The ranks have the expected sha256, special ids are right, tiktoken and openai-harmony agree."""
+    """Check the sha256 of the ranks, the special ids, and that tiktoken and openai-harmony agree."""
     return audit.tokenizer_agrees(build.payload)
 
 
@@ -46,13 +46,13 @@ def SOURCE_FILES(build: "Build", inputs: Mapping[str, "Published"]) -> audit.Out
 
 @_check("manifest_matches_shards")
 def HARMONY_MANIFEST(build: "Build", inputs: Mapping[str, "Published"]) -> audit.Outcome:  # noqa: N802
-    """The shards are exactly those of the manifest; skipped rows are counted."""
+    """Check that the shards are exactly those of the manifest; skipped rows are counted."""
     return audit.harmony_manifest_matches(build.payload, _manifest(build))
 
 
 @_check("manifest_matches_shards")
 def KD_MANIFEST(build: "Build", inputs: Mapping[str, "Published"]) -> audit.Outcome:  # noqa: N802
-    """The files are exactly those of the manifest, and rows and tokens add up."""
+    """Check that the files are exactly those of the manifest, and rows and tokens add up."""
     return audit.kd_manifest_matches(build.payload, _manifest(build))
 
 
@@ -64,7 +64,7 @@ def KD_ALIGNED(build: "Build", inputs: Mapping[str, "Published"]) -> audit.Outco
 
 @_check("golden_conversation")
 def GOLDEN_CONVERSATION(build: "Build", inputs: Mapping[str, "Published"]) -> audit.Outcome:  # noqa: N802
-    """The reference conversation renders to its known 132 tokens."""
+    """Check that the reference conversation renders to its known 132 tokens."""
     return audit.golden_conversation(inputs["o200k_tokenizer"].payload)
 
 
@@ -89,7 +89,7 @@ def kd_sample(seed: int) -> Check:
 
 @_check("split_rule")
 def KD_SPLIT(build: "Build", inputs: Mapping[str, "Published"]) -> audit.Outcome:  # noqa: N802
-    """The hash of every synth_id puts it where it stands."""
+    """Check that the hash of every synth_id puts it where it stands."""
     harmony = inputs["synth_harmony"]
     return audit.split_rule_holds(_manifest(build), harmony.payload, harmony.manifest)
 
@@ -121,7 +121,7 @@ def healing_budget(max_tokens: int) -> Check:
 
     @_check("token_budget")
     def budget(build: "Build", inputs: Mapping[str, "Published"]) -> audit.Outcome:
-        """The corpus has no more tokens than its budget."""
+        """Check that the corpus has no more tokens than its budget."""
         tokens = sum(split["tokens"] for split in _manifest(build)["splits"].values())
         return audit.Outcome(
             max_tokens < 0 or tokens <= max_tokens,

@@ -14,7 +14,7 @@ _DIVERGED_NATS = 0.5
 
 
 def summary(build: "Build") -> dict[str, Any]:
-    """What the job says of its deliverable."""
+    """Return what the job says of its deliverable."""
     import orjson
 
     return dict(orjson.loads((build.work.output / "summary.json").read_bytes()))

@@ -1,1 +1,1 @@
-"""The commands of ``vpmoe``, one module for each subject."""
+"""The commands of `vpmoe`, one module for each subject."""

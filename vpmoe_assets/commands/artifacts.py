@@ -1,4 +1,4 @@
-"""``vpmoe ls``, ``show``, ``path``, ``verify``: read the store itself, no index needed."""
+"""`vpmoe ls`, `show`, `path`, `verify`: read the store itself, no index needed."""
 
 import sys
 from typing import TYPE_CHECKING, Any

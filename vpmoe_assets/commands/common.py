@@ -41,7 +41,7 @@ def experiment_in_force(option: str | None) -> str:
 
 
 def asset_named(text: str, experiment: str | None) -> tuple[str, str, str | None]:
-    """Split ``[EXPERIMENT/]ASSET[@VERSION]`` into experiment, asset and version."""
+    """Split `[EXPERIMENT/]ASSET[@VERSION]` into experiment, asset and version."""
     name, _, version = text.partition("@")
     prefix, _, asset = name.rpartition("/")
     return (prefix or experiment_in_force(experiment)), asset, version or None
@@ -65,9 +65,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Se
     """Print rows under a header: ruled on a terminal, plainly aligned elsewhere.
 
     Args:
-        columns: headers.
-        rows: values; None is left blank.
-        right: columns to be aligned right.
+        columns: Headers.
+        rows: Values; None is left blank.
+        right: Columns to be aligned right.
     """
     cells = [[_cell(value) for value in row] for row in rows]
     if sys.stdout.isatty():
@@ -93,7 +93,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Se
 
 
 def human_bytes(size: int) -> str:
-    """Return a size in the unit that keeps it short, e.g. ``3.4 MB``."""
+    """Return a size in the unit that keeps it short, e.g. `3.4 MB`."""
     value, units = float(size), iter(("B", "kB", "MB", "GB", "TB", "PB"))
     unit = next(units)
     while value >= 999.5 and unit != "PB":

@@ -1,4 +1,4 @@
-"""``vpmoe data``: datasets without Dagster."""
+"""`vpmoe data`: datasets without Dagster."""
 
 import glob
 import time
@@ -135,10 +135,10 @@ def build(
 
 
 def input_files(inputs: Sequence[str]) -> list[Path]:
-    """Return the parquet files that ``--input`` names, in the order given; those of one pattern sorted.
+    """Return the parquet files that `--input` names, in the order given; those of one pattern sorted.
 
     Raises:
-        click.ClickException: a name or pattern matches nothing.
+        click.ClickException: A name or pattern matches nothing.
     """
     files: list[Path] = []
     for text in inputs:

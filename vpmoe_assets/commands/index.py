@@ -1,4 +1,4 @@
-"""``vpmoe sql`` and ``vpmoe index``: questions over all records at once."""
+"""`vpmoe sql` and `vpmoe index`: questions over all records at once."""
 
 import sys
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""``vpmoe reap``: what a killed orchestrator left running."""
+"""`vpmoe reap`: what a killed orchestrator left running."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""``vpmoe reports``: the small JSON reports that people keep in git."""
+"""`vpmoe reports`: the small JSON reports that people keep in git."""
 
 import shutil
 from pathlib import Path

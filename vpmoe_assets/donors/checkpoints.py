@@ -29,7 +29,7 @@ _HALVED_AT = 2048
 
 
 def qwen3_config(donor: SeededDonor | HubDonor) -> dict[str, Any]:
-    """``config.json`` of a Qwen3 model, with the keys of the published one."""
+    """`config.json` of a Qwen3 model, with the keys of the published one."""
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "attention_bias": False,
@@ -60,7 +60,7 @@ def qwen3_config(donor: SeededDonor | HubDonor) -> dict[str, Any]:
 
 
 def gpt_oss_config(vocabulary: SeededVocabulary) -> dict[str, Any]:
-    """``config.json`` of a GPT-OSS model without layers: of such a donor only the vocabulary is used."""
+    """`config.json` of a GPT-OSS model without layers: of such a donor only the vocabulary is used."""
     return {
         "architectures": ["GptOssForCausalLM"],
         "attention_bias": True,
@@ -94,9 +94,9 @@ def write_seeded_qwen3(donor: SeededDonor, seed: int, directory: Path) -> None:
     so the model predicts better than chance and what a conversion costs shows in its loss.
 
     Args:
-        donor: its geometry.
-        seed: of the experiment.
-        directory: to fill.
+        donor: Its geometry.
+        seed: Of the experiment.
+        directory: To fill.
     """
     branches = (2 * donor.num_layers) ** -0.5
 
@@ -121,7 +121,7 @@ def write_seeded_qwen3(donor: SeededDonor, seed: int, directory: Path) -> None:
 
 
 def _frequency_lean(seed: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """What each row adds along one seeded direction of signs: less, the larger its number."""
+    """Return what each row adds along one seeded direction of signs: less, the larger its number."""
     rows, width = shape
     signs = np.sign(seeded_normal(seed, "frequency direction", (width,), 1.0))
     height = np.float32(_LEAN) / (
@@ -136,10 +136,10 @@ def write_seeded_gpt_oss(
     """Write a GPT-OSS-architecture checkpoint of embedding and head alone, with the real o200k tokenizer.
 
     Args:
-        vocabulary: width and rows.
-        seed: of the experiment.
-        ranks: of o200k_base.
-        directory: to fill.
+        vocabulary: Width and rows.
+        seed: Of the experiment.
+        ranks: Of o200k_base.
+        directory: To fill.
     """
     shape = (vocabulary.vocab_size, vocabulary.hidden_size)
     directory.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def require_qwen3(donor: SeededDonor | HubDonor, directory: Path) -> None:
     """Refuse a checkpoint whose configuration or tensors are not those of the experiment's donor.
 
     Raises:
-        DonorError: naming each key, what was found and what is expected.
+        DonorError: Naming each key, what was found and what is expected.
     """
     config = read_config(directory)
     rope = config.get("rope_theta", (config.get("rope_parameters") or {}).get("rope_theta"))
@@ -196,7 +196,7 @@ def require_vocabulary(vocabulary: SeededVocabulary | HubVocabulary, directory: 
     """Refuse a vocabulary donor whose embeddings or configuration are not those of the experiment.
 
     Raises:
-        DonorError: naming each key, what was found and what is expected.
+        DonorError: Naming each key, what was found and what is expected.
     """
     config = read_config(directory)
     expected = {
@@ -212,10 +212,10 @@ def require_vocabulary(vocabulary: SeededVocabulary | HubVocabulary, directory: 
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """``config.json`` of a checkpoint.
+    """`config.json` of a checkpoint.
 
     Raises:
-        DonorError: it is absent or not JSON.
+        DonorError: It is absent or not JSON.
     """
     path = directory / CONFIG_NAME
     try:
@@ -225,10 +225,10 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def weight_files(directory: Path) -> dict[str, Path]:
-    """The file of each tensor of a checkpoint, of one shard or of many.
+    """Return the file of each tensor of a checkpoint, of one shard or of many.
 
     Raises:
-        DonorError: a shard is missing, or index and shards disagree.
+        DonorError: A shard is missing, or index and shards disagree.
     """
     index = directory / INDEX_NAME
     if not index.is_file():
@@ -248,7 +248,7 @@ def checkpoint_shapes(directory: Path) -> Shapes:
     """Name and shape of every tensor that a checkpoint stores.
 
     Raises:
-        DonorError: as :func:`weight_files`.
+        DonorError: As `weight_files`.
     """
     files = weight_files(directory)
     headers = {path: read_header(path) for path in set(files.values())}

@@ -35,16 +35,16 @@ def fetch_qwen3(
     """Bring the dense donor here: configuration, tokenizer and every weight file.
 
     Args:
-        source: repository, commit and pins.
-        directory: kept between attempts, so that nothing is downloaded twice.
-        client: of the hub; the public one by default.
-        progress: called with the number of new bytes.
+        source: Repository, commit and pins.
+        directory: Kept between attempts, so that nothing is downloaded twice.
+        client: Of the hub; the public one by default.
+        progress: Called with the number of new bytes.
 
     Returns:
         The manifest.
 
     Raises:
-        HubError: the hub cannot be reached, or what it has is not what was pinned.
+        HubError: The hub cannot be reached, or what it has is not what was pinned.
     """
     hub, listing = _open(source, "sources.qwen3_0_6b", client)
     weights = [path for path in listing if path.endswith(".safetensors") and "/" not in path]
@@ -72,18 +72,18 @@ def fetch_vocabulary(
     out of them.
 
     Args:
-        source: repository, commit and pins.
-        directory: to fill.
-        downloads: where shards lie between attempts.
-        client: of the hub; the public one by default.
-        progress: called with the number of new bytes.
+        source: Repository, commit and pins.
+        directory: To fill.
+        downloads: Where shards lie between attempts.
+        client: Of the hub; the public one by default.
+        progress: Called with the number of new bytes.
 
     Returns:
         The manifest; it says which shards were read, with their sha256.
 
     Raises:
-        HubError: the hub cannot be reached, or what it has is not what was pinned.
-        DonorError: the checkpoint has no such tensors.
+        HubError: The hub cannot be reached, or what it has is not what was pinned.
+        DonorError: The checkpoint has no such tensors.
     """
     hub, listing = _open(source, "sources.gpt_oss_20b", client)
 
@@ -113,12 +113,12 @@ def fetch_vocabulary(
 
 
 def manifest(description: str, directory: Path, **more: Any) -> dict[str, Any]:
-    """What a donor's directory holds, with the sha256 of every file.
+    """Return what a donor's directory holds, with the sha256 of every file.
 
     Args:
-        description: of the donor, for people.
-        directory: its files.
-        **more: further keys, such as repository and commit.
+        description: Of the donor, for people.
+        directory: Its files.
+        **more: Further keys, such as repository and commit.
     """
     shards = [
         {
@@ -156,7 +156,7 @@ def _choose(
     needed: Iterable[str],
     welcome: Iterable[str],
 ) -> list[HubFile]:
-    """The files to take, with their digests: pinned ones as pinned, the others as the commit names them."""
+    """Return the files to take with their digests: pinned, or else as the commit names them."""
     wanted = [*needed, *(path for path in welcome if path in listing)]
     pins = {path: source.files[path] for path in wanted if path in source.files}
     chosen = select_files(listing.values(), pins) if pins else []

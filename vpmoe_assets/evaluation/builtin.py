@@ -19,7 +19,7 @@ _BASELINES = {"boolq": 50.0, "commonsense_qa": 25.0}
 
 
 def builtin_tasks() -> list[TaskRows]:
-    """The eight tasks."""
+    """Return the eight tasks."""
     tasks = []
     for task in TASKS:
         shown = replace(
@@ -32,7 +32,7 @@ def builtin_tasks() -> list[TaskRows]:
 
 
 def _placed(right: str, wrong: Sequence[str], number: int) -> tuple[list[str], int]:
-    """The choices of item ``number`` and the place of the right one."""
+    """Return the choices of item `number` and the place of the right one."""
     place = (7 * number + number // 4 + 3) % (len(wrong) + 1)
     return [*wrong[:place], right, *wrong[place:]], place
 
@@ -49,7 +49,7 @@ def _arc_easy() -> Iterator[Row]:
 
 
 def _arc_challenge() -> Iterator[Row]:
-    """Sums in words: distances, prices and areas."""
+    """Sum in words: distances, prices and areas."""
     for number in range(24):
         a, b = 3 + number % 7, 4 + number * 5 % 9
         question = (
@@ -71,7 +71,7 @@ def _hellaswag() -> Iterator[Row]:
 
 
 def _lambada() -> Iterator[Row]:
-    """A passage whose last word was named before, as only its first half tells."""
+    """Return a passage whose last word was named before, as only its first half tells."""
     for name, thing, place in LOSSES:
         context = (
             f"{name} had looked everywhere for the {thing}. It was not in the kitchen and not in the hall. "

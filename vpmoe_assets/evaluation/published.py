@@ -28,16 +28,16 @@ def fetch_zip(
     """Bring the zip here, going on from what an earlier attempt left.
 
     Args:
-        url: its address.
-        sha256: what its bytes must have; also its name in the cache.
-        cache: kept between attempts.
-        progress: called with the number of new bytes.
+        url: Its address.
+        sha256: What its bytes must have; also its name in the cache.
+        cache: Kept between attempts.
+        progress: Called with the number of new bytes.
 
     Returns:
         Its path.
 
     Raises:
-        DataError: it cannot be fetched, or has another sha256 (what was received is then removed).
+        DataError: It cannot be fetched, or has another sha256 (what was received is then removed).
     """
     cache.mkdir(parents=True, exist_ok=True)
     target, partial = cache / f"{sha256}.zip", cache / f".{sha256}.part"
@@ -75,7 +75,7 @@ def zip_tasks(path: Path) -> list[TaskRows]:
     """Read the eight tasks and their baselines.
 
     Raises:
-        DataError: the zip has no ``eval_bundle/``, a file is missing or malformed, or the table of baselines
+        DataError: The zip has no `eval_bundle/`, a file is missing or malformed, or the table of baselines
             lacks a task.
     """
     try:

@@ -26,13 +26,13 @@ class TaskSpec:
     """One task.
 
     Attributes:
-        label: name.
-        uri: file below the published bundle's ``eval_data/``.
-        few_shot: solved examples before each item.
-        type: ``multiple_choice``, ``schema`` or ``language_modeling``.
-        delimiter: between question and answer.
-        baseline_percent: accuracy of guessing, in percent.
-        rows: items of the published task.
+        label: Name.
+        uri: File below the published bundle's `eval_data/`.
+        few_shot: Solved examples before each item.
+        type: `multiple_choice`, `schema` or `language_modeling`.
+        delimiter: Between question and answer.
+        baseline_percent: Accuracy of guessing, in percent.
+        rows: Items of the published task.
     """
 
     label: str
@@ -58,10 +58,10 @@ TASKS = (
 
 
 def normalise(task: TaskSpec, row: Row, where: str) -> dict[str, Any]:
-    """The fields of a task's item, checked.
+    """Return the fields of a task's item, checked.
 
     Raises:
-        DataError: a field is missing or of another type, or the right answer is none of the choices.
+        DataError: A field is missing or of another type, or the right answer is none of the choices.
     """
     try:
         item = {field: row[field] for field in FIELDS[task.type]}

@@ -1,6 +1,6 @@
 """SYNTH-shaped rows written for this project: problems with computed, true answers, in the corpus's shape.
 
-Row ``i`` depends on the seed and on ``i`` alone. Lengths follow those of the real corpus (rendered: mean
+Row `i` depends on the seed and on `i` alone. Lengths follow those of the real corpus (rendered: mean
 about 856 tokens, median 850, 99th percentile 1500, a few in a thousand above 2048); long rows are longer
 problems.
 """
@@ -25,11 +25,11 @@ _FRAME_TOKENS = 101 + 12
 
 
 def generate_row(seed: int, index: int) -> dict[str, Any]:
-    """Row ``index`` of the endless sequence that belongs to ``seed``.
+    """Row `index` of the endless sequence that belongs to `seed`.
 
     Args:
-        seed: the experiment's seed.
-        index: position in the sequence, from 0.
+        seed: The experiment's seed.
+        index: Position in the sequence, from 0.
 
     Returns:
         A row with every public SYNTH column.
@@ -58,12 +58,12 @@ def generate_row(seed: int, index: int) -> dict[str, Any]:
 
 
 def generate_rows(seed: int, rows: int) -> Iterator[dict[str, Any]]:
-    """The first ``rows`` rows of the sequence that belongs to ``seed``."""
+    """Return the first `rows` rows of the sequence that belongs to `seed`."""
     return (generate_row(seed, index) for index in range(rows))
 
 
 def _target_tokens(rng: random.Random) -> int:
-    """Rendered length to aim at, drawn from a fit to the real corpus's lengths."""
+    """Return rendered length to aim at, drawn from a fit to the real corpus's lengths."""
     kind = rng.random()
     if kind < 0.004:
         return int(rng.triangular(2100, 3800, 2300))
@@ -98,17 +98,17 @@ def write_synth(directory: Path, seed: int, rows: int, files: int = 4) -> dict[s
     """Write generated rows as parquet files; the same arguments give the same bytes.
 
     Args:
-        directory: empty or absent; gets ``synth_000.parquet`` and so on.
-        seed: the experiment's seed.
-        rows: total number of rows, spread over the files in order.
-        files: number of files.
+        directory: Empty or absent; gets `synth_000.parquet` and so on.
+        seed: The experiment's seed.
+        rows: Total number of rows, spread over the files in order.
+        files: Number of files.
 
     Returns:
         The manifest: that and by what the rows were generated, and path, rows, bytes and sha256 of each file.
 
     Raises:
-        FileExistsError: the directory already holds something.
-        ValueError: fewer than one row per file.
+        FileExistsError: The directory already holds something.
+        ValueError: Fewer than one row per file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

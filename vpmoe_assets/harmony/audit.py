@@ -1,7 +1,7 @@
 """Checks of finished data, as pure functions; the asset graph runs them as asset checks.
 
 They trust neither the builder nor its records: files are read again, conversations are rendered again by
-``openai-harmony``, and the split and the truncation are worked out anew.
+`openai-harmony`, and the split and the truncation are worked out anew.
 """
 
 import hashlib
@@ -45,9 +45,9 @@ class Outcome:
     """What a check found.
 
     Args:
-        passed: whether everything is as it must be.
-        description: one sentence for a reader; names the first fault.
-        metadata: numbers and names worth keeping.
+        passed: Whether everything is as it must be.
+        description: One sentence for a reader; names the first fault.
+        metadata: Numbers and names worth keeping.
     """
 
     passed: bool
@@ -56,7 +56,7 @@ class Outcome:
 
 
 def tokenizer_agrees(directory: Path) -> Outcome:
-    """The ranks are the expected bytes, all special ids are right, and both libraries encode alike."""
+    """Check the bytes of the ranks, all special ids, and that both libraries encode alike."""
     try:
         faults = tokenizer.disagreements(directory, list(SAMPLE_TEXTS))
     except DataError as error:
@@ -70,7 +70,7 @@ def tokenizer_agrees(directory: Path) -> Outcome:
 
 
 def source_files_match(payload_dir: Path, manifest: dict[str, Any]) -> Outcome:
-    """The files of a source are exactly those of its manifest: names, bytes, sha256."""
+    """Check that the files of a source are exactly those of its manifest: names, bytes, sha256."""
     storage = manifest["storage"]
     shards = [*storage["shards"], *([storage["table"]] if "table" in storage else [])]
     faults = _file_faults(payload_dir, {shard["path"]: (shard["bytes"], shard["sha256"]) for shard in shards})
@@ -101,7 +101,7 @@ def text_aligned(payload_dir: Path, manifest: dict[str, Any]) -> Outcome:
 
 
 def harmony_manifest_matches(payload_dir: Path, manifest: dict[str, Any]) -> Outcome:
-    """The shards of synth_harmony are exactly those of its manifest: names, bytes, sha256, rows, groups."""
+    """Check that the shards are exactly those of the manifest: names, bytes, sha256, rows, groups."""
     import pyarrow.parquet as pq
 
     shards = manifest["storage"]["shards"]
@@ -122,7 +122,7 @@ def harmony_manifest_matches(payload_dir: Path, manifest: dict[str, Any]) -> Out
 
 
 def kd_manifest_matches(payload_dir: Path, manifest: dict[str, Any]) -> Outcome:
-    """The files of synth_kd_v1 are exactly those of its manifest, and its rows and tokens add up."""
+    """Check that the files are exactly those of the manifest, and that rows and tokens add up."""
     files = payload_files(manifest)
     faults = _file_faults(payload_dir, files)
     for name, split in manifest["splits"].items():
@@ -155,7 +155,7 @@ def arrays_aligned(payload_dir: Path, manifest: dict[str, Any]) -> Outcome:
 
 
 def golden_conversation(tokenizer_dir: Path) -> Outcome:
-    """The reference conversation renders to its known 132 tokens and 19 labels."""
+    """Check that the reference conversation renders to its known 132 tokens and 19 labels."""
     row = {"query": "What is 2+2?", "synthetic_reasoning": "2+2=4.", "synthetic_answer": "4"}
     rendered = Renderer(tokenizer_dir).render(messages(row, Scaffold()))
     digest = hashlib.sha256(",".join(map(str, rendered.tokens.tolist())).encode()).hexdigest()
@@ -181,7 +181,7 @@ def sample_renders_alike(
     seed: int,
     sample: int,
 ) -> Outcome:
-    """``openai-harmony`` renders a seeded sample of the input again, and the shards hold exactly that.
+    """`openai-harmony` renders a seeded sample of the input again, and the shards hold exactly that.
 
     Every sampled conversation that is not to be dropped must stand, with its mask and span, in the split
     and shard where it belongs.
@@ -223,7 +223,7 @@ def sample_renders_alike(
 def split_rule_holds(
     manifest: dict[str, Any], harmony_dir: Path, harmony_manifest: dict[str, Any]
 ) -> Outcome:
-    """The hash of every id says how many conversations each split got or dropped, shard by shard."""
+    """Check that each split got or dropped as many conversations as the hashes of the ids say."""
     config = manifest["config"]
     left = config["max_rows"] if config["max_rows"] >= 0 else harmony_manifest["storage"]["total_rows"]
     expected: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Whole builds of ``synth_kd_v1``: straight from SYNTH rows (``vpmoe data build``), or from synth_harmony."""
+"""Whole builds of `synth_kd_v1`: straight from SYNTH rows (`vpmoe data build`), or from synth_harmony."""
 
 import fcntl
 import json
@@ -61,30 +61,30 @@ def build_kd(
     overwrite: bool = False,
     progress: MakeProgress | None = None,
 ) -> KdBuild:
-    """Build ``OUTPUT/{train,valid}/shard_NN_{tokens,lossmask,span}.{bin,idx}`` and ``OUTPUT/manifest.json``.
+    """Build `OUTPUT/{train,valid}/shard_NN_{tokens,lossmask,span}.{bin,idx}` and `OUTPUT/manifest.json`.
 
-    Everything is made in ``.<name>.building`` beside the output and renamed at the end, so the output appears
+    Everything is made in `.<name>.building` beside the output and renamed at the end, so the output appears
     whole or not at all. A build that was interrupted goes on from its finished shards when it is run again.
 
     Args:
         input_files: SYNTH-shaped parquet files; row order, and so the bytes, follow the order given.
-        output_dir: must not exist, or be empty, unless ``overwrite``.
-        tokenizer_dir: payload of ``o200k_tokenizer``.
-        git_sha: commit of the code, for the manifest.
-        created_unix_s: time of the build, for the manifest.
-        seq_len: longest conversation, in tokens.
-        valid_fraction: share of the valid split.
-        workers: processes; the bytes do not depend on it.
-        num_shards: the bytes are those of the asset when it has as many.
-        max_rows: take only that many conversations; -1 takes all.
-        pack_block: recorded for the trainer.
-        scaffold: system and developer message; the default one if None.
-        overwrite: replace an existing output once the new one is complete.
-        progress: makes a progress display from a label and the number of rows.
+        output_dir: Must not exist, or be empty, unless `overwrite`.
+        tokenizer_dir: Payload of `o200k_tokenizer`.
+        git_sha: Commit of the code, for the manifest.
+        created_unix_s: Time of the build, for the manifest.
+        seq_len: Longest conversation, in tokens.
+        valid_fraction: Share of the valid split.
+        workers: Processes; the bytes do not depend on it.
+        num_shards: The bytes are those of the asset when it has as many.
+        max_rows: Take only that many conversations; -1 takes all.
+        pack_block: Recorded for the trainer.
+        scaffold: System and developer message; the default one if None.
+        overwrite: Replace an existing output once the new one is complete.
+        progress: Makes a progress display from a label and the number of rows.
 
     Raises:
-        DataError: the output exists, another build of it is running, or the input is not acceptable.
-        ValueError: an argument is out of range.
+        DataError: The output exists, another build of it is running, or the input is not acceptable.
+        ValueError: An argument is out of range.
     """
     output_dir = output_dir.absolute()
     config = KdConfig(seq_len, valid_fraction, max_rows, pack_block)
@@ -115,22 +115,22 @@ def build_kd_from_harmony(
     processes: int = 1,
     progress: MakeProgress | None = None,
 ) -> KdBuild:
-    """Build the payload of ``synth_kd_v1`` from synth_harmony shards; the caller writes the manifest.
+    """Build the payload of `synth_kd_v1` from synth_harmony shards; the caller writes the manifest.
 
     Args:
-        manifest_path: manifest of synth_harmony.
-        harmony_dir: its payload.
-        payload_dir: gets ``train/`` and ``valid/``.
-        state_dir: survives a crash; finished shards recorded there are not built again.
-        config: of the build.
-        tokenizer_dir: payload of ``o200k_tokenizer``.
-        git_sha: commit of the code, for the manifest.
-        created_unix_s: time of the build, for the manifest.
-        processes: worker processes; the bytes do not depend on it.
-        progress: makes a progress display from a label and the number of rows.
+        manifest_path: Manifest of synth_harmony.
+        harmony_dir: Its payload.
+        payload_dir: Gets `train/` and `valid/`.
+        state_dir: Survives a crash; finished shards recorded there are not built again.
+        config: Of the build.
+        tokenizer_dir: Payload of `o200k_tokenizer`.
+        git_sha: Commit of the code, for the manifest.
+        created_unix_s: Time of the build, for the manifest.
+        processes: Worker processes; the bytes do not depend on it.
+        progress: Makes a progress display from a label and the number of rows.
 
     Raises:
-        DataError: the input is absent, damaged or not acceptable.
+        DataError: The input is absent, damaged or not acceptable.
     """
     try:
         manifest = json.loads(manifest_path.read_text())
@@ -168,7 +168,7 @@ def synth_worker(
     scaffold: Scaffold,
     num_shards: int,
 ) -> KdWorker:
-    """The worker of a build from SYNTH rows, in the work directory that ``build_kd`` then goes on from."""
+    """Return the worker of a build from SYNTH rows, in the work directory that `build_kd` goes on from."""
     if not 1 <= num_shards <= 100:
         raise ValueError(f"num_shards must lie in [1, 100] (shard names have two digits), got {num_shards}")
     load_ranks(tokenizer_dir)
@@ -239,7 +239,7 @@ def _require_free(output_dir: Path, overwrite: bool) -> None:
 
 @contextmanager
 def _locked(work_dir: Path) -> Iterator[Path]:
-    """The work directory, held by this process; the operating system lets go when the process ends."""
+    """Return the work directory, held by this process; the operating system lets go when the process ends."""
     work_dir.mkdir(parents=True, exist_ok=True)
     handle = os.open(work_dir, os.O_RDONLY)
     try:

@@ -19,7 +19,7 @@ from vpmoe_assets.lineage.digest import file_sha256
 
 
 def shard_name(shard: int) -> str:
-    """``shard_03``."""
+    """`shard_03`."""
     return f"shard_{shard:02d}"
 
 
@@ -33,10 +33,10 @@ class ShardWork:
     """One shard under construction.
 
     Args:
-        shard: its number.
+        shard: Its number.
         key: sha256 over everything that decides its bytes.
-        payload_dir: where its files are.
-        state_dir: where its record and its sidecar files are.
+        payload_dir: Where its files are.
+        state_dir: Where its record and its sidecar files are.
     """
 
     shard: int
@@ -50,7 +50,7 @@ class ShardWork:
         return self.state_dir / f"{shard_name(self.shard)}.done.json"
 
     def completed(self) -> dict[str, Any] | None:
-        """The result of this shard if it is finished under this key and intact, else None."""
+        """Return the result of this shard if it is finished under this key and intact, else None."""
         try:
             record = json.loads(self.record.read_text())
         except (OSError, ValueError):
@@ -75,8 +75,8 @@ class ShardWork:
 
         Args:
             files: sha256 by path relative to the payload.
-            sidecars: names of files in the state directory.
-            result: what ``completed`` will return; must be JSON.
+            sidecars: Names of files in the state directory.
+            result: What `completed` will return; must be JSON.
         """
         kept = {name: file_sha256(self.state_dir / name) for name in sidecars}
         write_json(self.record, {"key": self.key, "files": files, "sidecars": kept, "result": result})
@@ -101,7 +101,7 @@ def sweep(payload_dir: Path, expected: Iterable[str]) -> None:
 
 
 def sync_tree(root: Path) -> None:
-    """Bring every file and directory below ``root``, and ``root`` itself, to the disk."""
+    """Bring every file and directory below `root`, and `root` itself, to the disk."""
     paths = [root, *root.rglob("*")]
     with ThreadPoolExecutor(32) as pool:  # they only wait: together they take little longer than one
         list(pool.map(_sync, paths))

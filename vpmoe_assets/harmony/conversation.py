@@ -36,11 +36,11 @@ class Scaffold:
     """What stands before the user's message in every conversation.
 
     Args:
-        model_identity: first line of the system message.
-        reasoning_effort: low, medium or high; stored capitalised.
-        conversation_start_date: ``YYYY-MM-DD``.
-        knowledge_cutoff: ``YYYY-MM``.
-        instructions: of the developer message; None leaves that message out.
+        model_identity: First line of the system message.
+        reasoning_effort: Low, medium or high; stored capitalised.
+        conversation_start_date: `YYYY-MM-DD`.
+        knowledge_cutoff: `YYYY-MM`.
+        instructions: Of the developer message; None leaves that message out.
     """
 
     model_identity: str = DEFAULT_IDENTITY
@@ -100,11 +100,11 @@ def is_complete(row: Mapping[str, Any]) -> bool:
 
 
 def messages(row: Mapping[str, Any], scaffold: Scaffold) -> list[dict[str, Any]]:
-    """The conversation of a complete SYNTH row: system, developer, user, analysis, final.
+    """Return the conversation of a complete SYNTH row: system, developer, user, analysis, final.
 
     Args:
-        row: has ``query``, ``synthetic_reasoning`` and ``synthetic_answer``.
-        scaffold: what comes before the query.
+        row: Has `query`, `synthetic_reasoning` and `synthetic_answer`.
+        scaffold: What comes before the query.
     """
     query, reasoning, answer = (row[field] for field in TEXT_FIELDS)
     return [
@@ -116,15 +116,15 @@ def messages(row: Mapping[str, Any], scaffold: Scaffold) -> list[dict[str, Any]]
 
 
 def messages_json(row: Mapping[str, Any], scaffold: Scaffold) -> str:
-    """``{"messages": […]}`` in ASCII, as stored in a synth_harmony shard."""
+    """`{"messages": […]}` in ASCII, as stored in a synth_harmony shard."""
     return json.dumps({"messages": messages(row, scaffold)})
 
 
 def parse_messages(text: str | None) -> list[dict[str, Any]]:
-    """Read a ``messages_json`` field.
+    """Read a `messages_json` field.
 
     Raises:
-        RowError: absent, not JSON, not valid Unicode, or not an object with a list of messages.
+        RowError: Absent, not JSON, not valid Unicode, or not an object with a list of messages.
     """
     import orjson
 
@@ -146,7 +146,7 @@ def validate(conversation: Sequence[Any]) -> Turn:
     and a developer message and earlier turns.
 
     Raises:
-        RowError: anything else, with the position (from 0) of the message at fault.
+        RowError: Anything else, with the position (from 0) of the message at fault.
     """
     if not conversation:
         raise RowError("the conversation has no messages")

@@ -14,19 +14,19 @@ def fetch_synth(
     client: HubClient | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Bring the SYNTH parquet files of a pinned commit into ``directory``.
+    """Bring the SYNTH parquet files of a pinned commit into `directory`.
 
     Args:
-        source: the experiment's ``sources.synth`` of kind ``hub`` (repo, revision, files).
-        directory: kept between attempts, so that nothing is downloaded twice.
-        client: of the hub; the public one by default.
-        progress: called with the number of new bytes.
+        source: The experiment's `sources.synth` of kind `hub` (repo, revision, files).
+        directory: Kept between attempts, so that nothing is downloaded twice.
+        client: Of the hub; the public one by default.
+        progress: Called with the number of new bytes.
 
     Returns:
         The manifest: repository, commit, and name, bytes and sha256 of each file.
 
     Raises:
-        HubError: see :func:`fetch` and :func:`select_files`.
+        HubError: See `fetch` and `select_files`.
     """
     require_commit(source.repo, source.revision, "sources.synth.revision")
     hub = client if client is not None else HuggingFaceHub()

@@ -1,6 +1,6 @@
 r"""Megatron's IndexedDataset files, written as a stream and read without torch.
 
-``.bin`` is the concatenation of all sequences. ``.idx`` is, little-endian: 9 bytes ``MMIDIDX\0\0``, u64
+`.bin` is the concatenation of all sequences. `.idx` is, little-endian: 9 bytes `MMIDIDX\0\0`, u64
 version 1, u8 dtype code, u64 number of sequences n, u64 number of document indices n+1, int32[n] lengths,
 int64[n] byte offsets, int64[n+1] document indices. Here one sequence is one document.
 """
@@ -36,7 +36,7 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class Index:
-    """A parsed ``.idx``: lengths [n] int32, byte offsets [n] int64, document indices [n+1] int64."""
+    """A parsed `.idx`: lengths [n] int32, byte offsets [n] int64, document indices [n+1] int64."""
 
     dtype: np.dtype[Any]
     lengths: npt.NDArray[np.int32]
@@ -45,17 +45,17 @@ class Index:
 
     @property
     def elements(self) -> int:
-        """Number of elements (tokens) in the ``.bin``."""
+        """Number of elements (tokens) in the `.bin`."""
         return int(self.lengths.sum(dtype=np.int64))
 
 
 class IndexedWriter:
-    """Writes one ``.bin``/``.idx`` pair; of everything written it keeps 4 bytes per sequence in memory.
+    """Writes one `.bin`/`.idx` pair; of everything written it keeps 4 bytes per sequence in memory.
 
-    Use as a context manager; ``finish`` writes the index. Leaving without ``finish`` removes both files.
+    Use as a context manager; `finish` writes the index. Leaving without `finish` removes both files.
 
     Args:
-        prefix: path without suffix.
+        prefix: Path without suffix.
         dtype: uint8 or int32.
     """
 
@@ -77,10 +77,10 @@ class IndexedWriter:
         self._finished = False
 
     def append(self, data: "bytes | npt.NDArray[Any]", lengths: Sequence[int]) -> None:
-        """Add ``len(lengths)`` sequences whose concatenation is ``data``.
+        """Add `len(lengths)` sequences whose concatenation is `data`.
 
         Raises:
-            ValueError: the lengths do not add up to the data.
+            ValueError: The lengths do not add up to the data.
         """
         view = memoryview(data).cast("B") if len(data) else memoryview(b"")
         if view.nbytes != sum(lengths) * self.dtype.itemsize:
@@ -95,7 +95,7 @@ class IndexedWriter:
         self._lengths.extend(lengths)
 
     def finish(self) -> tuple[WrittenFile, WrittenFile]:
-        """Close the ``.bin`` and write the ``.idx``; returns what was written (bin, idx)."""
+        """Close the `.bin` and write the `.idx`; returns what was written (bin, idx)."""
         if self._stream is None:
             raise ValueError(f"{self.bin_path.name} is closed")
         self._stream.flush()
@@ -135,10 +135,10 @@ class IndexedWriter:
 
 
 def read_index(path: Path) -> Index:
-    """Parse and check an ``.idx`` file.
+    """Parse and check an `.idx` file.
 
     Raises:
-        DataError: not such a file, a size that does not fit the counts, or offsets or documents that are not
+        DataError: Not such a file, a size that does not fit the counts, or offsets or documents that are not
             those of one sequence per document.
     """
     try:
@@ -170,10 +170,10 @@ def read_index(path: Path) -> Index:
 
 
 def map_elements(prefix: Path, index: Index) -> npt.NDArray[Any]:
-    """Memory-map the ``.bin`` beside an index.
+    """Memory-map the `.bin` beside an index.
 
     Raises:
-        DataError: the file is absent or has another size than the index says.
+        DataError: The file is absent or has another size than the index says.
     """
     path = prefix.with_name(prefix.name + ".bin")
     expected = index.elements * index.dtype.itemsize

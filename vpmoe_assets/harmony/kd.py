@@ -1,8 +1,8 @@
-"""One shard of ``synth_kd_v1``: conversations to token, loss-mask and span files. Also callable alone.
+"""One shard of `synth_kd_v1`: conversations to token, loss-mask and span files. Also callable alone.
 
     python -m vpmoe_assets.harmony.kd --input FILES --work DIR --tokenizer DIR --shard 0 --of 4
 
-builds one shard into a work directory, from which ``vpmoe data build`` with the same options goes on. A
+builds one shard into a work directory, from which `vpmoe data build` with the same options goes on. A
 worker is idempotent: a finished shard is recognised and skipped, an unfinished one is written anew.
 """
 
@@ -43,12 +43,12 @@ class KdWorker:
     """Builds shards of one build; picklable, so that any process can run any shard.
 
     Args:
-        sources: one per shard.
-        config: what decides the bytes.
-        config_hash: hash over the configuration and the input.
-        tokenizer_dir: payload of ``o200k_tokenizer``.
-        payload_dir: gets ``train/`` and ``valid/``.
-        state_dir: gets completion records and the hashes of ids.
+        sources: One per shard.
+        config: What decides the bytes.
+        config_hash: Hash over the configuration and the input.
+        tokenizer_dir: Payload of `o200k_tokenizer`.
+        payload_dir: Gets `train/` and `valid/`.
+        state_dir: Gets completion records and the hashes of ids.
     """
 
     sources: tuple[Source, ...]
@@ -59,11 +59,11 @@ class KdWorker:
     state_dir: Path
 
     def __call__(self, shard: int, report: Callable[[int], None]) -> dict[str, Any]:
-        """Build shard ``shard`` unless it is finished; returns its entry for the manifest step.
+        """Build shard `shard` unless it is finished; returns its entry for the manifest step.
 
         Raises:
-            ShardRowError: a row breaks the format.
-            DataError: the input is damaged.
+            ShardRowError: A row breaks the format.
+            DataError: The input is damaged.
         """
         work = self.work(shard)
         result = work.completed()
@@ -75,7 +75,7 @@ class KdWorker:
         return {**result, "reused": reused}
 
     def work(self, shard: int) -> ShardWork:
-        """Where shard ``shard`` is built."""
+        """Where shard `shard` is built."""
         key = shard_key(
             kind="synth_kd_v1",
             shard=[shard, len(self.sources)],
@@ -86,7 +86,7 @@ class KdWorker:
 
 
 def hash_file(state_dir: Path, shard: int) -> Path:
-    """``.npy`` of [2, n] uint64: the shard's 8-byte id hashes, sorted, and the rows they belong to."""
+    """`.npy` of [2, n] uint64: the shard's 8-byte id hashes, sorted, and the rows they belong to."""
     return state_dir / f"{shard_name(shard)}.hashes.npy"
 
 
@@ -185,7 +185,7 @@ def _build(worker: KdWorker, work: ShardWork, report: Callable[[int], None]) -> 
 def _turns(
     source: Source, shard: int, batch: RowBatch, limit: int
 ) -> tuple[list[Turn], list[str], list[int]]:
-    """The conversations of a batch with their ids and positions; with ``limit`` >= 0 only so many."""
+    """Return the conversations of a batch with their ids and positions; with `limit` >= 0 only so many."""
     turns: list[Turn] = []
     ids: list[str] = []
     positions: list[int] = []
@@ -224,7 +224,7 @@ def _encode(
 def _fit(
     renderer: Renderer, conversation: Encoded, turn: Turn, seq_len: int, counts: Counter[str]
 ) -> Encoded | None:
-    """A conversation that is too long, cut, or None when it is to be dropped; counted either way."""
+    """Return a conversation that is too long, cut, or None when it is to be dropped; counted either way."""
     cut = renderer.cut(conversation, seq_len)
     if cut.drop is not None:
         counts[cut.drop] += 1

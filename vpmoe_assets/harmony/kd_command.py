@@ -1,4 +1,4 @@
-"""The command line of one ``synth_kd_v1`` shard, for engines that schedule shards themselves."""
+"""The command line of one `synth_kd_v1` shard, for engines that schedule shards themselves."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from vpmoe_assets.harmony.pool import Progress
 
 
 def parser() -> argparse.ArgumentParser:
-    """Options as of ``vpmoe data build``, with the scaffold strings and the shard to build."""
+    """Options as of `vpmoe data build`, with the scaffold strings and the shard to build."""
     default, scaffold = KdConfig(), Scaffold()
     options = argparse.ArgumentParser(
         prog="python -m vpmoe_assets.harmony.kd",

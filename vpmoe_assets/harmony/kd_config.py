@@ -1,4 +1,4 @@
-"""What decides the bytes of ``synth_kd_v1``, and the two hashes over it."""
+"""What decides the bytes of `synth_kd_v1`, and the two hashes over it."""
 
 import hashlib
 import json
@@ -20,11 +20,11 @@ class KdConfig:
     """Configuration of a build.
 
     Args:
-        seq_len: longest conversation in tokens, EOD included; longer ones are cut or dropped.
-        valid_fraction: share of ids that goes to the valid split, in [0, 1].
-        max_rows: take only that many conversations, in input order; -1 takes all.
-        pack_block: documents per packing block, used by the trainer and recorded here.
-        on_invalid: what to do with a row that breaks the format; only ``fail`` exists.
+        seq_len: Longest conversation in tokens, EOD included; longer ones are cut or dropped.
+        valid_fraction: Share of ids that goes to the valid split, in [0, 1].
+        max_rows: Take only that many conversations, in input order; -1 takes all.
+        pack_block: Documents per packing block, used by the trainer and recorded here.
+        on_invalid: What to do with a row that breaks the format; only `fail` exists.
     """
 
     seq_len: int = 2048
@@ -45,7 +45,7 @@ class KdConfig:
         split_threshold(self.valid_fraction)
 
     def v1(self) -> dict[str, Any]:
-        """The six fields that the first version of the format hashed."""
+        """Return the six fields that the first version of the format hashed."""
         return {
             "valid_fraction": self.valid_fraction,
             "hash": "blake2b-8",
@@ -56,7 +56,7 @@ class KdConfig:
         }
 
     def hash_v1(self) -> str:
-        """sha256 over ``v1``, comparable with manifests made by other builders of this format."""
+        """sha256 over `v1`, comparable with manifests made by other builders of this format."""
         text = json.dumps(self.v1(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -76,5 +76,5 @@ class KdConfig:
         }
 
     def hash(self, scaffold: Scaffold, input_manifest_sha256: str) -> str:
-        """sha256 over ``full``: two builds with the same hash have the same shards."""
+        """sha256 over `full`: two builds with the same hash have the same shards."""
         return sha256_json(self.full(scaffold, input_manifest_sha256))

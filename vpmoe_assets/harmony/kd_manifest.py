@@ -1,4 +1,4 @@
-"""The manifest of ``synth_kd_v1``: what was built, from what, how, and the sha256 of every file."""
+"""The manifest of `synth_kd_v1`: what was built, from what, how, and the sha256 of every file."""
 
 import importlib.metadata
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ SCHEMA_VERSION = "synth_kd_v1"
 
 
 def input_from_synth(files: Sequence[InputFile], num_shards: int) -> dict[str, Any]:
-    """The manifest's ``input`` for a build straight from SYNTH rows.
+    """Return the manifest's `input` for a build straight from SYNTH rows.
 
     There is no manifest file to hash then; the hash is over the list of files and their division into shards.
     """
@@ -37,7 +37,7 @@ def input_from_synth(files: Sequence[InputFile], num_shards: int) -> dict[str, A
 
 
 def input_from_harmony(manifest_path: Path, harmony_dir: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest's ``input`` for a build from synth_harmony."""
+    """Return the manifest's `input` for a build from synth_harmony."""
     from vpmoe_assets.lineage.canonical import without_volatile
 
     return {
@@ -61,20 +61,20 @@ def build_manifest(
     created_unix_s: int,
     skipped_before: int = 0,
 ) -> dict[str, Any]:
-    """The manifest of finished shards.
+    """Return the manifest of finished shards.
 
     Args:
-        shards: results of the workers, in shard order.
-        config: of the build.
-        scaffold: of the conversations.
-        source: the ``input`` section.
-        tokenizer_dir: where the ranks came from.
-        git_sha: commit of the code.
-        created_unix_s: time of the build.
-        skipped_before: incomplete rows already skipped when the input was made.
+        shards: Results of the workers, in shard order.
+        config: Of the build.
+        scaffold: Of the conversations.
+        source: The `input` section.
+        tokenizer_dir: Where the ranks came from.
+        git_sha: Commit of the code.
+        created_unix_s: Time of the build.
+        skipped_before: Incomplete rows already skipped when the input was made.
 
     Raises:
-        DataError: no conversation was kept in any split.
+        DataError: No conversation was kept in any split.
     """
     splits = {split: _split(split, shards) for split in SPLITS}
     if not any(split["rows"] for split in splits.values()):

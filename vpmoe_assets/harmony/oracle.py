@@ -1,6 +1,6 @@
 """The slow, independent way from a conversation to a training document, for checks and tests only.
 
-``openai-harmony`` renders, message by message and as a whole; truncation is done here on lists, rule by rule.
+`openai-harmony` renders, message by message and as a whole; truncation is done here on lists, rule by rule.
 Nothing is shared with the fast renderer but the tokenizer file.
 """
 
@@ -20,12 +20,12 @@ def expected_document(
     """Tokens, mask and span (label-aligned) of a conversation, None if it must be dropped.
 
     Args:
-        tokenizer_dir: holds the verified ranks file.
-        messages: ends with user, assistant/analysis, assistant/final.
-        seq_len: longest document, EOD included; None never truncates.
+        tokenizer_dir: Holds the verified ranks file.
+        messages: Ends with user, assistant/analysis, assistant/final.
+        seq_len: Longest document, EOD included; None never truncates.
 
     Raises:
-        RowError: ``openai-harmony`` refuses the messages or contradicts itself.
+        RowError: `openai-harmony` refuses the messages or contradicts itself.
     """
     _, parts = render_with_harmony(tokenizer_dir, messages, for_training=True)
     if seq_len is not None:
@@ -46,7 +46,7 @@ def _truncated(
         return sum(len(ids) for _, ids in parts) + 1
 
     def shorten(position: int, keep: int) -> int:
-        """Keep the last ``keep`` content tokens of a message, from a whole character on; what was kept."""
+        """Keep the last `keep` content tokens of a message, from a whole character on; what was kept."""
         label, ids = parts[position]
         start = ids.index(tokenizer.MESSAGE) + 1
         header, content, end = ids[:start], ids[start:-1], ids[-1:]

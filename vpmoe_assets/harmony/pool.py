@@ -1,6 +1,6 @@
 """A pool of worker processes, one shard at a time each, that never outlives the process that started it.
 
-Workers are plain subprocesses rather than ``multiprocessing`` children: those run the caller's main module
+Workers are plain subprocesses rather than `multiprocessing` children: those run the caller's main module
 again (for Dagster: seconds). A worker whose parent is gone sees the end of its standard input and exits, also
 when the parent was killed with SIGKILL. (A parent-death signal would go off as soon as the parent's thread
 ends, and Dagster runs assets in threads.)
@@ -30,7 +30,7 @@ class Worker(Protocol):
     """Builds one shard. Must be picklable by reference and idempotent."""
 
     def __call__(self, shard: int, report: Report) -> Any:
-        """Build shard ``shard``, calling ``report(rows)`` now and then; the result must be picklable."""
+        """Build shard `shard`, calling `report(rows)` now and then; the result must be picklable."""
 
 
 class WorkerError(RuntimeError):
@@ -38,13 +38,13 @@ class WorkerError(RuntimeError):
 
 
 class Progress:
-    """Rows done: a bar on a terminal, a plain line every ``interval_s`` elsewhere.
+    """Rows done: a bar on a terminal, a plain line every `interval_s` elsewhere.
 
     Args:
-        label: what is being built.
-        total: rows in all.
-        write: takes the plain lines; standard error by default.
-        interval_s: seconds between plain lines.
+        label: What is being built.
+        total: Rows in all.
+        write: Takes the plain lines; standard error by default.
+        interval_s: Seconds between plain lines.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Progress:
         self._started = self._last = time.monotonic()
 
     def advance(self, rows: int) -> None:
-        """Count ``rows`` more."""
+        """Count `rows` more."""
         self._rows += rows
         if self._bar is not None:
             self._bar.update(rows)
@@ -90,14 +90,14 @@ class Progress:
 
 
 def run_shards(worker: Worker, n: int, processes: int, progress: Progress | None = None) -> list[Any]:
-    """Run ``worker`` for shards 0 to n-1 and return their results in that order.
+    """Run `worker` for shards 0 to n-1 and return their results in that order.
 
     With one process everything runs in the calling process. Otherwise the first failure ends the other
     workers: what they had not finished is redone by the next run, what they had finished is kept.
 
     Raises:
-        Exception: what the worker raised, as it raised it.
-        WorkerError: a worker was killed or ended by itself.
+        Exception: What the worker raised, as it raised it.
+        WorkerError: A worker was killed or ended by itself.
     """
     report = progress.advance if progress is not None else lambda rows: None
     if processes < 1:

@@ -1,10 +1,10 @@
 """Conversations to token ids, loss mask and span labels, fast.
 
-The wire form of a message is ``<|start|>role[<|channel|>channel]<|message|>content<|end|>``; a final answer
-at the end closes with ``<|return|>``, then comes one EOD. Only the contents change from row to row: what
-stands before the latest user message is rendered once by ``openai-harmony`` and cached, the rest are constant
-headers around what ``tiktoken`` makes of three texts (as ordinary text: a literal ``<|end|>`` in a query is
-not a control token). ``openai-harmony`` renders the same conversations several times slower; the tests and an
+The wire form of a message is `<|start|>role[<|channel|>channel]<|message|>content<|end|>`; a final answer
+at the end closes with `<|return|>`, then comes one EOD. Only the contents change from row to row: what
+stands before the latest user message is rendered once by `openai-harmony` and cached, the rest are constant
+headers around what `tiktoken` makes of three texts (as ordinary text: a literal `<|end|>` in a query is
+not a control token). `openai-harmony` renders the same conversations several times slower; the tests and an
 asset check compare the two.
 
 Labels: every token of an assistant message, wrapper and terminator included, has span 1 (analysis) or 2
@@ -71,7 +71,7 @@ class Renderer:
     """Renders conversations with the tokenizer of one directory; caches the scaffolds it meets.
 
     Args:
-        tokenizer_dir: holds the verified ranks file.
+        tokenizer_dir: Holds the verified ranks file.
     """
 
     #: Scaffolds kept; a data set has one, and one per teacher mode at most.
@@ -109,7 +109,7 @@ class Renderer:
         """Render one conversation at its full length.
 
         Raises:
-            RowError: the conversation is not acceptable.
+            RowError: The conversation is not acceptable.
         """
         return self.concatenate([self.encode(validate(messages))])
 
@@ -117,7 +117,7 @@ class Renderer:
         """Token ids of a validated conversation.
 
         Raises:
-            RowError: a text cannot be encoded, or the head cannot be rendered.
+            RowError: A text cannot be encoded, or the head cannot be rendered.
         """
         return self.encode_all([turn])[0]
 
@@ -125,7 +125,7 @@ class Renderer:
         """Token ids of many validated conversations.
 
         Raises:
-            RowError: a text of any of them cannot be encoded, or a head cannot be rendered.
+            RowError: A text of any of them cannot be encoded, or a head cannot be rendered.
         """
         heads = [self.head(turn.head) for turn in turns]
         encode = self._encode
@@ -167,7 +167,7 @@ class Renderer:
         return head
 
     def cut(self, encoded: Encoded, seq_len: int) -> Cut:
-        """Where to cut the conversation so that it has at most ``seq_len`` tokens."""
+        """Where to cut the conversation so that it has at most `seq_len` tokens."""
         return plan_cut(
             encoded.user,
             encoded.analysis,
@@ -178,10 +178,10 @@ class Renderer:
         )
 
     def shorten(self, encoded: Encoded, cut: Cut, original: Turn) -> Encoded:
-        """Apply a cut and let ``openai-harmony`` confirm that the conversation is still the same.
+        """Apply a cut and let `openai-harmony` confirm that the conversation is still the same.
 
         Raises:
-            RowError: it does not parse, or roles, channels, count or final content changed.
+            RowError: It does not parse, or roles, channels, count or final content changed.
         """
         user, analysis = encoded.user[cut.user_from :], encoded.analysis[cut.analysis_from :]
         length = encoded.length - cut.user_from - cut.analysis_from
@@ -190,10 +190,10 @@ class Renderer:
         return shorter
 
     def concatenate(self, conversations: Sequence[Encoded]) -> Rendered:
-        """The arrays of at least one conversation, one after the other.
+        """Return the arrays of at least one conversation, one after the other.
 
         Raises:
-            AssertionError: an invariant of the format is broken, i.e. a defect of this module.
+            AssertionError: An invariant of the format is broken, i.e. a defect of this module.
         """
         to_analysis, to_final, tail = self._to_analysis, self._to_final, self._tail
         pieces: list[Ids] = []
@@ -226,10 +226,10 @@ class Renderer:
         return Rendered(tokens, (span > 0).view(np.uint8), span)
 
     def require_parses(self, encoded: Encoded, original: Turn) -> None:
-        """Parse a cut conversation with ``openai-harmony``: same messages, and a whole final answer.
+        """Parse a cut conversation with `openai-harmony`: same messages, and a whole final answer.
 
         Raises:
-            RowError: it does not parse, or roles, channels, count or final content changed.
+            RowError: It does not parse, or roles, channels, count or final content changed.
         """
         import openai_harmony
 
@@ -259,25 +259,25 @@ class Renderer:
 
 
 def span_of(message: Mapping[str, Any]) -> int:
-    """The label of all tokens of a message."""
+    """Return the label of all tokens of a message."""
     return {"analysis": SPAN_ANALYSIS, "final": SPAN_FINAL}.get(message.get("channel") or "", SPAN_NONE)
 
 
 def render_with_harmony(
     tokenizer_dir: Path, messages: Sequence[Mapping[str, Any]], *, for_training: bool = False
 ) -> tuple[list[int], list[tuple[int, list[int]]]]:
-    """Render with ``openai-harmony``, as a whole and message by message.
+    """Render with `openai-harmony`, as a whole and message by message.
 
     Args:
-        tokenizer_dir: holds the verified ranks file.
-        messages: as stored in ``messages_json``.
-        for_training: close a final answer at the end with ``<|return|>`` instead of ``<|end|>``.
+        tokenizer_dir: Holds the verified ranks file.
+        messages: As stored in `messages_json`.
+        for_training: Close a final answer at the end with `<|return|>` instead of `<|end|>`.
 
     Returns:
         All ids, and per message (span label, ids), which concatenate to all ids.
 
     Raises:
-        RowError: the library refuses the messages, or the two renderings differ.
+        RowError: The library refuses the messages, or the two renderings differ.
     """
     import openai_harmony as oh
     import pydantic

@@ -1,7 +1,7 @@
 """Reading SYNTH-shaped parquet as a stream: which files, which rows belong to which shard, batches of texts.
 
-Rows are numbered over all input files in the order given. Shard ``i`` of ``n`` holds the contiguous rows
-``[i*N//n, (i+1)*N//n)`` of ``N``: known from the files' footers alone, the same for any number of workers,
+Rows are numbered over all input files in the order given. Shard `i` of `n` holds the contiguous rows
+`[i*N//n, (i+1)*N//n)` of `N`: known from the files' footers alone, the same for any number of workers,
 and each worker reads only its own rows. Both ways into the training shards use this one rule.
 """
 
@@ -54,11 +54,11 @@ def inspect_inputs(
     """Open every input, check its columns, count its rows and hash it.
 
     Args:
-        paths: parquet files, in the order in which their rows are to be read.
-        required: columns that must exist; metadata columns may be absent, others are ignored.
+        paths: Parquet files, in the order in which their rows are to be read.
+        required: Columns that must exist; metadata columns may be absent, others are ignored.
 
     Raises:
-        DataError: no paths, the same file twice, or a file that is absent, damaged or lacks a column.
+        DataError: No paths, the same file twice, or a file that is absent, damaged or lacks a column.
     """
     if not paths:
         raise DataError("no input files were given; expected at least one parquet file")
@@ -68,10 +68,10 @@ def inspect_inputs(
 
 
 def inspect_file(path: Path, required: Sequence[str], sha256: str | None = None) -> InputFile:
-    """One input file: columns checked, rows counted, and hashed unless the caller knows its ``sha256``.
+    """One input file: columns checked, rows counted, and hashed unless the caller knows its `sha256`.
 
     Raises:
-        DataError: the file is absent, damaged or lacks a column.
+        DataError: The file is absent, damaged or lacks a column.
     """
     if not path.is_file():
         raise DataError(f"no input file {path}")
@@ -90,14 +90,14 @@ def inspect_file(path: Path, required: Sequence[str], sha256: str | None = None)
 
 
 def shard_range(total: int, shard: int, count: int) -> tuple[int, int]:
-    """First row and end (exclusive) of shard ``shard`` of ``count``."""
+    """First row and end (exclusive) of shard `shard` of `count`."""
     if not 0 <= shard < count:
         raise ValueError(f"shard must lie in [0, {count}), got {shard}")
     return shard * total // count, (shard + 1) * total // count
 
 
 def locate(files: Sequence[InputFile], row: int) -> tuple[InputFile, int]:
-    """The file that holds row ``row`` of the whole input, and the row's number in it."""
+    """Return the file that holds row `row` of the whole input, and the row's number in it."""
     for file in files:
         if row < file.rows:
             return file, row
@@ -106,7 +106,7 @@ def locate(files: Sequence[InputFile], row: int) -> tuple[InputFile, int]:
 
 
 def describe_row(files: Sequence[InputFile], row: int) -> str:
-    """``row 17 (part-0.parquet, row 17)``, for messages."""
+    """`row 17 (part-0.parquet, row 17)`, for messages."""
     file, inside = locate(files, row)
     return f"row {row} ({file.name}, row {inside})"
 
@@ -114,12 +114,12 @@ def describe_row(files: Sequence[InputFile], row: int) -> str:
 def read_batches(
     files: Sequence[InputFile], columns: Sequence[str], start: int, stop: int, batch_rows: int = BATCH_ROWS
 ) -> Iterator[RowBatch]:
-    """Rows ``[start, stop)`` of the input as batches of Python strings.
+    """Rows `[start, stop)` of the input as batches of Python strings.
 
     Memory is one batch and one read buffer per column, whatever the size of the files.
 
     Raises:
-        DataError: a file is damaged, or a column cannot be read as text.
+        DataError: A file is damaged, or a column cannot be read as text.
     """
     offset = 0
     for file in files:

@@ -36,17 +36,17 @@ class Source(Protocol):
         """Everything that decides which conversations come out."""
 
     def batches(self) -> Iterator[RowBatch]:
-        """The rows, in order; every batch has a column ``synth_id``.
+        """Return the rows, in order; every batch has a column `synth_id`.
 
         Raises:
-            DataError: the input is damaged, or not the one that was recorded.
+            DataError: The input is damaged, or not the one that was recorded.
         """
 
     def turn(self, batch: RowBatch, position: int) -> Turn | None:
-        """The conversation of a row, None when a text is missing or empty.
+        """Return the conversation of a row, None when a text is missing or empty.
 
         Raises:
-            RowError: the row breaks the format.
+            RowError: The row breaks the format.
         """
 
     def describe(self, row: int) -> str:
@@ -58,7 +58,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class SynthSource:
-    """Rows ``[start, stop)`` of SYNTH-shaped parquet files."""
+    """Rows `[start, stop)` of SYNTH-shaped parquet files."""
 
     files: tuple[InputFile, ...]
     start: int
@@ -81,11 +81,11 @@ class SynthSource:
         }
 
     def batches(self) -> Iterator[RowBatch]:
-        """The id and the three texts."""
+        """Return the id and the three texts."""
         return read_batches(self.files, ("synth_id", *TEXT_FIELDS), self.start, self.stop)
 
     def turn(self, batch: RowBatch, position: int) -> Turn | None:
-        """The texts behind the scaffold."""
+        """Return the texts behind the scaffold."""
         columns = batch.columns
         query = columns["query"][position]
         reasoning = columns["synthetic_reasoning"][position]
@@ -103,7 +103,7 @@ class SynthSource:
         return next(iter(read_batches(self.files, ("synth_id",), row, row + 1))).columns["synth_id"][0]
 
     def complete_rows(self, at_most: int) -> int:
-        """How many rows have all three texts, counting no further than ``at_most``."""
+        """How many rows have all three texts, counting no further than `at_most`."""
         found = 0
         if at_most > 0:
             for batch in read_batches(self.files, TEXT_FIELDS, self.start, self.stop):
@@ -130,7 +130,7 @@ class HarmonySource:
         return {"sha256": self.file.sha256, "rows": self.file.rows, "limit": self.limit}
 
     def batches(self) -> Iterator[RowBatch]:
-        """The id and the conversation, after the file was checked against its manifest."""
+        """Return the id and the conversation, after the file was checked against its manifest."""
         path = Path(self.file.path)
         found = file_sha256(path) if path.is_file() else "no such file"
         if found != self.file.sha256:
@@ -156,7 +156,7 @@ class HarmonySource:
 def synth_sources(
     files: Sequence[InputFile], num_shards: int, scaffold: Scaffold, max_rows: int = -1
 ) -> list[SynthSource]:
-    """Divide SYNTH rows among shards; ``max_rows`` >= 0 takes only the first that many complete rows."""
+    """Divide SYNTH rows among shards; `max_rows` >= 0 takes only the first that many complete rows."""
     total = sum(file.rows for file in files)
     sources = []
     left = max_rows
@@ -171,10 +171,10 @@ def synth_sources(
 
 
 def harmony_sources(harmony_dir: Path, manifest: dict[str, Any], max_rows: int = -1) -> list[HarmonySource]:
-    """The shards that a synth_harmony manifest lists, in its order.
+    """Return the shards that a synth_harmony manifest lists, in its order.
 
     Raises:
-        DataError: a shard is absent, lacks a column, or has another number of rows than the manifest says.
+        DataError: A shard is absent, lacks a column, or has another number of rows than the manifest says.
     """
     sources = []
     left = max_rows

@@ -12,12 +12,12 @@ def split_hash(synth_id: str) -> int:
 
 
 def split_threshold(valid_fraction: float) -> int:
-    """``valid_fraction`` of the hash range; a row is valid exactly when its hash lies below.
+    """`valid_fraction` of the hash range; a row is valid exactly when its hash lies below.
 
     The fraction is taken as its shortest decimal, not as its binary value, so 0.1 means one tenth.
 
     Raises:
-        ValueError: ``valid_fraction`` is outside [0, 1].
+        ValueError: `valid_fraction` is outside [0, 1].
     """
     if not 0 <= valid_fraction <= 1:
         raise ValueError(f"valid_fraction must lie in [0, 1], got {valid_fraction}")
@@ -25,5 +25,5 @@ def split_threshold(valid_fraction: float) -> int:
 
 
 def split_of(synth_id: str, valid_fraction: float) -> str:
-    """``train`` or ``valid``."""
+    """`train` or `valid`."""
     return "valid" if split_hash(synth_id) < split_threshold(valid_fraction) else "train"

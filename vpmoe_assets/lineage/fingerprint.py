@@ -12,15 +12,15 @@ SCHEMA = "vpmoe.fingerprint/1"
 
 
 def source_digests(paths: Iterable[Path], root: Path = ROOT) -> dict[str, str]:
-    """Return ``{path relative to root: sha256}`` of the source files that a step's result depends on.
+    """Return `{path relative to root: sha256}` of the source files that a step's result depends on.
 
     Args:
-        paths: files, or directories whose ``*.py`` files count, all below ``root``.
-        root: the project.
+        paths: Files, or directories whose `*.py` files count, all below `root`.
+        root: The project.
 
     Raises:
-        FileNotFoundError: a path does not exist, or a directory has no Python file.
-        ValueError: a path lies outside ``root``.
+        FileNotFoundError: A path does not exist, or a directory has no Python file.
+        ValueError: A path lies outside `root`.
     """
     digests: dict[str, str] = {}
     for path in paths:
@@ -34,7 +34,7 @@ def source_digests(paths: Iterable[Path], root: Path = ROOT) -> dict[str, str]:
 
 
 def code_version(recipe: Mapping[str, Any], sources: Mapping[str, str]) -> str:
-    """Return the sha256 of recipe and sources without inputs: Dagster's ``code_version``."""
+    """Return the sha256 of recipe and sources without inputs: Dagster's `code_version`."""
     return sha256_json({"schema": SCHEMA, "recipe": dict(recipe), "sources": dict(sources)})
 
 
@@ -44,12 +44,12 @@ def recipe_fingerprint(
     """Return the fingerprint and the payload it was taken over, which goes into the record.
 
     Args:
-        recipe: resolved identity keys of the step, JSON-able, every default written out.
-        sources: from :func:`source_digests`.
-        input_digests: content digest of each input by role (usually the asset's name).
+        recipe: Resolved identity keys of the step, JSON-able, every default written out.
+        sources: From `source_digests`.
+        input_digests: Content digest of each input by role (usually the asset's name).
 
     Raises:
-        UnstableValueError: the recipe holds a value without a stable form; the message has its key path.
+        UnstableValueError: The recipe holds a value without a stable form; the message has its key path.
     """
     payload = {
         "schema": SCHEMA,

@@ -14,9 +14,9 @@ class Node:
 
     Attributes:
         depth: 0 for the artifact itself.
-        reference: the input as its child names it.
-        record: of the input; None where it is no longer in the store, or is another one now.
-        repeated: its own ancestry stands further up already.
+        reference: The input as its child names it.
+        record: Of the input; None where it is no longer in the store, or is another one now.
+        repeated: Its own ancestry stands further up already.
     """
 
     depth: int
@@ -43,7 +43,7 @@ def stale_reasons(latest: Mapping[str, Record]) -> dict[str, str]:
     """Say for each asset of one experiment why its latest version is out of date; fresh ones are left out.
 
     Args:
-        latest: the latest record of every asset of the experiment.
+        latest: The latest record of every asset of the experiment.
     """
     reasons: dict[str, str] = {}
     pending: list[str] = []

@@ -16,7 +16,7 @@ _SETTLED_S = 2.0
 
 
 class HashCache:
-    """Callable like :func:`file_sha256`; answers from memory when nothing about the file has changed.
+    """Callable like `file_sha256`; answers from memory when nothing about the file has changed.
 
     A digest counts only while path, device, inode, size, mtime and ctime are all what they were: no program
     can set ctime, so every ordinary write is noticed. Decay of the medium is not: `vpmoe verify` always

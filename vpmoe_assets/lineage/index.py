@@ -49,8 +49,8 @@ class Table:
     """The answer to a query.
 
     Attributes:
-        columns: names.
-        rows: values as Python objects.
+        columns: Names.
+        rows: Values as Python objects.
     """
 
     columns: tuple[str, ...]
@@ -61,7 +61,7 @@ class Index:
     """The index file.
 
     Args:
-        path: of the DuckDB file, usually ``artifacts/index.duckdb``.
+        path: Of the DuckDB file, usually `artifacts/index.duckdb`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,7 +71,7 @@ class Index:
         """Add (or replace) one record; rebuilds everything where the file is absent, corrupt or out of step.
 
         Raises:
-            IndexLockedError: another process kept it locked for a minute. The artifact is published all the
+            IndexLockedError: Another process kept it locked for a minute. The artifact is published all the
                 same, and the next insert or a rebuild picks it up.
         """
         with self._writer():
@@ -90,7 +90,7 @@ class Index:
             The versions that are not in it because their record cannot be read.
 
         Raises:
-            IndexLockedError: another process kept it locked for a minute.
+            IndexLockedError: Another process kept it locked for a minute.
         """
         with self._writer():
             return self._rebuild(store)
@@ -99,9 +99,9 @@ class Index:
         """Answer one read-only SQL statement; files and the network are out of its reach.
 
         Raises:
-            QueryError: the statement is wrong, or would change something.
-            IndexLockedError: another process is writing and did not finish in time; says which.
-            IndexCorruptError: the file is missing or unreadable.
+            QueryError: The statement is wrong, or would change something.
+            IndexLockedError: Another process is writing and did not finish in time; says which.
+            IndexCorruptError: The file is missing or unreadable.
         """
         import duckdb
 

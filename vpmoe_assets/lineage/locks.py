@@ -1,4 +1,4 @@
-"""Locks between processes: taken with ``flock``, so the system releases them when their holder is killed.
+"""Locks between processes: taken with `flock`, so the system releases them when their holder is killed.
 
 Beside each lock a small JSON file says who holds it, for the message to whoever waits. It may outlive a
 killed holder; it is read only while the lock is really held.
@@ -23,16 +23,16 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def hold(path: Path, what: str, wait_s: float) -> Iterator[None]:
-    """Hold the lock file ``path``.
+    """Hold the lock file `path`.
 
     Args:
-        path: of the lock; created, with its directory, and never removed (removing a lock file lets two
+        path: Of the lock; created, with its directory, and never removed (removing a lock file lets two
             processes hold two files of one name).
-        what: named in messages.
-        wait_s: how long to wait for another holder, in seconds; 0 does not wait.
+        what: Named in messages.
+        wait_s: How long to wait for another holder, in seconds; 0 does not wait.
 
     Raises:
-        BusyError: still held after ``wait_s``; the message names the holder.
+        BusyError: Still held after `wait_s`; the message names the holder.
     """
     import filelock
 
@@ -57,7 +57,7 @@ def hold(path: Path, what: str, wait_s: float) -> Iterator[None]:
 
 
 def holder(path: Path) -> str:
-    """Describe the process that holds the lock file ``path``, as it signed."""
+    """Describe the process that holds the lock file `path`, as it signed."""
     try:
         signed = json.loads(_signature(path).read_text())
         return f"pid {signed['pid']} on {signed['host']} since {signed['since']} ({signed['command']})"

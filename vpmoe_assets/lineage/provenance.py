@@ -53,18 +53,18 @@ _SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def code_state(root: Path = ROOT) -> dict[str, Any]:
-    """Return ``{git_sha, git_dirty, patch_digest, source_digest}`` of the checkout at ``root``.
+    """Return `{git_sha, git_dirty, patch_digest, source_digest}` of the checkout at `root`.
 
-    ``patch_digest`` is the sha256 of what differs from the commit (the binary diff, and the digests of
-    untracked files), null when nothing does. ``source_digest`` is the Merkle root of the project's own
+    `patch_digest` is the sha256 of what differs from the commit (the binary diff, and the digests of
+    untracked files), null when nothing does. `source_digest` is the Merkle root of the project's own
     source, config and lock files, whether git knows them or not.
 
     On a machine without git, or where the checkout is a plain copy, the commit comes from
-    ``VPMOE_GIT_SHA``; such a tree counts as dirty unless ``VPMOE_GIT_DIRTY=0``, since nothing proves that
+    `VPMOE_GIT_SHA`; such a tree counts as dirty unless `VPMOE_GIT_DIRTY=0`, since nothing proves that
     it is clean.
 
     Raises:
-        ProvenanceError: no commit can be established.
+        ProvenanceError: No commit can be established.
     """
     try:
         sha = _git(root, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()

@@ -1,14 +1,14 @@
-"""The record: one JSON file per artifact that says everything about it, ``.artifact.json``.
+"""The record: one JSON file per artifact that says everything about it, `.artifact.json`.
 
-The file is the record's fields plus ``record_digest``, the sha256 of the canonical JSON of all the others.
+The file is the record's fields plus `record_digest`, the sha256 of the canonical JSON of all the others.
 Each input is named with the digest of *its* record, so records form a Merkle DAG: whoever trusts one digest
 can verify the whole ancestry behind it.
 
-Metric names that the views of the index know (give them where they apply): ``parameters``,
-``active_parameters``, ``num_layers``, ``hidden_size``, ``loss`` (the last training loss) and
-``valid_loss``, nats per token.
+Metric names that the views of the index know (give them where they apply): `parameters`,
+`active_parameters`, `num_layers`, `hidden_size`, `loss` (the last training loss) and
+`valid_loss`, nats per token.
 
-A format's manifest stays a file of its own beside ``payload/``; the record holds its hash, and the hash of
+A format's manifest stays a file of its own beside `payload/`; the record holds its hash, and the hash of
 its canonical content without the volatile fields, which is what downstream fingerprints may use. It is not
 embedded: a corpus of ten thousand shards would double every record of its ancestry.
 """
@@ -42,10 +42,10 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 
 def safe_name(name: str) -> str:
-    """Return ``name`` if it may name a directory of the store.
+    """Return `name` if it may name a directory of the store.
 
     Raises:
-        RecordError: it is empty, starts with a dot or dash, or has characters other than ``A-Za-z0-9_.-``.
+        RecordError: It is empty, starts with a dot or dash, or has characters other than `A-Za-z0-9_.-`.
     """
     if not _NAME.fullmatch(name):
         raise RecordError(
@@ -71,7 +71,7 @@ GitSha = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})
 Stable = Annotated[dict[str, Any], AfterValidator(_stable)]
 """A dict whose canonical JSON exists."""
 Timestamp = Annotated[str, AfterValidator(_timestamp)]
-"""ISO 8601 with an offset, e.g. ``2026-01-31T12:00:00+00:00``."""
+"""ISO 8601 with an offset, e.g. `2026-01-31T12:00:00+00:00`."""
 Scalar = bool | int | float | str | None
 
 
@@ -101,7 +101,7 @@ class CheckOutcome(_Frozen):
 
 
 class CodeState(_Frozen):
-    """The code that ran; see :func:`vpmoe_assets.lineage.provenance.code_state`."""
+    """The code that ran; see `vpmoe_assets.lineage.provenance.code_state`."""
 
     git_sha: GitSha
     git_dirty: bool
@@ -110,7 +110,7 @@ class CodeState(_Frozen):
 
 
 class ManifestRef(_Frozen):
-    """The file ``manifest.json`` beside ``payload/``: its bytes, and its content without volatile fields."""
+    """The file `manifest.json` beside `payload/`: its bytes, and its content without volatile fields."""
 
     size: int
     sha256: Sha256
@@ -118,7 +118,7 @@ class ManifestRef(_Frozen):
 
 
 class EvalScore(_Frozen):
-    """One score of one object: a task of a suite, or the suite itself (``task`` = ``"mean"``)."""
+    """One score of one object: a task of a suite, or the suite itself (`task` = `"mean"`)."""
 
     object_asset: Name
     object_version: Name
@@ -145,11 +145,11 @@ class Draft(_Frozen):
     """What the maker of an artifact states; the store adds files, digests, version and sequence.
 
     Attributes:
-        fingerprint_payload: from :func:`vpmoe_assets.lineage.fingerprint.recipe_fingerprint`.
-        execution: how it ran and what may not change bytes: device, processes, DP/TP/EP, launcher, W&B mode.
-        environment: from :func:`vpmoe_assets.lineage.provenance.environment`.
-        started_utc: ISO 8601 with offset, also ``finished_utc``.
-        details: what the format or a checkpoint adds: student spec, transform, tokenizer, tokens consumed, …
+        fingerprint_payload: From `vpmoe_assets.lineage.fingerprint.recipe_fingerprint`.
+        execution: How it ran and what may not change bytes: device, processes, DP/TP/EP, launcher, W&B mode.
+        environment: From `vpmoe_assets.lineage.provenance.environment`.
+        started_utc: ISO 8601 with offset, also `finished_utc`.
+        details: What the format or a checkpoint adds: student spec, transform, tokenizer, tokens consumed, …
     """
 
     fingerprint_payload: Stable
@@ -170,7 +170,7 @@ class Draft(_Frozen):
 
 
 class Record(Draft):
-    """One published artifact. Construct it through :meth:`vpmoe_assets.lineage.store.Store.publish`."""
+    """One published artifact. Construct it through `vpmoe_assets.lineage.store.Store.publish`."""
 
     schema_: Literal["vpmoe.artifact/1"] = Field(default=SCHEMA, alias="schema")
     experiment: Name
@@ -236,18 +236,18 @@ def record_digest(record: Record) -> str:
 
 
 def record_bytes(record: Record) -> bytes:
-    """Return the contents of ``.artifact.json``: readable JSON, fields and ``record_digest`` sorted."""
+    """Return the contents of `.artifact.json`: readable JSON, fields and `record_digest` sorted."""
     fields = json.loads(canonical_json(record.to_dict()))
     text = json.dumps({**fields, "record_digest": record.record_digest}, sort_keys=True, indent=1)
     return text.encode("ascii") + b"\n"
 
 
 def read_record(path: Path) -> Record:
-    """Read and check one ``.artifact.json``: schema, digests, and the paths in it.
+    """Read and check one `.artifact.json`: schema, digests, and the paths in it.
 
     Raises:
-        FileNotFoundError: no such file.
-        RecordError: not JSON, another schema, fields altered since it was written, or contradicting itself.
+        FileNotFoundError: No such file.
+        RecordError: Not JSON, another schema, fields altered since it was written, or contradicting itself.
     """
     try:
         fields = json.loads(path.read_bytes())

@@ -1,6 +1,6 @@
 """Secrets stay out of records and logs: command lines, environment, metadata of checks, any text.
 
-Three nets: names that mean a secret (``--token X``, ``API_KEY=X``), the shapes of well-known credentials,
+Three nets: names that mean a secret (`--token X`, `API_KEY=X`), the shapes of well-known credentials,
 and the values of the environment's own secret variables wherever they turn up.
 """
 
@@ -65,12 +65,12 @@ def secret_values(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
 
 
 def redact_text(text: str, secrets: Sequence[str] = ()) -> str:
-    """Return ``text`` with every secret that one of the nets catches replaced by ``[redacted]``."""
+    """Return `text` with every secret that one of the nets catches replaced by `[redacted]`."""
     return _INLINE.sub(_hide_value, _without_credentials(text, secrets))
 
 
 def redact_command(argv: Sequence[str], secrets: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Return a command line without its secrets, both as ``--token=X`` and as ``--token X``."""
+    """Return a command line without its secrets, both as `--token=X` and as `--token X`."""
     secrets = secret_values() if secrets is None else secrets
     safe: list[str] = []
     hide_next = False
@@ -104,7 +104,7 @@ def redact(obj: Any, secrets: Sequence[str] | None = None) -> Any:
 def find_credential(obj: Any, secrets: Sequence[str] | None = None, path: str = "$") -> str | None:
     """Return the key path of the first string that holds a credential, or None.
 
-    Stricter than :func:`redact`, for values that must not be changed: only real secrets of the environment
+    Stricter than `redact`, for values that must not be changed: only real secrets of the environment
     and the shapes of credentials count, not a prose that mentions a password.
     """
     secrets = secret_values() if secrets is None else secrets
@@ -119,17 +119,17 @@ def find_credential(obj: Any, secrets: Sequence[str] | None = None, path: str = 
 
 
 def redact_files(root: Path, scratch: Path) -> list[str]:
-    """Remove credentials from the text files below ``root``, line by line, and return the names of those.
+    """Remove credentials from the text files below `root`, line by line, and return the names of those.
 
-    As strict as :func:`find_credential`: a log that mentions a token keeps its wording. Files with a NUL byte
+    As strict as `find_credential`: a log that mentions a token keeps its wording. Files with a NUL byte
     near their beginning are no text (checkpoints, index files) and are not searched; nor are links.
 
     Args:
-        root: directory to search.
-        scratch: directory on the same file system, for a file that is being rewritten.
+        root: Directory to search.
+        scratch: Directory on the same file system, for a file that is being rewritten.
 
     Returns:
-        Paths relative to ``root``, sorted.
+        Paths relative to `root`, sorted.
     """
     secrets = secret_values()
     changed = []

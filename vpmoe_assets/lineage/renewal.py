@@ -10,20 +10,20 @@ from vpmoe_assets.lineage.workarea import WorkArea
 
 
 def make_latest(store: Store, work: WorkArea, record: Record) -> Record:
-    """Return the latest version of an asset with the content and recipe of ``record``.
+    """Return the latest version of an asset with the content and recipe of `record`.
 
     Whoever builds on an asset takes its latest version. After a recipe was changed and changed back, that is
     the one of the other recipe; so the version that is wanted again is published once more: the same files,
     linked and not copied, under a record that differs in version, sequence and time, and names the version it
-    repeats in ``details["repeats"]``.
+    repeats in `details["repeats"]`.
 
     Args:
-        store: where it lies.
-        work: the open work area of its fingerprint; what an interrupted attempt left there is discarded.
-        record: intact, of this work area's asset and fingerprint.
+        store: Where it lies.
+        work: The open work area of its fingerprint; what an interrupted attempt left there is discarded.
+        record: Intact, of this work area's asset and fingerprint.
 
     Returns:
-        ``record`` itself where it is the latest.
+        `record` itself where it is the latest.
     """
     try:
         newest = store.latest(record.experiment, record.asset)

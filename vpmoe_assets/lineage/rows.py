@@ -24,8 +24,8 @@ def rows_of(record: Record, directory: Path) -> dict[str, list[Row]]:
     """Return the rows of every table that describe one artifact, in a fixed order.
 
     Args:
-        record: the artifact.
-        directory: of its version; the manifest and the training curve are read from there.
+        record: The artifact.
+        directory: Of its version; the manifest and the training curve are read from there.
     """
     key = (record.experiment, record.asset, record.version)
     points, unreadable = _metric_points(directory / "run" / METRICS_FILE)
@@ -117,7 +117,7 @@ def _files(record: Record) -> Iterator[Row]:
 def _shards(manifest: Path) -> Iterator[Row]:
     """Yield (split, position, name, rows, tokens, row groups, bytes, sha256) of a dataset's manifest.
 
-    Two shapes are known: ``splits.<split>.shards[]`` and ``storage.shards[]``; a manifest with neither
+    Two shapes are known: `splits.<split>.shards[]` and `storage.shards[]`; a manifest with neither
     describes no shards.
     """
     if not manifest.is_file():
@@ -150,7 +150,7 @@ def _shards(manifest: Path) -> Iterator[Row]:
 def _metric_points(path: Path) -> tuple[list[Row], int]:
     """Return (step, name, value) of a training curve, thinned, and the number of lines that are no JSON.
 
-    Reads once in constant memory. Every ``stride``-th line is kept, and the stride doubles whenever too many
+    Reads once in constant memory. Every `stride`-th line is kept, and the stride doubles whenever too many
     are held; the first and the last step are always kept. A step logged twice (training resumed before it)
     counts as logged last.
     """

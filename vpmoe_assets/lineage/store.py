@@ -8,10 +8,10 @@
         run/              logs, metrics, resume checkpoints
         .artifact.json    the record, written last
 
-A version is ``<UTC date>.<n>-<first 8 digits of the content digest>``. A directory without a record does
+A version is `<UTC date>.<n>-<first 8 digits of the content digest>`. A directory without a record does
 not exist for anyone: it is being published by a process that holds the asset's lock, or its publisher was
 killed, and then the next attempt at the same recipe takes its files back. Published files lose their write
-permission; directories keep theirs, so that a version can still be removed with ``rm -r``.
+permission; directories keep theirs, so that a version can still be removed with `rm -r`.
 """
 
 import contextlib
@@ -78,7 +78,7 @@ class Store:
     """All artifacts below one directory.
 
     Args:
-        root: the directory; made when first needed.
+        root: The directory; made when first needed.
     """
 
     def __init__(self, root: Path) -> None:
@@ -149,7 +149,7 @@ class Store:
         """Return the version with the highest sequence number, or None.
 
         Raises:
-            RecordError: a version that may be newer has an unreadable record; falling back to an older one
+            RecordError: A version that may be newer has an unreadable record; falling back to an older one
                 without a word would be worse than stopping.
         """
         records, damaged = self.scan(experiment, asset)
@@ -163,7 +163,7 @@ class Store:
         """Return one version of an asset (the latest if none is named), or None; files are not looked at.
 
         Raises:
-            RecordError: its record is unreadable.
+            RecordError: Its record is unreadable.
         """
         if version is None:
             return self.latest(experiment, asset)
@@ -177,9 +177,9 @@ class Store:
         """Return the latest (or the given) version of an asset that something is to be built on.
 
         Raises:
-            ArtifactMissing: there is none.
-            ArtifactDamaged: its record, payload or manifest is not what was published; names each file.
-            ArtifactBlocked: one of its blocking checks failed.
+            ArtifactMissing: There is none.
+            ArtifactDamaged: Its record, payload or manifest is not what was published; names each file.
+            ArtifactBlocked: One of its blocking checks failed.
         """
         name = f"{experiment}/{asset}" + (f"@{version}" if version else "")
         try:
@@ -219,17 +219,17 @@ class Store:
     ) -> Iterator[WorkArea]:
         """Hold the work area of one recipe; what an earlier, killed attempt left in it is still there.
 
-        Two processes may ask for the same recipe at once: the second waits. Ask :meth:`reusable` again inside
+        Two processes may ask for the same recipe at once: the second waits. Ask `reusable` again inside
         the block, since the other may have published meanwhile.
 
         Args:
-            experiment: name.
-            asset: name.
+            experiment: Name.
+            asset: Name.
             fingerprint: 64 hex digits.
-            wait_s: how long to wait for another holder, in seconds.
+            wait_s: How long to wait for another holder, in seconds.
 
         Raises:
-            BusyError: another process still holds it; says which.
+            BusyError: Another process still holds it; says which.
         """
         parent = self.root / ".work" / safe_name(experiment)
         name = f"{safe_name(asset)}-{fingerprint[:8]}"
@@ -252,16 +252,16 @@ class Store:
 
         Files are fsynced and hashed, the version is named under the asset's lock, the directory is renamed
         into place, and the record comes last. After an error everything is back in the work area; after a
-        kill the next :meth:`work_area` of the same recipe puts it back. On success the work area is gone.
+        kill the next `work_area` of the same recipe puts it back. On success the work area is gone.
 
         Returns:
             The record as written. Credentials are removed from every text that is not part of the identity,
-            and from the logs and other text files of ``run/``.
+            And from the logs and other text files of `run/`.
 
         Raises:
-            PublishError: the work area is not open, has no payload, or the draft contradicts it.
-            SecretFoundError: the recipe itself holds a credential.
-            UnsafePathError: the payload holds a link out of its tree, a device, or a name that is not UTF-8.
+            PublishError: The work area is not open, has no payload, or the draft contradicts it.
+            SecretFoundError: The recipe itself holds a credential.
+            UnsafePathError: The payload holds a link out of its tree, a device, or a name that is not UTF-8.
         """
         if not work.open:
             raise PublishError(f"{work.path}: publish inside the work_area block, while its lock is held")

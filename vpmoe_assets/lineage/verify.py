@@ -24,11 +24,11 @@ class Problem:
     """One thing that is not as recorded.
 
     Attributes:
-        kind: ``missing``, ``extra``, ``size`` or ``content`` of a file; ``unsafe`` (a link out of the tree);
-            ``record`` (unreadable or altered); ``ancestor`` (an input's record is gone or another).
-        artifact: ``experiment/asset/version``.
-        path: of the file, relative to the version's directory.
-        message: what was expected and what was found.
+        kind: `missing`, `extra`, `size` or `content` of a file; `unsafe` (a link out of the tree);
+            `record` (unreadable or altered); `ancestor` (an input's record is gone or another).
+        artifact: `experiment/asset/version`.
+        path: Of the file, relative to the version's directory.
+        message: What was expected and what was found.
     """
 
     kind: Kind
@@ -49,9 +49,9 @@ def payload_problems(directory: Path, record: Record, hasher: Hasher | None = fi
     """Compare payload and manifest with the record.
 
     Args:
-        directory: of the version.
-        record: what should be there.
-        hasher: returns a file's sha256; None compares names and sizes alone.
+        directory: Of the version.
+        record: What should be there.
+        hasher: Returns a file's sha256; None compares names and sizes alone.
     """
     problems = _tree_problems(directory, "payload", record, record.files, hasher)
     listed = (
@@ -64,7 +64,7 @@ def payload_problems(directory: Path, record: Record, hasher: Hasher | None = fi
 
 
 def run_problems(directory: Path, record: Record, hasher: Hasher | None = file_sha256) -> list[Problem]:
-    """Compare the files of ``run/`` with the record; arguments as for :func:`payload_problems`."""
+    """Compare the files of `run/` with the record; arguments as for `payload_problems`."""
     return _tree_problems(directory, "run", record, record.run_files, hasher)
 
 
@@ -74,10 +74,10 @@ def verify_record(
     """Verify one artifact and its whole ancestry; reads every byte, never the digest cache.
 
     Args:
-        store: where it lies.
-        record: as read from the store, or as remembered from elsewhere (then the one on disk must equal it).
+        store: Where it lies.
+        record: As read from the store, or as remembered from elsewhere (then the one on disk must equal it).
         deep: False compares names and sizes of files and the digests of records, and reads no payload.
-        seen: record digests that need no second look; pass one set to verify several artifacts together.
+        seen: Record digests that need no second look; pass one set to verify several artifacts together.
 
     Returns:
         Problems, the artifact's own first; empty when everything is what it was.

@@ -11,8 +11,8 @@
         .scratch/              WorkArea.scratch: never published
         metrics.jsonl  log.txt  job.json  STATUS  checkpoints/  heartbeat     as the trainer writes them
 
-Published are ``payload/``, ``manifest.json`` and ``run/``, which takes what stands in ``run/``, ``output/``
-and the work area itself, except ``heartbeat`` and names that start with a dot. Publishing moves; a journal
+Published are `payload/`, `manifest.json` and `run/`, which takes what stands in `run/`, `output/`
+and the work area itself, except `heartbeat` and names that start with a dot. Publishing moves; a journal
 of the moves lets a publication that was cut short be taken back, so that the next attempt finds everything
 where it was.
 """
@@ -33,13 +33,13 @@ _UNPUBLISHED = {"output", "run", "heartbeat"}
 
 
 class WorkArea:
-    """One locked work area; get it from :meth:`vpmoe_assets.lineage.store.Store.work_area`.
+    """One locked work area; get it from `vpmoe_assets.lineage.store.Store.work_area`.
 
     Attributes:
-        experiment: name.
-        asset: name.
-        fingerprint: of the recipe, 64 hex digits.
-        path: the directory.
+        experiment: Name.
+        asset: Name.
+        fingerprint: Of the recipe, 64 hex digits.
+        path: The directory.
     """
 
     def __init__(self, path: Path, experiment: str, asset: str, fingerprint: str) -> None:
@@ -51,7 +51,7 @@ class WorkArea:
 
     @property
     def output(self) -> Path:
-        """Where the maker writes its deliverable: the trainer's ``output_dir``."""
+        """Where the maker writes its deliverable: the trainer's `output_dir`."""
         return self.path / "output"
 
     @property
@@ -95,7 +95,7 @@ class WorkArea:
         """Make the directories, and make sure that the work found there is of this fingerprint.
 
         Raises:
-            RecordError: the area belongs to another fingerprint with the same first eight digits.
+            RecordError: The area belongs to another fingerprint with the same first eight digits.
         """
         for directory in (self.payload, self.run, self.scratch):
             directory.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ class WorkArea:
         return staged
 
     def unstage(self) -> None:
-        """Take back a publication that did not finish: every file returns to where :meth:`stage` found it."""
+        """Take back a publication that did not finish: every file returns to where `stage` found it."""
         staged, journal = self.path / _STAGED, self.path / _JOURNAL
         if staged.exists():
             (staged / PENDING_NAME).unlink(missing_ok=True)
@@ -188,7 +188,7 @@ def sync_directory(path: Path) -> None:
 
 
 def make_read_only(root: Path) -> None:
-    """Make every file below ``root`` read-only; directories stay writable, so that ``rm -r`` works."""
+    """Make every file below `root` read-only; directories stay writable, so that `rm -r` works."""
     _change_files(root, lambda mode: mode & ~0o222)
 
 

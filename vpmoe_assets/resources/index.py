@@ -20,9 +20,9 @@ class IndexResource(dg.ConfigurableResource):
     )
 
     def open(self) -> Index:
-        """The index."""
+        """Return the index."""
         return Index(Path(self.path))
 
     def insert(self, record: Record, store: Store) -> None:
-        """Adds a record; see `vpmoe_assets.lineage.index.Index.insert`."""
+        """Add a record; see `vpmoe_assets.lineage.index.Index.insert`."""
         self.open().insert(record, store)

@@ -71,7 +71,7 @@ class WorkFiles:
         (self.work_dir / "STATUS").unlink(missing_ok=True)
 
     def beat(self, since: float) -> Beat:
-        """The last heartbeat; before the first one, a beat at `since` (Unix time, in seconds)."""
+        """Return the last heartbeat; before the first one, a beat at `since` (Unix time, in seconds)."""
         path = self.work_dir / "heartbeat"
         now = time.time()
         try:
@@ -130,5 +130,5 @@ class WorkFiles:
         return content
 
     def evidence(self, lines: int = 60) -> str:
-        """The last lines that the processes printed, which hold the trainer's log and any traceback."""
+        """Return the last lines that the processes printed: the trainer's log and any traceback."""
         return last_lines(self.console, lines) or last_lines(self.log, lines) or "(the job printed nothing)"

@@ -59,13 +59,13 @@ class Handle(Protocol):
     """One job, from before it starts: whoever holds the handle can stop it, whatever happens in between."""
 
     def start(self) -> None:
-        """Starts the job and returns at once."""
+        """Start the job and return at once."""
 
     def poll(self) -> int | None:
-        """The exit code, or None while the job runs."""
+        """Return the exit code, or None while the job runs."""
 
     def stop(self, *, grace_s: float, stack: bool = False, log: Log) -> str:
-        """Ends the job and everything it started, politely first; returns when nothing is left.
+        """End the job and everything it started, politely first; returns when nothing is left.
 
         Args:
             grace_s: Time for a last checkpoint, in seconds.
@@ -81,7 +81,7 @@ class Launcher(Protocol):
     """Starts jobs in one kind of place."""
 
     def handle(self, launch: Launch) -> Handle:
-        """The handle of a job that is about to be started."""
+        """Return the handle of a job that is about to be started."""
 
 
 @dataclass
@@ -92,7 +92,7 @@ class LocalHandle:
     process: subprocess.Popen[bytes] | None = field(default=None)
 
     def start(self) -> None:
-        """Starts it; what its processes print goes to `console.txt` in the work directory."""
+        """Start it; what its processes print goes to `console.txt` in the work directory."""
         launch = self.launch
         record = ProcessRecord(
             marker=launch.marker,
@@ -125,7 +125,7 @@ class LocalHandle:
         replace(record, pid=self.process.pid).write(launch.work_dir)
 
     def poll(self) -> int | None:
-        """The exit code of the trainer or of torchrun; negative for a signal; None while it runs."""
+        """Return the exit code of the trainer or of torchrun; negative for a signal; None while it runs."""
         return self.process.poll() if self.process else None
 
     def stop(self, *, grace_s: float, stack: bool = False, log: Log) -> str:
@@ -149,12 +149,12 @@ class LocalLauncher:
     """
 
     def handle(self, launch: Launch) -> LocalHandle:
-        """The handle of a job that is about to be started."""
+        """Return the handle of a job that is about to be started."""
         return LocalHandle(launch)
 
     @staticmethod
     def command_line(launch: Launch) -> list[str]:
-        """The command line of the job's first process."""
+        """Return the command line of the job's first process."""
         if launch.nproc == 1:
             return [*_bound("SIGINT"), *launch.trainer]
         return [
@@ -174,7 +174,7 @@ def _bound(name: str) -> list[str]:
 
 
 def launcher(name: str) -> Launcher:
-    """The launcher of a name.
+    """Return the launcher of a name.
 
     Raises:
         LauncherNotAvailableError: There is none.

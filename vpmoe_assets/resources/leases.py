@@ -63,7 +63,7 @@ def lease_dir() -> Path:
 
 
 def list_gpus() -> list[Gpu]:
-    """The GPUs of this machine that `CUDA_VISIBLE_DEVICES` leaves visible, in the driver's (PCI) order.
+    """Return the GPUs that `CUDA_VISIBLE_DEVICES` leaves visible, in the driver's (PCI) order.
 
     Empty where there is no NVIDIA driver.
 

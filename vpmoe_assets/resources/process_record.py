@@ -31,7 +31,7 @@ class Orchestrator:
 
     @classmethod
     def this(cls) -> Self:
-        """This process."""
+        """Return the record of this process."""
         return cls(os.getpid(), psutil.Process().create_time())
 
     def alive(self) -> bool:
@@ -74,14 +74,14 @@ class ProcessRecord:
     boot: str = field(default_factory=boot_id)
 
     def write(self, work_dir: Path) -> None:
-        """Puts the record into the work directory; a reader sees all of it or none."""
+        """Put the record into the work directory; a reader sees all of it or none."""
         scratch = work_dir / f"{RECORD_NAME}.tmp"
         scratch.write_text(json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
         scratch.replace(work_dir / RECORD_NAME)
 
     @classmethod
     def read(cls, work_dir: Path) -> Self | None:
-        """The record of a work directory, or None where no job runs or crashed.
+        """Return the record of a work directory, or None where no job runs or crashed.
 
         Raises:
             ValueError: The file is not such a record.
@@ -110,7 +110,7 @@ class ProcessRecord:
 
     @staticmethod
     def remove(work_dir: Path) -> None:
-        """Takes the record away: the job has ended."""
+        """Take the record away: the job has ended."""
         (work_dir / RECORD_NAME).unlink(missing_ok=True)
 
     @property

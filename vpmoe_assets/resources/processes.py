@@ -36,7 +36,7 @@ class ProcessesRemainError(RuntimeError):
 
 
 def new_marker() -> str:
-    """A marker for one start of one job."""
+    """Return a marker for one start of one job."""
     return uuid.uuid4().hex
 
 
@@ -110,7 +110,7 @@ class _Ending:
     interrupts: _Interrupts
 
     def gone(self, seconds: float) -> bool:
-        """Waits until nothing is left: `seconds` at most, and only briefly once helpers alone are left."""
+        """Wait until nothing is left: `seconds` at most, and only briefly once helpers alone are left."""
         begun = time.monotonic()
         deadline, alone = begun + seconds, False
         while living := members(self.marker):
@@ -141,7 +141,7 @@ def end_job(
     stack: bool = False,
     log: Log = lambda message: None,
 ) -> str:
-    """Ends all processes of a job; returns only when none is left.
+    """End all processes of a job; returns only when none is left.
 
     SIGINT goes to the roots alone: the trainer then writes a checkpoint and exits, torchrun passes the signal
     on. Helpers of a rank (data loaders, the W&B service) are not signalled, because the rank still needs them
@@ -236,7 +236,7 @@ def _records(store_root: Path) -> Iterator[Path]:
 def settle(
     work_dir: Path, *, grace_s: float, instance: Any = None, log: Log = lambda message: None
 ) -> Reaped | None:
-    """Ends what a dead orchestrator left behind in a work directory.
+    """End what a dead orchestrator left behind in a work directory.
 
     Args:
         work_dir: The directory.
@@ -269,7 +269,7 @@ def settle(
 
 
 def _fail_run(instance: Any, record: ProcessRecord) -> bool:
-    """Marks the run of a dead orchestrator failed and frees the pool slots that it would hold for ever."""
+    """Mark the run of a dead orchestrator failed and frees the pool slots that it would hold for ever."""
     run = record.dagster_run_id and instance.get_run_by_id(record.dagster_run_id)
     if not run:
         return False
@@ -287,7 +287,7 @@ def _fail_run(instance: Any, record: ProcessRecord) -> bool:
 def reap(
     store_root: Path, *, grace_s: float = 600.0, instance: Any = None, log: Log = lambda message: None
 ) -> list[Reaped]:
-    """Ends every job that a killed orchestrator left behind under a store, and closes its Dagster run.
+    """End every job that a killed orchestrator left behind under a store, and close its Dagster run.
 
     Args:
         store_root: The store; all work directories under it are looked at.

@@ -18,5 +18,5 @@ class StoreResource(dg.ConfigurableResource):
     )
 
     def open(self) -> Store:
-        """The store."""
+        """Return the store."""
         return Store(Path(self.root))

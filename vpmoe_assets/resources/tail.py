@@ -55,7 +55,7 @@ class FileTail:
             self._inode, self._offset = found.st_ino, found.st_size
 
     def lines(self) -> Iterator[bytes]:
-        """What was completed since the last call, without newlines.
+        """Return what was completed since the last call, without newlines.
 
         Raises:
             ValueError: A line is longer than 16 MiB; the file is not what it should be.
@@ -175,7 +175,7 @@ class MetricsTail:
         )
 
     def observations(self, key: dg.AssetKey) -> Iterator[dg.AssetObservation]:
-        """What was logged since the last call and is to be shown."""
+        """Return what was logged since the last call and is to be shown."""
         for line in self._tail.lines():
             record = _parsed(line)
             if record is None:
@@ -186,7 +186,7 @@ class MetricsTail:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A metrics record, or None for a line that a crash tore."""
+    """Return a metrics record, or None for a line that a crash tore."""
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -195,7 +195,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _shown(record: Mapping[str, Any]) -> dict[str, dg.MetadataValue]:
-    """The numbers of a record that are worth a plot."""
+    """Return the numbers of a record that are worth a plot."""
     shown: dict[str, dg.MetadataValue] = {}
     for name, value in record.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or name.startswith(_FILE_ONLY):
@@ -217,7 +217,7 @@ class LogTail:
         self._most = most
 
     def block(self) -> str:
-        """New lines as one text, without credentials; empty where there are none."""
+        """Return new lines as one text, without credentials; empty where there are none."""
         shown: str = redact(
             _clipped((line.decode(errors="replace") for line in self._tail.lines()), self._most)
         )
@@ -225,7 +225,7 @@ class LogTail:
 
 
 def last_lines(path: Path, count: int) -> str:
-    """The end of a text file without credentials, back to `count` lines; empty where there is no file."""
+    """Return the last `count` lines of a text file without credentials; empty where there is no file."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _BLOCK))

@@ -27,7 +27,7 @@ class ShutdownTimeoutError(RuntimeError):
 
 
 def with_shutdown_timeout(close: Callable[..., None], seconds: int) -> Callable[..., None]:
-    """The `PContext.close` of torch elastic with another default for its time-out.
+    """Return the `PContext.close` of torch elastic with another default for its time-out.
 
     Args:
         close: `close(self, death_sig=None, timeout=30)`.
@@ -52,7 +52,7 @@ def with_shutdown_timeout(close: Callable[..., None], seconds: int) -> Callable[
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs torchrun in this process; ends with its exit code.
+    """Run torchrun in this process; ends with its exit code.
 
     Args:
         arguments: `--shutdown-timeout SECONDS -- TORCHRUN-ARGUMENT ...`.

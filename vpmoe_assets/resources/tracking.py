@@ -15,7 +15,7 @@ class WandbKeyMissingError(RuntimeError):
 
 
 def wandb_environment(mode: WandbMode, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a job with respect to Weights & Biases.
+    """Return the environment of a job with respect to Weights & Biases.
 
     The key is handed on in the environment, and only to a job that is to use it: it is never part of
     `job.json`, a record or a log.

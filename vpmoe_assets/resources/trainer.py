@@ -89,7 +89,7 @@ class TrainerResource(dg.ConfigurableResource):
     )
 
     def execution(self) -> dict[str, Any]:
-        """The settings that the job and the record are told."""
+        """Return the settings that the job and the record are told."""
         names = (
             "device",
             "nproc",
@@ -104,7 +104,7 @@ class TrainerResource(dg.ConfigurableResource):
         return {name: getattr(self, name) for name in names}
 
     def alone(self) -> "TrainerResource":
-        """The same settings with a single process, for jobs that do not spread over several."""
+        """Return the same settings with a single process, for jobs that do not spread over several."""
         settings = {name: getattr(self, name) for name in type(self).model_fields}
         return TrainerResource(**settings | dict.fromkeys(("nproc", "dp", "tp", "ep"), 1))
 
@@ -124,7 +124,7 @@ class TrainerResource(dg.ConfigurableResource):
         output_dir: Path,
         verify_resume: bool = True,
     ) -> TrainerResult:
-        """Runs one job to its end; the caller holds the lock of the work directory.
+        """Run one job to its end; the caller holds the lock of the work directory.
 
         A job with the same fingerprint that is finished is not run again; one that was interrupted goes on.
         When the Dagster run is cancelled, the trainer writes a checkpoint, no process is left, and the
@@ -192,7 +192,7 @@ class TrainerResource(dg.ConfigurableResource):
         return self._launch(context, place, job, files, environment, steps)
 
     def _take_over(self, context: dg.AssetExecutionContext, files: WorkFiles, fingerprint: str) -> None:
-        """Makes sure that nobody else works here: ends what a killed orchestrator left, else refuses."""
+        """Make sure that nobody else works here: ends what a killed orchestrator left, else refuses."""
         try:
             left = settle(
                 files.work_dir, grace_s=self.grace_s, instance=context.instance, log=context.log.warning
@@ -266,7 +266,7 @@ class TrainerResource(dg.ConfigurableResource):
         files: WorkFiles,
         asset: str,
     ) -> int:
-        """Starts and follows a job. However this ends, no process of the job is left."""
+        """Start and follow a job. However this ends, no process of the job is left."""
         try:
             handle.start()
             context.log.info(f"{asset}: started; log {files.log}, all output {files.console}")

@@ -70,7 +70,7 @@ class Watcher:
         return returncode
 
     def look(self, *, all_of_it: bool = False) -> None:
-        """Passes on what is new. The log goes in ever larger blocks: each is a row of the event log.
+        """Pass on what is new. The log goes in ever larger blocks: each is a row of the event log.
 
         The curve of a job that makes several assets belongs to none of them and stays in its file.
         """

@@ -23,7 +23,7 @@ ENGLISH = frozenset({"en", "eng", "english"})
 
 @dataclass(frozen=True)
 class Document:
-    """A document as the source gives it; ``language`` is None where the source has no such field."""
+    """A document as the source gives it; `language` is None where the source has no such field."""
 
     doc_id: str
     text: str
@@ -39,7 +39,7 @@ class DocumentSource:
 
 
 def pydoc_topics(source: "PydocTopics") -> DocumentSource:
-    """The language reference by topic, as ``pydoc_data.topics`` of the running Python holds it.
+    """Return the language reference by topic, as `pydoc_data.topics` of the running Python holds it.
 
     Its text changes with the patch release of Python, so the version and a digest of the text are recorded.
     """
@@ -64,7 +64,7 @@ def pydoc_topics(source: "PydocTopics") -> DocumentSource:
 
 
 def split_paragraphs(text: str, most: int) -> list[str]:
-    """Pieces of at most ``most`` characters, cut only at blank lines; a longer paragraph stays whole."""
+    """Pieces of at most `most` characters, cut only at blank lines; a longer paragraph stays whole."""
     pieces: list[str] = []
     for paragraph in text.split("\n\n"):
         if pieces and len(pieces[-1]) + 2 + len(paragraph) <= most:
@@ -75,10 +75,10 @@ def split_paragraphs(text: str, most: int) -> list[str]:
 
 
 def folder(source: "TextFolder") -> DocumentSource:
-    """Files ``*.jsonl`` and ``*.txt`` below a folder, in order of their paths.
+    """Files `*.jsonl` and `*.txt` below a folder, in order of their paths.
 
     Raises:
-        DataError: no such folder, or no such file in it.
+        DataError: No such folder, or no such file in it.
     """
     root = Path(source.path)
     files = sorted(path for suffix in ("*.jsonl", "*.txt") for path in root.rglob(suffix) if path.is_file())
@@ -109,12 +109,12 @@ def hub_text(source: "HubText", cache: Path, client: HubClient | None = None) ->
     """Parquet files of a published corpus at one commit, fetched one by one as the documents are asked for.
 
     Args:
-        source: repository, commit, split and optional pins.
-        cache: where downloads are kept between attempts.
-        client: of the hub; the public one by default.
+        source: Repository, commit, split and optional pins.
+        cache: Where downloads are kept between attempts.
+        client: Of the hub; the public one by default.
 
     Raises:
-        HubError: the revision is no commit, the hub cannot be reached, or the commit is not what was pinned.
+        HubError: The revision is no commit, the hub cannot be reached, or the commit is not what was pinned.
     """
     require_commit(source.repo, source.revision, "sources.healing_corpus.revision")
     hub: HubClient = client if client is not None else HuggingFaceHub()
@@ -140,15 +140,15 @@ def hub_text(source: "HubText", cache: Path, client: HubClient | None = None) ->
 
 
 def document_of(fields: Mapping[str, Any], row: int, where: str) -> Document:
-    """A document from a row: the first text field and the first id field it has.
+    """Return a document from a row: the first text field and the first id field it has.
 
     Args:
-        fields: of the row.
-        row: its number in the whole source, part of the id of a row that brings none.
-        where: of the row, for messages.
+        fields: Of the row.
+        row: Its number in the whole source, part of the id of a row that brings none.
+        where: Of the row, for messages.
 
     Raises:
-        DataError: no text field, or one that is not text.
+        DataError: No text field, or one that is not text.
     """
     name = next((field for field in TEXT_FIELDS if field in fields), None)
     if name is None:

@@ -47,19 +47,19 @@ def split_hash(doc_id: str) -> int:
 
 
 def split_of(doc_id: str, valid_fraction: float) -> str:
-    """``valid`` when the id's hash lies below that fraction of its range, else ``train``."""
+    """Return `valid` when the id's hash lies below that fraction of its range, else `train`."""
     return "valid" if split_hash(doc_id) < int(Decimal(str(valid_fraction)) * 2**64) else "train"
 
 
 def document_source(
     source: "PydocTopics | HubText | TextFolder", *, cache: Path | None = None, hub: HubClient | None = None
 ) -> DocumentSource:
-    """The documents of an experiment's ``sources.healing_corpus``.
+    """Return the documents of an experiment's `sources.healing_corpus`.
 
     Args:
-        source: the config table.
-        cache: where a hub source keeps its downloads between attempts; needed for that kind.
-        hub: client of the hub; the public one by default.
+        source: The config table.
+        cache: Where a hub source keeps its downloads between attempts; needed for that kind.
+        hub: Client of the hub; the public one by default.
     """
     if source.kind == "pydoc_topics":
         return pydoc_topics(source)
@@ -79,24 +79,24 @@ def build_healing_corpus(
     cache: Path | None = None,
     hub: HubClient | None = None,
 ) -> dict[str, Any]:
-    """Write a corpus as ``shard_00000.jsonl`` and so on, one ``{"doc_id", "text"}`` a line.
+    """Write a corpus as `shard_00000.jsonl` and so on, one `{"doc_id", "text"}` a line.
 
     NUL characters are removed, blank documents dropped, documents in another language too where the source
     says the language and English alone was asked for; all are counted. A token budget is never exceeded.
 
     Args:
-        source: the experiment's ``sources.healing_corpus``.
-        output: the payload directory; empty or absent.
-        git_sha: commit of the code, for the manifest.
-        created_unix_s: time of the build, for the manifest.
-        cache: downloads of a hub source, kept between attempts.
-        hub: client of the hub; the public one by default.
+        source: The experiment's `sources.healing_corpus`.
+        output: The payload directory; empty or absent.
+        git_sha: Commit of the code, for the manifest.
+        created_unix_s: Time of the build, for the manifest.
+        cache: Downloads of a hub source, kept between attempts.
+        hub: Client of the hub; the public one by default.
 
     Returns:
         The manifest.
 
     Raises:
-        DataError: the source is not usable, an id occurs twice, or no document is left.
+        DataError: The source is not usable, an id occurs twice, or no document is left.
     """
     documents = document_source(source, cache=cache, hub=hub)
     _require_empty(output)
@@ -140,26 +140,26 @@ def build_healing_text(
     git_sha: str,
     created_unix_s: int,
 ) -> dict[str, Any]:
-    """Tokenise a corpus into ``{train,valid}/healing_text_v1_tokens.{bin,idx}``, one document one sequence.
+    """Tokenise a corpus into `{train,valid}/healing_text_v1_tokens.{bin,idx}`, one document one sequence.
 
-    The text is encoded as text: a literal ``<|endoftext|>`` in it becomes ordinary tokens. Each document ends
+    The text is encoded as text: a literal `<|endoftext|>` in it becomes ordinary tokens. Each document ends
     with one EOD.
 
     Args:
-        corpus: directory of the JSONL shards.
-        corpus_manifest: its manifest; every shard's sha256 is compared before it is read.
-        output: the payload directory; empty or absent.
-        tokenizer_dir: payload of the tokenizer.
-        valid_fraction: share of ids in the valid split, in [0, 1].
-        max_tokens: stop before exceeding this many tokens, EODs included; -1 takes all.
-        git_sha: commit of the code, for the manifest.
-        created_unix_s: time of the build, for the manifest.
+        corpus: Directory of the JSONL shards.
+        corpus_manifest: Its manifest; every shard's sha256 is compared before it is read.
+        output: The payload directory; empty or absent.
+        tokenizer_dir: Payload of the tokenizer.
+        valid_fraction: Share of ids in the valid split, in [0, 1].
+        max_tokens: Stop before exceeding this many tokens, EODs included; -1 takes all.
+        git_sha: Commit of the code, for the manifest.
+        created_unix_s: Time of the build, for the manifest.
 
     Returns:
-        The manifest; its ``config_hash`` covers all that decides the bytes, and neither time nor place.
+        The manifest; its `config_hash` covers all that decides the bytes, and neither time nor place.
 
     Raises:
-        DataError: a shard is absent, damaged or malformed, or a split that should have documents is empty.
+        DataError: A shard is absent, damaged or malformed, or a split that should have documents is empty.
     """
     if not 0 <= valid_fraction <= 1:
         raise ValueError(f"valid_fraction must lie in [0, 1], got {valid_fraction}")
@@ -223,7 +223,7 @@ def read_corpus(corpus: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str
     """Pairs (doc_id, text) of a corpus, each shard verified by its sha256 before its first line is used.
 
     Raises:
-        DataError: naming the shard, and the line where there is one.
+        DataError: Naming the shard, and the line where there is one.
     """
     for shard in manifest["storage"]["shards"]:
         path = corpus / shard["path"]

@@ -13,10 +13,10 @@ class ModelConfig(Frozen):
     """Widths, depth and the switches of the residual block.
 
     Attributes:
-        ffn_hidden_size: width of the dense FFN; with a ``moe`` table, of one routed expert.
-        dense_ffn_hidden_size: width of an MoE model's dense first layer (default: ``ffn_hidden_size``).
-        value_residual_init: λ of ``v ← λ v + (1 − λ) v₁`` at initialisation, before clamping.
-        value_residual_eps: clamp of λ at initialisation, so that its logit stays finite and trainable.
+        ffn_hidden_size: Width of the dense FFN; with a `moe` table, of one routed expert.
+        dense_ffn_hidden_size: Width of an MoE model's dense first layer (default: `ffn_hidden_size`).
+        value_residual_init: λ of `v ← λ v + (1 − λ) v₁` at initialisation, before clamping.
+        value_residual_eps: Clamp of λ at initialisation, so that its logit stays finite and trainable.
     """
 
     num_layers: PositiveInt
@@ -66,9 +66,9 @@ class AttentionConfig(Frozen):
     """Masks and positions.
 
     Attributes:
-        window_size: keys a local layer sees, including the current token; 0: every layer is global.
+        window_size: Keys a local layer sees, including the current token; 0: every layer is global.
         window_attn_skip_freq: n makes every n-th layer global; a list gives each layer its kind, 1 = local.
-        position_embedding_type: ``grapem`` (learnable, local layers) or ``rope`` (the donor's, all layers).
+        position_embedding_type: `grapem` (learnable, local layers) or `rope` (the donor's, all layers).
     """
 
     attention_dropout: float
@@ -107,8 +107,8 @@ class GrapeConfig(Frozen):
     """Positions: GRAPE-M on local layers, GRAPE-A (an ALiBi bias) on global ones.
 
     Attributes:
-        rotary_base: base of the rotation's initial frequencies; the donor's θ for ``rope``.
-        grapem_log_freq_scale: γ of ``log_freq = γ ln f``; it divides the learning rate of ln f.
+        rotary_base: Base of the rotation's initial frequencies; the donor's θ for `rope`.
+        grapem_log_freq_scale: γ of `log_freq = γ ln f`; it divides the learning rate of ln f.
     """
 
     grape_a: bool
@@ -196,7 +196,7 @@ class Architecture(Frozen):
         return self
 
     def layer_kinds(self) -> tuple[LayerKind, ...]:
-        """Kind of each layer, first to last: ``local`` (window, TPA, GRAPE-M) or ``global`` (full causal)."""
+        """Kind of each layer, first to last: `local` (window, TPA, GRAPE-M) or `global` (full causal)."""
         return layer_kinds(self.model, self.attention)
 
     def moe_layers(self) -> tuple[int, ...]:
@@ -211,7 +211,7 @@ class Architecture(Frozen):
 
 
 def layer_kinds(model: ModelConfig, attention: AttentionConfig) -> tuple[LayerKind, ...]:
-    """Kind of each of the model's layers; see :meth:`Architecture.layer_kinds`."""
+    """Kind of each of the model's layers; see `Architecture.layer_kinds`."""
     pattern = attention.window_attn_skip_freq
     if attention.window_size == 0:
         pattern = (0,) * model.num_layers
@@ -229,7 +229,7 @@ def check_geometry(
     """Refuse tables that are each valid but do not make a model together.
 
     Raises:
-        ValueError: naming the keys, their values and what would be allowed.
+        ValueError: Naming the keys, their values and what would be allowed.
     """
     _check_windows(model, attention, tpa, grape)
     if attention.position_embedding_type == "rope":

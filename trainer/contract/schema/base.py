@@ -18,7 +18,7 @@ class ConfigError(ValueError):
     """A config that cannot be used as written.
 
     Attributes:
-        problems: one sentence for each thing that is wrong, each naming the full path of its key.
+        problems: One sentence for each thing that is wrong, each naming the full path of its key.
     """
 
     def __init__(self, problems: str | list[str], *, origin: str = "") -> None:
@@ -36,7 +36,7 @@ class Frozen(BaseModel):
     )
 
     def missing_pins(self, path: str = "") -> list[str]:
-        """Full paths of the pins below ``path`` that are still empty strings."""
+        """Full paths of the pins below `path` that are still empty strings."""
         found: list[str] = []
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
@@ -56,10 +56,10 @@ class Frozen(BaseModel):
         source is about to be used, because "latest" is not an identity.
 
         Args:
-            path: where the table stands in the config, for the message (``"sources.synth"``).
+            path: Where the table stands in the config, for the message (`"sources.synth"`).
 
         Raises:
-            ConfigError: a pin is empty.
+            ConfigError: A pin is empty.
         """
         if missing := self.missing_pins(path):
             raise ConfigError(
@@ -70,7 +70,7 @@ class Frozen(BaseModel):
 
 
 class NamedTables(Frozen):
-    """Tables that are addressed by name (``rungs["vpmoe"]``); those the config leaves out are absent."""
+    """Tables that are addressed by name (`rungs["vpmoe"]`); those the config leaves out are absent."""
 
     def __getitem__(self, name: str) -> Any:  # the type differs by name; attribute access is the typed way
         if name not in self:
@@ -84,7 +84,7 @@ class NamedTables(Frozen):
         return isinstance(name, str) and name in type(self).model_fields and getattr(self, name) is not None
 
     def get(self, name: str) -> Any:
-        """The table called ``name``, or None."""
+        """Return the table called `name`, or None."""
         return getattr(self, name) if name in self else None
 
     def names(self) -> tuple[str, ...]:
@@ -131,26 +131,26 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 
 
 def plain(model: BaseModel) -> dict[str, Any]:
-    """The table as JSON values with every default written out, in the order of declaration."""
+    """Return the table as JSON values with every default written out, in the order of declaration."""
     return model.model_dump(mode="json", by_alias=True)
 
 
 def parse[M: BaseModel](
     model: type[M], data: object, *, origin: str = "", source_path: Callable[[Path], Path] = lambda path: path
 ) -> M:
-    """Validate ``data`` as ``model``.
+    """Validate `data` as `model`.
 
     Args:
-        model: the table's class.
-        data: plain values, as TOML or JSON give them.
-        origin: file name, for the message.
-        source_path: maps a key path of ``data`` to the path a person wrote, where tables were inherited.
+        model: The table's class.
+        data: Plain values, as TOML or JSON give them.
+        origin: File name, for the message.
+        source_path: Maps a key path of `data` to the path a person wrote, where tables were inherited.
 
     Returns:
         The validated table.
 
     Raises:
-        ConfigError: naming every unknown, missing or wrong key.
+        ConfigError: Naming every unknown, missing or wrong key.
     """
     try:
         return model.model_validate(data)
@@ -160,12 +160,12 @@ def parse[M: BaseModel](
 
 
 def _unknown_first(error: ValidationError) -> list[Any]:
-    """A misspelt key also leaves the right one missing: name the misspelling first."""
+    """Return a misspelt key also leaves the right one missing: name the misspelling first."""
     return sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
 
 
 def dotted(path: Path) -> str:
-    """``("stages", "a", "curriculum", 0, "until")`` as ``stages.a.curriculum[0].until``."""
+    """`("stages", "a", "curriculum", 0, "until")` as `stages.a.curriculum[0].until`."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -223,7 +223,7 @@ def _all_keys(table: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _models(annotation: Any) -> list[tuple[str, type[BaseModel]]]:
-    """The table classes that an annotation admits, each with its ``kind`` tag ("" when it has none)."""
+    """Return the table classes that an annotation admits, each with its `kind` tag ("" when it has none)."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _models(get_args(annotation)[0])
@@ -258,7 +258,7 @@ def _annotation(table: type[BaseModel], key: str) -> Any:
 
 
 def _resolve(model: type[BaseModel], data: object, loc: Path) -> tuple[Path, type[BaseModel] | None]:
-    """The key path of pydantic's location without union tags, and the table that holds its last key."""
+    """Return the key path of a location of pydantic's, without union tags, and the table of its last key."""
     path: list[str | int] = []
     annotation: Any = model
     holder: type[BaseModel] | None = None

@@ -24,7 +24,7 @@ class _Recipe(Frozen):
     """What every conversion has.
 
     Attributes:
-        source: name of the job's input whose weights are converted.
+        source: Name of the job's input whose weights are converted.
     """
 
     source: Name
@@ -34,9 +34,9 @@ class VocabularyRecipe(_Recipe):
     """The donor with another vocabulary: a Hugging Face checkpoint from two.
 
     Attributes:
-        vocabulary: name of the job's input whose tokenizer and embeddings are the reference.
-        vocabulary_hidden_size: width of that input's embeddings.
-        vocab_size: rows of the result, padding included.
+        vocabulary: Name of the job's input whose tokenizer and embeddings are the reference.
+        vocabulary_hidden_size: Width of that input's embeddings.
+        vocab_size: Rows of the result, padding included.
     """
 
     step: Literal["vocabulary"] = "vocabulary"
@@ -60,8 +60,8 @@ class _MegatronRecipe(_Recipe):
     """A conversion whose result is a Megatron rung.
 
     Attributes:
-        architecture: geometry of the result.
-        dtype: storage type of the result; parameters that are fp32 in every model stay so.
+        architecture: Geometry of the result.
+        dtype: Storage type of the result; parameters that are fp32 in every model stay so.
     """
 
     architecture: Architecture
@@ -69,10 +69,10 @@ class _MegatronRecipe(_Recipe):
 
 
 class DenseRecipe(_MegatronRecipe):
-    """Donor → ``vpdense0_5_28``: the donor's attention, heads pooled, and its FFN with ReLU².
+    """Donor → `vpdense0_5_28`: the donor's attention, heads pooled, and its FFN with ReLU².
 
     Attributes:
-        text: name of the job's input with calibration and check text.
+        text: Name of the job's input with calibration and check text.
     """
 
     step: Literal["vpdense"] = "vpdense"
@@ -129,8 +129,8 @@ class _RungRecipe(_MegatronRecipe):
     """A conversion between two Megatron rungs.
 
     Attributes:
-        parent: geometry of the input.
-        parent_dtype: its storage type.
+        parent: Geometry of the input.
+        parent_dtype: Its storage type.
     """
 
     parent: Architecture
@@ -156,10 +156,10 @@ class _RungRecipe(_MegatronRecipe):
 
 
 class MorphRecipe(_RungRecipe):
-    """``vpdense0_5_28`` → ``vpdense_28``: the student's attention in place of the donor's.
+    """`vpdense0_5_28` → `vpdense_28`: the student's attention in place of the donor's.
 
     Attributes:
-        text: name of the job's input with calibration and check text.
+        text: Name of the job's input with calibration and check text.
     """
 
     step: Literal["morph"] = "morph"
@@ -177,7 +177,7 @@ class MorphRecipe(_RungRecipe):
 
 
 class ExpandRecipe(_RungRecipe):
-    """``vpdense_28`` → ``vpdense_80``: whole blocks inserted, the function unchanged."""
+    """`vpdense_28` → `vpdense_80`: whole blocks inserted, the function unchanged."""
 
     step: Literal["expand"] = "expand"
     surgery: DepthSurgery
@@ -203,7 +203,7 @@ class ExpandRecipe(_RungRecipe):
 
 
 class UpcycleRecipe(_RungRecipe):
-    """``vpdense_80`` → ``vpmoe``: each dense FFN becomes a shared expert and routed ones."""
+    """`vpdense_80` → `vpmoe`: each dense FFN becomes a shared expert and routed ones."""
 
     step: Literal["upcycle"] = "upcycle"
     surgery: MoeSurgery
@@ -249,14 +249,14 @@ RECIPES: dict[str, type[ConvertRecipe]] = {
     "expand": ExpandRecipe,
     "upcycle": UpcycleRecipe,
 }
-"""The union's members by their ``step``."""
+"""The union's members by their `step`."""
 
 
 def parse_convert_recipe(raw: Mapping[str, Any], *, origin: str = "recipe") -> ConvertRecipe:
-    """Validate the recipe of a ``convert`` job.
+    """Validate the recipe of a `convert` job.
 
     Raises:
-        ConfigError: the step is missing or unknown, or a key of that step's recipe is.
+        ConfigError: The step is missing or unknown, or a key of that step's recipe is.
     """
     step = raw.get("step")
     allowed = ", ".join(map(repr, RECIPES))

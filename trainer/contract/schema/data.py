@@ -22,7 +22,7 @@ class SynthHarmony(Frozen):
 
 
 class Pack(Frozen):
-    """Packing of whole conversations: ``block`` documents of the shuffled order are packed together."""
+    """Packing of whole conversations: `block` documents of the shuffled order are packed together."""
 
     block: PositiveInt = 1024
 

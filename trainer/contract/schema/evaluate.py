@@ -24,10 +24,10 @@ class Evaluation(Frozen):
     """What every checkpoint is measured on.
 
     Attributes:
-        max_len: longest scored sequence in tokens, the same for every checkpoint; longer ones lose their
+        max_len: Longest scored sequence in tokens, the same for every checkpoint; longer ones lose their
             beginning, which is counted. By default 2048, or what the shortest rung can read.
-        dtype: type of weights and activations while measuring.
-        ppl_tokens: perplexity is measured on this many first tokens of each held-out split.
+        dtype: Type of weights and activations while measuring.
+        ppl_tokens: Perplexity is measured on this many first tokens of each held-out split.
     """
 
     suites: Suites
@@ -41,9 +41,9 @@ class Core8Protocol(Frozen):
     """Which items are asked, and which are shown as examples.
 
     Attributes:
-        seed: shuffles a task's rows before the first ``max_per_task`` of them are kept.
-        max_per_task: kept rows, both asked and drawn from as examples.
-        few_shot_seed: item ``i`` draws its examples with the seed ``few_shot_seed + i``.
+        seed: Shuffles a task's rows before the first `max_per_task` of them are kept.
+        max_per_task: Kept rows, both asked and drawn from as examples.
+        few_shot_seed: Item `i` draws its examples with the seed `few_shot_seed + i`.
     """
 
     seed: int
@@ -55,8 +55,8 @@ class MegatronCheckpoint(Frozen):
     """One of our checkpoints.
 
     Attributes:
-        architecture: what it must be built from; None takes what its own config says.
-        compare_to: object whose report the deltas are taken against.
+        architecture: What it must be built from; None takes what its own config says.
+        compare_to: Object whose report the deltas are taken against.
     """
 
     format: Literal["megatron"] = "megatron"
@@ -68,8 +68,8 @@ class HuggingFaceCheckpoint(Frozen):
     """A Hugging Face directory.
 
     Attributes:
-        geometry: keys of its ``config.json`` and the values that they must have; None checks nothing.
-        compare_to: object whose report the deltas are taken against.
+        geometry: Keys of its `config.json` and the values that they must have; None checks nothing.
+        compare_to: Object whose report the deltas are taken against.
     """
 
     format: Literal["huggingface"] = "huggingface"
@@ -84,8 +84,8 @@ class EvaluateRecipe(Frozen):
     """One evaluation, complete: nothing that can change its numbers is decided anywhere else.
 
     Attributes:
-        checkpoints: the objects to measure, each the name of an input of the job.
-        core8: protocol of the ``core8`` suite; required with it.
+        checkpoints: The objects to measure, each the name of an input of the job.
+        core8: Protocol of the `core8` suite; required with it.
     """
 
     checkpoints: Annotated[dict[Name, Checkpoint], Field(min_length=1)]
@@ -114,9 +114,9 @@ class EvaluateRecipe(Frozen):
         return self
 
     def order(self) -> tuple[str, ...]:
-        """The checkpoints in the order of measuring: what another is compared with comes before it.
+        """Return the checkpoints in the order of measuring: what another is compared with comes before it.
 
-        JSON objects have no order, so that of ``checkpoints`` means nothing.
+        JSON objects have no order, so that of `checkpoints` means nothing.
         """
         done: list[str] = []
         left = sorted(self.checkpoints)

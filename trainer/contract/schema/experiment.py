@@ -52,8 +52,8 @@ class StageConfig(Frozen):
     """A training stage of the student.
 
     Attributes:
-        init: ``fresh`` starts from the experiment's seed instead of the parent's checkpoint.
-        training: the experiment's ``[training]``, overridden by the stage's own keys.
+        init: `fresh` starts from the experiment's seed instead of the parent's checkpoint.
+        training: The experiment's `[training]`, overridden by the stage's own keys.
     """
 
     steps: PositiveInt
@@ -77,7 +77,7 @@ class RolloutStage(RolloutConfig):
     kd: KDConfig = KDConfig()
 
     def rollouts(self) -> RolloutConfig:
-        """The keys of generation alone."""
+        """Return the keys of generation alone."""
         return RolloutConfig(**{name: getattr(self, name) for name in RolloutConfig.model_fields})
 
 
@@ -98,7 +98,7 @@ class Stages(NamedTables):
 
 
 class Profiling(Frozen):
-    """The measured run: ``profile_steps`` are the first and last profiled step, both inclusive."""
+    """The measured run: `profile_steps` are the first and last profiled step, both inclusive."""
 
     seq_len: PositiveInt
     micro_batch_size: PositiveInt
@@ -170,10 +170,10 @@ class Experiment(Frozen):
         """Geometry of a rung over the experiment's vocabulary.
 
         Args:
-            rung: asset name of the rung (``"vpdense_28"``).
+            rung: Asset name of the rung (`"vpdense_28"`).
 
         Raises:
-            ConfigError: no such rung, or one whose geometry is the donor's.
+            ConfigError: No such rung, or one whose geometry is the donor's.
         """
         table = self.rungs[rung]
         if not isinstance(table, RungConfig):
@@ -187,13 +187,13 @@ class Experiment(Frozen):
         )
 
     def train_recipe(self, asset: str) -> TrainRecipe:
-        """The complete recipe of a training run.
+        """Return the complete recipe of a training run.
 
         Args:
-            asset: a stage (``"vpmoe_stage1"``) or a healed rung (``"vpdense_28_healed"``).
+            asset: A stage (`"vpmoe_stage1"`) or a healed rung (`"vpdense_28_healed"`).
 
         Raises:
-            ConfigError: the experiment does not train this asset.
+            ConfigError: The experiment does not train this asset.
         """
         if asset.endswith(_HEALED) and (rung := asset.removesuffix(_HEALED)) in self.rungs:
             return self._healing_recipe(rung)
@@ -215,13 +215,13 @@ class Experiment(Frozen):
         )
 
     def convert_recipe(self, asset: str) -> ConvertRecipe:
-        """The complete recipe of a conversion.
+        """Return the complete recipe of a conversion.
 
         Args:
-            asset: a rung (``"vpdense_28"``).
+            asset: A rung (`"vpdense_28"`).
 
         Raises:
-            ConfigError: no such rung, one without a surgery table, or one that cannot be made from the rung
+            ConfigError: No such rung, one without a surgery table, or one that cannot be made from the rung
                 before it.
         """
         table = self.rungs[asset]
@@ -276,14 +276,14 @@ class Experiment(Frozen):
         return (*donors, *rungs, *stages)
 
     def evaluate_recipe(self, *objects: str) -> EvaluateRecipe:
-        """The complete recipe of an evaluation.
+        """Return the complete recipe of an evaluation.
 
         Args:
-            objects: checkpoints to measure (``"vpdense_28_healed"``); each is compared with the one before it
-                in :meth:`ladder`.
+            objects: Checkpoints to measure (`"vpdense_28_healed"`); each is compared with the one before it
+                in `ladder`.
 
         Raises:
-            ConfigError: the experiment has no such checkpoint, or no ``[evaluation]``.
+            ConfigError: The experiment has no such checkpoint, or no `[evaluation]`.
         """
         if self.evaluation is None:
             raise ConfigError("evaluation: missing, so this experiment measures nothing")
@@ -304,7 +304,7 @@ class Experiment(Frozen):
         )
 
     def _checkpoint(self, name: str) -> Checkpoint:
-        """What is expected of a checkpoint that is to be measured."""
+        """Return what is expected of a checkpoint that is to be measured."""
         ladder = self.ladder()
         before = ladder[ladder.index(name) - 1] if ladder.index(name) else None
         donor = self.sources.qwen3_0_6b
@@ -364,10 +364,10 @@ def load_experiment(name_or_path: str | Path) -> Experiment:
     """Read an experiment.
 
     Args:
-        name_or_path: a bare name (``"smoke"`` reads ``configs/smoke.toml``) or the path of a ``.toml`` file.
+        name_or_path: A bare name (`"smoke"` reads `configs/smoke.toml`) or the path of a `.toml` file.
 
     Raises:
-        ConfigError: no such file, not TOML, or a key that is unknown, missing or wrong.
+        ConfigError: No such file, not TOML, or a key that is unknown, missing or wrong.
     """
     path = _locate(name_or_path)
     try:
@@ -402,7 +402,7 @@ def _locate(name_or_path: str | Path) -> Path:
 
 
 def _inherit(raw: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[KeyPath, KeyPath]]]:
-    """Merge ``[rungs.defaults]`` into the rungs, and ``[training]`` into stages and healing runs.
+    """Merge `[rungs.defaults]` into the rungs, and `[training]` into stages and healing runs.
 
     Returns:
         The merged tables, and pairs (inheriting path, inherited path) for error messages.

@@ -1,4 +1,4 @@
-"""``job.json``: what the orchestrator asks of the trainer."""
+"""`job.json`: what the orchestrator asks of the trainer."""
 
 import json
 from pathlib import Path
@@ -24,11 +24,11 @@ class JobInput(Frozen):
 class Execution(Frozen):
     """Where and how a job runs; never part of an artifact's identity.
 
-    Megatron's convention: ``nproc = tp × dp`` processes, and the expert-parallel ranks are found inside the
-    data-parallel ones, so ``ep`` divides ``dp``.
+    Megatron's convention: `nproc = tp × dp` processes, and the expert-parallel ranks are found inside the
+    data-parallel ones, so `ep` divides `dp`.
 
     Attributes:
-        verify_resume: repeat the last steps of a training run from their checkpoint, and report by how much
+        verify_resume: Repeat the last steps of a training run from their checkpoint, and report by how much
             they differ.
     """
 
@@ -61,7 +61,7 @@ class Execution(Frozen):
         """Refuse a layout that the recipe's shapes do not divide into.
 
         Raises:
-            ConfigError: naming the execution key, the recipe key and their values.
+            ConfigError: Naming the execution key, the recipe key and their values.
         """
         model, moe = recipe.architecture.model, recipe.architecture.moe
         training = recipe.training
@@ -118,10 +118,10 @@ class Job(Frozen):
     output_dir: _Text
 
     def train_recipe(self) -> TrainRecipe:
-        """The recipe of a ``train`` job, checked against the job's layout.
+        """Return the recipe of a `train` job, checked against the job's layout.
 
         Raises:
-            ConfigError: another command, a malformed recipe, or a layout that does not fit it.
+            ConfigError: Another command, a malformed recipe, or a layout that does not fit it.
         """
         if self.command != "train":
             raise ConfigError(f"command: found {self.command!r}; only a 'train' job has a training recipe")
@@ -130,10 +130,10 @@ class Job(Frozen):
         return recipe
 
     def convert_recipe(self) -> ConvertRecipe:
-        """The recipe of a ``convert`` job, checked against the job's inputs.
+        """Return the recipe of a `convert` job, checked against the job's inputs.
 
         Raises:
-            ConfigError: another command, a malformed recipe, an input that the recipe names and the job
+            ConfigError: Another command, a malformed recipe, an input that the recipe names and the job
                 lacks, or more than one process.
         """
         if self.command != "convert":
@@ -155,10 +155,10 @@ class Job(Frozen):
         return recipe
 
     def evaluate_recipe(self) -> EvaluateRecipe:
-        """The recipe of an ``evaluate`` job, checked against the job's inputs.
+        """Return the recipe of an `evaluate` job, checked against the job's inputs.
 
         Raises:
-            ConfigError: another command, a malformed recipe, a checkpoint that the recipe names and the job
+            ConfigError: Another command, a malformed recipe, a checkpoint that the recipe names and the job
                 lacks, or more than one process.
         """
         if self.command != "evaluate":
@@ -184,7 +184,7 @@ def load_job(path: str | Path) -> Job:
     """Read and check a job file; and its recipe where the command has one, before any work.
 
     Raises:
-        ConfigError: the file is missing, not JSON, or a key is unknown, missing or wrong.
+        ConfigError: The file is missing, not JSON, or a key is unknown, missing or wrong.
     """
     path = Path(path)
     try:

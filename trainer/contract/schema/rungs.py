@@ -32,16 +32,16 @@ class VocabularySurgery(Frozen):
     """Donor vocabulary → o200k, by mergekit's tokensurgeon run as a program.
 
     Attributes:
-        approximation_method: how a token that the donor lacks gets its row: from the ``k`` shared tokens that
-            rebuild its row in the vocabulary donor (``omp``), from its ``k`` nearest neighbours there
-            (``common_interpolation``), from the donor's pieces of its text (``subword``), or none of it.
-        k: atoms or neighbours.
-        subword_method: how pieces combine.
-        weight_scheme: of the neighbours.
-        cosine_similarity: distance of the neighbours; Euclidean otherwise.
-        prefix_match: let a token that the donor lacks take the row of its longest prefix that it has.
-        byte_match: let ``<0x..>`` tokens match characters.
-        batch_size: tokens approximated together.
+        approximation_method: How a token that the donor lacks gets its row: from the `k` shared tokens that
+            rebuild its row in the vocabulary donor (`omp`), from its `k` nearest neighbours there
+            (`common_interpolation`), from the donor's pieces of its text (`subword`), or none of it.
+        k: Atoms or neighbours.
+        subword_method: How pieces combine.
+        weight_scheme: Of the neighbours.
+        cosine_similarity: Distance of the neighbours; Euclidean otherwise.
+        prefix_match: Let a token that the donor lacks take the row of its longest prefix that it has.
+        byte_match: Let `<0x..>` tokens match characters.
+        batch_size: Tokens approximated together.
     """
 
     tool: Literal["mergekit-tokensurgeon"]
@@ -59,11 +59,11 @@ class DenseSurgery(Frozen):
     """Donor tensors → vpDense: head pooling and FFN selection.
 
     Attributes:
-        o_proj_pool: how pooled heads' output columns combine; ``sum`` is exact for equal heads.
-        ffn_method: ``A`` keeps the neurons with the largest down-projection norm; ``A+lsq`` then refits
-            the down projection on ``calibration_tokens``.
-        ffn_scale: factor on the kept down projection.
-        ffn_ridge: strength of the refit's ridge, relative to the sum of squares of each hidden activation.
+        o_proj_pool: How pooled heads' output columns combine; `sum` is exact for equal heads.
+        ffn_method: `A` keeps the neurons with the largest down-projection norm; `A+lsq` then refits
+            the down projection on `calibration_tokens`.
+        ffn_scale: Factor on the kept down projection.
+        ffn_ridge: Strength of the refit's ridge, relative to the sum of squares of each hidden activation.
     """
 
     o_proj_pool: Literal["sum", "mean"]
@@ -77,9 +77,9 @@ class MorphSurgery(Frozen):
     """Full causal GQA → local TPA with GRAPE, value residual and softmax offset.
 
     Attributes:
-        tpa_init: ``als`` fits the factors to the parent's projections, ``random`` draws them afresh.
-        als_sweeps: most sweeps of a fit.
-        als_tolerance: a fit ends when a sweep lowers its error by less than this share.
+        tpa_init: `als` fits the factors to the parent's projections, `random` draws them afresh.
+        als_sweeps: Most sweeps of a fit.
+        als_tolerance: A fit ends when a sweep lowers its error by less than this share.
     """
 
     tpa_init: Literal["als", "random"]
@@ -99,8 +99,8 @@ class MoeSurgery(Frozen):
     """Dense FFN → shared expert and routed experts.
 
     Attributes:
-        routed_gain: gain on the routed experts' output; 0 keeps the function bit for bit.
-        layer1: a first layer whose width differs from the parent's is refused (``copy``) or cut (``shrink``).
+        routed_gain: Gain on the routed experts' output; 0 keeps the function bit for bit.
+        layer1: A first layer whose width differs from the parent's is refused (`copy`) or cut (`shrink`).
     """
 
     init_experts: Literal["copy_plus_noise"]
@@ -114,9 +114,9 @@ class Healing(Frozen):
     """The stabilising run after a surgery.
 
     Attributes:
-        learning_rate: peak rate; the other groups' rates keep their proportion to it.
-        new_layers_only_steps: steps before ``steps`` in which only inserted layers are trained.
-        harmony_fraction: share of conversations; the rest is healing text.
+        learning_rate: Peak rate; the other groups' rates keep their proportion to it.
+        new_layers_only_steps: Steps before `steps` in which only inserted layers are trained.
+        harmony_fraction: Share of conversations; the rest is healing text.
     """
 
     steps: PositiveInt
@@ -127,7 +127,7 @@ class Healing(Frozen):
 
 
 class RungConfig(Frozen):
-    """A Megatron rung: its geometry (``[rungs.defaults]`` already merged in), surgery and healing."""
+    """A Megatron rung: its geometry (`[rungs.defaults]` already merged in), surgery and healing."""
 
     model: ModelConfig
     attention: AttentionConfig
@@ -158,25 +158,25 @@ class VocabularyRung(Frozen):
 
 
 class CompatRung(_DenseRung):
-    """Rung ``vpdense0_5_28``: the donor's attention in the student's widths."""
+    """Rung `vpdense0_5_28`: the donor's attention in the student's widths."""
 
     surgery: DenseSurgery | None = None
 
 
 class MorphedRung(_DenseRung):
-    """Rung ``vpdense_28``: the student's attention."""
+    """Rung `vpdense_28`: the student's attention."""
 
     surgery: MorphSurgery | None = None
 
 
 class DeepRung(_DenseRung):
-    """Rung ``vpdense_80``: the student's depth."""
+    """Rung `vpdense_80`: the student's depth."""
 
     surgery: DepthSurgery | None = None
 
 
 class MoeRung(RungConfig):
-    """Rung ``vpmoe``: the student."""
+    """Rung `vpmoe`: the student."""
 
     moe: MoeConfig
     surgery: MoeSurgery | None = None

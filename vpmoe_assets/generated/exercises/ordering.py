@@ -262,7 +262,7 @@ _RANKING = {
 
 
 def ranking(rng: random.Random, language: str, budget: int) -> Draft:
-    """A total order from shuffled statements about neighbours and a few redundant ones."""
+    """Return a total order from shuffled statements about neighbours and a few redundant ones."""
     count = max(4, min(12, (budget - 200) // 55))
     order = rng.sample(_NAMES, count)
     pairs = [(order[place], order[place + 1]) for place in range(count - 1)]

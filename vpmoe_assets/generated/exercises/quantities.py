@@ -74,7 +74,7 @@ _CENT = Decimal("0.01")
 
 
 def conversion(rng: random.Random, language: str, budget: int) -> Draft:
-    """A table of unit conversions by an exact factor."""
+    """Return a table of unit conversions by an exact factor."""
     unit, target, factor = rng.choice(_UNITS)
     start, step = rng.randrange(2, 400), rng.randrange(2, 60)
     queries, opening, closing = _CONVERT[language]
