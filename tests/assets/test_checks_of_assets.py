@@ -9,6 +9,7 @@ from tests.assets.graphs import DATA, Graph
 from vpmoe_assets.cli import main
 from vpmoe_assets.harmony import audit
 from vpmoe_assets.lineage.errors import ArtifactBlocked
+from vpmoe_assets.verdict import Verdict
 
 FAULT = "shard_00 has 3 rows, the manifest says 4"
 
@@ -17,7 +18,7 @@ FAULT = "shard_00 has 3 rows, the manifest says 4"
 def failing(monkeypatch) -> pytest.MonkeyPatch:
     """The manifest check of synth_harmony finds a fault until the patch is undone."""
     patch = pytest.MonkeyPatch()
-    outcome = audit.Outcome(False, FAULT, {"rows": 3})
+    outcome = Verdict(False, FAULT, {"rows": 3})
     patch.setattr(audit, "harmony_manifest_matches", lambda payload, manifest: outcome)
     yield patch
     patch.undo()

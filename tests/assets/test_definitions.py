@@ -46,6 +46,7 @@ def test_every_asset_is_described_and_has_a_code_version(tmp_path):
         if spec.group_name != "lineage":
             assert spec.code_version, spec.key
             assert spec.key in checked or spec.group_name == "evals", f"{spec.key} is published unchecked"
+            assert all(check.description for check in asset.check_specs), spec.key
 
 
 def code_versions(graph: Graph) -> dict[str, str | None]:

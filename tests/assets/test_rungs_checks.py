@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 from trainer.contract.schema.experiment import load_experiment
 from vpmoe_assets.checks.rungs import (
-    LOSS_NOT_DIVERGED,
-    TPA_FIT,
     conversion_checks,
     distance,
     interleave_identity,
+    loss_not_diverged,
+    tpa_fit,
 )
 
 SMOKE = load_experiment("smoke")
@@ -93,9 +93,9 @@ def test_a_fit_that_is_worse_than_nothing_is_noticed(tmp_path):
         {"layer": 1, "q_relative_mse": 0.2, "k_relative_mse": 0.3, "v_relative_mse": 0.1},
         {"layer": 4, "q_relative_mse": None, "k_relative_mse": None, "v_relative_mse": None},
     ]
-    assert TPA_FIT.run(build_with(tmp_path, layers=layers), {})[0]
+    assert tpa_fit.run(build_with(tmp_path, layers=layers), {})[0]
     layers[0]["k_relative_mse"] = 1.5
-    passed, description, details = TPA_FIT.run(build_with(tmp_path, layers=layers), {})
+    passed, description, details = tpa_fit.run(build_with(tmp_path, layers=layers), {})
     assert (passed, details["worst"]) == (False, 1.5)
     assert "worst layer 1.500" in description
 
@@ -103,7 +103,7 @@ def test_a_fit_that_is_worse_than_nothing_is_noticed(tmp_path):
 @pytest.mark.parametrize(("end", "passed"), [(8.0, True), (10.4, True), (10.6, False)])
 def test_a_loss_that_runs_away_is_noticed(tmp_path, end, passed):
     build = build_with(tmp_path, heldout_loss_start=10.0, heldout_loss_end=end, uniform_loss=12.2)
-    assert LOSS_NOT_DIVERGED.run(build, {})[0] is passed
+    assert loss_not_diverged.run(build, {})[0] is passed
 
 
 def test_what_would_make_the_rungs_below_wrong_is_blocking():

@@ -10,8 +10,9 @@ import dagster as dg
 
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
-from vpmoe_assets.assets.making import Build, Built, Published, produced_asset
+from vpmoe_assets.assets.making import produced_asset
 from vpmoe_assets.assets.presentation import table
+from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import data as checks
 
 _HARMONY = "vpmoe_assets/harmony"
@@ -41,7 +42,7 @@ def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         kinds={"parquet", "openai"},
         recipe=plain(harmony),
         sources=_ROWS,
-        checks=[checks.HARMONY_MANIFEST],
+        checks=[checks.harmony_manifest],
         metadata=_harmony_metadata,
     )
     def synth_harmony(build: Build, synth: Published, o200k_tokenizer: Published) -> Built:
@@ -88,12 +89,12 @@ def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         recipe=plain(kd),
         sources=[*_ROWS, *_KD],
         checks=[
-            checks.KD_MANIFEST,
-            checks.KD_ALIGNED,
-            checks.GOLDEN_CONVERSATION,
+            checks.kd_manifest,
+            checks.kd_aligned,
+            checks.golden_conversation,
             checks.kd_sample(experiment.seed),
-            checks.KD_SPLIT,
-            checks.KD_TRUNCATION,
+            checks.kd_split,
+            checks.kd_truncation,
         ],
         metadata=_kd_metadata,
     )
@@ -144,7 +145,7 @@ def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
             "vpmoe_assets/text/healing.py",
             *(f"{_HARMONY}/{name}.py" for name in ("indexed", "split", "tokenizer")),
         ],
-        checks=[checks.HEALING_ALIGNED, checks.healing_budget(healing.max_tokens)],
+        checks=[checks.healing_aligned, checks.healing_budget(healing.max_tokens)],
         metadata=_healing_metadata,
     )
     def healing_text_v1(build: Build, healing_corpus: Published, o200k_tokenizer: Published) -> Built:

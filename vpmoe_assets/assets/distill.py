@@ -8,8 +8,9 @@ import orjson
 
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
-from vpmoe_assets.assets.making import Build, Built, Published, produced_asset
+from vpmoe_assets.assets.making import produced_asset
 from vpmoe_assets.assets.plots import loss_curve
+from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import training as checks
 
 TRAINING_SOURCES = (
@@ -41,7 +42,7 @@ def distill_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         kinds={"pytorch", "wandb"},
         recipe=plain(recipe),
         sources=TRAINING_SOURCES,
-        checks=[checks.RESUME_DRIFT, checks.ROUTER_ALIVE, checks.HELDOUT_LOSS_FELL],
+        checks=[checks.resume_drift, checks.router_alive, checks.heldout_loss_fell],
         metadata=training_metadata,
         seed=experiment.seed,
         trains=True,

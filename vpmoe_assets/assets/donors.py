@@ -8,8 +8,9 @@ import dagster as dg
 
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
-from vpmoe_assets.assets.making import Build, Built, Published, produced_asset
+from vpmoe_assets.assets.making import produced_asset
 from vpmoe_assets.assets.presentation import table
+from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import data as data_checks
 from vpmoe_assets.checks import donors as checks
 
@@ -28,7 +29,7 @@ def donor_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         kinds={"huggingface", "safetensors"},
         recipe=plain(donor),
         sources=_SOURCES,
-        checks=[data_checks.SOURCE_FILES, checks.pinned_files(donor), checks.donor_architecture(donor)],
+        checks=[data_checks.source_files, checks.pinned_files(donor), checks.donor_architecture(donor)],
         metadata=_donor_metadata,
         seed=experiment.seed if donor.kind == "seeded" else None,
     )
@@ -60,7 +61,7 @@ def donor_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         recipe=plain(vocabulary),
         sources=[*_SOURCES, "vpmoe_assets/harmony/tokenizer.py"],
         checks=[
-            data_checks.SOURCE_FILES,
+            data_checks.source_files,
             checks.pinned_files(vocabulary),
             checks.vocabulary_matrices(vocabulary),
         ],

@@ -15,9 +15,6 @@ import orjson
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.making import (
-    Build,
-    Built,
-    Published,
     asset_key,
     check_and_publish,
     code_reference,
@@ -28,6 +25,7 @@ from vpmoe_assets.assets.making import (
     utc_now,
 )
 from vpmoe_assets.assets.presentation import table
+from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import data as data_checks
 from vpmoe_assets.lineage.errors import ArtifactMissing
 from vpmoe_assets.lineage.fingerprint import code_version, recipe_fingerprint, source_digests
@@ -82,7 +80,7 @@ def evals_assets(experiment: Experiment, checkpoints: Sequence[str]) -> list[dg.
             f"{_BUNDLE}/{name}.py"
             for name in ("bundle", "builtin", "facts", "olmo_eval", "published", "tasks")
         ],
-        checks=[data_checks.SOURCE_FILES],
+        checks=[data_checks.source_files],
         metadata=_bundle_metadata,
     )
     def core8_bundle(build: Build) -> Built:

@@ -9,149 +9,28 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import orjson
 
 from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.presentation import record_metadata
+from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks.check import Check
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.pool import WorkerError
 from vpmoe_assets.lineage.errors import LineageError
 from vpmoe_assets.lineage.fingerprint import code_version, recipe_fingerprint, source_digests
 from vpmoe_assets.lineage.provenance import code_state, environment
-from vpmoe_assets.lineage.record import CheckOutcome, CodeState, Draft, EvalScore, Record
+from vpmoe_assets.lineage.record import CheckOutcome, CodeState, Draft, Record
 from vpmoe_assets.lineage.renewal import make_latest
-from vpmoe_assets.lineage.store import Store, WorkArea
+from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.project import ROOT
 from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.store import StoreResource
-from vpmoe_assets.resources.trainer import TrainerResource, TrainerResult
-
-
-@dataclass(frozen=True)
-class Published:
-    """An artifact in the store, as its consumers see it: verified, immutable."""
-
-    record: Record
-    directory: Path
-
-    @property
-    def payload(self) -> Path:
-        """The directory of what is hashed."""
-        return self.directory / "payload"
-
-    @cached_property
-    def manifest(self) -> dict[str, Any]:
-        """The manifest beside the payload, parsed."""
-        return dict(orjson.loads((self.directory / "manifest.json").read_bytes()))
-
-    @property
-    def manifest_digest(self) -> str:
-        """sha256 of the manifest's canonical content, without its volatile fields.
-
-        Raises:
-            ValueError: The artifact's format has no manifest.
-        """
-        if self.record.manifest is None:
-            raise ValueError(f"{self.record.asset} {self.record.version} has no manifest")
-        return self.record.manifest.content_sha256
-
-
-@dataclass(frozen=True)
-class Build:
-    """What an asset's function works with.
-
-    Attributes:
-        context: Dagster's, for logs and observations.
-        work: The locked work area; it survives a crash, and the next build of the same fingerprint finds it.
-        recipe: The resolved recipe.
-        fingerprint: sha256 over recipe, sources and inputs.
-        code: Git state of the checkout.
-    """
-
-    context: dg.AssetExecutionContext
-    experiment: Experiment
-    store: Store
-    work: WorkArea
-    asset: str
-    recipe: Mapping[str, Any]
-    fingerprint: str
-    code: CodeState
-    environment: Mapping[str, Any]
-    _trainer: TrainerResource | None = None
-
-    @property
-    def payload(self) -> Path:
-        """Directory to fill."""
-        return self.work.payload
-
-    @property
-    def trainer(self) -> TrainerResource:
-        """The resource that launches jobs; only for assets declared with `trains=True`."""
-        if self._trainer is None:
-            raise RuntimeError(f"asset {self.asset} launches no job: declare it with trains=True")
-        return self._trainer
-
-    def run_job(
-        self,
-        command: str,
-        inputs: Mapping[str, Published],
-        *,
-        alone: bool = False,
-        verify_resume: bool = True,
-    ) -> TrainerResult:
-        """Run a job of the trainer in the work area.
-
-        Args:
-            command: Of the trainer.
-            inputs: Of the job, by name.
-            alone: In one process, whatever the layout of training runs is.
-            verify_resume: At the end of a training run, repeat its last steps from their checkpoint.
-        """
-        trainer = self.trainer.alone() if alone else self.trainer
-        return trainer.run(
-            self.context,
-            command=command,
-            asset=self.asset,
-            experiment=self.experiment.name,
-            recipe=self.recipe,
-            recipe_fingerprint=self.fingerprint,
-            seed=self.experiment.seed,
-            inputs={name: (item.payload, item.record.digest) for name, item in inputs.items()},
-            provenance={
-                "git_sha": self.code.git_sha,
-                "git_dirty": self.code.git_dirty,
-                "source_digest": self.code.source_digest,
-                "lock_digest": self.environment["lock_digest"],
-            },
-            work_dir=self.work.path,
-            output_dir=self.work.output,
-            verify_resume=verify_resume,
-        )
-
-
-@dataclass(frozen=True)
-class Built:
-    """What an asset's function says of the payload it filled.
-
-    Attributes:
-        metrics: Numbers for plots, views and the record.
-        details: What the format adds to the record.
-        execution: How it ran; never part of the identity.
-        evals: Scores of the objects it measured.
-    """
-
-    metrics: Mapping[str, bool | int | float | str | None] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
-    execution: Mapping[str, Any] = field(default_factory=dict)
-    evals: Sequence[EvalScore] = ()
+from vpmoe_assets.resources.trainer import TrainerResource
 
 
 def asset_key(experiment: Experiment, asset: str) -> dg.AssetKey:

@@ -10,9 +10,10 @@ from trainer.contract.schema.base import plain
 from trainer.contract.schema.convert import ConvertRecipe, VocabularyRecipe
 from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.distill import TRAINING_SOURCES, train, training_metadata
-from vpmoe_assets.assets.making import Build, Built, Published, produced_asset
+from vpmoe_assets.assets.making import produced_asset
 from vpmoe_assets.assets.plots import layer_profile
 from vpmoe_assets.assets.presentation import table
+from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import rungs as checks
 
 RUNGS = {
@@ -135,7 +136,7 @@ def _healing(experiment: Experiment, rung: str) -> dg.AssetsDefinition:
         kinds={"pytorch", "wandb"},
         recipe=plain(recipe),
         sources=TRAINING_SOURCES,
-        checks=[checks.LOSS_NOT_DIVERGED],
+        checks=[checks.loss_not_diverged],
         metadata=training_metadata,
         seed=experiment.seed,
         trains=True,

@@ -10,8 +10,9 @@ import dagster as dg
 
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
-from vpmoe_assets.assets.making import Build, Built, Published, produced_asset
+from vpmoe_assets.assets.making import produced_asset
 from vpmoe_assets.assets.presentation import table
+from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import data as checks
 from vpmoe_assets.lineage.digest import FileEntry, file_sha256, merkle_root
 
@@ -32,7 +33,7 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         kinds={"openai", "file"},
         recipe=plain(tokenizer),
         sources=[f"{_HARMONY}/tokenizer.py"],
-        checks=[checks.TOKENIZER_AGREES],
+        checks=[checks.tokenizer_agrees],
     )
     def o200k_tokenizer(build: Build) -> Built:
         """The o200k Harmony vocabulary: the rank file, verified by sha256.
@@ -51,7 +52,7 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         kinds={"parquet", "dataset"},
         recipe=_recipe(synth_source),
         sources=[f"{_HARMONY}/download.py", "vpmoe_assets/generated", "vpmoe_assets/hub.py"],
-        checks=[checks.SOURCE_FILES],
+        checks=[checks.source_files],
         metadata=_source_metadata,
         external=lambda: _folder_digest("sources.synth", synth_source),
         seed=experiment.seed if synth_source.kind == "generated" else None,
@@ -81,7 +82,7 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         kinds={"dataset", "json"},
         recipe={**_recipe(corpus_source), **_python_of(corpus_source)},
         sources=["vpmoe_assets/text", f"{_HARMONY}/tokenizer.py", "vpmoe_assets/hub.py"],
-        checks=[checks.SOURCE_FILES],
+        checks=[checks.source_files],
         metadata=_source_metadata,
         external=lambda: _folder_digest("sources.healing_corpus", corpus_source),
     )

@@ -1,14 +1,14 @@
-"""What a check is."""
+"""What a check is, and the one way to write one: a function under `check`."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from vpmoe_assets.assets.making import Build, Published
+from vpmoe_assets.build import Build, Published
+from vpmoe_assets.verdict import Verdict
 
-Verdict = tuple[bool, str, Mapping[str, Any]]
-"""Passed, one sentence, numbers worth keeping."""
+Run = Callable[[Build, Mapping[str, Published]], Verdict]
+"""Gets the build with its payload filled, and the inputs by name."""
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,27 @@ class Check:
 
     Attributes:
         name: Of the asset check.
-        run: Gets the build and the inputs by name.
+        run: Finds out.
         blocking: A failure stops everything below, in this run and in later ones.
         description: What it holds the payload to.
     """
 
     name: str
-    run: Callable[["Build", Mapping[str, "Published"]], Verdict]
-    blocking: bool = True
-    description: str = ""
+    run: Run
+    blocking: bool
+    description: str
+
+
+def check(name: str, *, blocking: bool = True, description: str | None = None) -> Callable[[Run], Check]:
+    """Make a check of the function below.
+
+    Args:
+        name: Of the asset check, as records and the UI have it.
+        blocking: Whether a failure stops everything below.
+        description: What it holds the payload to, where that is not the function's docstring.
+    """
+
+    def decorate(run: Run) -> Check:
+        return Check(name, run, blocking, description or inspect.getdoc(run) or "")
+
+    return decorate

@@ -1,19 +1,18 @@
 """Checks of the rungs: what a conversion measured of itself, and what can be seen in its files without it."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainer.contract.schema.convert import ConvertRecipe, DenseRecipe, UpcycleRecipe
-from vpmoe_assets.checks.check import Check, Verdict
-
-if TYPE_CHECKING:
-    from vpmoe_assets.assets.making import Build, Published
+from vpmoe_assets.build import Build, Published
+from vpmoe_assets.checks.check import Check, check
+from vpmoe_assets.verdict import Verdict
 
 _DIVERGED_NATS = 0.5
 """A healing run whose held-out loss ends this far above its start has diverged."""
 
 
-def summary(build: "Build") -> dict[str, Any]:
+def summary(build: Build) -> dict[str, Any]:
     """Return what the job says of its deliverable."""
     import orjson
 
@@ -23,13 +22,14 @@ def summary(build: "Build") -> dict[str, Any]:
 def measured(name: str, description: str, *, blocking: bool) -> Check:
     """Return the check that passes on what the conversion itself found, after it had read back its result."""
 
-    def run(build: "Build", inputs: Mapping[str, "Published"]) -> Verdict:
-        found = summary(build)["checks"].get(name)
-        if found is None:
-            return False, f"the conversion did not measure {name}", {}
-        return bool(found["passed"]), str(found["description"]), dict(found["metadata"])
+    @check(name, blocking=blocking, description=description)
+    def found(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+        finding = summary(build)["checks"].get(name)
+        if finding is None:
+            return Verdict(False, f"the conversion did not measure {name}", {})
+        return Verdict(bool(finding["passed"]), str(finding["description"]), dict(finding["metadata"]))
 
-    return Check(name, run, blocking=blocking, description=description)
+    return found
 
 
 def conversion_checks(recipe: ConvertRecipe) -> list[Check]:
@@ -74,7 +74,7 @@ def _morph_checks(recipe: Any) -> list[Check]:
     return [
         measured("finite_logits", "All logits on the calibration text are finite.", blocking=True),
         measured("better_than_guessing", "Cross-entropy on it is below ln V.", blocking=False),
-        TPA_FIT,
+        tpa_fit,
         distance(
             "distance_to_parent", "cosine_to_parent", "How far each layer's output is from the parent's."
         ),
@@ -108,20 +108,23 @@ _CHECKS: dict[str, Any] = {
 def distance(name: str, column: str, description: str) -> Check:
     """Return the check that no layer's output points away from the source's."""
 
-    def run(build: "Build", inputs: Mapping[str, "Published"]) -> Verdict:
+    @check(name, blocking=False, description=description)
+    def cosine(build: Build, inputs: Mapping[str, Published]) -> Verdict:
         cosines = [row[column] for row in summary(build)["layers"]]
         mean = sum(cosines) / len(cosines)
-        return (
+        return Verdict(
             min(cosines) > 0,
             f"cosine of the residual streams: mean {mean:.3f}, least {min(cosines):.3f}, "
             f"last {cosines[-1]:.3f}",
             {"mean": mean, "min": min(cosines), "last": cosines[-1]},
         )
 
-    return Check(name, run, blocking=False, description=description)
+    return cosine
 
 
-def _tpa_fit(build: "Build", inputs: Mapping[str, "Published"]) -> Verdict:
+@check("tpa_fit", blocking=False)
+def tpa_fit(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+    """Fitted tensor products are closer to the dense projections than zero is, in every layer."""
     rows = summary(build)["layers"]
     errors = {
         projection: [
@@ -133,22 +136,14 @@ def _tpa_fit(build: "Build", inputs: Mapping[str, "Published"]) -> Verdict:
     }
     means = {name: sum(values) / len(values) for name, values in errors.items() if values}
     if not means:
-        return True, "no projection was fitted; the factors are random", {}
+        return Verdict(True, "no projection was fitted; the factors are random", {})
     worst = max(max(values) for values in errors.values() if values)
     shown = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
-    return (
+    return Verdict(
         worst < 1.0,
         f"mean squared error relative to predicting zero: {shown}; worst layer {worst:.3f}",
         {**means, "worst": worst},
     )
-
-
-TPA_FIT = Check(
-    "tpa_fit",
-    _tpa_fit,
-    blocking=False,
-    description="Fitted tensor products are closer to the dense projections than zero is, in every layer.",
-)
 
 
 def interleave_identity(recipe: DenseRecipe) -> Check:
@@ -158,7 +153,9 @@ def interleave_identity(recipe: DenseRecipe) -> Check:
     its queries, its key, its value. A block-wise layout, which loads without complaint, fails.
     """
 
-    def run(build: "Build", inputs: Mapping[str, "Published"]) -> Verdict:
+    @check("interleave_identity")
+    def interleaved(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+        """Each query group holds its pooled queries, then its key, then its value."""
         import numpy as np
 
         from vpmoe_assets.donors.checkpoints import weight_files
@@ -180,32 +177,26 @@ def interleave_identity(recipe: DenseRecipe) -> Check:
                 expected = pooled.mean(axis=1).reshape(groups, -1, dim, stored.shape[-1])
                 scale = float(np.abs(expected).max()) or 1.0
                 worst = max(worst, float(np.abs(stored[:, places] - expected).max()) / scale)
-        return (
+        return Verdict(
             worst <= 2.0**-8,
             f"{model.num_layers} layers of {groups} groups: rows differ from the pooled heads by {worst:.2g}",
             {"worst": worst},
         )
 
-    return Check(
-        "interleave_identity",
-        run,
-        description="Each query group holds its pooled queries, then its key, then its value.",
-    )
+    return interleaved
 
 
-def _not_diverged(build: "Build", inputs: Mapping[str, "Published"]) -> Verdict:
+@check(
+    "loss_not_diverged",
+    blocking=False,
+    description=f"The held-out loss ends at most {_DIVERGED_NATS} nats above its start.",
+)
+def loss_not_diverged(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+    """Compare the held-out loss at the end with that at the start."""
     found = summary(build)
     start, end = found["heldout_loss_start"], found["heldout_loss_end"]
-    return (
+    return Verdict(
         end <= start + _DIVERGED_NATS,
         f"held-out loss {start:.3f} → {end:.3f} nats per token",
         {"start": start, "end": end, "uniform": found["uniform_loss"]},
     )
-
-
-LOSS_NOT_DIVERGED = Check(
-    "loss_not_diverged",
-    _not_diverged,
-    blocking=False,
-    description=f"The held-out loss ends at most {_DIVERGED_NATS} nats above its start.",
-)

@@ -7,7 +7,7 @@ They trust neither the builder nor its records: files are read again, conversati
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from vpmoe_assets.harmony.render import Renderer
 from vpmoe_assets.harmony.rows import inspect_file, read_batches
 from vpmoe_assets.harmony.split import split_of
 from vpmoe_assets.lineage.digest import file_sha256
+from vpmoe_assets.verdict import Verdict
 
 GOLDEN_LENGTH = 132
 GOLDEN_SHA256 = "a537696a3710a9e78497b0cd726f78a2ea6457e02725faed83f36da1f6de71eb"
@@ -40,44 +41,29 @@ SAMPLE_TEXTS = (
 )
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a check found.
-
-    Args:
-        passed: Whether everything is as it must be.
-        description: One sentence for a reader; names the first fault.
-        metadata: Numbers and names worth keeping.
-    """
-
-    passed: bool
-    description: str
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
-def tokenizer_agrees(directory: Path) -> Outcome:
+def tokenizer_agrees(directory: Path) -> Verdict:
     """Check the bytes of the ranks, all special ids, and that both libraries encode alike."""
     try:
         faults = tokenizer.disagreements(directory, list(SAMPLE_TEXTS))
     except DataError as error:
-        return Outcome(False, str(error))
+        return Verdict(False, str(error), {})
     metadata = {
         "sha256": tokenizer.RANKS_SHA256,
         "vocab_size": tokenizer.VOCAB_SIZE,
         "texts": len(SAMPLE_TEXTS),
     }
-    return _outcome(faults, f"tiktoken and openai-harmony agree on {tokenizer.VOCAB_SIZE} ids", metadata)
+    return _verdict(faults, f"tiktoken and openai-harmony agree on {tokenizer.VOCAB_SIZE} ids", metadata)
 
 
-def source_files_match(payload_dir: Path, manifest: dict[str, Any]) -> Outcome:
+def source_files_match(payload_dir: Path, manifest: dict[str, Any]) -> Verdict:
     """Check that the files of a source are exactly those of its manifest: names, bytes, sha256."""
     storage = manifest["storage"]
     shards = [*storage["shards"], *([storage["table"]] if "table" in storage else [])]
     faults = _file_faults(payload_dir, {shard["path"]: (shard["bytes"], shard["sha256"]) for shard in shards})
-    return _outcome(faults, f"{len(shards)} files as the manifest says", {"files": len(shards)})
+    return _verdict(faults, f"{len(shards)} files as the manifest says", {"files": len(shards)})
 
 
-def text_aligned(payload_dir: Path, manifest: dict[str, Any]) -> Outcome:
+def text_aligned(payload_dir: Path, manifest: dict[str, Any]) -> Verdict:
     """Every document of plain text ends with its only EOD, and documents and tokens are the manifest's."""
     faults: list[str] = []
     documents = tokens = 0
@@ -97,10 +83,10 @@ def text_aligned(payload_dir: Path, manifest: dict[str, Any]) -> Outcome:
             faults.append(f"{where}: a token id lies outside the vocabulary")
         documents, tokens = documents + index.lengths.size, tokens + index.elements
     metadata = {"documents": documents, "tokens": tokens}
-    return _outcome(faults, f"{documents} documents, each ended by its only EOD", metadata)
+    return _verdict(faults, f"{documents} documents, each ended by its only EOD", metadata)
 
 
-def harmony_manifest_matches(payload_dir: Path, manifest: dict[str, Any]) -> Outcome:
+def harmony_manifest_matches(payload_dir: Path, manifest: dict[str, Any]) -> Verdict:
     """Check that the shards are exactly those of the manifest: names, bytes, sha256, rows, groups."""
     import pyarrow.parquet as pq
 
@@ -118,10 +104,10 @@ def harmony_manifest_matches(payload_dir: Path, manifest: dict[str, Any]) -> Out
             faults.append(f"total_rows is {manifest['storage']['total_rows']}, the shards have {rows}")
     skipped = manifest["conversion"]["skipped_rows"]
     metadata = {"rows": manifest["storage"]["total_rows"], "shards": len(shards), "skipped_rows": skipped}
-    return _outcome(faults, f"{len(shards)} shards as the manifest says", metadata)
+    return _verdict(faults, f"{len(shards)} shards as the manifest says", metadata)
 
 
-def kd_manifest_matches(payload_dir: Path, manifest: dict[str, Any]) -> Outcome:
+def kd_manifest_matches(payload_dir: Path, manifest: dict[str, Any]) -> Verdict:
     """Check that the files are exactly those of the manifest, and that rows and tokens add up."""
     files = payload_files(manifest)
     faults = _file_faults(payload_dir, files)
@@ -133,10 +119,10 @@ def kd_manifest_matches(payload_dir: Path, manifest: dict[str, Any]) -> Outcome:
         if split["counts"]["kept"] != split["rows"]:
             faults.append(f"{name}: {split['counts']['kept']} kept, {split['rows']} rows")
     metadata = {name: split["counts"] for name, split in manifest["splits"].items()}
-    return _outcome(faults, f"{len(files)} files as the manifest says", metadata)
+    return _verdict(faults, f"{len(files)} files as the manifest says", metadata)
 
 
-def arrays_aligned(payload_dir: Path, manifest: dict[str, Any]) -> Outcome:
+def arrays_aligned(payload_dir: Path, manifest: dict[str, Any]) -> Verdict:
     """Tokens, loss mask and span of every shard have the same documents and keep the format's invariants."""
     faults: list[str] = []
     documents = tokens = supervised = 0
@@ -151,10 +137,10 @@ def arrays_aligned(payload_dir: Path, manifest: dict[str, Any]) -> Outcome:
         tokens += trio.tokens.size
         supervised += int(np.count_nonzero(trio.mask))
     metadata = {"documents": documents, "tokens": tokens, "supervised_tokens": supervised}
-    return _outcome(faults, f"{documents} documents aligned in three arrays", metadata)
+    return _verdict(faults, f"{documents} documents aligned in three arrays", metadata)
 
 
-def golden_conversation(tokenizer_dir: Path) -> Outcome:
+def golden_conversation(tokenizer_dir: Path) -> Verdict:
     """Check that the reference conversation renders to its known 132 tokens and 19 labels."""
     row = {"query": "What is 2+2?", "synthetic_reasoning": "2+2=4.", "synthetic_answer": "4"}
     rendered = Renderer(tokenizer_dir).render(messages(row, Scaffold()))
@@ -168,7 +154,7 @@ def golden_conversation(tokenizer_dir: Path) -> Outcome:
         )
     if labelled != list(range(first, last + 1)):
         faults.append(f"labels at {labelled}, expected {first} to {last}")
-    return _outcome(faults, "the reference conversation has its known tokens", {"sha256": digest})
+    return _verdict(faults, "the reference conversation has its known tokens", {"sha256": digest})
 
 
 def sample_renders_alike(
@@ -180,7 +166,7 @@ def sample_renders_alike(
     *,
     seed: int,
     sample: int,
-) -> Outcome:
+) -> Verdict:
     """`openai-harmony` renders a seeded sample of the input again, and the shards hold exactly that.
 
     Every sampled conversation that is not to be dropped must stand, with its mask and span, in the split
@@ -217,12 +203,12 @@ def sample_renders_alike(
             shard = built.get((split, f"shard_{number}"))
             if shard is None or not _holds(_open_shard(payload_dir, shard), document):
                 faults.append(f"{where}: {split}/shard_{number} does not hold what openai-harmony renders")
-    return _outcome(faults, f"{sum(found.values())} conversations rendered again, all equal", dict(found))
+    return _verdict(faults, f"{sum(found.values())} conversations rendered again, all equal", dict(found))
 
 
 def split_rule_holds(
     manifest: dict[str, Any], harmony_dir: Path, harmony_manifest: dict[str, Any]
-) -> Outcome:
+) -> Verdict:
     """Check that each split got or dropped as many conversations as the hashes of the ids say."""
     config = manifest["config"]
     left = config["max_rows"] if config["max_rows"] >= 0 else harmony_manifest["storage"]["total_rows"]
@@ -241,7 +227,7 @@ def split_rule_holds(
         metadata[name] = {"expected": expected[name], "kept": split["rows"], "dropped": dropped}
         if split["rows"] + dropped != expected[name]:
             faults.append(f"{name}: {split['rows']} kept and {dropped} dropped, the ids say {expected[name]}")
-    return _outcome(faults, f"{expected.total()} ids stand where their hash says", metadata)
+    return _verdict(faults, f"{expected.total()} ids stand where their hash says", metadata)
 
 
 @dataclass(frozen=True)
@@ -327,8 +313,8 @@ def _file_faults(payload_dir: Path, expected: dict[str, tuple[int, str]]) -> lis
     return faults
 
 
-def _outcome(faults: list[str], good: str, metadata: dict[str, Any]) -> Outcome:
+def _verdict(faults: list[str], good: str, metadata: dict[str, Any]) -> Verdict:
     if not faults:
-        return Outcome(True, good, metadata)
+        return Verdict(True, good, metadata)
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return Outcome(False, faults[0] + more, {**metadata, "faults": faults[:20]})
+    return Verdict(False, faults[0] + more, {**metadata, "faults": faults[:20]})
