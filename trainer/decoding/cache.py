@@ -15,38 +15,13 @@ tokens: prompts are padded on the right, and padding is never kept.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed as dist
 
-from trainer.model.context import PADDING
-
-if TYPE_CHECKING:
-    from trainer.model.gpt import VPGPTModel
-
-
-class CachingCoreAttention(Protocol):
-    """What the cache needs from a layer's core attention, whatever its backend."""
-
-    window: int | None
-
-    def __call__(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, doc_id: torch.Tensor
-    ) -> torch.Tensor:
-        """Attend within the pass."""
-        ...
-
-    def attend_cached(
-        self,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        distance: torch.Tensor,
-        allowed: torch.Tensor,
-    ) -> torch.Tensor:
-        """Attend to kept keys."""
-        ...
+from trainer.model.context import CachingCoreAttention
+from trainer.model.document_mask import PADDING, within_reach
+from trainer.model.gpt import VPGPTModel
 
 
 @dataclass(frozen=True)
@@ -195,7 +170,9 @@ class DecodingCache:
         """
         now = self._pass
         if now is None:
-            raise RuntimeError("a cache is advanced by trainer.model.cache.extend, which announces each pass")
+            raise RuntimeError(
+                "a cache is advanced by trainer.decoding.cache.extend, which announces each pass"
+            )
         new = key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3)  # [B, groups, n, D]
         seen: tuple[torch.Tensor, torch.Tensor]
         if core.window is None:
@@ -278,15 +255,12 @@ def _mask(now: _Pass, window: int | None) -> _Mask:
         keys = torch.cat((_ring_positions(now.starts, window), now.positions), dim=1)
     distance = now.positions[:, :, None] - keys[:, None, :]
     # Slots behind a row's end hold padding or nothing; causality hides them, as their positions are to come.
-    allowed = (distance >= 0) & (keys >= 0)[:, None, :]
-    if window is not None:
-        allowed = allowed & (distance < window)
-    return _Mask(distance, allowed)
+    return _Mask(distance, within_reach(distance, window) & (keys >= 0)[:, None, :])
 
 
 @torch.no_grad()
 def extend(
-    model: "VPGPTModel", cache: DecodingCache, tokens: torch.Tensor, counts: Sequence[int] | None = None
+    model: VPGPTModel, cache: DecodingCache, tokens: torch.Tensor, counts: Sequence[int] | None = None
 ) -> torch.Tensor:
     """Run new tokens after those that the cache has seen; the same hidden states as running the whole rows.
 
@@ -318,7 +292,7 @@ def extend(
 
 @torch.no_grad()
 def next_logits(
-    model: "VPGPTModel", cache: DecodingCache, tokens: torch.Tensor, counts: Sequence[int] | None = None
+    model: VPGPTModel, cache: DecodingCache, tokens: torch.Tensor, counts: Sequence[int] | None = None
 ) -> torch.Tensor:
     """Like `extend`, through the head: the logits that follow each row's last token.
 

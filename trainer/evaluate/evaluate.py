@@ -12,7 +12,8 @@ from trainer.contract.schema.base import ConfigError
 from trainer.contract.schema.evaluate import EvaluateRecipe, MegatronCheckpoint
 from trainer.contract.schema.job import Job
 from trainer.errors import EvaluationError, TokenizerMismatchError
-from trainer.evaluate.models import LanguageModel, is_checkpoint, open_model
+from trainer.evaluate.models import LanguageModel
+from trainer.evaluate.opening import is_checkpoint, open_model
 from trainer.evaluate.report import (
     Report,
     check_finite,

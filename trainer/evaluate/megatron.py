@@ -10,6 +10,7 @@ from trainer.checkpoints.tokenizers import O200kTokenizer
 from trainer.contract.schema.architecture import Architecture
 from trainer.decoding.cache import DecodingCache, extend
 from trainer.evaluate.models import LanguageModel
+from trainer.model.document_mask import PADDING
 from trainer.model.gpt import VPGPTModel, build_model
 
 
@@ -69,7 +70,7 @@ class MegatronModel(LanguageModel):
         states = self.module.forward_hidden(
             tokens.to(self.device),
             places.masked_fill(padding, 0).to(self.device),
-            torch.zeros_like(places).masked_fill(padding, -1).to(self.device),
+            torch.zeros_like(places).masked_fill(padding, PADDING).to(self.device),
         )
         return states.transpose(0, 1)
 

@@ -156,7 +156,7 @@ def _generate(options: argparse.Namespace, texts: list[str]) -> int:
     from trainer.checkpoints.published import SCHEMA
     from trainer.decoding.generation import generate
     from trainer.decoding.sampling import Sampling
-    from trainer.evaluate.models import open_model
+    from trainer.evaluate.opening import open_model
 
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     config = json.loads((options.checkpoint / "config.json").read_text(encoding="utf-8"))

@@ -1,23 +1,78 @@
-"""What every layer of one forward pass needs to know, built once."""
+"""What every layer of one forward pass needs to know, built once; and what it asks of a cache.
+
+The model knows a cache only as the protocols below; `trainer.decoding.cache` keeps one.
+"""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
-if TYPE_CHECKING:
-    from trainer.decoding.cache import DecodingCache
+from trainer.model.document_mask import PADDING
 
-PADDING = -1
+
+class CachingCoreAttention(Protocol):
+    """What a cache asks of a layer's core attention, whatever its backend.
+
+    Attributes:
+        window: Keys that the layer sees, the current token included; None: all.
+    """
+
+    window: int | None
+
+    def __call__(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, doc_id: torch.Tensor
+    ) -> torch.Tensor:
+        """Attend within the pass: `[n, B, heads, D]` and `[n, B, groups, D]` twice to `[n, B, heads · D]`."""
+        ...
+
+    def attend_cached(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        distance: torch.Tensor,
+        allowed: torch.Tensor,
+    ) -> torch.Tensor:
+        """Attend to kept keys; see `trainer.model.core_attention.ReferenceCoreAttention`."""
+        ...
+
+
+class KeyValueCache(Protocol):
+    """What a layer asks of a cache: to keep its new keys and values, and to attend to all it has seen."""
+
+    def attend(
+        self,
+        layer_number: int,
+        core: CachingCoreAttention,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        doc_id: torch.Tensor,
+    ) -> torch.Tensor:
+        """Attend.
+
+        Args:
+            layer_number: 1-based.
+            core: The layer's core attention.
+            query: `[n, B, heads, D]`, rotated.
+            key: `[n, B, groups, D]`, rotated.
+            value: `[n, B, groups, D]`, mixed with layer 1's.
+            doc_id: int64 `[B, n]`, 0 for tokens and -1 for padding.
+
+        Returns:
+            `[n, B, heads · D]`.
+        """
+        ...
 
 
 @dataclass
 class ForwardContext:
     """State of one forward pass; it travels in the `attention_mask` argument of Megatron's layers.
 
-    Masks are derived from `doc_id` and from indices where scores are computed; an `[S, S]` tensor is
-    never passed from layer to layer. A new object for each pass keeps two passes (or a pass and its backward)
-    from sharing state.
+    Masks are derived from `doc_id` where scores are computed (`trainer.model.document_mask`); an `[S, S]`
+    tensor is never passed from layer to layer. A new object for each pass keeps two passes (or a pass and its
+    backward) from sharing state.
 
     Attributes:
         doc_id: int64 `[B, S]`, document of each token; -1 marks padding, which sees itself only.
@@ -31,7 +86,7 @@ class ForwardContext:
     position_ids: torch.Tensor
     rotation: tuple[torch.Tensor, torch.Tensor] | None = None
     first_value: torch.Tensor | None = field(default=None, repr=False)
-    cache: "DecodingCache | None" = field(default=None, repr=False)
+    cache: KeyValueCache | None = field(default=None, repr=False)
 
     @property
     def padding(self) -> torch.Tensor:

@@ -11,7 +11,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import nn
 
 from trainer.model.config import VPTransformerConfig
-from trainer.model.context import PADDING
+from trainer.model.document_mask import document_mask
 from trainer.model.parameters import mark
 from trainer.model.positions import alibi_slopes
 from trainer.model.precision import Float32Parameters
@@ -82,12 +82,13 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
         for start in range(0, length, block):
             stop = min(start + block, length)
             first = 0 if self.window is None else max(0, start - self.window + 1)
-            i = torch.arange(start, stop, device=q.device)[:, None]
-            j = torch.arange(first, stop, device=q.device)[None, :]
-            allowed = self._allowed(i, j, doc_id)
+            i = torch.arange(start, stop, device=q.device)
+            j = torch.arange(first, stop, device=q.device)
+            allowed = document_mask(i, j, doc_id, self.window)
+            distance = i[:, None] - j[None, :]
             attended.append(
                 self._attend_block(
-                    q[:, :, :, start:stop], k[:, :, first:stop], v[:, :, first:stop], i - j, allowed
+                    q[:, :, :, start:stop], k[:, :, first:stop], v[:, :, first:stop], distance, allowed
                 )
             )
         out = torch.cat(attended, dim=3)  # [B, groups, heads per group, S, D]
@@ -101,7 +102,7 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
         distance: torch.Tensor,
         allowed: torch.Tensor,
     ) -> torch.Tensor:
-        """Attend from new tokens to keys kept by a `trainer.model.cache.DecodingCache`.
+        """Attend from new tokens to keys kept by a `trainer.decoding.cache.DecodingCache`.
 
         Same arithmetic as `forward`; the caller, who knows which position each kept key has, brings the
         mask.
@@ -149,14 +150,6 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
         probabilities = self._softmax(scores)
         return (probabilities.reshape(batch, groups, per_group * queries, keys) @ v).reshape(q.shape)
 
-    def _allowed(self, i: torch.Tensor, j: torch.Tensor, doc_id: torch.Tensor) -> torch.Tensor:
-        """Bool `[B, queries, keys]`: causal, inside the window, same document; padding sees itself."""
-        causal = j <= i
-        if self.window is not None:
-            causal = causal & (i - j < self.window)
-        doc_i, doc_j = doc_id[:, i[:, 0], None], doc_id[:, None, j[0]]
-        return (causal & (doc_i == doc_j) & (doc_i != PADDING)) | (i == j)
-
     def _softmax(self, scores: torch.Tensor) -> torch.Tensor:
         """Softmax over the last axis; a sink takes its share of the mass, which is then dropped."""
         if self.softmax_type == "vanilla":
@@ -181,21 +174,3 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
             tp_group=self.tp_group,
             dp_cp_group=(metadata or {}).get("dp_cp_group"),
         )
-
-
-def gate_by_log_sum_exp(
-    attended: torch.Tensor, log_sum_exp: torch.Tensor, softmax_offset: torch.Tensor
-) -> torch.Tensor:
-    """Give the output of a sink-less attention kernel the sink it lacks.
-
-    With `LSE_i = log Σ_j exp(l_ij)` over the allowed keys, `exp(l_ij) / (exp(s_h) + Σ exp(l_ik)) = σ(LSE_i
-    − s_h) · softmax(l_i)_j`: one multiplication of the output. Exact, so any flash-style kernel that returns
-    its log-sum-exp can serve a model with sinks.
-
-    Args:
-        attended: `[B, heads, S, D]`, softmax without a sink times values.
-        log_sum_exp: fp32 `[B, heads, S]`, natural logarithm.
-        softmax_offset: `[heads]`, one sink logit per head (zeros for `off-by-one`).
-    """
-    gate = torch.sigmoid(log_sum_exp.float() - softmax_offset.float()[None, :, None])
-    return (attended.float() * gate[..., None]).to(attended.dtype)

@@ -1,7 +1,7 @@
 """The language model: Megatron's `GPTModel` with this architecture's layers and positions."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,14 +12,11 @@ from torch import nn
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import ConfigError
 from trainer.model.config import VPTransformerConfig, transformer_config
-from trainer.model.context import ForwardContext, forward_context
+from trainer.model.context import ForwardContext, KeyValueCache, forward_context
 from trainer.model.init import initialize
 from trainer.model.moe import MoELayer
 from trainer.model.positions import GrapeM, Rope
 from trainer.model.specs import block_spec
-
-if TYPE_CHECKING:
-    from trainer.decoding.cache import DecodingCache
 
 
 class VPGPTModel(GPTModel):
@@ -54,7 +51,7 @@ class VPGPTModel(GPTModel):
         tokens: torch.Tensor,
         position_ids: torch.Tensor,
         doc_id: torch.Tensor,
-        cache: "DecodingCache | None" = None,
+        cache: KeyValueCache | None = None,
     ) -> torch.Tensor:
         """Run everything but the head.
 

@@ -21,6 +21,7 @@ from trainer.contract.schema.base import ConfigError
 from trainer.losses.cross_entropy import chunked_cross_entropy
 from trainer.model.config import transformer_config
 from trainer.model.context import forward_context
+from trainer.model.document_mask import document_mask
 from trainer.model.gpt import ensure_parallel_state
 from trainer.model.positions import GrapeM, Rope
 from trainer.model.specs import block_spec
@@ -228,9 +229,10 @@ class DonorStream:
         hook = layer.get_submodule("mlp").register_forward_hook(observe)
         try:
             for place, (batch, hidden) in enumerate(zip(self._batches, self.hidden, strict=True)):
+                places = torch.arange(hidden.shape[1], device=self.device)
                 output: Any = layer(
                     hidden,
-                    attention_mask=_same_document(batch.doc_id),
+                    attention_mask=document_mask(places, places, batch.doc_id, window=None)[:, None],
                     position_ids=batch.position_ids,
                     position_embeddings=self._rotary(hidden, batch.position_ids),
                 )
@@ -305,9 +307,3 @@ def _fill(module: nn.Module, read: ReadTensor, prefix: str) -> None:
                 "the checkpoint"
             )
         target.copy_(value)
-
-
-def _same_document(doc_id: torch.Tensor) -> torch.Tensor:
-    """Bool `[B, 1, S, S]`: causal and of the same document."""
-    same = doc_id[:, :, None] == doc_id[:, None, :]
-    return torch.ones_like(same).tril().logical_and_(same)[:, None]

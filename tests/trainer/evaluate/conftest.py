@@ -11,7 +11,8 @@ from megatron.core import parallel_state
 
 from tests.trainer.evaluate.evaluation_inputs import architecture, write_llama, write_ranks
 from trainer.checkpoints.published import save_published
-from trainer.evaluate.models import LanguageModel, open_model
+from trainer.evaluate.models import LanguageModel
+from trainer.evaluate.opening import open_model
 from trainer.job.distributed import session
 from trainer.model.gpt import build_model
 

@@ -17,7 +17,7 @@ from trainer.checkpoints.published import PublishedError
 from trainer.checkpoints.tokenizers import HuggingFaceTokenizer, O200kTokenizer
 from trainer.contract.schema.evaluate import HuggingFaceCheckpoint, MegatronCheckpoint
 from trainer.errors import EvaluationError
-from trainer.evaluate.models import is_checkpoint, open_model
+from trainer.evaluate.opening import is_checkpoint, open_model
 
 TOKENS = torch.arange(40).reshape(2, 20) * 5 % 257
 LENGTHS = torch.tensor([20, 13])

@@ -10,7 +10,8 @@ from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 from tests.trainer.model.model_cases import tiny
 from trainer.model import core_attention
 from trainer.model.config import transformer_config
-from trainer.model.core_attention import ReferenceCoreAttention, gate_by_log_sum_exp
+from trainer.model.core_attention import ReferenceCoreAttention
+from trainer.model.document_mask import document_mask
 from trainer.model.gpt import ensure_parallel_state
 
 WINDOW = 4
@@ -119,8 +120,8 @@ def test_grouping_of_heads_equals_explicit_loops(groups):
 
 def test_window_of_four_shows_the_last_four_tokens():
     attention = build(local=True, softmax_type="vanilla")
-    i, j = torch.arange(6)[:, None], torch.arange(6)[None]
-    allowed = attention._allowed(i, j, torch.zeros(1, 6, dtype=torch.int64))[0]
+    places = torch.arange(6)
+    allowed = document_mask(places, places, torch.zeros(1, 6, dtype=torch.int64), attention.window)[0]
     assert allowed[5].nonzero().flatten().tolist() == [2, 3, 4, 5]
     assert allowed[1].nonzero().flatten().tolist() == [0, 1]
 
@@ -152,9 +153,13 @@ def test_sink_by_log_sum_exp_equals_sink_as_a_column(local):
     scores = torch.einsum("ibgrd,jbgd->bgrij", query.unflatten(2, (GROUPS, -1)), key).flatten(1, 2) / DIM**0.5
     if attention.slopes is not None:
         scores = scores - attention.slopes[:, None, None] * (i - j)
-    scores = scores.masked_fill(~attention._allowed(i, j, doc)[:, None], float("-inf"))
+    allowed = document_mask(i[:, 0], j[0], doc, attention.window)
+    scores = scores.masked_fill(~allowed[:, None], float("-inf"))
     values = value.repeat_interleave(HEADS // GROUPS, 2).permute(1, 2, 0, 3)
-    gated = gate_by_log_sum_exp(scores.softmax(-1) @ values, scores.logsumexp(-1), attention.softmax_offset)
+    # exp(l_ij) / (exp(s) + sum_k exp(l_ik)) = sigmoid(LSE_i - s) * softmax(l_i)_j: one factor of a sink-less
+    # kernel's output.
+    gate = torch.sigmoid(scores.logsumexp(-1) - attention.softmax_offset[None, :, None])
+    gated = (scores.softmax(-1) @ values) * gate[..., None]
     torch.testing.assert_close(gated.permute(2, 0, 1, 3).flatten(2), with_sink, rtol=1e-5, atol=1e-6)
 
 
