@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GptOssForCausalLM, Qwen3ForCausalLM
 
 from tests.donors.conftest import DONOR, SEED, VOCABULARY
-from trainer.contract.schema.donor import HF_EMBEDDING, HF_HEAD, donor_shapes
+from trainer.contract.donor import HF_EMBEDDING, HF_HEAD, donor_shapes
 from trainer.contract.schema.sources import SeededDonor
 from vpmoe_assets.donors import checkpoints
 from vpmoe_assets.donors.checkpoints import (

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from trainer.contract.schema.base import ConfigError
-
 BLOCK_LAYERS = 4
 """Layers that move together: one period of three local layers and a global one."""
 
@@ -34,16 +32,16 @@ def layer_origins(parent_layers: int, target_layers: int) -> tuple[Origin, ...]:
         target_layers: Depth of the result, a multiple too and at least the parent's.
 
     Raises:
-        ConfigError: A depth that the rule does not cover.
+        ValueError: A depth that the rule does not cover.
     """
     for whose, layers in (("parent", parent_layers), ("target", target_layers)):
         if layers < 1 or layers % BLOCK_LAYERS:
-            raise ConfigError(
+            raise ValueError(
                 f"the {whose} has num_layers = {layers}; depth is expanded by whole blocks, so it must be a "
                 f"positive multiple of {BLOCK_LAYERS}"
             )
     if target_layers < parent_layers:
-        raise ConfigError(
+        raise ValueError(
             f"the target has num_layers = {target_layers}, less than the parent's {parent_layers}; depth "
             "expansion only adds layers"
         )

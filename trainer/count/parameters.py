@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from trainer.contract.layers import dense_ffn_hidden_size, layer_kinds, moe_layers
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import ConfigError
 
@@ -73,8 +74,8 @@ def count_by_formula(arch: Architecture) -> ParameterCount:
     model, tpa, moe = arch.model, arch.tpa, arch.moe
     layers, hidden, dim = model.num_layers, model.hidden_size, model.head_dim
     heads, groups = model.num_attention_heads, model.num_query_groups
-    kinds = arch.layer_kinds()
-    local, routed = kinds.count("local"), len(arch.moe_layers())
+    kinds = layer_kinds(arch)
+    local, routed = kinds.count("local"), len(moe_layers(arch))
 
     width = (heads + 2 * groups) * dim
     attention_bias = model.add_bias_linear or model.add_qkv_bias
@@ -98,7 +99,7 @@ def count_by_formula(arch: Architecture) -> ParameterCount:
         "output head": arch.vocab_size * hidden,
         "local attention": local * local_attention,
         "global attention": (layers - local) * dense_attention,
-        "dense FFN": (layers - routed) * ffn(arch.dense_ffn_hidden_size()),
+        "dense FFN": (layers - routed) * ffn(dense_ffn_hidden_size(arch)),
         "routed experts": routed * experts * ffn(model.ffn_hidden_size),
         "shared experts": routed * ffn(shared) if shared else 0,
         "routers": routed * (hidden * experts + (experts if model.add_bias_linear else 0)),
@@ -139,7 +140,7 @@ def count_built(arch: Architecture, named_parameters: Iterable[tuple[str, nn.Par
         ConfigError: A parameter belongs to no component.
     """
     components = dict.fromkeys(COMPONENTS, 0)
-    kinds = arch.layer_kinds()
+    kinds = layer_kinds(arch)
     for name, parameter in named_parameters:
         component = next((label for pattern, label in _RULES if re.search(pattern, name)), None)
         if component is None:
@@ -158,5 +159,5 @@ def _moe_facts(arch: Architecture) -> tuple[tuple[int, int], int]:
     moe = arch.moe
     if moe is None:
         return (1, 1), 0
-    biases = len(arch.moe_layers()) * moe.num_experts if moe.router_enable_expert_bias else 0
+    biases = len(moe_layers(arch)) * moe.num_experts if moe.router_enable_expert_bias else 0
     return (moe.topk, moe.num_experts), biases

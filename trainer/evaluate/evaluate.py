@@ -3,13 +3,14 @@
 import gc
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trainer.contract.schema.base import ConfigError
-from trainer.contract.schema.evaluate import EvaluateRecipe, MegatronCheckpoint
+from trainer.contract.schema.evaluate import Checkpoint, EvaluateRecipe, MegatronCheckpoint
 from trainer.contract.schema.job import Job
 from trainer.errors import EvaluationError, TokenizerMismatchError
 from trainer.evaluate.models import LanguageModel
@@ -92,7 +93,7 @@ class Run:
         log = MetricsLog(self.work.metrics)
         reports: dict[str, Report] = {}
         try:
-            for name in self.recipe.order():
+            for name in measuring_order(self.recipe.checkpoints):
                 report = self.measure(name, baselines | reports, log)
                 reports[name] = report
                 write_report(report, scratch)
@@ -251,3 +252,17 @@ class Run:
             "batching": {"rows": self.batching.rows, "tokens": self.batching.tokens},
             "wall_seconds": round(seconds, 3),
         }
+
+
+def measuring_order(checkpoints: Mapping[str, Checkpoint]) -> tuple[str, ...]:
+    """Return the checkpoints in the order of measuring: what another is compared with comes before it.
+
+    JSON objects have no order, so that of `checkpoints` means nothing.
+    """
+    done: list[str] = []
+    left = sorted(checkpoints)
+    while left:
+        ready = [name for name in left if checkpoints[name].compare_to not in left]
+        done += ready
+        left = [name for name in left if name not in ready]
+    return tuple(done)

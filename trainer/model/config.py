@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from megatron.core.transformer import TransformerConfig
 
+from trainer.contract.layers import dense_ffn_hidden_size, fusions, layer_kinds, moe_layers
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import ConfigError
 
@@ -100,7 +101,7 @@ def transformer_config(
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise ConfigError(f"training.dtype: found {dtype}; allowed: fp32, bf16")
-    if arch.moe is not None and (asked := arch.moe.fusions()):
+    if asked := fusions(arch):
         raise ConfigError(
             f"moe.{asked[0]} = true: the {backend} backend has no such fusion; set moe.{asked[0]} = false"
         )
@@ -112,7 +113,7 @@ def transformer_config(
         "num_query_groups": model.num_query_groups,
         "kv_channels": model.head_dim,
         "ffn_hidden_size": model.ffn_hidden_size,
-        "dense_ffn_hidden_size": arch.dense_ffn_hidden_size(),
+        "dense_ffn_hidden_size": dense_ffn_hidden_size(arch),
         "normalization": model.normalization,
         "layernorm_epsilon": model.norm_epsilon,
         "qk_layernorm": model.qk_layernorm,
@@ -128,7 +129,7 @@ def transformer_config(
         "attention_dropout": attention.attention_dropout,
         "attention_softmax_in_fp32": attention.softmax_in_fp32,
         "window_size": (attention.window_size - 1, 0) if attention.window_size else None,
-        "local_layers": tuple(kind == "local" for kind in arch.layer_kinds()),
+        "local_layers": tuple(kind == "local" for kind in layer_kinds(arch)),
         "rotation": attention.position_embedding_type,
         "rotation_base": grape.rotary_base,
         "learnable_rotation": grape.grapem_learnable_freq,
@@ -138,7 +139,7 @@ def transformer_config(
         "use_tpa": tpa.use_tpa,
         "tpa_rank": tpa.tpa_rank,
         "tpa_q_rank": tpa.tpa_q_rank,
-        "moe_layers": arch.moe_layers(),
+        "moe_layers": moe_layers(arch),
         "backend": backend,
         "tensor_model_parallel_size": tp,
         "expert_model_parallel_size": ep,
@@ -167,7 +168,7 @@ def _moe_fields(arch: Architecture) -> dict[str, Any]:
     moe = arch.moe
     if moe is None:
         return {}
-    routed = set(arch.moe_layers())
+    routed = set(moe_layers(arch))
     return {
         "num_moe_experts": moe.num_experts,
         "moe_router_topk": moe.topk,

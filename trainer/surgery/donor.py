@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from trainer.checkpoints.format import CONFIG_NAME
-from trainer.contract.schema.convert import Donor
-from trainer.contract.schema.donor import HF_EMBEDDING, HF_HEAD, donor_shapes
+from trainer.contract.donor import HF_EMBEDDING, HF_HEAD, donor_shapes
+from trainer.contract.schema.donor import Donor
 from trainer.surgery.tensorfile import TensorSpec, WeightsError
 from trainer.surgery.weights import WeightsReader, differences
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 
+from trainer.contract.depth import layer_origins
+from trainer.contract.layers import layer_kinds
 from trainer.contract.schema.convert import ExpandRecipe
 from trainer.model.value_residual import initial_logit
 from trainer.surgery.step import Conversion, Outcome, Verdict
@@ -33,7 +35,7 @@ def convert(conversion: Conversion, out: WeightsWriter) -> Outcome:
         out: The deeper checkpoint.
     """
     recipe = _recipe(conversion)
-    origins = recipe.origins()
+    origins = layer_origins(recipe.parent.model.num_layers, recipe.architecture.model.num_layers)
     with WeightsReader(conversion.source) as source:
         source.require_rung(recipe.parent, recipe.parent_dtype)
         for name, spec in out.specs.items():
@@ -66,7 +68,7 @@ def convert(conversion: Conversion, out: WeightsWriter) -> Outcome:
                 "origin": "inserted" if origin.inserted else "moved",
             }
             for number, (origin, kind) in enumerate(
-                zip(origins, recipe.architecture.layer_kinds(), strict=True), start=1
+                zip(origins, layer_kinds(recipe.architecture), strict=True), start=1
             )
         ],
     )

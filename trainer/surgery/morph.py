@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer.contract.layers import layer_kinds
 from trainer.contract.schema.base import ConfigError
 from trainer.contract.schema.convert import MorphRecipe
 from trainer.model.init import INIT_STD
@@ -184,7 +185,7 @@ def _write_fits(
     fitted: Sequence[int],
 ) -> list[dict[str, Any]]:
     """Fit and write the factors layer by layer while the parent runs; the table of the report."""
-    kinds = recipe.architecture.layer_kinds()
+    kinds = layer_kinds(recipe.architecture)
     keys = ("relative_mse", "relative_mse_at_start", "sweeps")
     table: list[dict[str, Any]] = [
         {"layer": number, "kind": kind, **{f"{p}_{key}": None for p in PROJECTIONS for key in keys}}

@@ -2,6 +2,7 @@
 
 import torch
 
+from trainer.contract.layers import dense_ffn_hidden_size, layer_kinds, moe_layers
 from trainer.contract.schema.architecture import Architecture
 from trainer.surgery.tensorfile import TensorSpec
 
@@ -37,7 +38,7 @@ def tensor_table(architecture: Architecture, dtype: str) -> dict[str, TensorSpec
         HEAD: (architecture.vocab_size, model.hidden_size),
         FINAL_NORM: (model.hidden_size,),
     }
-    kinds, routed = architecture.layer_kinds(), architecture.moe_layers()
+    kinds, routed = layer_kinds(architecture), moe_layers(architecture)
     if architecture.attention.position_embedding_type == "grapem" and "local" in kinds:
         heads = () if architecture.grape.grapem_share_across_heads else (model.num_attention_heads,)
         shapes[LOG_FREQ] = (*heads, model.head_dim // 2)
@@ -93,7 +94,7 @@ def _attention(architecture: Architecture, number: int, *, local: bool) -> dict[
 
 def _ffn(architecture: Architecture, width: int | None = None) -> dict[str, tuple[int, ...]]:
     hidden = architecture.model.hidden_size
-    width = width or architecture.dense_ffn_hidden_size()
+    width = width or dense_ffn_hidden_size(architecture)
     shapes: dict[str, tuple[int, ...]] = {
         "mlp.linear_fc1.weight": (width, hidden),
         "mlp.linear_fc2.weight": (hidden, width),

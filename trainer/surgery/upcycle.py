@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from trainer.contract.layers import dense_ffn_hidden_size, layer_kinds, moe_layers
 from trainer.contract.schema.architecture import MoeConfig
 from trainer.contract.schema.convert import UpcycleRecipe
 from trainer.surgery.expand import split_name
@@ -54,9 +55,9 @@ def convert(conversion: Conversion, out: WeightsWriter) -> Outcome:
     recipe = _recipe(conversion)
     moe = recipe.architecture.moe
     assert moe is not None
-    width, routed = recipe.parent.dense_ffn_hidden_size(), recipe.architecture.model.ffn_hidden_size
+    width, routed = dense_ffn_hidden_size(recipe.parent), recipe.architecture.model.ffn_hidden_size
     scale = routed_scale(moe, recipe.surgery.routed_gain, width // routed)
-    layers = set(recipe.architecture.moe_layers())
+    layers = set(moe_layers(recipe.architecture))
     transform = {
         "init_experts": recipe.surgery.init_experts,
         "expert_noise": recipe.surgery.expert_noise,
@@ -82,7 +83,7 @@ def convert(conversion: Conversion, out: WeightsWriter) -> Outcome:
             out.write(name, value)
         for number in sorted(layers):
             _make_experts(conversion, recipe, scale, number, source, out)
-    kinds = recipe.architecture.layer_kinds()
+    kinds = layer_kinds(recipe.architecture)
     return Outcome(
         transform=transform,
         layers=[
@@ -94,8 +95,8 @@ def convert(conversion: Conversion, out: WeightsWriter) -> Outcome:
 
 def _narrow_first_layer(recipe: UpcycleRecipe, source: WeightsReader) -> torch.Tensor | None:
     """Neurons that a narrower dense first layer keeps; None where it is as wide as the parent's."""
-    first, width = recipe.architecture.dense_ffn_hidden_size(), recipe.parent.dense_ffn_hidden_size()
-    if 1 in recipe.architecture.moe_layers() or first == width:
+    first, width = dense_ffn_hidden_size(recipe.architecture), dense_ffn_hidden_size(recipe.parent)
+    if 1 in moe_layers(recipe.architecture) or first == width:
         return None
     return keep_largest(source.read_fp32(LAYER.format(0) + "mlp.linear_fc2.weight"), first)
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from trainer.checkpoints.provenance import Provenance, config_hash
 from trainer.checkpoints.published import load_published, save_published
 from trainer.checkpoints.resume import Checkpoints
+from trainer.contract.layers import moe_layers
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.job import Job
 from trainer.contract.schema.training import TrainRecipe
@@ -325,7 +326,7 @@ class Run:
             "resume_drift": None if drift is None else drift.max_abs_difference,
             "resume_check": None if drift is None else drift.describe(),
             "fill_ratio": self.data.fill_ratio(),
-            **({"router": progress["router"]} if self.recipe.architecture.moe_layers() else {}),
+            **({"router": progress["router"]} if moe_layers(self.recipe.architecture) else {}),
             "layout": self.layout.describe(),
             "device": self.layout.device.type,
             "train_seconds": progress["train_seconds"],

@@ -14,7 +14,8 @@ from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import training as checks
 
 TRAINING_SOURCES = (
-    "trainer/contract/schema/architecture.py",
+    "trainer/contract/layers.py",
+    "trainer/contract/pattern.py",
     "trainer/contract/depth.py",
     "trainer/data",
     "trainer/losses",

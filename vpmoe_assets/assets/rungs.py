@@ -62,7 +62,8 @@ resume checkpoints.
 
 _COMMON = (
     "trainer/checkpoints/format.py",
-    "trainer/contract/schema/architecture.py",
+    "trainer/contract/layers.py",
+    "trainer/contract/pattern.py",
     *(f"trainer/surgery/{name}.py" for name in ("tensorfile", "tensors", "weights")),
 )
 _CALIBRATED = (
@@ -72,12 +73,12 @@ _CALIBRATED = (
 )
 _STEP_SOURCES: dict[str, tuple[str, ...]] = {
     "vocabulary": (
-        "trainer/contract/schema/donor.py",
+        "trainer/contract/donor.py",
         *(f"trainer/surgery/{name}.py" for name in ("vocabulary", "tokens", "donor")),
     ),
     "vpdense": (
         *_CALIBRATED,
-        "trainer/contract/schema/donor.py",
+        "trainer/contract/donor.py",
         *(f"trainer/surgery/{name}.py" for name in ("vpdense", "donor", "ffn", "refit")),
     ),
     "morph": (*_CALIBRATED, "trainer/surgery/morph.py", "trainer/surgery/als.py"),

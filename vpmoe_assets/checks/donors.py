@@ -42,7 +42,7 @@ def donor_architecture(donor: SeededDonor | HubDonor) -> Check:
     @check("architecture")
     def architecture(build: Build, inputs: Mapping[str, Published]) -> Verdict:
         """Configuration and tensors are those of the experiment's donor."""
-        from trainer.contract.schema.donor import donor_shapes
+        from trainer.contract.donor import donor_shapes
         from vpmoe_assets.donors.checkpoints import require_qwen3
 
         try:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.contract.schema.donor import HF_EMBEDDING, HF_FINAL_NORM, HF_HEAD, Shapes, donor_shapes
+from trainer.contract.donor import HF_EMBEDDING, HF_FINAL_NORM, HF_HEAD, Shapes, donor_shapes
 from trainer.contract.schema.sources import HubDonor, HubVocabulary, SeededDonor, SeededVocabulary
 from vpmoe_assets.donors import tokenizers
 from vpmoe_assets.donors.tensors import read_header, require_tensors, save_bfloat16, seeded_normal

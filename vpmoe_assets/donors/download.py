@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from trainer.contract.schema.donor import HF_EMBEDDING, HF_HEAD
+from trainer.contract.donor import HF_EMBEDDING, HF_HEAD
 from trainer.contract.schema.sources import HubDonor, HubVocabulary
 from vpmoe_assets.donors.checkpoints import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 from vpmoe_assets.donors.tensors import copy_tensors

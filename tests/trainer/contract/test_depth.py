@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.contract.depth import BLOCK_LAYERS, inserted_layers, layer_origins
-from trainer.contract.schema.base import ConfigError
 
 
 def test_from_28_to_80_layers_old_blocks_land_where_the_ladder_says():
@@ -59,5 +58,5 @@ def test_every_old_layer_is_there_once_in_order_and_every_layer_keeps_its_place_
     ],
 )
 def test_depths_that_the_rule_does_not_cover_are_refused(parent, target, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         layer_origins(parent, target)

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from trainer.contract.layers import dense_ffn_hidden_size, fusions, layer_kinds, moe_layers
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import ConfigError, parse, plain
-from trainer.contract.schema.experiment import CONFIGS_DIR, Experiment, load_experiment
+from trainer.contract.schema.experiment import CONFIGS_DIR, Experiment, load_experiment, scaled_to
 from trainer.contract.schema.job import Execution, Job, load_job
 from trainer.contract.schema.training import OptimizerConfig, TrainRecipe
 
@@ -98,7 +99,7 @@ def test_smoke_has_the_names_and_values_of_the_shared_model(shared_dir):
 
 
 def test_loading_a_config_imports_no_torch():
-    code = "import sys, trainer.config as c; c.load_experiment('full'); print('torch' in sys.modules)"
+    code = "import sys; from trainer.contract.schema.experiment import load_experiment; load_experiment('full'); print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=CONFIGS_DIR.parent, capture_output=True, text=True, check=True
     )
@@ -118,7 +119,7 @@ def test_rungs_inherit_their_defaults_and_override_key_by_key():
     compat, moe = experiment.architecture("vpdense0_5_28"), experiment.architecture("vpmoe")
     assert (compat.model.softmax_type, compat.model.hidden_size) == ("vanilla", 64)
     assert compat.attention.position_embedding_type == "rope"
-    assert (moe.model.ffn_hidden_size, moe.dense_ffn_hidden_size(), moe.model.num_layers) == (8, 32, 16)
+    assert (moe.model.ffn_hidden_size, dense_ffn_hidden_size(moe), moe.model.num_layers) == (8, 32, 16)
     assert compat.moe is None
     assert moe.vocab_size == 201088
 
@@ -192,12 +193,12 @@ def test_full_is_the_locked_model():
         2,
     )
     assert (moe.num_experts, moe.topk, moe.router_num_groups, moe.router_group_topk) == (256, 4, 8, 4)
-    assert (model.ffn_hidden_size, arch.dense_ffn_hidden_size(), moe.shared_expert_size) == (128, 512, 512)
+    assert (model.ffn_hidden_size, dense_ffn_hidden_size(arch), moe.shared_expert_size) == (128, 512, 512)
     assert (
         full.architecture("vpdense_28").model.num_layers,
         full.architecture("vpdense_80").model.num_layers,
     ) == (28, 80)
-    assert load_experiment("bench").architecture("vpmoe").dense_ffn_hidden_size() == 128
+    assert dense_ffn_hidden_size(load_experiment("bench").architecture("vpmoe")) == 128
     recipe = full.train_recipe("vpmoe_stage1")
     assert recipe.steps * recipe.training.global_batch_size * recipe.seq_len == pytest.approx(1e9, rel=1e-3)
     assert recipe.training.dtype == "bf16"
@@ -227,15 +228,15 @@ def test_an_empty_file_pin_is_named_with_its_file(tmp_path):
 
 def test_layer_kinds():
     full = load_experiment("full")
-    kinds = full.architecture("vpdense_80").layer_kinds()
+    kinds = layer_kinds(full.architecture("vpdense_80"))
     assert [number for number, kind in enumerate(kinds, 1) if kind == "global"] == list(range(4, 81, 4))
-    assert set(full.architecture("vpdense0_5_28").layer_kinds()) == {"global"}
+    assert set(layer_kinds(full.architecture("vpdense0_5_28"))) == {"global"}
     raw = plain(full.architecture("vpmoe"))
     raw["model"]["num_layers"] = 3
     raw["attention"]["window_attn_skip_freq"] = [1, 0, 1]
-    assert parse(Architecture, raw).layer_kinds() == ("local", "global", "local")
-    assert full.architecture("vpmoe").moe_layers() == tuple(range(2, 81))
-    assert full.architecture("vpdense_80").moe_layers() == ()
+    assert layer_kinds(parse(Architecture, raw)) == ("local", "global", "local")
+    assert moe_layers(full.architecture("vpmoe")) == tuple(range(2, 81))
+    assert moe_layers(full.architecture("vpdense_80")) == ()
 
 
 @pytest.mark.parametrize(
@@ -391,7 +392,7 @@ def test_the_group_keys_go_together(tmp_path):
 
 def test_a_fusion_is_accepted_where_the_backend_has_it(tmp_path):
     experiment = load_changed(tmp_path, {"rungs.vpmoe.moe.grouped_gemm": True, "training.backend": "fused"})
-    assert experiment.architecture("vpmoe").moe.fusions() == ("grouped_gemm",)
+    assert fusions(experiment.architecture("vpmoe")) == ("grouped_gemm",)
 
 
 def test_coefficients_free_the_safety_factor(tmp_path):
@@ -525,7 +526,7 @@ def test_jobs_that_are_no_files_or_no_json(tmp_path):
 @given(lr=st.floats(1e-6, 1.0))
 def test_scaling_an_optimizer_keeps_the_proportions_of_its_rates(lr):
     base = OptimizerConfig(name="normuon", lr=2e-3, normuon_aux_lr=3e-4)
-    scaled = base.scaled_to(lr)
+    scaled = scaled_to(base, lr)
     assert scaled.lr == lr
     assert scaled.normuon_aux_lr / lr == pytest.approx(0.15)
     assert scaled.decoupled_lr is None

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from trainer.contract.donor import donor_shapes
 from trainer.contract.schema.base import parse
-from trainer.contract.schema.convert import Donor
-from trainer.contract.schema.donor import donor_shapes
+from trainer.contract.schema.donor import Donor
 from trainer.contract.schema.job import Job
 from vpmoe_assets.donors.tensors import save_bfloat16, seeded_normal
 

@@ -4,9 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from trainer.contract.pattern import layer_pattern
 from trainer.contract.schema.base import Count, Fraction, Frozen, NonNegativeFloat, PositiveFloat, PositiveInt
-
-LayerKind = Literal["local", "global"]
 
 
 class ModelConfig(Frozen):
@@ -173,12 +172,6 @@ class MoeConfig(Frozen):
                 f"router_group_topk = {group_topk} groups of {self.num_experts // groups}"
             )
 
-    def fusions(self) -> tuple[str, ...]:
-        """Names of the fusions that are asked for."""
-        return tuple(
-            name for name in ("grouped_gemm", "permute_fusion", "router_fusion") if getattr(self, name)
-        )
-
 
 class Architecture(Frozen):
     """Everything that decides a checkpoint's tensors and function, apart from the tensors' values."""
@@ -194,33 +187,6 @@ class Architecture(Frozen):
     def _check(self) -> Self:
         check_geometry(self.model, self.attention, self.tpa, self.grape, self.moe)
         return self
-
-    def layer_kinds(self) -> tuple[LayerKind, ...]:
-        """Kind of each layer, first to last: `local` (window, TPA, GRAPE-M) or `global` (full causal)."""
-        return layer_kinds(self.model, self.attention)
-
-    def moe_layers(self) -> tuple[int, ...]:
-        """1-based numbers of the layers with routed experts."""
-        if self.moe is None:
-            return ()
-        return tuple(range(2 if self.moe.first_layer_dense else 1, self.model.num_layers + 1))
-
-    def dense_ffn_hidden_size(self) -> int:
-        """Width of a dense FFN layer, its default resolved."""
-        return self.model.dense_ffn_hidden_size or self.model.ffn_hidden_size
-
-
-def layer_kinds(model: ModelConfig, attention: AttentionConfig) -> tuple[LayerKind, ...]:
-    """Kind of each of the model's layers; see `Architecture.layer_kinds`."""
-    pattern = attention.window_attn_skip_freq
-    if attention.window_size == 0:
-        pattern = (0,) * model.num_layers
-    elif pattern is None:
-        pattern = (1,) * model.num_layers
-    if isinstance(pattern, int):
-        pattern = tuple(int(number % pattern != 0) for number in range(1, model.num_layers + 1))
-    kinds: tuple[LayerKind, LayerKind] = ("global", "local")
-    return tuple(kinds[flag] for flag in pattern)
 
 
 def check_geometry(
@@ -296,7 +262,8 @@ def _check_grapem(model: ModelConfig, attention: AttentionConfig, grape: GrapeCo
             f"model.num_query_groups = {model.num_query_groups} and "
             f"model.num_attention_heads = {model.num_attention_heads}"
         )
-    if not grape.grape_a and "global" in layer_kinds(model, attention):
+    kinds = layer_pattern(model.num_layers, attention.window_size, attention.window_attn_skip_freq)
+    if not grape.grape_a and "global" in kinds:
         raise ValueError(
             "grape.grape_a = false leaves global layers without positions: GRAPE-M rotates local ones only"
         )

@@ -35,13 +35,17 @@ class Frozen(BaseModel):
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True
     )
 
+
+class Pinned(Frozen):
+    """A table of sources: its revisions and digests may be empty until the source is used."""
+
     def missing_pins(self, path: str = "") -> list[str]:
         """Full paths of the pins below `path` that are still empty strings."""
         found: list[str] = []
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             key = f"{path}.{name}" if path else name
-            if isinstance(value, Frozen):
+            if isinstance(value, Pinned):
                 found += value.missing_pins(key)
             elif _is_pin(field.metadata) and value == "":
                 found.append(key)

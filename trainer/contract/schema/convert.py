@@ -5,7 +5,8 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from trainer.contract.depth import BLOCK_LAYERS, Origin, layer_origins
+from trainer.contract.depth import BLOCK_LAYERS, layer_origins
+from trainer.contract.pattern import LayerKind, layer_pattern
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import ConfigError, Frozen, Name, PositiveInt, parse, plain
 from trainer.contract.schema.donor import Donor
@@ -136,21 +137,16 @@ class _RungRecipe(_MegatronRecipe):
     parent: Architecture
     parent_dtype: Dtype
 
-    def changed(self) -> dict[str, tuple[Any, Any]]:
-        """Dotted key of everything in which result and parent differ → (parent's value, result's value)."""
-        ours, theirs = dict(_leaves(plain(self.architecture))), dict(_leaves(plain(self.parent)))
-        return {
-            key: (theirs.get(key), ours.get(key))
-            for key in sorted(ours.keys() | theirs.keys())
-            if ours.get(key) != theirs.get(key)
-        }
-
     def _refuse_changes(self, allowed: set[str]) -> None:
+        ours, theirs = dict(_leaves(plain(self.architecture))), dict(_leaves(plain(self.parent)))
         _refuse(
             [
-                f"architecture.{key}: {theirs!r} in the parent, {ours!r} here; this step does not change it"
-                for key, (theirs, ours) in self.changed().items()
-                if key not in allowed and key.split(".")[0] not in allowed
+                f"architecture.{key}: {theirs.get(key)!r} in the parent, {ours.get(key)!r} here; this step "
+                "does not change it"
+                for key in sorted(ours.keys() | theirs.keys())
+                if ours.get(key) != theirs.get(key)
+                and key not in allowed
+                and key.split(".")[0] not in allowed
             ]
         )
 
@@ -187,8 +183,9 @@ class ExpandRecipe(_RungRecipe):
         self._refuse_changes({"model.num_layers"})
         if self.parent.moe is not None:
             raise ValueError("parent.moe: found experts; depth is expanded while every FFN is dense")
-        ours, theirs = self.architecture.layer_kinds(), self.parent.layer_kinds()
-        for number, origin in enumerate(self.origins(), start=1):
+        ours, theirs = _kinds(self.architecture), _kinds(self.parent)
+        origins = layer_origins(self.parent.model.num_layers, self.architecture.model.num_layers)
+        for number, origin in enumerate(origins, start=1):
             if ours[number - 1] != theirs[origin.source - 1]:
                 raise ValueError(
                     f"layer {number} would be {ours[number - 1]} and take the tensors of layer "
@@ -197,9 +194,12 @@ class ExpandRecipe(_RungRecipe):
                 )
         return self
 
-    def origins(self) -> tuple[Origin, ...]:
-        """Where each layer of the result comes from."""
-        return layer_origins(self.parent.model.num_layers, self.architecture.model.num_layers)
+
+def _kinds(architecture: Architecture) -> tuple[LayerKind, ...]:
+    attention = architecture.attention
+    return layer_pattern(
+        architecture.model.num_layers, attention.window_size, attention.window_attn_skip_freq
+    )
 
 
 class UpcycleRecipe(_RungRecipe):
@@ -214,8 +214,8 @@ class UpcycleRecipe(_RungRecipe):
         moe = self.architecture.moe
         if self.parent.moe is not None or moe is None:
             raise ValueError("moe: upcycling needs a dense parent and a result with a moe table")
-        width, routed = self.parent.dense_ffn_hidden_size(), self.architecture.model.ffn_hidden_size
-        first = self.architecture.dense_ffn_hidden_size()
+        width, routed = _dense_width(self.parent), self.architecture.model.ffn_hidden_size
+        first = _dense_width(self.architecture)
         problems = []
         if not moe.shared_expert or moe.shared_expert_size != width:
             problems.append(
@@ -237,6 +237,10 @@ class UpcycleRecipe(_RungRecipe):
             )
         _refuse(problems)
         return self
+
+
+def _dense_width(architecture: Architecture) -> int:
+    return architecture.model.dense_ffn_hidden_size or architecture.model.ffn_hidden_size
 
 
 ConvertRecipe = VocabularyRecipe | DenseRecipe | MorphRecipe | ExpandRecipe | UpcycleRecipe

@@ -110,20 +110,13 @@ class EvaluateRecipe(Frozen):
                         f"max_len = {self.max_len} is more than attention.max_sequence_length = {longest} of "
                         f"{name}; every checkpoint is measured with the same max_len, so lower it"
                     )
-        self.order()
+        if circular := [name for name in sorted(self.checkpoints) if self._never_ends(name)]:
+            raise ValueError(f"checkpoints: {', '.join(circular)} are compared with each other in a circle")
         return self
 
-    def order(self) -> tuple[str, ...]:
-        """Return the checkpoints in the order of measuring: what another is compared with comes before it.
-
-        JSON objects have no order, so that of `checkpoints` means nothing.
-        """
-        done: list[str] = []
-        left = sorted(self.checkpoints)
-        while left:
-            ready = [name for name in left if self.checkpoints[name].compare_to not in left]
-            if not ready:
-                raise ValueError(f"checkpoints: {', '.join(left)} are compared with each other in a circle")
-            done += ready
-            left = [name for name in left if name not in ready]
-        return tuple(done)
+    def _never_ends(self, name: str) -> bool:
+        seen: set[str] = set()
+        while name in self.checkpoints and name not in seen:
+            seen.add(name)
+            name = self.checkpoints[name].compare_to or ""
+        return name in seen

@@ -36,6 +36,7 @@ from trainer.contract.schema.rungs import DEEP_RUNG, GEOMETRY_TABLES, HF_RUNG, H
 from trainer.contract.schema.sources import Sources
 from trainer.contract.schema.training import (
     KDConfig,
+    OptimizerConfig,
     RolloutConfig,
     TrainingConfig,
     TrainRecipe,
@@ -335,7 +336,7 @@ class Experiment(Frozen):
         healing: Healing | None = getattr(self.rungs[rung], "healing", None)
         if healing is None:
             raise ConfigError(f"rungs.{rung}.healing: missing, so {rung}{_HEALED} cannot be trained")
-        optimizer = healing.training.optimizer.scaled_to(healing.learning_rate)
+        optimizer = scaled_to(healing.training.optimizer, healing.learning_rate)
         return TrainRecipe(
             architecture=self.architecture(rung),
             training=healing.training.model_copy(update={"optimizer": optimizer}),
@@ -357,7 +358,18 @@ class Experiment(Frozen):
                 f"rungs.{rung}.healing.new_layers_only_steps: this rung has no layers that a parent of this "
                 f"experiment lacks; set it to 0 (only {DEEP_RUNG} is deeper than its parent)"
             )
-        return inserted_layers(parent.model.num_layers, self.rungs[rung].model.num_layers)
+        try:
+            return inserted_layers(parent.model.num_layers, self.rungs[rung].model.num_layers)
+        except ValueError as error:
+            raise ConfigError(f"rungs.{rung}: {error}") from None
+
+
+def scaled_to(optimizer: OptimizerConfig, lr: float) -> OptimizerConfig:
+    """Return the same optimizer with peak rate `lr` and the other groups' rates in proportion."""
+    ratio = lr / optimizer.lr
+    rates = {name: getattr(optimizer, name) for name in ("normuon_aux_lr", "decoupled_lr")}
+    scaled = {name: rate * ratio for name, rate in rates.items() if rate is not None}
+    return optimizer.model_copy(update={"lr": lr, **scaled})
 
 
 def load_experiment(name_or_path: str | Path) -> Experiment:

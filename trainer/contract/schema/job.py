@@ -69,7 +69,7 @@ class Execution(Frozen):
             ("tp", self.tp, "model.num_query_groups", model.num_query_groups),
             ("tp", self.tp, "model.num_attention_heads", model.num_attention_heads),
             ("tp", self.tp, "vocab_size", recipe.architecture.vocab_size),
-            ("tp", self.tp, "dense FFN width", recipe.architecture.dense_ffn_hidden_size()),
+            ("tp", self.tp, "dense FFN width", model.dense_ffn_hidden_size or model.ffn_hidden_size),
             (
                 "dp × micro_batch_size",
                 self.dp * training.micro_batch_size,

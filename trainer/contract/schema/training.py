@@ -66,13 +66,6 @@ class OptimizerConfig(Frozen):
             )
         return self
 
-    def scaled_to(self, lr: float) -> "OptimizerConfig":
-        """Return the same optimizer with peak rate `lr` and the other groups' rates in proportion."""
-        ratio = lr / self.lr
-        rates = {name: getattr(self, name) for name in ("normuon_aux_lr", "decoupled_lr")}
-        scaled = {name: rate * ratio for name, rate in rates.items() if rate is not None}
-        return self.model_copy(update={"lr": lr, **scaled})
-
 
 class ScheduleConfig(Frozen):
     """Learning-rate shape of all groups: linear warm-up, then `kind` down to `min_lr_fraction`.
@@ -256,8 +249,8 @@ def check_fusions(moe: MoeConfig | None, training: TrainingConfig) -> None:
     Raises:
         ValueError: Naming the key, its value, the backend and both remedies.
     """
-    for name in moe.fusions() if moe is not None else ():
-        if name not in BACKEND_FUSIONS[training.backend]:
+    for name in ("grouped_gemm", "permute_fusion", "router_fusion"):
+        if getattr(moe, name, False) and name not in BACKEND_FUSIONS[training.backend]:
             able = [backend for backend, fusions in BACKEND_FUSIONS.items() if name in fusions]
             raise ValueError(
                 f"moe.{name} = true, but training.backend = {training.backend!r} does not have it; "
