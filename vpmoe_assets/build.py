@@ -32,17 +32,6 @@ class Published:
         """The manifest beside the payload, parsed."""
         return dict(orjson.loads((self.directory / "manifest.json").read_bytes()))
 
-    @property
-    def manifest_digest(self) -> str:
-        """sha256 of the manifest's canonical content, without its volatile fields.
-
-        Raises:
-            ValueError: The artifact's format has no manifest.
-        """
-        if self.record.manifest is None:
-            raise ValueError(f"{self.record.asset} {self.record.version} has no manifest")
-        return self.record.manifest.content_sha256
-
 
 @dataclass(frozen=True)
 class Build:

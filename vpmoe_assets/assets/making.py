@@ -1,14 +1,16 @@
 """How every asset is made: inputs required, fingerprint taken, reused or built, checked, published, indexed.
 
 An asset module states what an asset *is* (inputs by parameter name, recipe, source files, checks) and how to
-fill its payload; everything that must be the same for all of them is here, once.
+fill its payload; everything that must be the same for all of them is here, once. `produced_asset` is for an
+asset with a step of its own; a step that makes several goes by `Step` and `Making` itself.
 """
 
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,15 +29,217 @@ from vpmoe_assets.lineage.provenance import code_state, environment
 from vpmoe_assets.lineage.record import CheckOutcome, CodeState, Draft, Record
 from vpmoe_assets.lineage.renewal import make_latest
 from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.lineage.workarea import WorkArea
 from vpmoe_assets.project import ROOT
 from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.store import StoreResource
 from vpmoe_assets.resources.trainer import TrainerResource
 
 
-def asset_key(experiment: Experiment, asset: str) -> dg.AssetKey:
-    """Return `<experiment>/<asset>`."""
-    return dg.AssetKey([experiment.name, asset])
+@dataclass(frozen=True)
+class Step:
+    """What makes an asset, before its inputs are known.
+
+    Attributes:
+        experiment: The experiment in force.
+        asset: Bare name.
+        recipe: Identity of the step: resolved, JSON-able.
+        sources: sha256 of the files whose code decides the bytes, by path.
+        seed: Of the step, if it draws random numbers; part of its identity.
+        checks: Run on the filled payload before it is published.
+    """
+
+    experiment: Experiment
+    asset: str
+    recipe: Mapping[str, Any]
+    sources: Mapping[str, str]
+    seed: int | None = None
+    checks: Sequence[Check] = ()
+
+    @property
+    def key(self) -> dg.AssetKey:
+        """Of the asset."""
+        return asset_key(self.experiment, self.asset)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Recipe and seed."""
+        return dict(self.recipe) if self.seed is None else {**self.recipe, "seed": self.seed}
+
+    @property
+    def code_version(self) -> str:
+        """Identity and sources, hashed, for Dagster."""
+        return code_version(self.identity, self.sources)[:16]
+
+    @property
+    def check_specs(self) -> list[dg.AssetCheckSpec]:
+        """Of the checks, for Dagster."""
+        return [
+            dg.AssetCheckSpec(
+                check.name, asset=self.key, blocking=check.blocking, description=check.description
+            )
+            for check in self.checks
+        ]
+
+    def fingerprint(
+        self, inputs: Mapping[str, Published], external: Mapping[str, str] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Return the recipe fingerprint and the payload it is the hash of.
+
+        Args:
+            inputs: By name; each name is the input's role.
+            external: Digests of inputs that are not assets.
+        """
+        digests = {name: item.record.digest for name, item in inputs.items()}
+        return recipe_fingerprint(self.identity, self.sources, digests | dict(external or {}))
+
+
+@dataclass(frozen=True)
+class Making:
+    """A Dagster step at work: where its inputs are found, and where what it makes goes."""
+
+    experiment: Experiment
+    context: dg.AssetExecutionContext
+    store: Store
+    index: IndexResource
+    trainer: TrainerResource | None = None
+
+    def published(self, names: Iterable[str]) -> dict[str, Published]:
+        """Return the latest artifact of each asset, verified, by name.
+
+        Raises:
+            LineageError: One is missing, damaged, or a blocking check of it failed.
+        """
+        return {name: self._published(self.store.require(self.experiment.name, name)) for name in names}
+
+    def ever_published(self, asset: str) -> bool:
+        """Whether any version of an asset is there."""
+        return self.store.latest(self.experiment.name, asset) is not None
+
+    def work_area(self, asset: str, fingerprint: str) -> AbstractContextManager[WorkArea]:
+        """Hold the work area of a fingerprint."""
+        return self.store.work_area(self.experiment.name, asset, fingerprint)
+
+    def reused(self, step: Step, work: WorkArea, fingerprint: str) -> Published | None:
+        """Return the artifact of this fingerprint, made the latest one again, or None where there is none.
+
+        It is looked up under the lock of the work area: whoever held that before may just have made it.
+        """
+        record = self.store.reusable(self.experiment.name, step.asset, fingerprint)
+        if record is None:
+            return None
+        log = self.context.log.info
+        log(
+            f"{step.asset}: reused {record.version}; its recipe, code and inputs are unchanged "
+            f"(made with {_how(record)}, {record.published_utc})"
+        )
+        renewed = make_latest(self.store, work, record)
+        if renewed.version != record.version:
+            log(
+                f"{step.asset}: published {record.version} again as {renewed.version}, since a newer "
+                "version was made with another recipe"
+            )
+        return self._published(renewed)
+
+    def build(self, step: Step, work: WorkArea, fingerprint: str) -> Build:
+        """Return what the asset's function works with; the state of code and machine is taken now."""
+        return Build(
+            context=self.context,
+            experiment=self.experiment,
+            store=self.store,
+            work=work,
+            asset=step.asset,
+            recipe=step.recipe,
+            fingerprint=fingerprint,
+            code=CodeState.model_validate(code_state(ROOT)),
+            environment=environment(),
+            _trainer=self.trainer,
+        )
+
+    def publish(
+        self,
+        step: Step,
+        build: Build,
+        built: Built,
+        inputs: Mapping[str, Published],
+        fingerprint_payload: dict[str, Any],
+        started: str,
+    ) -> Published:
+        """Run the checks on the filled payload and publish it with what they said.
+
+        A payload that failed a check is published too; where the check is blocking, what comes after refuses
+        it.
+
+        Args:
+            step: That is made.
+            build: With its payload filled.
+            built: What the maker says of it.
+            inputs: By name; each name is the input's role.
+            fingerprint_payload: What the fingerprint is the hash of.
+            started: When making it began, ISO 8601.
+        """
+        record = self.store.publish(
+            build.work,
+            Draft(
+                fingerprint_payload=fingerprint_payload,
+                inputs=tuple(item.record.as_input() for item in inputs.values()),
+                execution=dict(built.execution),
+                seed=step.seed,
+                code=build.code,
+                environment=dict(build.environment),
+                command=tuple(sys.argv),
+                started_utc=started,
+                finished_utc=utc_now(),
+                metrics=dict(built.metrics),
+                checks=tuple(self._outcome(check, build, inputs) for check in step.checks),
+                evals=tuple(built.evals),
+                details=dict(built.details),
+                dagster_run_id=self.context.run.run_id,
+            ),
+        )
+        return self._published(record)
+
+    def result(
+        self,
+        step: Step,
+        item: Published,
+        *,
+        reused: bool,
+        metadata: Callable[[Published], Mapping[str, Any]] | None = None,
+    ) -> dg.MaterializeResult:
+        """Index a published version and return what Dagster is told of it.
+
+        Args:
+            step: That made it.
+            item: The version.
+            reused: Whether it had been made before.
+            metadata: What the UI shows beyond the common entries.
+        """
+        record = item.record
+        self.index.insert(record, self.store)
+        shown = record_metadata(record, item.directory, self.store, reused=reused)
+        return dg.MaterializeResult(
+            asset_key=step.key,
+            metadata=shown | dict(metadata(item) if metadata else {}),
+            data_version=dg.DataVersion(record.digest),
+            check_results=[_check_result(outcome, step.key) for outcome in record.checks],
+            tags={"vpmoe/reused": str(reused).lower(), "vpmoe/version": record.version},
+        )
+
+    def _published(self, record: Record) -> Published:
+        return Published(record, self.store.directory(record))
+
+    def _outcome(self, check: Check, build: Build, inputs: Mapping[str, Published]) -> CheckOutcome:
+        verdict = check.run(build, inputs)
+        self.context.log.info(f"{build.asset}: check {check.name} {'passed' if verdict.passed else 'FAILED'}")
+        return CheckOutcome(
+            name=check.name,
+            passed=verdict.passed,
+            blocking=check.blocking,
+            severity="ERROR" if check.blocking else "WARN",
+            description=verdict.description,
+            metadata=dict(verdict.metadata),
+        )
 
 
 def produced_asset(
@@ -82,99 +286,84 @@ def produced_asset(
     """
 
     def decorate(function: Callable[..., Built]) -> dg.AssetsDefinition:
-        asset = name or function.__name__
-        parameters = inspect.signature(function).parameters.values()
-        named = [item.name for item in parameters if item.kind is not item.VAR_KEYWORD][1:]
-        required = named if inputs is None else list(inputs)
-        source_files = source_digests([Path(source) for source in sources])
-        identity = dict(recipe) if seed is None else {**recipe, "seed": seed}
+        digests = source_digests([Path(source) for source in sources])
+        step = Step(experiment, name or function.__name__, recipe, digests, seed, checks)
+        required = _parameters(function) if inputs is None else list(inputs)
 
-        def materialize(
-            context: dg.AssetExecutionContext,
-            store: Store,
-            index: IndexResource,
-            trainer: TrainerResource | None,
-        ) -> dg.MaterializeResult:
-            there = [name for name in partial if store.latest(experiment.name, name) is not None]
-            upstream = {name: published(store, experiment, name) for name in [*required, *there]}
-            digests = {name: item.record.digest for name, item in upstream.items()}
-            fingerprint, payload = recipe_fingerprint(
-                identity, source_files, digests | dict(external() if external else {})
-            )
-            with store.work_area(experiment.name, asset, fingerprint) as work:
-                # Looked up under the lock: whoever held it before may just have made it.
-                record = store.reusable(experiment.name, asset, fingerprint)
-                reused = record is not None
-                if record is None:
-                    build = Build(
-                        context=context,
-                        experiment=experiment,
-                        store=store,
-                        work=work,
-                        asset=asset,
-                        recipe=recipe,
-                        fingerprint=fingerprint,
-                        code=CodeState.model_validate(code_state(ROOT)),
-                        environment=environment(),
-                        _trainer=trainer,
-                    )
-                    record = _produce(build, function, upstream, payload, checks, seed)
-                else:
-                    context.log.info(
-                        f"{asset}: reused {record.version}; its recipe, code and inputs are unchanged "
-                        f"(made with {_how(record)}, {record.published_utc})"
-                    )
-                    renewed = make_latest(store, work, record)
-                    if renewed.version != record.version:
-                        context.log.info(
-                            f"{asset}: published {record.version} again as {renewed.version}, since a newer "
-                            "version was made with another recipe"
-                        )
-                    record = renewed
-            return materialized(record, store, index, reused=reused, metadata=metadata)
+        def make(making: Making) -> dg.MaterializeResult:
+            there = [name for name in partial if making.ever_published(name)]
+            upstream = making.published([*required, *there])
+            item, reused = _made(making, step, function, upstream, external() if external else {})
+            return making.result(step, item, reused=reused, metadata=metadata)
 
-        common: dict[str, Any] = {
-            "key": asset_key(experiment, asset),
+        described: dict[str, Any] = {
+            "key": step.key,
             "description": description or inspect.getdoc(function),
             "group_name": group,
             "kinds": kinds,
-            "code_version": code_version(identity, source_files)[:16],
+            "code_version": step.code_version,
             "deps": [asset_key(experiment, name) for name in [*required, *partial]],
-            "check_specs": [
-                dg.AssetCheckSpec(
-                    check.name,
-                    asset=asset_key(experiment, asset),
-                    blocking=check.blocking,
-                    description=check.description or None,
-                )
-                for check in checks
-            ],
+            "check_specs": step.check_specs,
             "metadata": code_reference(function),
         }
-        if trains:
-
-            @dg.asset(**common, pool=pool)
-            def trained(
-                context: dg.AssetExecutionContext,
-                store: StoreResource,
-                index: IndexResource,
-                trainer: TrainerResource,
-            ) -> dg.MaterializeResult:
-                with explained(asset):
-                    return materialize(context, store.open(), index, trainer)
-
-            return trained
-
-        @dg.asset(**common)
-        def computed(
-            context: dg.AssetExecutionContext, store: StoreResource, index: IndexResource
-        ) -> dg.MaterializeResult:
-            with explained(asset):
-                return materialize(context, store.open(), index, None)
-
-        return computed
+        return _training_asset(step, make, described, pool) if trains else _asset(step, make, described)
 
     return decorate
+
+
+def _parameters(function: Callable[..., Built]) -> list[str]:
+    """Return the names of a function's parameters after the first."""
+    parameters = inspect.signature(function).parameters.values()
+    return [item.name for item in parameters if item.kind is not item.VAR_KEYWORD][1:]
+
+
+def _made(
+    making: Making,
+    step: Step,
+    function: Callable[..., Built],
+    upstream: Mapping[str, Published],
+    external: Mapping[str, str],
+) -> tuple[Published, bool]:
+    """Return the artifact of a step with these inputs, and whether it had been made before."""
+    fingerprint, payload = step.fingerprint(upstream, external)
+    with making.work_area(step.asset, fingerprint) as work:
+        if (item := making.reused(step, work, fingerprint)) is not None:
+            return item, True
+        build, started = making.build(step, work, fingerprint), utc_now()
+        built = function(build, **upstream)
+        return making.publish(step, build, built, upstream, payload, started), False
+
+
+def _asset(
+    step: Step, make: Callable[[Making], dg.MaterializeResult], described: Mapping[str, Any]
+) -> dg.AssetsDefinition:
+    @dg.asset(**described)
+    def computed(
+        context: dg.AssetExecutionContext, store: StoreResource, index: IndexResource
+    ) -> dg.MaterializeResult:
+        with explained(step.asset):
+            return make(Making(step.experiment, context, store.open(), index))
+
+    return computed
+
+
+def _training_asset(
+    step: Step,
+    make: Callable[[Making], dg.MaterializeResult],
+    described: Mapping[str, Any],
+    pool: str | None,
+) -> dg.AssetsDefinition:
+    @dg.asset(**described, pool=pool)
+    def trained(
+        context: dg.AssetExecutionContext,
+        store: StoreResource,
+        index: IndexResource,
+        trainer: TrainerResource,
+    ) -> dg.MaterializeResult:
+        with explained(step.asset):
+            return make(Making(step.experiment, context, store.open(), index, trainer))
+
+    return trained
 
 
 @contextmanager
@@ -186,131 +375,9 @@ def explained(asset: str) -> Iterator[None]:
         raise dg.Failure(f"{asset}: {error}", allow_retries=False) from None
 
 
-def published(store: Store, experiment: Experiment, asset: str) -> Published:
-    """Return the latest artifact of an asset, verified.
-
-    Raises:
-        LineageError: It is missing, damaged, or a blocking check of it failed.
-    """
-    record = store.require(experiment.name, asset)
-    return Published(record, store.directory(record))
-
-
-def materialized(
-    record: Record,
-    store: Store,
-    index: IndexResource,
-    *,
-    reused: bool,
-    metadata: Callable[[Published], Mapping[str, Any]] | None = None,
-    asset_key: dg.AssetKey | None = None,
-) -> dg.MaterializeResult:
-    """Index a published version and return what Dagster is told of it.
-
-    Args:
-        record: Of the version.
-        store: It lies in.
-        index: To insert it into.
-        reused: Whether it had been made before.
-        metadata: What the UI shows beyond the common entries.
-        asset_key: Of the asset, where a step makes several.
-    """
-    index.insert(record, store)
-    item = Published(record, store.directory(record))
-    shown = record_metadata(item.record, item.directory, store, reused=reused)
-    return dg.MaterializeResult(
-        asset_key=asset_key,
-        metadata=shown | dict(metadata(item) if metadata else {}),
-        data_version=dg.DataVersion(record.digest),
-        check_results=[_check_result(outcome) for outcome in record.checks],
-        tags={"vpmoe/reused": str(reused).lower(), "vpmoe/version": record.version},
-    )
-
-
-def _produce(
-    build: Build,
-    function: Callable[..., Built],
-    upstream: Mapping[str, Published],
-    fingerprint_payload: dict[str, Any],
-    checks: Sequence[Check],
-    seed: int | None,
-) -> Record:
-    started = utc_now()
-    built = function(build, **upstream)
-    return check_and_publish(
-        build, built, upstream, fingerprint_payload, checks=checks, seed=seed, started=started
-    )
-
-
-def check_and_publish(
-    build: Build,
-    built: Built,
-    upstream: Mapping[str, Published],
-    fingerprint_payload: dict[str, Any],
-    *,
-    checks: Sequence[Check] = (),
-    seed: int | None = None,
-    started: str,
-) -> Record:
-    """Run the checks on the filled payload and publish it with what they said.
-
-    Args:
-        build: With its payload filled.
-        built: What the maker says of it.
-        upstream: The inputs by name; each name is the input's role.
-        fingerprint_payload: What the fingerprint is the hash of.
-        checks: To run; a failed one is published too, and refused by what comes after where it is blocking.
-        seed: Of the step, if it draws random numbers.
-        started: When making it began, ISO 8601.
-    """
-    outcomes = []
-    for check in checks:
-        passed, description, details = check.run(build, upstream)
-        outcomes.append(
-            CheckOutcome(
-                name=check.name,
-                passed=passed,
-                blocking=check.blocking,
-                severity="ERROR" if check.blocking else "WARN",
-                description=description,
-                metadata=dict(details),
-            )
-        )
-        build.context.log.info(f"{build.asset}: check {check.name} {'passed' if passed else 'FAILED'}")
-    return build.store.publish(
-        build.work,
-        Draft(
-            fingerprint_payload=fingerprint_payload,
-            inputs=tuple(item.record.as_input() for item in upstream.values()),
-            execution=dict(built.execution),
-            seed=seed,
-            code=build.code,
-            environment=dict(build.environment),
-            command=tuple(sys.argv),
-            started_utc=started,
-            finished_utc=utc_now(),
-            metrics=dict(built.metrics),
-            checks=tuple(outcomes),
-            evals=tuple(built.evals),
-            details=dict(built.details),
-            dagster_run_id=build.context.run.run_id,
-        ),
-    )
-
-
-def _how(record: Record) -> str:
-    """Say how an artifact was made, e.g. `device=cpu dp=2`."""
-    return " ".join(f"{name}={value}" for name, value in sorted(record.execution.items())) or "device=cpu"
-
-
-def _check_result(outcome: CheckOutcome) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(
-        check_name=outcome.name,
-        passed=outcome.passed,
-        severity=dg.AssetCheckSeverity.ERROR if outcome.severity == "ERROR" else dg.AssetCheckSeverity.WARN,
-        description=outcome.description or None,
-        metadata=dict(outcome.metadata),
-    )
+def asset_key(experiment: Experiment, asset: str) -> dg.AssetKey:
+    """Return `<experiment>/<asset>`."""
+    return dg.AssetKey([experiment.name, asset])
 
 
 def code_reference(function: Callable[..., Any]) -> dict[str, Any]:
@@ -326,3 +393,19 @@ def code_reference(function: Callable[..., Any]) -> dict[str, Any]:
 def utc_now() -> str:
     """Return the time, ISO 8601 with milliseconds and offset."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _how(record: Record) -> str:
+    """Say how an artifact was made, e.g. `device=cpu dp=2`."""
+    return " ".join(f"{name}={value}" for name, value in sorted(record.execution.items())) or "device=cpu"
+
+
+def _check_result(outcome: CheckOutcome, key: dg.AssetKey) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        asset_key=key,
+        check_name=outcome.name,
+        passed=outcome.passed,
+        severity=dg.AssetCheckSeverity.ERROR if outcome.severity == "ERROR" else dg.AssetCheckSeverity.WARN,
+        description=outcome.description or None,
+        metadata=dict(outcome.metadata),
+    )

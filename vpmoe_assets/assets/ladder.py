@@ -1,0 +1,64 @@
+"""The ladder's page: all that was evaluated, drawn together."""
+
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+import orjson
+
+from trainer.contract.schema.experiment import Experiment
+from vpmoe_assets.assets.making import produced_asset
+from vpmoe_assets.build import Build, Built, Published
+from vpmoe_assets.evaluation.ladder import Rung, images, page, write_ladder
+
+
+def ladder_report(experiment: Experiment, evaluations: Mapping[str, str]) -> dg.AssetsDefinition:
+    """Return the asset that draws the ladder.
+
+    Args:
+        experiment: The experiment.
+        evaluations: The asset that measures each checkpoint, in the order of the ladder.
+    """
+
+    @produced_asset(
+        experiment,
+        group="evals",
+        kinds={"markdown"},
+        recipe={"checkpoints": list(evaluations)},
+        sources=["vpmoe_assets/evaluation/ladder.py"],
+        metadata=_metadata,
+        partial=list(evaluations.values()),
+    )
+    def ladder_report(build: Build, **evals: Published) -> Built:
+        """The whole ladder on one page: scores with error bars, losses by span, format validity, cost.
+
+        It draws what has been evaluated so far. `run/ladder.html` is the page, with links to every record.
+        """
+        shutil.rmtree(build.payload)
+        build.payload.mkdir()
+        rungs = [_rung(build, item) for item in evals.values()]
+        write_ladder(rungs, build.payload)
+        text = page(rungs, images(build.payload), f"{build.experiment.name}: the ladder")
+        (build.work.run / "ladder.html").write_text(text, encoding="utf-8")
+        return Built(metrics={"checkpoints": len(rungs)})
+
+    return ladder_report
+
+
+def _rung(build: Build, evaluation: Published) -> Rung:
+    name = evaluation.record.details["object"]
+    measured = next(given for given in evaluation.record.inputs if given.asset == name)
+    record = build.store.find(build.experiment.name, name, measured.version)
+    report = orjson.loads((evaluation.payload / f"{name}.json").read_bytes())
+    link = None if record is None else f"../../../{name}/{measured.version}/.artifact.json"
+    return Rung.of(name, report, record, link)
+
+
+def _metadata(item: Published) -> Mapping[str, Any]:
+    plots = "\n\n".join(f"![{name}]({source})" for name, source in images(item.payload).items())
+    return {
+        "page": dg.MetadataValue.path(item.directory / "run" / "ladder.html"),
+        "ladder": dg.MetadataValue.md((item.payload / "ladder.md").read_text(encoding="utf-8")),
+        "plots": dg.MetadataValue.md(plots),
+    }
