@@ -323,8 +323,14 @@ class Optimizer:
         self._versions = self._current_versions()
 
     def close(self) -> None:
-        """Releases gradients and hooks, and thaws all, so that another optimizer may take the model."""
+        """Frees gradients, hooks, master weights and state, and thaws all.
+
+        Another optimizer may take the model then; this one cannot be used again.
+        """
         self.gradients.close()
+        for part in self._parts:
+            part.release()
+        self._parts.clear()
         for entry in self.routed:
             if entry.route.frozen_steps:
                 entry.param.requires_grad_(True)

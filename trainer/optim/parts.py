@@ -48,6 +48,11 @@ class Part:
         """Whether the master weight is a tensor of its own."""
         return self.master is not self.weight
 
+    def release(self) -> None:
+        """Let go of every tensor: gradient bucket, master weight, state. The part cannot be used again."""
+        self.grad = self.master = self.weight = self.weight.new_empty(0)
+        self.state.clear()
+
 
 def tensor_parallel_dim(name: str, param: torch.nn.Parameter, topology: Topology) -> int | None:
     """Return the axis of a dense parameter that tensor-parallel ranks split, None if it is whole on each.

@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,23 @@ def train(job: Job, work: WorkDir, stop: StopRequest, *, verify_resume: bool = T
     execution = job.execution
     with session(execution.device, tp=execution.tp, ep=execution.ep, dp=execution.dp) as layout:
         Run(job, recipe, work, stop, layout, verify_resume=verify_resume).complete()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is left of a training when its engine is gone: plain values, nothing as large as a model.
+
+    Attributes:
+        progress: Counts and losses of the whole run.
+        objective: What was trained on.
+        parameters: Trainable numbers of the whole model.
+        files: Names of the published files.
+    """
+
+    progress: Mapping[str, Any]
+    objective: MixedObjective
+    parameters: int
+    files: list[str]
 
 
 class Run:
@@ -160,7 +178,23 @@ class Run:
         return found[0]
 
     def complete(self) -> None:
-        """Trains to the end, publishes, and writes the summary."""
+        """Train to the end, publish, check the resume if asked, and write the summary last.
+
+        The check builds an engine of its own. The trained one lives in the frame of `trained` alone and is
+        gone when that returns: weights, gradients, master weights and optimizer state of a full-size model
+        fit a device once.
+        """
+        trained = self.trained()
+        drift = None
+        if self.drift_from is not None:
+            self.work.at("verify resume", self.recipe.steps)
+            drift = resume_drift(self.engine, self.checkpoints, self.drift_from, self.recipe.steps)
+            LOGGER.info("%s", drift)
+        text = canonical_json(self.summary(trained, drift), indent=1) + "\n"
+        together(lambda: replace_text(Path(self.job.output_dir) / "summary.json", text))
+
+    def trained(self) -> Trained:
+        """Train to the end and publish; what is returned holds nothing of the engine."""
         self.work.at("build", 0)
         engine = self.start()
         log = MetricsLog(self.work.metrics, resume_step=engine.iteration) if self.layout.leads else None
@@ -173,7 +207,10 @@ class Run:
             tracker.close(failed=failed)
             if log is not None:
                 log.close()
-        self.deliver(engine)
+        files = self.publish(engine)
+        trained = Trained(engine.progress.describe(), engine.objective, engine.parameters(), files)
+        engine.close()
+        return trained
 
     def tracker(self) -> Tracker:
         """Weights & Biases on rank 0, nothing elsewhere."""
@@ -261,8 +298,8 @@ class Run:
         self.saved = engine.iteration
         LOGGER.info("saved %s in %.1f s", path, time.perf_counter() - began)
 
-    def deliver(self, engine: Engine) -> None:
-        """Publish the weights, check the resume if asked, and write `summary.json` last."""
+    def publish(self, engine: Engine) -> list[str]:
+        """Write the weights into `output_dir/payload`; returns the names of the files."""
         self.work.at("publish", engine.iteration)
         output = Path(self.job.output_dir)
         scratch, payload = output / ".payload.writing", output / "payload"
@@ -276,30 +313,15 @@ class Run:
         together(clear)
         files = save_published(engine.model, self.recipe.architecture, scratch)
         together(lambda: scratch.rename(payload))
-        progress, parameters, objective = engine.progress, engine.parameters(), engine.objective
-        engine.close()
-        del engine
-        drift = None
-        if self.drift_from is not None:
-            self.work.at("verify resume", self.recipe.steps)
-            drift = resume_drift(self.engine, self.checkpoints, self.drift_from, self.recipe.steps)
-            LOGGER.info("%s", drift)
-        summary = self.summary(progress.describe(), objective, parameters, files, drift)
-        together(lambda: replace_text(output / "summary.json", canonical_json(summary, indent=1) + "\n"))
+        return files
 
-    def summary(
-        self,
-        progress: Mapping[str, Any],
-        objective: MixedObjective,
-        parameters: int,
-        files: list[str],
-        drift: Drift | None,
-    ) -> dict[str, Any]:
+    def summary(self, trained: Trained, drift: Drift | None) -> dict[str, Any]:
         """Return what the orchestrator records of the run.
 
         `heldout_loss_*` weighs the kinds of samples by their shares, `heldout` has each kind's own losses.
         `router` is there only for a model that has routers.
         """
+        progress = trained.progress
         start, end = progress["heldout"][0], progress["heldout"][-1]
         return {
             "schema": SUMMARY_SCHEMA,
@@ -317,10 +339,10 @@ class Run:
             "heldout_loss_start": start["heldout_loss"],
             "heldout_loss_end": end["heldout_loss"],
             "heldout_tokens": end["heldout_tokens"],
-            "heldout": describe_held_out(progress["heldout"], objective),
+            "heldout": describe_held_out(progress["heldout"], trained.objective),
             "uniform_loss": math.log(self.recipe.architecture.vocab_size),
-            "parameters": parameters,
-            "payload": files,
+            "parameters": trained.parameters,
+            "payload": trained.files,
             "checkpoints": [self.checkpoints.path(step).name for step in self.checkpoints.iterations()],
             "resumed_from": self.resumed_from,
             "resume_drift": None if drift is None else drift.max_abs_difference,
