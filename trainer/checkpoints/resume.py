@@ -5,23 +5,26 @@ checkpoints/
   iter_0000005/                  renamed into place when complete
     __0_0.distcp .metadata metadata.json     Megatron `torch_dist`: model, optimizer state, master weights
     random/rank_00000.json                   random states of each rank
-    state.json                               step, samples consumed, schedule, layout, configuration, file
-    sizes provenance.json                          where it came from (see trainer.provenance)
+    provenance.json                          where it came from (see trainer.checkpoints.provenance)
+    state.json                               step, samples consumed, schedule, layout, configuration, size
+                                             and checksums of every other file, and its own sha256
   latest_checkpointed_iteration.txt          a convenience for people and tools; the directories are the truth
 ```
 
 A save goes to a hidden directory first, so `kill -9` at any moment leaves every earlier checkpoint usable.
 
 Torch's `.metadata` file is a pickle. These checkpoints are therefore for the work directory they were
-written in, and are never taken from elsewhere: weights travel as safetensors (see trainer.published).
+written in, and are never taken from elsewhere: weights travel as safetensors (see
+trainer.checkpoints.published).
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +36,11 @@ from megatron.core.dist_checkpointing.strategies import torch as torch_strategy
 from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner, TorchDistSaveShardedStrategy
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
+from trainer.checkpoints.checksums import FileSum, checksums, first_damage
 from trainer.job.distributed import Layout, random_state, restore_random_state, seed_everything, together
 from trainer.job.workdir import LOGGER, canonical_json, replace_text
 
-SCHEMA = "vpmoe.resume/1"
+SCHEMA = "vpmoe.resume/2"
 LATEST_NAME = "latest_checkpointed_iteration.txt"
 _NAME = re.compile(r"iter_(\d{7,})")
 
@@ -156,7 +160,11 @@ class Checkpoints:
         random_path = scratch / "random" / f"rank_{self.layout.rank:05d}.json"
         together(lambda: random_path.parent.mkdir())
         together(lambda: _write(random_path, random_state(self.layout.device)), only_leader=False)
-        together(lambda: self._finish(scratch, final, state, provenance))
+        together(lambda: _write(scratch / "provenance.json", provenance))
+        written: list[Any] = [_files(scratch) if self.layout.leads else None]
+        dist.broadcast_object_list(written, src=0)
+        files = checksums(scratch, written[0])
+        together(lambda: self._finish(scratch, final, state, files))
         return final
 
     def _prepare(self, scratch: Path) -> None:
@@ -165,20 +173,14 @@ class Checkpoints:
             shutil.rmtree(left)  # of a save or a removal that a kill cut short
         scratch.mkdir()
 
-    def _finish(self, scratch: Path, final: Path, state: RunState, provenance: Mapping[str, Any]) -> None:
-        _write(scratch / "provenance.json", provenance)
-        files = {
-            str(path.relative_to(scratch)): path.stat().st_size
-            for path in scratch.rglob("*")
-            if path.is_file()
-        }
+    def _finish(self, scratch: Path, final: Path, state: RunState, files: Mapping[str, FileSum]) -> None:
         stored = {
             "schema": SCHEMA,
-            "layout": self.layout.describe() | {"threads": torch.get_num_threads()},
-            "files": files,
+            "layout": self.present_layout(),
+            "files": {name: found.describe() for name, found in files.items()},
             **vars(state),
         }
-        _write(scratch / "state.json", stored)
+        _write(scratch / "state.json", stored | {"sha256": _sha256(stored)})
         for path in (scratch / "metadata.json", scratch / "random", scratch):
             _sync(path)
         if final.exists():  # saved again after a stop at the very step
@@ -196,39 +198,79 @@ class Checkpoints:
         path.rename(doomed)
         shutil.rmtree(doomed)
 
-    def read(self, iteration: int) -> tuple[RunState, dict[str, int]]:
-        """Read the plain part of a checkpoint and check that all of its files are there, whole.
+    def present_layout(self) -> dict[str, Any]:
+        """Return what decides how sums are rounded: the parallel layout, the kind of device, threads."""
+        return self.layout.describe() | {
+            "device": self.layout.device.type,
+            "threads": torch.get_num_threads(),
+        }
+
+    def read(self, iteration: int) -> tuple[RunState, dict[str, Any]]:
+        """Read the plain part of a checkpoint and check that all of its files are there, in their size.
 
         Returns:
-            The run state, and the parallel layout that wrote it, with its number of threads a rank.
+            The run state, and the layout that wrote it, of `present_layout`.
 
         Raises:
             CheckpointError: A file is missing, has another size, or is not what it should be.
         """
-        path = self.path(iteration)
-        try:
-            stored = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{path}: state.json cannot be read ({error}); remove this checkpoint to resume from the one "
-                "before"
-            ) from error
-        if stored.get("schema") != SCHEMA:
-            raise CheckpointError(f"{path}: schema {stored.get('schema')!r} found, {SCHEMA!r} expected")
-        for name, size in stored["files"].items():
-            file = path / name
+        stored = self._stored(iteration)
+        for name, entry in stored["files"].items():
+            file, size = self.path(iteration) / name, FileSum.of(entry).bytes
             found = file.stat().st_size if file.is_file() else None
             if found != size:
                 what = "is missing" if found is None else f"has {found} bytes"
-                raise CheckpointError(
-                    f"{path}: {name} {what}, {size} bytes were written; remove this checkpoint to "
-                    "resume from the one before"
-                )
+                raise self._damaged(iteration, f"{name} {what}, {size} bytes were written")
         fields = ("iteration", "config_hash", "samplers", "schedule", "progress")
         return RunState(**{name: stored[name] for name in fields}), stored["layout"]
 
+    def verify(self, iteration: int) -> None:
+        """Compare every file of a checkpoint, byte for byte, with the checksums taken when it was written.
+
+        Collective: each rank reads a share of the blocks.
+
+        Raises:
+            CheckpointError: A file is damaged; the message names it, and the way to the checkpoint before.
+        """
+        files = {name: FileSum.of(entry) for name, entry in self._stored(iteration)["files"].items()}
+        damage = first_damage(self.path(iteration), files)
+        if damage is not None:
+            raise self._damaged(iteration, damage)
+
+    def _stored(self, iteration: int) -> dict[str, Any]:
+        """Read `state.json` and check it against its own checksum."""
+        path = self.path(iteration)
+        try:
+            text = (path / "state.json").read_text(encoding="utf-8")
+            stored: dict[str, Any] = json.loads(text)
+            if stored["schema"] != SCHEMA:
+                raise CheckpointError(
+                    f"{path}: schema {stored['schema']!r} found, {SCHEMA!r} expected: another version of the "
+                    "trainer wrote it; go on with that version, or begin again with execution.resume = false"
+                )
+            sha256 = stored.pop("sha256")
+            whole = _text(stored | {"sha256": sha256}) == text and sha256 == _sha256(stored)
+        except CheckpointError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise self._damaged(iteration, f"state.json cannot be read ({error})") from error
+        if not whole:
+            raise self._damaged(iteration, "state.json is damaged: its sha256 is another than was written")
+        return stored
+
+    def _damaged(self, iteration: int, what: str) -> CheckpointError:
+        """Return the error of a damaged checkpoint, with the way on; none is left out unasked."""
+        path = self.path(iteration)
+        before = [self.path(step).name for step in self.iterations() if step < iteration][-1:]
+        after = [self.path(step).name for step in self.iterations() if step > iteration]
+        those = f", and those after it ({', '.join(after)})," if after else ""
+        way = f"resume from the one before, {before[0]}" if before else "begin again: there is none before it"
+        return CheckpointError(
+            f"{path}: {what}; remove this checkpoint{those} and start the same job again to {way}"
+        )
+
     def read_matching(self, iteration: int, expect: RunState) -> RunState:
-        """Read the plain part of a checkpoint of this very run.
+        """Read the plain part of a checkpoint of this very run, and verify all of its files. Collective.
 
         The samplers check their own places when they are set to them.
 
@@ -256,6 +298,7 @@ class Checkpoints:
                     f"{path} was made with {name} = {layout[name]}, this run has {name} = {size}; only dp "
                     f"may change on resume. Set {name} = {layout[name]}, or start from published weights"
                 )
+        self.verify(iteration)
         return state
 
     def load(self, iteration: int, tensors: dict[str, Any], *, seed: int) -> dict[str, Any]:
@@ -286,7 +329,7 @@ class Checkpoints:
                 "%d ranks instead of %d: random states seeded anew", self.layout.world, layout["world"]
             )
         threads = torch.get_num_threads()
-        before = layout.get("threads", threads)  # checkpoints of earlier versions do not say
+        before = layout["threads"]
         if self.layout.device.type == "cpu" and before != threads:
             LOGGER.warning(
                 "%d threads instead of %d: sums on the CPU may round differently, so the run goes on with "
@@ -303,48 +346,27 @@ class Checkpoints:
         return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def largest_difference(tensors: Mapping[str, Any], directory: Path) -> float:
-    """Largest absolute difference between local tensors and the same tensors of a checkpoint, over all ranks.
-
-    Collective. Works in groups of tensors, so that no second copy of the whole state is in memory at once.
-
-    Args:
-        tensors: Flat mapping of any key to Megatron `ShardedTensor`s with data.
-        directory: A complete checkpoint.
-
-    Returns:
-        0.0 when all are equal bit for bit (NaN never is); infinity where one side is not finite.
-    """
-    worst = 0.0
-    names = sorted(tensors)
-    for start in range(0, len(names), 64):
-        group = {name: tensors[name] for name in names[start : start + 64]}
-        twins = {name: _twin(tensor) for name, tensor in group.items()}
-        stored = dist_checkpointing.load(dict(twins), str(directory), validate_access_integrity=False)
-        for name, tensor in group.items():
-            if not torch.equal(tensor.data, stored[name]):
-                apart = (tensor.data.double() - stored[name].double()).abs().max().item()
-                worst = max(
-                    worst, apart if apart > 0 else float("inf")
-                )  # NaN compares false and ends here too
-    reduced = torch.tensor([worst], dtype=torch.float64)
-    dist.all_reduce(reduced, op=dist.ReduceOp.MAX)
-    return float(reduced.item())
-
-
 def _plain_error(error: dcp.api.CheckpointException, what: str) -> CheckpointError:
     """Torch's error, a `BaseException` raised on every rank, as one that names its cause."""
     causes = ", ".join(f"rank {rank}: {cause}" for rank, (cause, _) in sorted(error.failures.items()))
     return CheckpointError(f"{what} ({causes}); earlier checkpoints are intact")
 
 
-def _twin(tensor: Any) -> Any:
-    return replace(tensor, data=torch.empty_like(tensor.data))
+def _files(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+def _text(value: Any) -> str:
+    return canonical_json(value, indent=1) + "\n"
+
+
+def _sha256(stored: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_text(stored).encode()).hexdigest()
 
 
 def _write(path: Path, value: Any) -> None:
     with path.open("w", encoding="utf-8") as file:
-        file.write(canonical_json(value, indent=1) + "\n")
+        file.write(_text(value))
         file.flush()
         os.fsync(file.fileno())
 

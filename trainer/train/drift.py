@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoints.resume import Checkpoints, largest_difference
+from trainer.checkpoints.difference import largest_difference
+from trainer.checkpoints.resume import Checkpoints
 from trainer.job.distributed import agree, random_state
 from trainer.train.engine import Engine
 
@@ -66,6 +67,7 @@ def resume_drift(fresh: Callable[[], Engine], checkpoints: Checkpoints, start: i
         engine.step()
     device = checkpoints.layout.device
     stored, _ = checkpoints.read(end)
+    checkpoints.verify(end)  # a damaged file is no drift, and has a remedy of its own
     ours = engine.run_state()
     different = (
         dict(ours.samplers) != dict(stored.samplers)

@@ -21,6 +21,7 @@ TRAINING_SOURCES = (
     "trainer/losses",
     "trainer/model",
     "trainer/optim",
+    "trainer/checkpoints/checksums.py",
     "trainer/checkpoints/resume.py",
     "trainer/checkpoints/format.py",
     "trainer/job/distributed.py",

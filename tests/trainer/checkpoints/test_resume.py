@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import weakref
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,13 +15,14 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
+from trainer.checkpoints import checksums
+from trainer.checkpoints.difference import largest_difference
 from trainer.checkpoints.resume import (
     LATEST_NAME,
     CheckpointError,
     Checkpoints,
     RunState,
     TorchDistSave,
-    largest_difference,
 )
 from trainer.job.distributed import (
     Layout,
@@ -144,6 +147,84 @@ def test_a_damaged_file_is_named(victim, harm, tmp_path, layout):
     assert "remove this checkpoint" in str(error.value)
 
 
+def flip(file: Path, place: int, bit: int = 0) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1 << bit
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("where", [0.0, 0.5, 1.0], ids=["first byte", "middle", "last byte"])
+@pytest.mark.parametrize("block", [100, checksums.BLOCK_BYTES], ids=["many blocks", "one block"])
+def test_a_flipped_bit_in_any_file_is_named_and_the_checkpoint_before_offered(
+    where, block, tmp_path, layout, monkeypatch
+):
+    monkeypatch.setattr(checksums, "BLOCK_BYTES", block)
+    checkpoints = Checkpoints(tmp_path, layout, keep_last=3)
+    before, path = save(checkpoints, 4), save(checkpoints, 5)
+    assert checkpoints.read_matching(5, state(0)) == state(5)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    assert {str(file.relative_to(path)) for file in files} == {
+        ".metadata",
+        "__0_0.distcp",
+        "metadata.json",
+        "provenance.json",
+        "random/rank_00000.json",
+        "state.json",
+    }
+    for file in files:
+        whole = file.read_bytes()
+        flip(file, int(where * (len(whole) - 1)), bit=6)
+        with pytest.raises(CheckpointError, match=f"{file.relative_to(path)} ") as error:
+            checkpoints.read_matching(5, state(0))
+        assert "remove this checkpoint and start the same job again" in str(error.value)
+        assert f"resume from the one before, {before.name}" in str(error.value)
+        file.write_bytes(whole)
+    assert checkpoints.read_matching(5, state(0)) == state(5)
+
+
+def test_every_single_bit_of_the_state_is_guarded(tmp_path, layout):
+    checkpoints = Checkpoints(tmp_path, layout, keep_last=2)
+    file = save(checkpoints, 5) / "state.json"
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        flip(file, place, bit=place % 8)
+        with pytest.raises(CheckpointError):
+            checkpoints.read(5)
+        file.write_bytes(whole)
+
+
+def test_of_a_damaged_checkpoint_with_others_after_it_those_are_named_too(tmp_path, layout):
+    checkpoints = Checkpoints(tmp_path, layout, keep_last=3)
+    path, after = save(checkpoints, 4), save(checkpoints, 5)
+    flip(path / "metadata.json", 3)
+    checkpoints.verify(5)
+    with pytest.raises(CheckpointError, match=rf"those after it \({after.name}\).*there is none before it"):
+        checkpoints.verify(4)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_with_a_remedy(tmp_path, layout):
+    checkpoints = Checkpoints(tmp_path, layout, keep_last=2)
+    file = save(checkpoints, 5) / "state.json"
+    old = json.loads(file.read_text()) | {"schema": "vpmoe.resume/1"}
+    file.write_text(json.dumps(old))
+    with pytest.raises(CheckpointError, match=r"vpmoe\.resume/1.*execution\.resume = false"):
+        checkpoints.read(5)
+
+
+def test_checksums_are_those_of_zlib_whatever_the_blocks(tmp_path, monkeypatch):
+    content = random.Random(1).randbytes(10_000)
+    (tmp_path / "a").write_bytes(content)
+    (tmp_path / "b").write_bytes(b"")
+    monkeypatch.setattr(checksums, "BLOCK_BYTES", 3_000)
+    monkeypatch.setattr(checksums, "_PIECE_BYTES", 700)
+    found = checksums.checksums(tmp_path, ["b", "a"])
+    assert found["b"] == checksums.FileSum(0, ())
+    assert found["a"].bytes == 10_000
+    assert [int(value, 16) for value in found["a"].crc32] == [
+        zlib.crc32(content[start : start + 3_000]) for start in range(0, 10_000, 3_000)
+    ]
+
+
 def test_an_unreadable_state_is_refused(tmp_path, layout):
     checkpoints = Checkpoints(tmp_path, layout, keep_last=2)
     (save(checkpoints, 5) / "state.json").write_text("{")
@@ -225,6 +306,56 @@ def test_the_largest_difference_is_0_only_for_equal_bits(tmp_path, layout):
     assert largest_difference(changed, path) == 2**-20
     changed["b"].data[0] = float("nan")
     assert largest_difference(changed, path) == float("inf")
+
+
+def test_tensors_are_compared_piece_by_piece(tmp_path, layout, monkeypatch):
+    """Differences are found wherever they lie, and no more than one stored piece is held at a time."""
+    from trainer.checkpoints import difference
+
+    monkeypatch.setattr(difference, "_SLICE", 5)
+    checkpoints = Checkpoints(tmp_path, layout, keep_last=1)
+    data = {name: torch.randn(7, 9) for name in "abcdefgh"}
+
+    def sharded(values: dict[str, torch.Tensor]) -> dict[str, ShardedTensor]:
+        return {name: ShardedTensor.from_rank_offsets(name, value) for name, value in values.items()}
+
+    path = checkpoints.save(dict(sharded(data)), state(1), {})
+    held: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+    resolve = difference._Comparison.resolve_tensor
+
+    def counting(self, item):
+        nonlocal most
+        room = resolve(self, item)
+        held.append(weakref.ref(room))
+        most = max(most, sum(found() is not None for found in held))
+        return room
+
+    monkeypatch.setattr(difference._Comparison, "resolve_tensor", counting)
+    assert largest_difference(sharded(data), path) == 0.0
+    assert len(held) == 8
+    assert most <= 2, "the piece before is let go when the next one is there"
+    for name in data:
+        changed = {other: value.clone() for other, value in data.items()}
+        changed[name][6, 8] += 0.5
+        expected = float((changed[name].double() - data[name].double()).abs().max())
+        assert largest_difference(sharded(changed), path) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"x": torch.zeros(2)}, "lacks model.x"),
+        ({"b": torch.zeros(2)}, r"model\.b is .*float64.*float32"),
+        ({"w": torch.zeros(3, 3)}, r"model\.w is \(\(3, 2\)"),
+    ],
+    ids=["missing", "another type", "another shape"],
+)
+def test_what_cannot_be_compared_is_refused(wanted, message, tmp_path, layout):
+    path = save(Checkpoints(tmp_path, layout, keep_last=1), 1)
+    ours = {name: ShardedTensor.from_rank_offsets(f"model.{name}", data) for name, data in wanted.items()}
+    with pytest.raises(CheckpointError, match=message):
+        largest_difference(ours, path)
 
 
 def test_all_random_states_come_back():

@@ -139,7 +139,7 @@ def test_another_data_parallel_size_may_take_over_and_hand_back(tmp_path, conver
 
 def reshard(job: Job, step: int) -> float:
     """Loads a checkpoint in the present layout and compares what came in with what is stored."""
-    from trainer.checkpoints.resume import largest_difference
+    from trainer.checkpoints.difference import largest_difference
     from trainer.job.signals import StopRequest
     from trainer.job.workdir import WorkDir
     from trainer.train.run import Run
@@ -231,6 +231,41 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_serves(tmp_path, c
     shutil.rmtree(checkpoint(job, LAST))
     assert run_train(job) == EXIT_DONE
     assert_same_end(job, straight)
+
+
+def test_a_flipped_bit_is_refused_and_the_checkpoint_before_serves_when_it_is_asked_to(
+    tmp_path, conversations, straight
+):
+    job = make_job(tmp_path, conversations)
+    shutil.copytree(Path(straight.work_dir), Path(job.work_dir))
+    shard = next(checkpoint(job, LAST).glob("*.distcp"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 3] ^= 16
+    shard.write_bytes(content)
+    for _ in range(2):
+        assert run_train(job) == EXIT_FAILED, "nobody goes back unasked"
+        status = (Path(job.work_dir) / "STATUS").read_text()
+        assert f"{shard.name} is damaged" in status
+        assert f"resume from the one before, {checkpoint(job, 6).name}" in status
+        assert not Path(job.output_dir).exists()
+    shutil.rmtree(checkpoint(job, LAST))
+    assert run_train(job) == EXIT_DONE
+    assert summary(job)["resumed_from"] == 6
+    assert_same_end(job, straight)
+
+
+def test_every_rank_checks_a_share_and_all_refuse(tmp_path, conversations):
+    wide = make_job(tmp_path, conversations, nproc=2, dp=2)
+    assert run_ranks(2, train_until, wide, 3) == [EXIT_INTERRUPTED] * 2
+    shards = sorted(checkpoint(wide, 3).glob("*.distcp"))
+    assert len(shards) == 2
+    for shard in shards:
+        whole = shard.read_bytes()
+        shard.write_bytes(whole[:-1000] + bytes([whole[-1000] ^ 1]) + whole[-999:])
+        assert run_ranks(2, run_train, wide) == [EXIT_FAILED] * 2
+        assert f"{shard.name} is damaged" in (Path(wide.work_dir) / "STATUS").read_text()
+        shard.write_bytes(whole)
+    assert run_ranks(2, train_until, wide, 4) == [EXIT_INTERRUPTED] * 2
 
 
 def test_resume_switched_off_starts_from_the_seed(tmp_path, conversations, straight):
