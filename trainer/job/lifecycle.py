@@ -41,7 +41,11 @@ def run_job(job: Job, work: Work) -> int:
         work: Does it; raises `Interrupted` when it stopped as asked.
 
     Returns:
-        0 when the deliverable is complete, 75 when interrupted (start the same job again), 1 when failed.
+        0 when the deliverable is complete, 75 when interrupted (start the same job again), 1 when failed:
+        also by an exception that is no `Exception`, as torch's `CheckpointException` is.
+
+    Raises:
+        KeyboardInterrupt, SystemExit, GeneratorExit: As raised; STATUS says `failed` by then.
     """
     directory = WorkDir(Path(job.work_dir), rank=int(os.environ.get("RANK", "0")))
     stop = StopRequest()
@@ -62,13 +66,15 @@ def run_job(job: Job, work: Work) -> int:
             LOGGER.warning("%s", pause)
             directory.status(INTERRUPTED)
             return EXIT_INTERRUPTED
-        except Exception as error:
+        except BaseException as error:  # whatever ends a job, STATUS must not stay `running`
             if isinstance(error, ValueError | JobError | OSError):
                 LOGGER.error("%s", error)
                 LOGGER.debug("%s", traceback.format_exc())
             else:
                 LOGGER.error("%s", traceback.format_exc())
             directory.fail(f"{type(error).__name__}: {error}")
+            if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+                raise
             return EXIT_FAILED
         directory.status(DONE)
         return EXIT_DONE

@@ -6,13 +6,13 @@ import sys
 LOADED = """
 import torch
 compile = torch.compile
-from trainer.startup import load_megatron
+from trainer.job.startup import load_megatron
 load_megatron()
 load_megatron()
 assert torch.compile is compile, "the compiler is given back"
 import sys
-import trainer.train
-from trainer.distributed import make_deterministic
+import trainer.train.run
+from trainer.job.distributed import make_deterministic
 make_deterministic(torch.device("cpu"))
 assert torch.get_deterministic_debug_mode() == 1
 print(*(name in sys.modules for name in ("megatron.core", "torch._inductor.compile_fx", "torch._dynamo")))

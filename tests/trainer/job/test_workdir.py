@@ -91,6 +91,40 @@ def test_every_end_has_its_status_and_exit_code(error, code, expected, tmp_path)
     assert ("Traceback" in (tmp_path / "log.txt").read_text()) == isinstance(error, ZeroDivisionError)
 
 
+class _NoException(BaseException):
+    """As torch's `CheckpointException`: raised by a library, and no `Exception`."""
+
+
+def test_an_error_that_is_no_exception_ends_the_job_like_any_other(tmp_path):
+    def work(job, directory, stop):
+        raise _NoException("ranks: [0]")
+
+    assert run_job(_Job(tmp_path), work) == 1  # type: ignore[arg-type]
+    assert status(tmp_path) == "failed: _NoException: ranks: [0]"
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(0), SystemExit(3)])
+def test_an_exit_goes_on_after_status_has_said_so(error, tmp_path):
+    def work(job, directory, stop):
+        raise error
+
+    with pytest.raises(type(error)) as found:
+        run_job(_Job(tmp_path), work)  # type: ignore[arg-type]
+    assert found.value is error
+    assert status(tmp_path) == f"failed: {type(error).__name__}: {error}".strip()
+
+
+def test_torchs_own_checkpoint_error_leaves_a_status(tmp_path):
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    def work(job, directory, stop):
+        raise CheckpointException("reading", {})
+
+    assert run_job(_Job(tmp_path), work) == 1  # type: ignore[arg-type]
+    assert status(tmp_path).startswith("failed: CheckpointException")
+
+
 def test_a_signal_asks_and_a_second_one_changes_nothing(tmp_path):
     def work(job, directory, stop):
         assert not stop
