@@ -31,7 +31,12 @@ class _Bucket:
 
 
 class WeightExchange:
-    """All-gathers weights in buckets of bytes, so that every backend moves every type bit for bit."""
+    """All-gathers weights in buckets of bytes, so that every backend moves every type bit for bit.
+
+    An all-gather moves as many bytes for each rank as for the one with the most, so all ranks' slots are
+    filled side by side: each rank's weights are one stream, cut into slots of equal size wherever a slot
+    ends, be it within a tensor. What is moved beyond the weights is the difference between the owners alone.
+    """
 
     def __init__(
         self,
@@ -47,33 +52,23 @@ class WeightExchange:
             routed: All parameters.
             ownership: Who owns which rows.
             topology: Process groups.
-            bucket_bytes: A bucket is closed before it would grow beyond this.
+            bucket_bytes: Size of a bucket; the last one of a group is smaller.
         """
         self._buckets: list[_Bucket] = []
         for expert, group in ((False, topology.data), (True, topology.expert_data)):
-            if group.size > 1:
-                shares = [s for s in ownership.shares if routed[s.unit].route.expert_parallel is expert]
-                weights = [
-                    (
-                        ownership.rows(s.unit, routed[s.unit].param.detach())[s.start : s.stop].view(-1),
-                        s.owner,
-                    )
-                    for s in shares
-                ]
-                self._fill(group, weights, bucket_bytes)
+            if group.size == 1:
+                continue
+            streams: list[list[torch.Tensor]] = [[] for _ in range(group.size)]
+            for share in ownership.shares:
+                if routed[share.unit].route.expert_parallel is expert:
+                    rows = ownership.rows(share.unit, routed[share.unit].param.detach())
+                    streams[share.owner].append(rows[share.start : share.stop].view(-1))
+            self._buckets += _fill(group, streams, bucket_bytes)
 
-    def _fill(self, group: Group, weights: Sequence[tuple[torch.Tensor, int]], bucket_bytes: int) -> None:
-        pieces: list[_Piece] = []
-        used = [0] * group.size
-        for weight, owner in weights:
-            size = -(-weight.nbytes // ALIGN_BYTES) * ALIGN_BYTES
-            if pieces and max(max(used), used[owner] + size) * group.size > bucket_bytes:
-                self._buckets.append(_Bucket(group, max(used), pieces))
-                pieces, used = [], [0] * group.size
-            pieces.append(_Piece(weight, owner, used[owner]))
-            used[owner] += size
-        if pieces:
-            self._buckets.append(_Bucket(group, max(used), pieces))
+    @property
+    def gathered_bytes(self) -> int:
+        """Bytes that all ranks' slots of all buckets hold: what each rank receives, its own included."""
+        return sum(bucket.group.size * bucket.slot for bucket in self._buckets)
 
     def run(self) -> None:
         """Brings every rank's weights up to date; collective."""
@@ -89,6 +84,36 @@ class WeightExchange:
             if others:
                 sources = [_at(received, p, p.owner * bucket.slot) for p in others]
                 torch._foreach_copy_([p.weight for p in others], sources)
+
+
+def _fill(group: Group, streams: Sequence[Sequence[torch.Tensor]], bucket_bytes: int) -> list[_Bucket]:
+    """Cut the owners' flat weights into buckets.
+
+    Args:
+        group: The ranks.
+        streams: Of each rank, the flat weights that it owns.
+        bucket_bytes: Size of a bucket.
+    """
+    slot = max(bucket_bytes // group.size // ALIGN_BYTES, 1) * ALIGN_BYTES
+    buckets: list[list[_Piece]] = []
+    longest: list[int] = []
+    for owner, stream in enumerate(streams):
+        place = 0  # bytes into the owner's slots, end to end
+        for weight in stream:
+            start = 0
+            while start < weight.numel():
+                number, offset = divmod(place, slot)
+                stop = min(weight.numel(), start + (slot - offset) // weight.itemsize)
+                while len(buckets) <= number:
+                    buckets.append([])
+                    longest.append(0)
+                piece = weight[start:stop]
+                buckets[number].append(_Piece(piece, owner, offset))
+                used = -(-piece.nbytes // ALIGN_BYTES) * ALIGN_BYTES
+                longest[number] = max(longest[number], offset + used)
+                place += used
+                start = stop
+    return [_Bucket(group, used, pieces) for used, pieces in zip(longest, buckets, strict=True)]
 
 
 def _at(buffer: torch.Tensor, piece: _Piece, base: int) -> torch.Tensor:
