@@ -24,6 +24,10 @@ class OptimizerError(ValueError):
     """A parameter, setting or call that the optimizer refuses; the message says what to change."""
 
 
+class MissingGradientError(OptimizerError):
+    """Parameters that require a gradient got none in a step; no weight and no optimizer state has changed."""
+
+
 class OptimizerStateError(OptimizerError):
     """Saved optimizer state is missing, or does not fit the parameters it is loaded for."""
 

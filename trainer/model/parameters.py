@@ -41,3 +41,25 @@ def mark(
         if value is not None:
             setattr(parameter, name, value)
     return parameter
+
+
+def mark_written(*parameters: nn.Parameter) -> None:
+    """Say that this step's gradients of some parameters stand in their `main_grad`.
+
+    Autograd's own gradients are marked by the optimizer's hook. Whatever writes `main_grad` past it calls
+    this: a kernel in its backward pass, or whoever replays a captured graph, after each replay, for every
+    parameter whose gradient the graph holds. A parameter that requires a gradient and is not marked stops the
+    step.
+
+    Args:
+        parameters: Those whose gradient was added to (or written into) `main_grad`.
+    """
+    for parameter in parameters:
+        parameter.main_grad_written = True  # type: ignore[attr-defined]
+
+
+def take_written(parameter: nn.Parameter) -> bool:
+    """Return whether `mark_written` was called for a parameter since the last call of this."""
+    written: bool = getattr(parameter, "main_grad_written", False)
+    parameter.main_grad_written = False  # type: ignore[attr-defined]
+    return written

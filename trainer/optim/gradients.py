@@ -1,9 +1,13 @@
 """Main gradients: accumulated in float32 over micro-batches, summed over ranks in large buckets.
 
 `loss.backward()` leaves a parameter's gradient in `param.main_grad`, a float32 view into a flat bucket,
-and frees `param.grad` at once, so at most one gradient in the model's own type is alive at a time.
-Gradients are summed, never
-averaged: the loss already divides by counts of the whole global batch.
+and frees `param.grad` at once, so at most one gradient in the model's own type is alive at a time. What
+writes into `main_grad` past autograd (a fused weight-gradient kernel, a replayed graph) says so with
+`trainer.model.parameters.mark_written`. Gradients are summed, never averaged: the loss already divides by
+counts of the whole global batch.
+
+Every parameter that requires a gradient must get one in every step, if only zeros (as experts without tokens
+do); a step that would pass over one in silence is refused.
 """
 
 import weakref
@@ -11,7 +15,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from trainer.errors import OptimizerError
+from trainer.errors import MissingGradientError, OptimizerError
+from trainer.model.parameters import mark_written, take_written
 from trainer.optim.routing import Routed
 from trainer.optim.topology import Group, Topology
 
@@ -45,16 +50,17 @@ class Gradients:
         """
         self._routed = list(routed)
         self._topology = topology
-        self._touched = [False] * len(self._routed)
         self._reduced = False
         self._buckets: list[tuple[torch.Tensor, list[Group]]] = []
+        self._kinds = self._by_groups()
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         for entry in self._routed:
             if getattr(entry.param, "main_grad", None) is not None:
                 raise OptimizerError(
                     f"{entry.name}: already belongs to another optimizer; close() that one first."
                 )
-        for indices, groups in self._by_groups():
+            take_written(entry.param)
+        for indices, groups in self._kinds:
             self._allocate(indices, groups, bucket_elements)
         for index, entry in enumerate(self._routed):
             self._handles.append(_hook(entry.param, _accumulate_into(weakref.ref(self), index)))
@@ -112,24 +118,34 @@ class Gradients:
                 f"{entry.name}: a backward pass ran after step() without zero_grad() before it."
             )
         entry.param.main_grad.add_(grad)  # type: ignore[attr-defined]
-        self._touched[index] = True
+        mark_written(entry.param)
 
     def zero(self) -> None:
-        """Forgets all gradients; the next backward pass starts afresh."""
+        """Forgets all gradients; the next backward pass starts afresh.
+
+        Raises:
+            OptimizerError: Gradients were written after `reduce()`, which would be lost.
+        """
+        late = [entry.name for entry in self._routed if take_written(entry.param)]
+        if self._reduced and late:
+            raise OptimizerError(
+                f"{_named(late)}: gradients were written after step() without zero_grad() before them."
+            )
         for flat, _ in self._buckets:
             flat.zero_()
         for entry in self._routed:
             entry.param.grad = None
-        self._touched = [False] * len(self._routed)
         self._reduced = False
 
     def reduce(self) -> list[bool]:
         """Sum the gradients over their groups.
 
         Returns:
-            For each parameter, whether any rank saw a gradient for it since `zero()`.
+            For each parameter, whether it takes part in this step: whether it requires a gradient.
 
         Raises:
+            MissingGradientError: A parameter that requires a gradient got none since `zero()` on any rank of
+                its group; raised on every rank.
             OptimizerError: Called twice without `zero()` in between.
         """
         if self._reduced:
@@ -137,15 +153,36 @@ class Gradients:
                 "gradients were already reduced: call zero_grad() before the next backward pass."
             )
         self._reduced = True
+        expected = [entry.param.requires_grad for entry in self._routed]
+        self._require_written(expected)
         for flat, groups in self._buckets:
             for group in groups:
                 group.sum_(flat)
+        return expected
+
+    def _require_written(self, expected: list[bool]) -> None:
+        """Refuse a step in which a gradient is missing: alike on every rank, before any weight changes."""
+        written = [take_written(entry.param) for entry in self._routed]
+        missing = [wanted and not seen for wanted, seen in zip(expected, written, strict=True)]
         if self._topology.world.size > 1:
             device = self._buckets[0][0].device
-            flags = torch.tensor(self._touched, dtype=torch.int32, device=device)
+            flags = torch.tensor(missing, dtype=torch.int32, device=device)
+            for indices, groups in self._kinds:  # a gradient of one rank of the group is the group's
+                own = flags[indices]
+                for group in groups:
+                    group.min_(own)
+                flags[indices] = own
             self._topology.world.max_(flags)
-            self._touched = [bool(flag) for flag in flags.tolist()]
-        return list(self._touched)
+            missing = [bool(flag) for flag in flags.tolist()]
+        names = [entry.name for entry, lacks in zip(self._routed, missing, strict=True) if lacks]
+        if names:
+            raise MissingGradientError(
+                f"{_named(names)}: {len(names)} of {sum(expected)} parameters that require a gradient got "
+                "none in this step, and no weight has changed. Autograd must reach them in some micro-batch; "
+                "code that writes param.main_grad itself must call "
+                "trainer.model.parameters.mark_written(param) in each backward pass or replay; what is not "
+                "to be trained needs requires_grad False."
+            )
 
     def close(self) -> None:
         """Take the hooks and the buckets off the parameters, so that another optimizer may have them."""
@@ -155,6 +192,10 @@ class Gradients:
         self._buckets.clear()
         for entry in self._routed:
             entry.param.main_grad = None  # type: ignore[attr-defined]
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _hook(

@@ -11,6 +11,7 @@ import torch
 
 from trainer.optim.normuon import nesterov_momentum, normuon_update
 from trainer.optim.parts import Part
+from trainer.optim.routing import Route
 from trainer.optim.topology import Group
 
 #: Elements of one batch of whole matrices (256 MiB in float32); about five such temporaries live at once.
@@ -27,46 +28,74 @@ class _Slice:
     second_momentum: torch.Tensor
 
 
+@dataclass(frozen=True)
+class MatrixBatch:
+    """Matrices that are updated in one go: equal shape, split, rate and decay.
+
+    Attributes:
+        route: Of any of its parts.
+        tensor_dim: Matrix axis that tensor parallelism splits, None where it does not.
+        slices: The matrices.
+    """
+
+    route: Route
+    tensor_dim: int | None
+    slices: list[_Slice]
+
+
+def plan_matrices(
+    parts: Sequence[Part], tensor_group: Group, *, chunk_elements: int = CHUNK_ELEMENTS
+) -> list[MatrixBatch]:
+    """Cut NorMuon parts into batches of equal matrices; depends on shapes and order alone.
+
+    Args:
+        parts: NorMuon parts, in the same order on every tensor-parallel rank.
+        tensor_group: Tensor-parallel ranks.
+        chunk_elements: Bound on the elements of one batch of whole matrices.
+    """
+    groups: dict[tuple[tuple[int, int], int | None, Route], list[Part]] = {}
+    for part in parts:
+        groups.setdefault((part.matrix, part.tensor_dim, part.route), []).append(part)
+    batches = []
+    for ((m, n), tensor_dim, route), members in groups.items():
+        whole = m * n * (tensor_group.size if tensor_dim is not None else 1)
+        for chunk in _chunks(members, max(1, chunk_elements // whole)):
+            batches.append(MatrixBatch(route, tensor_dim, chunk))
+    return batches
+
+
 def step_matrices(
-    parts: Sequence[Part],
+    batches: Sequence[MatrixBatch],
     *,
-    lr_fraction: float,
+    rate: Callable[[Route], float],
     mu: float,
     beta2: float,
     eps: float,
     orthogonalize: Callable[[torch.Tensor], torch.Tensor],
     tensor_group: Group,
-    chunk_elements: int = CHUNK_ELEMENTS,
 ) -> None:
-    """One NorMuon step of the parts' master weights, in place.
+    """One NorMuon step of the master weights of some batches, in place.
 
     Matrices that are split over tensor-parallel ranks are gathered before they are orthogonalised; every one
     of those ranks then computes the same update and keeps its piece, so the result does not depend on the
     split.
 
     Args:
-        parts: NorMuon parts, in the same order on every tensor-parallel rank.
-        lr_fraction: Fraction of each part's peak learning rate.
+        batches: Of `plan_matrices`.
+        rate: Learning rate of a route in this step.
         mu: Decay of the momentum.
         beta2: Decay of the row statistic.
         eps: See `trainer.optim.normuon.normuon_update`.
         orthogonalize: `[B, m, n] → [B, m, n]`, float32 out.
         tensor_group: Tensor-parallel ranks.
-        chunk_elements: Bound on the elements of one batch of whole matrices.
     """
-    groups: dict[tuple[int, int, int | None, float, float], list[Part]] = {}
-    for part in parts:
-        key = (*part.matrix, part.tensor_dim, part.route.lr, part.route.weight_decay)
-        groups.setdefault(key, []).append(part)
-    for (m, n, tensor_dim, peak_lr, weight_decay), members in groups.items():
-        whole = m * n * (tensor_group.size if tensor_dim is not None else 1)
-        lr = peak_lr * lr_fraction
-        for chunk in _chunks(members, max(1, chunk_elements // whole)):
-            update = _update(chunk, mu, beta2, eps, orthogonalize, tensor_dim, tensor_group)
-            masters = [piece.master for piece in chunk]
-            if weight_decay:
-                torch._foreach_mul_(masters, 1 - lr * weight_decay)
-            torch._foreach_add_(masters, update.split([master.size(0) for master in masters]), alpha=-lr)
+    for batch in batches:
+        lr = rate(batch.route)
+        update = _update(batch.slices, mu, beta2, eps, orthogonalize, batch.tensor_dim, tensor_group)
+        masters = [piece.master for piece in batch.slices]
+        if batch.route.weight_decay:
+            torch._foreach_mul_(masters, 1 - lr * batch.route.weight_decay)
+        torch._foreach_add_(masters, update.split([master.size(0) for master in masters]), alpha=-lr)
 
 
 def _chunks(parts: Sequence[Part], limit: int) -> Iterator[list[_Slice]]:

@@ -1,7 +1,7 @@
 """The mixed-precision optimizer: float32 gradients and master weights, sharded over ranks."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,10 +10,10 @@ import torch
 
 from trainer.contract.schema.training import OptimizerConfig
 from trainer.errors import NonFiniteGradientError, OptimizerError, OptimizerStateError
-from trainer.optim.adamw import adamw_
+from trainer.optim.elementwise import plan_elementwise, step_elementwise
 from trainer.optim.exchange import WeightExchange
 from trainer.optim.gradients import Gradients
-from trainer.optim.matrices import step_matrices
+from trainer.optim.matrices import plan_matrices, step_matrices
 from trainer.optim.parts import Ownership, Part, build_parts, tensor_parallel_dim
 from trainer.optim.polar_express import coefficients_for, polar_express
 from trainer.optim.routing import Route, Routed, count_matrices, route_model
@@ -22,8 +22,6 @@ from trainer.optim.topology import Topology
 
 #: Added to the norm before dividing, as Megatron and torch do.
 CLIP_EPSILON = 1e-6
-#: Element-wise updates run over lists of at most this many elements, which bounds their temporaries.
-VECTOR_CHUNK_ELEMENTS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -33,23 +31,22 @@ class StepStats:
     Attributes:
         grad_norm: Global gradient norm before clipping.
         clip_scale: Factor the gradients were multiplied by, at most 1.
-        learning_rates: Of `matrices`, `embeddings` and `vectors`, as far as the model has them.
-        untouched: Parameters that got no gradient on any rank and were left alone.
+        learning_rates: Of `matrices`, `embeddings` and `vectors`, as far as the model has them; of those
+            that train from the first step on, where some rest first.
     """
 
     grad_norm: float
     clip_scale: float
     learning_rates: dict[str, float]
-    untouched: tuple[str, ...]
 
 
 class Optimizer:
     """NorMuon for matrices and AdamW for the rest, over the process groups of Megatron's parallel state.
 
-    Use: `zero_grad()`, any number of backward passes, `step(fraction)`. Gradients are summed over ranks,
-        so the loss
-    must already be divided by counts of the whole global batch. Every data-parallel rank must start with the
-    same weights.
+    Use: `zero_grad()`, any number of backward passes, `step(fraction)`. Gradients are summed over ranks, so
+    the loss must already be divided by counts of the whole global batch. Every data-parallel rank must start
+    with the same weights. A parameter that requires a gradient must get one in every step; see
+    `trainer.optim.gradients`.
 
     With `shard` each matrix (each expert of a stack) is updated by one data-parallel rank, which alone
     keeps its master weight and state, and hands the new weights to the others. Without it every rank updates
@@ -106,6 +103,7 @@ class Optimizer:
             momentum_dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[config.momentum_dtype],
         )
         self._exchange = WeightExchange(self.routed, self._ownership, self._topology) if shard else None
+        self._active: list[bool] | None = None
         self._steps = 0
         self._versions = self._current_versions()
 
@@ -137,25 +135,29 @@ class Optimizer:
         return self._steps < route.frozen_steps
 
     @torch.no_grad()
-    def step(self, lr_fraction: float) -> StepStats:
+    def step(self, lr_fraction: float, thaw_fraction: float = 1.0) -> StepStats:
         """Sum the gradients over ranks, clip them and update the weights. Collective.
 
         Args:
             lr_fraction: Fraction of every group's peak learning rate, from the schedule.
+            thaw_fraction: Further factor on the rates of parameters that rested first: their own warm-up.
 
         Returns:
             Norm, clipping and rates of this step.
 
         Raises:
             NonFiniteGradientError: The gradient norm is NaN or infinite, on every rank; nothing has changed.
-            OptimizerError: `lr_fraction` is not in [0, 1], `zero_grad()` was forgotten, or the weights
-                were changed behind the optimizer's back.
+            MissingGradientError: A parameter that requires a gradient got none, on every rank; nothing has
+                changed.
+            OptimizerError: A fraction is not in [0, 1], `zero_grad()` was forgotten, or the weights were
+                changed behind the optimizer's back.
         """
-        if not 0 <= lr_fraction <= 1:
-            raise OptimizerError(f"lr_fraction = {lr_fraction}: must be in [0, 1].")
+        for name, fraction in (("lr_fraction", lr_fraction), ("thaw_fraction", thaw_fraction)):
+            if not 0 <= fraction <= 1:
+                raise OptimizerError(f"{name} = {fraction}: must be in [0, 1].")
         self._check_weights()
-        touched = self.gradients.reduce()
-        parts = [part for part in self._parts if touched[part.index] and not self._frozen(part.route)]
+        self._plan(self.gradients.reduce())
+        parts = self._stepping
         norm = self._norm(parts)
         if not math.isfinite(norm):
             raise self._non_finite(norm)
@@ -163,7 +165,11 @@ class Optimizer:
         if scale < 1 and parts:
             torch._foreach_mul_([part.grad for part in parts], scale)
         self._steps += 1
-        self._update(parts, lr_fraction)
+
+        def rate(route: Route) -> float:
+            return route.lr * lr_fraction * (thaw_fraction if route.frozen_steps else 1.0)
+
+        self._update(rate)
         narrow = [part for part in parts if part.keeps_master]
         if narrow:
             torch._foreach_copy_([part.weight for part in narrow], [part.master for part in narrow])
@@ -174,40 +180,35 @@ class Optimizer:
             grad_norm=norm,
             clip_scale=scale,
             learning_rates={entry.route.kind: entry.route.lr * lr_fraction for entry in self.routed},
-            untouched=tuple(e.name for e, seen in zip(self.routed, touched, strict=True) if not seen),
         )
 
-    def _update(self, parts: Sequence[Part], lr_fraction: float) -> None:
+    def _plan(self, active: list[bool]) -> None:
+        """Plan the updates of the parameters that take part; anew only when layers freeze or thaw.
+
+        Args:
+            active: For each parameter, whether it takes part.
+        """
+        if active == self._active:
+            return
+        self._active = active
+        self._stepping = [part for part in self._parts if active[part.index]]
+        matrices = [part for part in self._stepping if part.route.algorithm == "normuon"]
+        others = [part for part in self._stepping if part.route.algorithm != "normuon"]
+        self._matrix_batches = plan_matrices(matrices, self._topology.tensor)
+        self._elementwise_chunks = plan_elementwise(others)
+
+    def _update(self, rate: Callable[[Route], float]) -> None:
         config = self._config
         step_matrices(
-            [part for part in parts if part.route.algorithm == "normuon"],
-            lr_fraction=lr_fraction,
+            self._matrix_batches,
+            rate=rate,
             mu=config.normuon_momentum,
             beta2=config.normuon_beta2,
             eps=config.normuon_eps,
             orthogonalize=self._orthogonalize,
             tensor_group=self._topology.tensor,
         )
-        for chunk in _elementwise_chunks(parts):
-            route = chunk[0].route
-            lr = route.lr * lr_fraction
-            masters, grads = [part.master for part in chunk], [part.grad for part in chunk]
-            if route.algorithm == "sgd":
-                torch._foreach_mul_(masters, 1 - lr * route.weight_decay)
-                torch._foreach_add_(masters, grads, alpha=-lr)
-                continue
-            adamw_(
-                masters,
-                grads,
-                [part.state["exp_avg"] for part in chunk],
-                [part.state["exp_avg_sq"] for part in chunk],
-                step=self._steps - route.frozen_steps,  # its averages are that old
-                lr=lr,
-                beta1=config.adam_beta1,
-                beta2=config.adam_beta2,
-                eps=config.adam_eps,
-                weight_decay=route.weight_decay,
-            )
+        step_elementwise(self._elementwise_chunks, self._config, rate=rate, steps=self._steps)
 
     def _norm(self, parts: Sequence[Part]) -> float:
         """Global gradient norm, every number of the whole model counted once."""
@@ -334,21 +335,3 @@ class Optimizer:
         for entry in self.routed:
             if entry.route.frozen_steps:
                 entry.param.requires_grad_(True)
-
-
-def _elementwise_chunks(parts: Sequence[Part]) -> list[list[Part]]:
-    """Element-wise parts with equal settings together, cut to a bounded number of elements."""
-    chunks: dict[tuple[str, float, float, int], list[list[Part]]] = {}
-    for part in parts:
-        route = part.route
-        if route.algorithm == "normuon":
-            continue
-        key = (route.algorithm, route.lr, route.weight_decay, route.frozen_steps)
-        lists = chunks.setdefault(key, [[]])
-        if (
-            lists[-1]
-            and sum(p.master.numel() for p in lists[-1]) + part.master.numel() > VECTOR_CHUNK_ELEMENTS
-        ):
-            lists.append([])
-        lists[-1].append(part)
-    return [chunk for lists in chunks.values() for chunk in lists]

@@ -37,6 +37,11 @@ class Group:
         if self.handle is not None:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.handle)
 
+    def min_(self, tensor: torch.Tensor) -> None:
+        """Take the minimum of a tensor over the group, in place."""
+        if self.handle is not None:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MIN, group=self.handle)
+
     def gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
         """Concatenates every rank's equally shaped tensor along `dim`, in rank order."""
         if self.handle is None:

@@ -28,13 +28,12 @@ def test_what_rests_keeps_its_bits_and_gathers_no_state_until_its_step(dtype):
     model = resting_model(dtype)
     before = weights(model)
     optimizer = Optimizer(model, settings(), clip_grad=1.0)
-    stats = train(model, optimizer, range(STEPS))
-    assert all(set(each.untouched) == set(RESTING) for each in stats)
+    train(model, optimizer, range(STEPS))
     after = weights(model)
     assert {name for name in before if torch.equal(before[name], after[name])} == set(RESTING)
     for name, state in states(optimizer).items():
         assert bool(state.any()) != (name.split(".")[0] in RESTING), name
-    assert train(model, optimizer, range(STEPS, STEPS + 1))[0].untouched == ()
+    train(model, optimizer, range(STEPS, STEPS + 1))
     awake = weights(model)
     assert not [name for name in RESTING if torch.equal(awake[name], before[name])]
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from tests.trainer.optim.optim_models import SPECS, PrescribedGradients, settings, whole
-from trainer.errors import OptimizerError
+from trainer.errors import MissingGradientError, OptimizerError
+from trainer.model.parameters import mark_written
 from trainer.optim.gradients import Gradients
 from trainer.optim.routing import route_model
 from trainer.optim.topology import Topology
@@ -16,6 +17,8 @@ def test_micro_batches_add_up_in_float32_and_grad_is_freed():
     """256 + 1 + 1 is 256 in bfloat16 and 258 in float32."""
     model = PrescribedGradients(dtype=torch.bfloat16)
     gradients = gradients_of(model)
+    for name, param in model.named_parameters():
+        param.requires_grad_(name == "norm")
     for scale in (256.0, 1.0, 1.0):
         (model.norm.sum() * scale).backward()
         assert model.norm.grad is None
@@ -50,16 +53,69 @@ def test_zero_forgets_everything():
     gradients = gradients_of(model)
     model.backward(0)
     gradients.zero()
-    assert gradients.reduce() == [False] * len(SPECS)
     assert all(not getattr(model, name).main_grad.any() for name in SPECS)
+    with pytest.raises(MissingGradientError, match=f"{len(SPECS)} of {len(SPECS)} parameters"):
+        gradients.reduce()
 
 
-def test_parameters_without_gradient_are_reported():
+def test_parameters_without_gradient_are_refused_by_name():
     model = PrescribedGradients()
     gradients = gradients_of(model)
     model.backward(0, skip=("qkv", "bias1"))
-    untouched = [name for name, seen in zip(SPECS, gradients.reduce(), strict=True) if not seen]
-    assert untouched == ["qkv", "bias1"]
+    with pytest.raises(MissingGradientError, match=rf"qkv, bias1: 2 of {len(SPECS)} parameters"):
+        gradients.reduce()
+
+
+def write_past_autograd(model, *names):
+    """What a fused weight-gradient kernel or a replayed graph does."""
+    for name in names:
+        getattr(model, name).main_grad.add_(whole(name, 100))
+
+
+def test_gradients_written_past_autograd_are_refused_unless_they_are_marked():
+    model = PrescribedGradients()
+    gradients = gradients_of(model)
+    model.backward(0, skip=("weight1", "weight2"))
+    write_past_autograd(model, "weight1", "weight2")
+    mark_written(model.weight1)
+    with pytest.raises(MissingGradientError, match=r"weight2: 1 of .*mark_written"):
+        gradients.reduce()
+
+
+def test_marked_gradients_count_beside_those_of_autograd():
+    model = PrescribedGradients()
+    gradients = gradients_of(model)
+    model.backward(0, skip=("weight1", "weight2"))
+    write_past_autograd(model, "weight1", "weight2")
+    mark_written(model.weight1, model.weight2)
+    assert all(gradients.reduce())
+    for name in SPECS:
+        torch.testing.assert_close(getattr(model, name).main_grad, whole(name, 100))
+
+
+def test_a_mark_holds_for_one_step():
+    model = PrescribedGradients()
+    gradients = gradients_of(model)
+    for _ in range(2):
+        model.backward(0, skip=("weight1",))
+        write_past_autograd(model, "weight1")
+        mark_written(model.weight1)
+        assert all(gradients.reduce())
+        gradients.zero()
+    model.backward(0, skip=("weight1",))
+    with pytest.raises(MissingGradientError, match="weight1: 1 of"):
+        gradients.reduce()
+
+
+def test_gradients_written_past_autograd_after_the_reduction_are_refused():
+    model = PrescribedGradients()
+    gradients = gradients_of(model)
+    model.backward(0)
+    gradients.reduce()
+    write_past_autograd(model, "weight1")
+    mark_written(model.weight1)
+    with pytest.raises(OptimizerError, match="weight1: gradients were written after step"):
+        gradients.zero()
 
 
 def test_a_parameter_frozen_at_first_takes_part_once_thawed():
@@ -95,7 +151,9 @@ def test_a_backward_pass_after_the_reduction_is_refused():
 
 
 def test_reducing_twice_is_refused():
-    gradients = gradients_of(PrescribedGradients())
+    model = PrescribedGradients()
+    gradients = gradients_of(model)
+    model.backward(0)
     gradients.reduce()
     with pytest.raises(OptimizerError, match="already reduced"):
         gradients.reduce()

@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from tests.trainer.optim.optim_models import SPECS, PrescribedGradients, settings, train, weights, whole
-from trainer.errors import NonFiniteGradientError, OptimizerError, OptimizerStateError
-from trainer.optim.matrices import step_matrices
+from trainer.errors import (
+    MissingGradientError,
+    NonFiniteGradientError,
+    OptimizerError,
+    OptimizerStateError,
+)
+from trainer.model.parameters import mark_written
+from trainer.optim.elementwise import plan_elementwise
+from trainer.optim.matrices import plan_matrices
 from trainer.optim.optimizer import Optimizer
 from trainer.optim.polar_express import polar_express
 
@@ -68,7 +75,8 @@ def test_three_steps_equal_the_formulas_written_out_parameter_by_parameter():
 def test_the_size_of_a_batch_does_not_matter(chunk, monkeypatch):
     reference = PrescribedGradients()
     train(reference, Optimizer(reference, settings(), clip_grad=0), range(2))
-    monkeypatch.setitem(step_matrices.__kwdefaults__, "chunk_elements", chunk)
+    monkeypatch.setitem(plan_matrices.__kwdefaults__, "chunk_elements", chunk)
+    monkeypatch.setitem(plan_elementwise.__kwdefaults__, "chunk_elements", chunk)
     model = PrescribedGradients()
     train(model, Optimizer(model, settings(), clip_grad=0), range(2))
     for name, weight in weights(model).items():
@@ -92,6 +100,8 @@ def test_bfloat16_weights_follow_float32_masters():
     """Steps far below bfloat16's spacing add up in the master weight and reach the model in the end."""
     model = PrescribedGradients(dtype=torch.bfloat16)
     model.norm.data.fill_(1.0)
+    for name, param in model.named_parameters():
+        param.requires_grad_(name == "norm")
     optimizer = Optimizer(model, settings(normuon_aux_lr=1e-4), clip_grad=0)
     for step in range(30):
         optimizer.zero_grad()
@@ -144,13 +154,66 @@ def test_zero_gradients_change_only_what_decays():
         torch.testing.assert_close(weight, shrunk, rtol=1e-6, atol=0)
 
 
-def test_a_parameter_without_gradient_is_left_alone_and_named():
+def test_a_parameter_without_gradient_stops_the_step_before_anything_changes():
     model = PrescribedGradients()
-    before = weights(model)
-    stats = train(model, Optimizer(model, settings(), clip_grad=0), range(2), skip=("qkv", "norm"))[1]
-    assert stats.untouched == ("qkv", "norm")
-    after = weights(model)
-    assert all(torch.equal(after[name], before[name]) == (name in ("qkv", "norm")) for name in SPECS)
+    optimizer = Optimizer(model, settings(), clip_grad=1.0)
+    train(model, optimizer, range(1))
+    before, state = weights(model), {k: v.clone() for k, v in state_of(optimizer).items()}
+    with pytest.raises(MissingGradientError, match="qkv, norm: 2 of"):
+        train(model, optimizer, range(1, 2), skip=("qkv", "norm"))
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in state_of(optimizer).items())
+    assert optimizer.steps == 1
+    train(model, optimizer, range(1, 2))  # and it goes on with the next batch
+
+
+def test_a_step_of_gradients_written_past_autograd_is_never_a_silent_success():
+    """As a replayed graph writes them: every main gradient, and no hook runs."""
+    model, twin = PrescribedGradients(), PrescribedGradients()
+    optimizer = Optimizer(model, settings(), clip_grad=1.0)
+
+    def replay():
+        optimizer.zero_grad()
+        for name, param in model.named_parameters():
+            param.main_grad.add_(whole(name, 100))
+
+    replay()
+    with pytest.raises(MissingGradientError, match=f"embedding, qkv, qkv_bias and {len(SPECS) - 3} more"):
+        optimizer.step(1.0)
+    assert all(torch.equal(weight, weights(twin)[name]) for name, weight in weights(model).items())
+    replay()
+    mark_written(*model.parameters())
+    stats = optimizer.step(1.0)
+    assert stats == train(twin, Optimizer(twin, settings(), clip_grad=1.0), range(1))[0]
+    assert stats.grad_norm > 10
+    assert all(torch.equal(weight, weights(twin)[name]) for name, weight in weights(model).items())
+
+
+def test_updates_are_planned_once_and_again_when_parameters_thaw(monkeypatch):
+    planned = []
+    monkeypatch.setattr(
+        "trainer.optim.optimizer.plan_elementwise",
+        lambda parts: planned.append([part.name for part in parts]) or plan_elementwise(parts),
+    )
+    model = PrescribedGradients()
+    model.norm.frozen_steps = 2
+    optimizer = Optimizer(model, settings(), clip_grad=0)
+    train(model, optimizer, range(5))
+    assert len(planned) == 2
+    assert set(planned[1]) - set(planned[0]) == {"norm"}
+
+
+def test_lists_of_element_wise_parts_are_bounded_and_keep_routes_apart():
+    model = PrescribedGradients()
+    optimizer = Optimizer(model, settings(), clip_grad=0)
+    parts = [part for part in optimizer._parts if part.route.algorithm != "normuon"]
+    for bound in (1, 20, 500, 1 << 20):
+        chunks = plan_elementwise(parts, chunk_elements=bound)
+        assert sorted(part.name for chunk in chunks for part in chunk) == sorted(p.name for p in parts)
+        for chunk in chunks:
+            assert len({part.route for part in chunk}) == 1
+            assert len(chunk) == 1 or sum(part.master.numel() for part in chunk) <= bound
+    assert len(chunks) == len({part.route for part in parts})
 
 
 def test_sgd_follows_the_gradient():
@@ -217,12 +280,14 @@ def test_frozen_layers_join_in_when_they_are_thawed():
         getattr(model, name).requires_grad_(False)
     before = weights(model)
     optimizer = Optimizer(model, settings(), clip_grad=0)
-    assert train(model, optimizer, range(1))[0].untouched == ("qkv", "proj")
-    assert torch.equal(model.qkv.detach(), before["qkv"])
+    train(model, optimizer, range(1))
+    unchanged = {name for name, weight in weights(model).items() if torch.equal(weight, before[name])}
+    assert unchanged == {"qkv", "proj"}
     for param in model.parameters():
         param.requires_grad_(True)
-    assert train(model, optimizer, range(1, 2))[0].untouched == ()
+    train(model, optimizer, range(1, 2))
     assert not torch.equal(model.qkv.detach(), before["qkv"])
+    assert not torch.equal(model.proj.detach(), before["proj"])
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
@@ -231,6 +296,8 @@ def test_a_rate_fraction_outside_the_schedule_is_refused(fraction):
     optimizer = Optimizer(model, settings(), clip_grad=0)
     with pytest.raises(OptimizerError, match="lr_fraction"):
         optimizer.step(fraction)
+    with pytest.raises(OptimizerError, match="thaw_fraction"):
+        optimizer.step(1.0, fraction)
 
 
 @pytest.mark.parametrize("clip", [-1.0, float("nan"), float("inf")])

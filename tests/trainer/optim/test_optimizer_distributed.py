@@ -9,7 +9,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from tests.trainer.optim.optim_models import SPECS, PrescribedGradients, on_ranks, settings, train, weights
 from trainer.checkpoints.resume import TorchDistSave
-from trainer.errors import NonFiniteGradientError
+from trainer.errors import MissingGradientError, NonFiniteGradientError
 from trainer.optim.optimizer import Optimizer
 from trainer.optim.parts import Part
 
@@ -88,18 +88,40 @@ def train_data_parallel(rank):
     load(results["checkpoint"], fresh, resumed)
     train(fresh, resumed, range(2, 4))
     results["resumed"] = weights(fresh)
-    results["untouched"] = untouched_on_one_rank(rank)
+    results["reached_on_one_rank"] = reached_on_one_rank(rank)
+    results["missing"] = missing_on_every_rank(rank)
     results["error"] = poison_one_rank(rank)
     return results
 
 
-def untouched_on_one_rank(rank):
-    """A parameter that only one rank's batch reached is touched for all."""
+def reached_on_one_rank(rank):
+    """A parameter that only one rank's batch reached has its gradient on all."""
+    model, optimizer = build(rank)
+    optimizer.zero_grad()
+    model.backward(0, skip=("router",) if rank.rank == 0 else ())
+    optimizer.step(1.0)
+    return weights(model)
+
+
+def missing_on_every_rank(rank):
     model, optimizer = build(rank)
     optimizer.zero_grad()
     model.backward(0, skip=("router", "tpa") if rank.rank == 0 else ("tpa",))
-    stats = optimizer.step(1.0)
-    return stats.untouched, weights(model)
+    before = weights(model)
+    with pytest.raises(MissingGradientError) as caught:
+        optimizer.step(1.0)
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
+    return str(caught.value)
+
+
+def missing_experts_of_one_rank(rank):
+    """Each expert-parallel rank has experts of its own: one rank's gradient says nothing of the other's."""
+    model, optimizer = build(rank)
+    optimizer.zero_grad()
+    model.backward(0, skip=("weight1",) if rank.rank == 1 else ())
+    with pytest.raises(MissingGradientError) as caught:
+        optimizer.step(1.0)
+    return str(caught.value)
 
 
 def poison_one_rank(rank):
@@ -236,12 +258,20 @@ def test_a_checkpoint_of_two_ranks_resumes_on_one_and_back(data_parallel, tmp_pa
 
 
 def test_a_parameter_reached_on_one_rank_only_moves_on_both(data_parallel):
-    (untouched, first), (other, second) = (rank["untouched"] for rank in data_parallel)
-    assert untouched == other == ("tpa",)
+    first, second = (rank["reached_on_one_rank"] for rank in data_parallel)
     assert all(torch.equal(first[name], second[name]) for name in SPECS)
     start = weights(PrescribedGradients())
-    assert torch.equal(first["tpa"], start["tpa"])
     assert not torch.equal(first["router"], start["router"])
+
+
+def test_a_parameter_that_no_rank_reached_stops_both(data_parallel):
+    for rank in data_parallel:
+        assert rank["missing"].startswith(f"tpa: 1 of {len(SPECS)} parameters")
+
+
+def test_experts_that_their_own_rank_did_not_reach_stop_both(tmp_path):
+    for message in on_ranks(tmp_path / "ep", missing_experts_of_one_rank, world=2, ep=2):
+        assert message.startswith("weight1: 1 of")
 
 
 def test_a_nan_on_one_rank_stops_both_before_anything_changes(data_parallel):

@@ -76,8 +76,8 @@ def test_the_smoke_model_in_bfloat16_resumes_bit_for_bit_through_a_checkpoint(tm
     arch = load_experiment("smoke").architecture("vpmoe")
     model = build_model(arch, dtype=dtype, seed=1)
     optimizer = Optimizer(model, settings(lr=2e-3), clip_grad=1.0)
-    first = list(train(model, optimizer, range(2)))
-    assert all(not stats.untouched for _, stats in first)
+    for _ in train(model, optimizer, range(2)):  # each step would refuse a parameter without a gradient
+        pass
     where = places(model)
     state = {"model": where, "optimizer": optimizer.sharded_state_dict(where)}
     dist_checkpointing.save(state, str(tmp_path), sharded_strategy=TorchDistSave("torch_dist", 1))
@@ -100,6 +100,7 @@ def test_the_smoke_model_in_bfloat16_resumes_bit_for_bit_through_a_checkpoint(tm
 def norms_of_two_steps(rank=None):
     """Gradient norms of two steps; the second one's depends on every weight the first one changed."""
     model = build_model(load_experiment("smoke").architecture("vpmoe"), seed=1)
+    model.head_weight.requires_grad_(False)  # the loss below is one of hidden states
     optimizer = Optimizer(model, settings(lr=2e-3), clip_grad=1.0)
     share = 1.0 if rank is None else 1.0 / rank.topology.data.size
     norms = []
