@@ -180,8 +180,8 @@ def _run(options: argparse.Namespace, recipe_of: Callable[["Job"], object], work
     """Run a job once it is known to be one of this command, and Megatron once the job has its heartbeat."""
     from trainer.contract.schema.base import ConfigError
     from trainer.contract.schema.job import load_job
+    from trainer.contract.status import EXIT_FAILED
     from trainer.job.lifecycle import run_job
-    from trainer.job.workdir import EXIT_FAILED
 
     try:
         job = load_job(options.job)

@@ -45,18 +45,18 @@ PROGRAM = """
 import os, signal, sys
 from pathlib import Path
 from tests.assets.graphs import Graph
-from vpmoe_assets.lineage import record, store, workarea
+from vpmoe_assets.lineage import store
 
 where, experiment, root = sys.argv[1:]
 def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 if where == "before the record":       # the directory has its final name, the record not yet
-    whole, count = workarea.sync_directory, []
+    whole = store.sync
     def dies(path):
         whole(path)
         if path.name == "synth_harmony":
             die()
-    store.workarea.sync_directory = dies
+    store.sync = dies
 else:
     from vpmoe_assets.harmony import audit
     audit.harmony_manifest_matches = die

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 from tests.harmony.inputs import SEQ_LEN, build, rows, tree, write
+from trainer.contract.canonical import sha256_json
+from trainer.contract.files import replace_json
 from vpmoe_assets.errors import DataError, ShardRowError
 from vpmoe_assets.harmony.build import build_kd_from_harmony, work_dir_of
-from vpmoe_assets.harmony.completion import write_json
 from vpmoe_assets.harmony.conversation import Scaffold, messages
 from vpmoe_assets.harmony.indexed import map_elements, read_index
 from vpmoe_assets.harmony.kd_config import KdConfig
 from vpmoe_assets.harmony.oracle import expected_document
 from vpmoe_assets.harmony.split import split_of
 from vpmoe_assets.harmony.synth_harmony import build_synth_harmony, scaffold_of
-from vpmoe_assets.lineage.canonical import sha256_json, without_volatile
+from vpmoe_assets.lineage.volatile import without_volatile
 
 pytestmark = pytest.mark.slow
 
@@ -125,7 +126,7 @@ def harmony(inputs, directory, **options):
     manifest = build_synth_harmony(
         inputs, directory / "payload", directory / "state", **{**defaults, **options}
     )
-    write_json(directory / "manifest.json", manifest)
+    replace_json(directory / "manifest.json", manifest)
     return manifest
 
 
@@ -329,7 +330,7 @@ def tamper(directory, change):
     stored[7] = change(stored[7])
     pq.write_table(table.set_column(0, "messages_json", pa.array(stored, pa.string())), path)
     entry["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    write_json(directory / "manifest.json", manifest)
+    replace_json(directory / "manifest.json", manifest)
 
 
 def without_final(stored):

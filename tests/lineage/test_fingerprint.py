@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from vpmoe_assets.lineage.errors import UnstableValueError
+from trainer.contract.canonical import UnstableValueError
 from vpmoe_assets.lineage.fingerprint import code_version, recipe_fingerprint, source_digests
 
 

@@ -9,8 +9,8 @@ import duckdb
 import pytest
 
 from tests.lineage.fabricate import publish
+from trainer.contract.canonical import sha256_json
 from vpmoe_assets.lineage import index as index_module
-from vpmoe_assets.lineage.canonical import sha256_json
 from vpmoe_assets.lineage.errors import IndexCorruptError, IndexLockedError, QueryError
 from vpmoe_assets.lineage.index import TABLES, VIEWS, Index
 from vpmoe_assets.lineage.record import RECORD_NAME

@@ -3,8 +3,8 @@ import subprocess
 
 import pytest
 
+from trainer.contract.canonical import canonical_json
 from vpmoe_assets.lineage import provenance
-from vpmoe_assets.lineage.canonical import canonical_json
 from vpmoe_assets.lineage.errors import ProvenanceError
 from vpmoe_assets.lineage.provenance import code_state, environment
 

@@ -5,7 +5,8 @@ import pytest
 from pydantic import ValidationError
 
 from tests.lineage.fabricate import publish
-from vpmoe_assets.lineage.errors import RecordError, UnstableValueError
+from trainer.contract.canonical import UnstableValueError
+from vpmoe_assets.lineage.errors import RecordError
 from vpmoe_assets.lineage.record import RECORD_NAME, CodeState, InputRef, Record, read_record, record_digest
 from vpmoe_assets.lineage.store import Store
 

@@ -16,7 +16,7 @@ from trainer.contract.schema.sources import HubText, PydocTopics, TextFolder
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.tokenizer import EOD, load_tiktoken, write_tokenizer
 from vpmoe_assets.hub import HubError, HubFile
-from vpmoe_assets.lineage.canonical import without_volatile
+from vpmoe_assets.lineage.volatile import without_volatile
 from vpmoe_assets.text.documents import split_paragraphs
 from vpmoe_assets.text.healing import (
     build_healing_corpus,

@@ -11,9 +11,9 @@ payload/
 from collections.abc import Mapping
 from pathlib import Path
 
+from trainer.contract.canonical import canonical_json
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import plain
-from trainer.job.workdir import canonical_json
 
 SCHEMA = "vpmoe.checkpoint/1"
 CONFIG_NAME = "config.json"

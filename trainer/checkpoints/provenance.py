@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from trainer.contract.canonical import canonical_json
 from trainer.contract.schema.job import Job
 from trainer.job.distributed import Layout
-from trainer.job.workdir import canonical_json
 
 SCHEMA = "vpmoe.provenance/1"
 PACKAGES = (

@@ -31,6 +31,7 @@ from trainer.checkpoints.format import (
     write_config,
     write_index,
 )
+from trainer.contract.differences import differences
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import plain
 
@@ -303,16 +304,9 @@ def _open_index(directory: Path) -> dict[str, str]:
 
 
 def _compare_architectures(asked: Mapping[str, Any], found: Mapping[str, Any], directory: Path) -> None:
-    ours, theirs = dict(_leaves(asked)), dict(_leaves(found))
-    wrong = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+    wrong = differences(found, asked)
     if wrong:
-        shown = ", ".join(f"{key}: {theirs.get(key)!r} stored, {ours.get(key)!r} asked" for key in wrong[:6])
+        shown = ", ".join(
+            f"{key}: {was!r} stored, {ours!r} asked" for key, (was, ours) in list(wrong.items())[:6]
+        )
         raise PublishedError(f"the architecture of {directory} is not the one asked for: {shown}")
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -20,7 +20,6 @@ trainer.checkpoints.published).
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
@@ -37,8 +36,10 @@ from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner, 
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from trainer.checkpoints.checksums import FileSum, checksums, first_damage
+from trainer.contract.canonical import canonical_json
+from trainer.contract.files import replace_text, sync
 from trainer.job.distributed import Layout, random_state, restore_random_state, seed_everything, together
-from trainer.job.workdir import LOGGER, canonical_json, replace_text
+from trainer.job.workdir import LOGGER
 
 SCHEMA = "vpmoe.resume/2"
 LATEST_NAME = "latest_checkpointed_iteration.txt"
@@ -182,11 +183,11 @@ class Checkpoints:
         }
         _write(scratch / "state.json", stored | {"sha256": _sha256(stored)})
         for path in (scratch / "metadata.json", scratch / "random", scratch):
-            _sync(path)
+            sync(path)
         if final.exists():  # saved again after a stop at the very step
             self._remove(final)
         scratch.rename(final)
-        _sync(self.directory)
+        sync(self.directory)
         replace_text(self.directory / LATEST_NAME, f"{state.iteration}\n")
         for old in self.iterations()[: -self.keep_last]:
             if old not in self.protect and not (self.keep_every and old % self.keep_every == 0):
@@ -365,15 +366,5 @@ def _sha256(stored: Mapping[str, Any]) -> str:
 
 
 def _write(path: Path, value: Any) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(_text(value))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    path.write_text(_text(value), encoding="utf-8")
+    sync(path)

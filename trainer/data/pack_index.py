@@ -8,7 +8,6 @@ a cache may be deleted, shared between runs or found half-written, and the answe
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from bisect import bisect_left
@@ -20,6 +19,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from trainer.contract.files import sync
 from trainer.data.packing import ALGORITHM, pack
 
 logger = logging.getLogger(__name__)
@@ -168,9 +168,9 @@ def _build(entry: Path, key: PackKey, lengths: NDArray[np.integer], describe: Ca
         del pairs
         (building / "pack_index.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
         for path in (array, building / "pack_index.json", building):
-            _fsync(path)
+            sync(path)
         building.rename(entry)
-        _fsync(entry.parent)
+        sync(entry.parent)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
@@ -181,11 +181,3 @@ def _sha256(pairs: NDArray[np.int64]) -> str:
     for start in range(0, len(pairs), _CHUNK):
         digest.update(np.ascontiguousarray(pairs[start : start + _CHUNK]))
     return digest.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from trainer.contract.canonical import canonical_json
+from trainer.contract.files import replace_text
 from trainer.contract.schema.base import ConfigError
 from trainer.contract.schema.evaluate import Checkpoint, EvaluateRecipe, MegatronCheckpoint
 from trainer.contract.schema.job import Job
@@ -28,7 +30,7 @@ from trainer.evaluate.suite import Batching, SuiteContext, SuiteResult, find_sui
 from trainer.job.distributed import session
 from trainer.job.metrics import MetricsLog
 from trainer.job.signals import StopRequest
-from trainer.job.workdir import LOGGER, WorkDir, canonical_json, replace_text
+from trainer.job.workdir import LOGGER, WorkDir
 
 SUMMARY_SCHEMA = "vpmoe.summary/1"
 TOKENIZER_INPUT = "o200k_tokenizer"

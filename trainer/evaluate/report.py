@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from trainer.contract.canonical import canonical_json
 from trainer.contract.schema.evaluate import EvaluateRecipe
 from trainer.contract.schema.job import Job
 from trainer.errors import EvaluationError
 from trainer.evaluate.models import LanguageModel
 from trainer.evaluate.suite import SuiteContext, SuiteResult
-from trainer.job.workdir import canonical_json
 
 SCHEMA = "vpmoe.eval/1"
 _COMMIT = re.compile(r"[0-9a-f]{40}")

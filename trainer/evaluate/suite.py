@@ -11,12 +11,14 @@ from typing import Any, Protocol, cast
 
 from tqdm import tqdm
 
+from trainer.contract.canonical import canonical_json
+from trainer.contract.files import replace_text
 from trainer.contract.schema.base import ConfigError
 from trainer.contract.schema.evaluate import EvaluateRecipe
 from trainer.evaluate.models import LanguageModel
 from trainer.job.lifecycle import Interrupted
 from trainer.job.signals import StopRequest
-from trainer.job.workdir import LOGGER, canonical_json, replace_text
+from trainer.job.workdir import LOGGER
 
 SUITES: Mapping[str, str] = {
     "core8": "trainer.evaluate.core8",

@@ -7,17 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.contract.schema.job import Job
+from trainer.contract.status import DONE, EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, INTERRUPTED, RUNNING
 from trainer.job.signals import StopRequest
-from trainer.job.workdir import (
-    DONE,
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    INTERRUPTED,
-    LOGGER,
-    RUNNING,
-    WorkDir,
-)
+from trainer.job.workdir import LOGGER, WorkDir
 
 
 class Interrupted(Exception):  # noqa: N818 - a stop that was asked for is no error

@@ -1,16 +1,7 @@
 """The work directory of one job: what a restart resumes from and what a watcher reads while the job runs.
 
-```
-work_dir/
-  STATUS          one line: running | done | interrupted | failed: <reason>
-  heartbeat       one JSON object; the file is rewritten every few seconds, also inside a long save
-  metrics.jsonl   one JSON object per logged step (see trainer.metrics)
-  log.txt         the log of rank 0; other ranks write log.rank_NNNNN.txt
-  checkpoints/    resume checkpoints (see trainer.checkpoint)
-```
-
-The directory outlives a crash. Every file here is either appended to or replaced by a rename, so a reader
-never sees half of one.
+`trainer.contract.status` names its files. The directory outlives a crash. Every file here is either appended
+to or replaced by a rename, so a reader never sees half of one.
 """
 
 import json
@@ -24,49 +15,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trainer.contract.files import replace_text
+from trainer.contract.status import (
+    CHECKPOINTS_NAME,
+    FAILED,
+    HEARTBEAT_NAME,
+    LOG_NAME,
+    METRICS_NAME,
+    STATUS_NAME,
+    status_line,
+)
+
 HEARTBEAT_SECONDS = 5.0
 """Half of the ten seconds that the contract with the orchestrator promises."""
 
-RUNNING = "running"
-DONE = "done"
-INTERRUPTED = "interrupted"
-FAILED = "failed"
-
-EXIT_DONE = 0
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 75
-"""`EX_TEMPFAIL` of sysexits.h: nothing is wrong, run the same command again and it goes on."""
-
 LOGGER = logging.getLogger("trainer")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader, or a crash, sees the old content or the new and never a part.
-
-    Args:
-        path: File to create or replace; its directory must exist.
-        text: New content, written as UTF-8.
-    """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-
-
-def canonical_json(value: object, *, indent: int | None = None) -> str:
-    """JSON with sorted keys and without NaN or infinity, so that equal values give equal text.
-
-    Args:
-        value: Anything the json module encodes.
-        indent: Spaces per level for people; None gives the compact form that is hashed.
-
-    Raises:
-        ValueError: A float is NaN or infinite.
-    """
-    separators = (",", ":") if indent is None else (",", ": ")
-    return json.dumps(value, sort_keys=True, allow_nan=False, indent=indent, separators=separators)
 
 
 class WorkDir:
@@ -84,8 +47,8 @@ class WorkDir:
     def __init__(self, path: Path, *, rank: int = 0) -> None:
         self.path = path
         self.rank = rank
-        self.checkpoints = path / "checkpoints"
-        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / CHECKPOINTS_NAME
+        self.metrics = path / METRICS_NAME
         path.mkdir(parents=True, exist_ok=True)
         self._beat: dict[str, Any] = {"phase": "start", "iteration": 0}
         self._beat_lock = threading.Lock()
@@ -95,10 +58,10 @@ class WorkDir:
         """Whether this process is the one that writes the shared files."""
         return self.rank == 0
 
-    def status(self, text: str) -> None:
-        """Replace `STATUS`; a reason is flattened to one line."""
+    def status(self, state: str) -> None:
+        """Replace `STATUS`."""
         if self.leads:
-            replace_text(self.path / "STATUS", " ".join(text.split()) + "\n")
+            replace_text(self.path / STATUS_NAME, status_line(state))
 
     def fail(self, reason: str) -> None:
         """Put `failed: <reason>` into `STATUS`, from any rank, unless another rank was first.
@@ -106,12 +69,12 @@ class WorkDir:
         The first failure is the cause; what the other ranks meet afterwards is a broken connection.
         """
         if not self.read_status().startswith(FAILED):
-            replace_text(self.path / "STATUS", " ".join(f"{FAILED}: {reason}".split()) + "\n")
+            replace_text(self.path / STATUS_NAME, status_line(FAILED, reason))
 
     def read_status(self) -> str:
         """Return the present `STATUS`, or an empty string where none was written yet."""
         try:
-            return (self.path / "STATUS").read_text(encoding="utf-8").strip()
+            return (self.path / STATUS_NAME).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             return ""
 
@@ -126,11 +89,9 @@ class WorkDir:
             return
         with self._beat_lock:
             content: Mapping[str, Any] = {**self._beat, "unix_s": round(time.time(), 3), "pid": os.getpid()}
-        path = self.path / "heartbeat"
-        scratch = path.with_name(".heartbeat.tmp")
+        path = self.path / HEARTBEAT_NAME
         try:
-            scratch.write_text(json.dumps(content) + "\n", encoding="utf-8")
-            scratch.replace(path)
+            replace_text(path, json.dumps(content) + "\n", durable=False)
         except OSError as error:
             LOGGER.warning("heartbeat not written: %s", error)
 
@@ -164,7 +125,7 @@ class WorkDir:
     @contextmanager
     def logging(self) -> Iterator[logging.Logger]:
         """Send the log to `log.txt` (rank 0, to standard error too) or `log.rank_NNNNN.txt`."""
-        name = "log.txt" if self.leads else f"log.rank_{self.rank:05d}.txt"
+        name = LOG_NAME if self.leads else f"log.rank_{self.rank:05d}.txt"
         handlers: list[logging.Handler] = [logging.FileHandler(self.path / name, encoding="utf-8")]
         if self.leads:
             handlers.append(logging.StreamHandler(sys.stderr))

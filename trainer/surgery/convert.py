@@ -15,12 +15,14 @@ from typing import Any
 import torch.distributed as dist
 
 from trainer.checkpoints.format import CONFIG_NAME, INDEX_NAME
+from trainer.contract.canonical import canonical_json
+from trainer.contract.files import replace_text
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.convert import ConvertRecipe, VocabularyRecipe
 from trainer.contract.schema.job import Job
 from trainer.job.lifecycle import JobError
 from trainer.job.signals import StopRequest
-from trainer.job.workdir import LOGGER, WorkDir, canonical_json, replace_text
+from trainer.job.workdir import LOGGER, WorkDir
 from trainer.surgery.step import Conversion, Outcome, Step, Verdict, load_step
 from trainer.surgery.weights import WeightsError, WeightsReader, WeightsWriter
 

@@ -9,7 +9,7 @@ from trainer.checkpoints.format import CONFIG_NAME
 from trainer.contract.donor import HF_EMBEDDING, HF_HEAD, donor_shapes
 from trainer.contract.schema.donor import Donor
 from trainer.surgery.tensorfile import TensorSpec, WeightsError
-from trainer.surgery.weights import WeightsReader, differences
+from trainer.surgery.weights import WeightsReader, shown_differences
 
 
 def donor_table(donor: Donor, dtype: torch.dtype) -> dict[str, TensorSpec]:
@@ -36,7 +36,7 @@ def require_donor(reader: WeightsReader, donor: Donor) -> None:
         keys.get(name, name): getattr(donor, name) for name in Donor.model_fields if name != "rope_theta"
     } | {"rope_theta": donor.rope_theta, "hidden_act": "silu", "attention_bias": False}
     found = {key: config.get(key) for key in expected} | {"rope_theta": rope_theta(config)}
-    if wrong := differences(expected, found):
+    if wrong := shown_differences(expected, found):
         raise WeightsError(f"{reader.directory / CONFIG_NAME} is not the donor of the recipe: {wrong}")
     table = donor_table(donor, torch.bfloat16)
     if donor.tie_word_embeddings and HF_HEAD in reader:

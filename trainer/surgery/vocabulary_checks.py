@@ -10,7 +10,7 @@ from trainer.contract.donor import HF_EMBEDDING, HF_HEAD
 from trainer.contract.schema.convert import VocabularyRecipe
 from trainer.surgery.step import Verdict
 from trainer.surgery.tokens import TOKENIZER_NAME, Vocabulary, piece_ids, shared_rows
-from trainer.surgery.weights import WeightsReader, differences
+from trainer.surgery.weights import WeightsReader, shown_differences
 
 SAMPLE = 512
 """Approximated tokens whose rows are computed again."""
@@ -68,7 +68,7 @@ def vocabulary_rows(
     tied = recipe.donor.tie_word_embeddings
     wanted = [HF_EMBEDDING] if tied else [HF_EMBEDDING, HF_HEAD]
     rows = {name: result.specs[name].shape[0] for name in (HF_EMBEDDING, HF_HEAD) if name in result}
-    wrong = differences(config_update(source.config, other_config, after, recipe), result.config)
+    wrong = shown_differences(config_update(source.config, other_config, after, recipe), result.config)
     sizes = {result.config.get("vocab_size"), *rows.values()}
     passed = sizes == {recipe.vocab_size} and sorted(rows) == sorted(wanted) and not wrong
     return Verdict(

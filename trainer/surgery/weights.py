@@ -19,6 +19,7 @@ from trainer.checkpoints.format import (
     write_config,
     write_index,
 )
+from trainer.contract.differences import differences
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import plain
 from trainer.surgery.tensorfile import TensorFile, TensorFileWriter, TensorSpec, WeightsError, raw
@@ -163,7 +164,7 @@ class WeightsReader:
                 f"{self.config.get('schema')!r} found"
             )
         asked = {"architecture": plain(architecture), "dtype": str(TORCH_DTYPES[dtype])[6:]}
-        if wrong := differences(asked, {key: self.config.get(key) for key in asked}):
+        if wrong := shown_differences(asked, {key: self.config.get(key) for key in asked}):
             raise WeightsError(f"{self.directory / CONFIG_NAME}: {wrong}")
         self.require(tensor_table(architecture, dtype))
 
@@ -292,21 +293,10 @@ class WeightsWriter:
         self.close()
 
 
-def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Return the keys in which two trees differ, with both values, as text; empty where they are equal."""
-    ours, theirs = dict(_leaves(expected)), dict(_leaves(found))
-    wrong = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
-    return "; ".join(f"{key}: {ours.get(key)!r} expected, {theirs.get(key)!r} found" for key in wrong[:8])
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found += _leaves(value, f"{prefix}{key}.")
-        else:
-            found.append((f"{prefix}{key}", value))
-    return found
+def shown_differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Return the keys in which two tables differ, with both values, as text; empty where they are equal."""
+    wrong = list(differences(expected, found).items())
+    return "; ".join(f"{key}: {ours!r} expected, {theirs!r} found" for key, (ours, theirs) in wrong[:8])
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from tqdm import tqdm
 from trainer.checkpoints.provenance import Provenance, config_hash
 from trainer.checkpoints.published import load_published, save_published
 from trainer.checkpoints.resume import Checkpoints
+from trainer.contract.canonical import canonical_json
+from trainer.contract.files import replace_text
 from trainer.contract.layers import moe_layers
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.job import Job
@@ -22,7 +24,7 @@ from trainer.job.distributed import Layout, agree, session, together
 from trainer.job.lifecycle import Interrupted
 from trainer.job.metrics import MetricsLog, Value
 from trainer.job.signals import StopRequest
-from trainer.job.workdir import LOGGER, WorkDir, canonical_json, replace_text
+from trainer.job.workdir import LOGGER, WorkDir
 from trainer.losses.mixture import MixedObjective
 from trainer.model.gpt import build_model
 from trainer.train.drift import Drift, resume_drift

@@ -50,7 +50,7 @@ def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
 
         Rows without a question, reasoning or answer are skipped and counted in the manifest.
         """
-        from vpmoe_assets.harmony.completion import write_json
+        from trainer.contract.files import replace_json
         from vpmoe_assets.harmony.conversation import Scaffold
         from vpmoe_assets.harmony.pool import Progress
         from vpmoe_assets.harmony.synth_harmony import build_synth_harmony
@@ -73,7 +73,7 @@ def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
             processes=_processes(),
             progress=Progress,
         )
-        write_json(build.work.manifest, manifest)
+        replace_json(build.work.manifest, manifest)
         return Built(
             metrics={
                 "rows": manifest["storage"]["total_rows"],
@@ -104,8 +104,8 @@ def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         Spans are 1 for reasoning and 2 for the final answer. Conversations over the sequence length lose the
         start of their reasoning, then of the question, never a message; a malformed row fails the build.
         """
+        from trainer.contract.files import replace_json
         from vpmoe_assets.harmony.build import build_kd_from_harmony
-        from vpmoe_assets.harmony.completion import write_json
         from vpmoe_assets.harmony.kd_config import KdConfig
         from vpmoe_assets.harmony.pool import Progress
 
@@ -123,7 +123,7 @@ def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         )
         if built.reused_shards:
             build.context.log.info(f"{built.reused_shards} shards were finished by an interrupted build")
-        write_json(build.work.manifest, built.manifest)
+        replace_json(build.work.manifest, built.manifest)
         splits = built.manifest["splits"]
         return Built(
             metrics={
@@ -150,7 +150,7 @@ def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
     )
     def healing_text_v1(build: Build, healing_corpus: Published, o200k_tokenizer: Published) -> Built:
         """The healing corpus as tokens, one document one sequence, each ended by one EOD."""
-        from vpmoe_assets.harmony.completion import write_json
+        from trainer.contract.files import replace_json
         from vpmoe_assets.text.healing import build_healing_text
 
         shutil.rmtree(build.payload)
@@ -164,7 +164,7 @@ def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
             git_sha=build.code.git_sha,
             created_unix_s=int(time.time()),
         )
-        write_json(build.work.manifest, manifest)
+        replace_json(build.work.manifest, manifest)
         splits = manifest["splits"]
         return Built(
             metrics={

@@ -94,10 +94,10 @@ def donor_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
 
 
 def _built(build: Build, manifest: dict[str, Any], **numbers: int) -> Built:
+    from trainer.contract.files import replace_json
     from vpmoe_assets.donors.checkpoints import checkpoint_shapes
-    from vpmoe_assets.harmony.completion import write_json
 
-    write_json(build.work.manifest, manifest)
+    replace_json(build.work.manifest, manifest)
     shapes = checkpoint_shapes(build.payload)
     parameters = 0
     for shape in shapes.values():

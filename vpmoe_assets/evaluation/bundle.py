@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.contract.canonical import canonical_json
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.evaluation.tasks import TASKS, Row, TaskSpec, normalise
-from vpmoe_assets.lineage.canonical import canonical_json
 
 SCHEMA = "vpmoe.core8_bundle/1"
 TABLE_NAME = "tasks.json"
@@ -141,7 +141,7 @@ def write_bundle(payload: Path, tasks: Sequence[TaskRows], origin: Mapping[str, 
     for found in tasks:
         task = found.task
         lines = [
-            canonical_json(normalise(task, row, f"{task.label}, row {number}"))
+            canonical_json(normalise(task, row, f"{task.label}, row {number}")).encode("ascii")
             for number, row in enumerate(found.rows)
         ]
         content = b"".join(line + b"\n" for line in lines)
@@ -162,5 +162,5 @@ def write_bundle(payload: Path, tasks: Sequence[TaskRows], origin: Mapping[str, 
             }
         )
     table = {"schema": SCHEMA, "source": dict(origin), "tasks": entries}
-    (payload / TABLE_NAME).write_bytes(canonical_json(table) + b"\n")
+    (payload / TABLE_NAME).write_bytes(canonical_json(table).encode("ascii") + b"\n")
     return shards

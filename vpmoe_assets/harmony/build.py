@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.contract.files import replace_json, sync
 from vpmoe_assets.errors import DataError
-from vpmoe_assets.harmony.completion import sweep, sync_tree, write_json
+from vpmoe_assets.harmony.completion import sweep, sync_tree
 from vpmoe_assets.harmony.conversation import Scaffold
 from vpmoe_assets.harmony.kd import KdWorker
 from vpmoe_assets.harmony.kd_config import KdConfig
@@ -27,7 +28,6 @@ from vpmoe_assets.harmony.sources import Source, harmony_sources, synth_sources
 from vpmoe_assets.harmony.synth_harmony import scaffold_of
 from vpmoe_assets.harmony.tokenizer import load_ranks
 from vpmoe_assets.harmony.unique import require_unique_ids
-from vpmoe_assets.lineage.workarea import sync_directory
 
 MakeProgress = Callable[[str, int], Progress]
 
@@ -97,7 +97,7 @@ def build_kd(
     with _locked(work_dir_of(output_dir)) as work:
         build = _run(worker, scaffold, source, git_sha, created_unix_s, processes=workers, progress=progress)
         _require_free(output_dir, overwrite)
-        write_json(work / "payload" / MANIFEST_NAME, build.manifest)
+        replace_json(work / "payload" / MANIFEST_NAME, build.manifest)
         _publish(work, output_dir)
     return build
 
@@ -262,5 +262,5 @@ def _publish(work: Path, output_dir: Path) -> None:
             shutil.rmtree(replaced)
         os.rename(output_dir, replaced)
     os.rename(work / "payload", output_dir)
-    sync_directory(output_dir.parent)
+    sync(output_dir.parent)
     shutil.rmtree(work)

@@ -7,14 +7,14 @@ nothing needs to reach the disk before the whole build is published.
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpmoe_assets.lineage.canonical import sha256_json
+from trainer.contract.canonical import sha256_json
+from trainer.contract.files import replace_json, sync
 from vpmoe_assets.lineage.digest import file_sha256
 
 
@@ -79,14 +79,9 @@ class ShardWork:
             result: What `completed` will return; must be JSON.
         """
         kept = {name: file_sha256(self.state_dir / name) for name in sidecars}
-        write_json(self.record, {"key": self.key, "files": files, "sidecars": kept, "result": result})
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write indented JSON so that the file appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+        replace_json(
+            self.record, {"key": self.key, "files": files, "sidecars": kept, "result": result}, durable=False
+        )
 
 
 def sweep(payload_dir: Path, expected: Iterable[str]) -> None:
@@ -104,12 +99,4 @@ def sync_tree(root: Path) -> None:
     """Bring every file and directory below `root`, and `root` itself, to the disk."""
     paths = [root, *root.rglob("*")]
     with ThreadPoolExecutor(32) as pool:  # they only wait: together they take little longer than one
-        list(pool.map(_sync, paths))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        list(pool.map(sync, paths))

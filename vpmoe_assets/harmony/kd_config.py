@@ -5,12 +5,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.contract.canonical import sha256_json
 from vpmoe_assets.harmony.conversation import ASSISTANT_CHANNELS, ROLES, Scaffold
 from vpmoe_assets.harmony.render import RENDERER_VERSION
 from vpmoe_assets.harmony.split import split_threshold
 from vpmoe_assets.harmony.tokenizer import EOD, RANKS_SHA256
 from vpmoe_assets.harmony.truncate import POLICY
-from vpmoe_assets.lineage.canonical import sha256_json
 
 PACK_POLICY = "document-aligned/1"
 

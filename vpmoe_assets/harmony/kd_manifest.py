@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.contract.canonical import sha256_json
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.conversation import ROLES, Scaffold
 from vpmoe_assets.harmony.kd import COUNTS
@@ -13,7 +14,6 @@ from vpmoe_assets.harmony.render import RENDERER_VERSION
 from vpmoe_assets.harmony.rows import InputFile
 from vpmoe_assets.harmony.split import SPLITS
 from vpmoe_assets.harmony.tokenizer import RANKS_NAME, RANKS_SHA256, VOCAB_SIZE
-from vpmoe_assets.lineage.canonical import sha256_json
 
 SCHEMA_VERSION = "synth_kd_v1"
 
@@ -38,7 +38,7 @@ def input_from_synth(files: Sequence[InputFile], num_shards: int) -> dict[str, A
 
 def input_from_harmony(manifest_path: Path, harmony_dir: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Return the manifest's `input` for a build from synth_harmony."""
-    from vpmoe_assets.lineage.canonical import without_volatile
+    from vpmoe_assets.lineage.volatile import without_volatile
 
     return {
         "kind": "synth_harmony",

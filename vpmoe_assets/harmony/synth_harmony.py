@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.contract.canonical import sha256_json
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.completion import ShardWork, shard_key, sweep
 from vpmoe_assets.harmony.conversation import (
@@ -22,7 +23,6 @@ from vpmoe_assets.harmony.conversation import (
 )
 from vpmoe_assets.harmony.pool import Progress, run_shards
 from vpmoe_assets.harmony.rows import InputFile, inspect_inputs, read_batches, shard_range
-from vpmoe_assets.lineage.canonical import sha256_json
 from vpmoe_assets.lineage.digest import file_sha256
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
-from vpmoe_assets.lineage.canonical import canonical_json
+from trainer.contract.canonical import canonical_json
 from vpmoe_assets.lineage.errors import UnsafePathError
 
 HASH_THREADS = min(8, os.cpu_count() or 1)
@@ -142,7 +142,9 @@ def merkle_root(entries: Iterable[FileEntry]) -> str:
         if before.path == after.path:
             raise UnsafePathError(f"path {after.path!r} occurs twice in one tree")
     level = [
-        hashlib.sha256(b"\0" + canonical_json([safe_relative(e.path), e.size, e.sha256])).digest()
+        hashlib.sha256(
+            b"\0" + canonical_json([safe_relative(e.path), e.size, e.sha256]).encode("ascii")
+        ).digest()
         for e in ordered
     ]
     if not level:

@@ -5,10 +5,6 @@ class LineageError(Exception):
     """Base of every error that a user can act on; the command line prints it in one line."""
 
 
-class UnstableValueError(LineageError):
-    """A value has no stable canonical form, so it may not enter a hash."""
-
-
 class UnsafePathError(LineageError):
     """A path is absolute, climbs out of its tree, or is of a kind that an artifact may not hold."""
 

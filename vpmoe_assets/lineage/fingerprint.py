@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vpmoe_assets.lineage.canonical import sha256_json
+from trainer.contract.canonical import sha256_json
 from vpmoe_assets.lineage.digest import file_sha256
 from vpmoe_assets.project import ROOT
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.contract.canonical import sha256_json
 from vpmoe_assets.lineage import locks
-from vpmoe_assets.lineage.canonical import sha256_json
 from vpmoe_assets.lineage.errors import BusyError, IndexCorruptError, IndexLockedError, QueryError
 from vpmoe_assets.lineage.record import RECORD_NAME, Record
 from vpmoe_assets.lineage.rows import rows_of

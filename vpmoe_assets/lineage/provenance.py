@@ -10,7 +10,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from vpmoe_assets.lineage.canonical import sha256_json
+from trainer.contract.canonical import sha256_json
 from vpmoe_assets.lineage.digest import FileEntry, file_sha256, merkle_root
 from vpmoe_assets.lineage.errors import ProvenanceError
 from vpmoe_assets.lineage.redaction import redact

@@ -30,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from vpmoe_assets.lineage.canonical import canonical_json, sha256_json
+from trainer.contract.canonical import UnstableValueError, canonical_json, sha256_json
 from vpmoe_assets.lineage.digest import FileEntry, merkle_root, safe_relative
 from vpmoe_assets.lineage.errors import LineageError, RecordError
 
@@ -257,7 +257,10 @@ def read_record(path: Path) -> Record:
         found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
         raise RecordError(f"{path}: schema {found!r}, expected {SCHEMA!r}")
     stated = fields.pop("record_digest", None)
-    actual = sha256_json(fields)
+    try:
+        actual = sha256_json(fields)
+    except UnstableValueError as error:
+        raise RecordError(f"{path}: {error}; {_REMEDY}") from error
     if stated != actual:
         raise RecordError(
             f"{path}: altered since it was written (digest {actual}, record says {stated}); {_REMEDY}"

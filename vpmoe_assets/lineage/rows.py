@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from vpmoe_assets.lineage.canonical import canonical_json, sha256_json
+from trainer.contract.canonical import canonical_json, sha256_json
 from vpmoe_assets.lineage.fingerprint import code_version
 from vpmoe_assets.lineage.record import MANIFEST_NAME, EvalScore, Record
 
@@ -43,13 +43,13 @@ def rows_of(record: Record, directory: Path) -> dict[str, list[Row]]:
         "metrics": metrics,
         "metric_points": [(*key, *point) for point in points],
         "checks": [
-            (*key, c.name, c.passed, c.blocking, c.severity, c.description, _json(c.metadata))
+            (*key, c.name, c.passed, c.blocking, c.severity, c.description, canonical_json(c.metadata))
             for c in record.checks
         ],
         "evals": [
             (*key, e.object_asset, e.object_version, e.suite, e.task, *_score(e)) for e in record.evals
         ],
-        "perf": [(*key, p.name, p.value, p.unit, p.device, _json(p.context)) for p in record.perf],
+        "perf": [(*key, p.name, p.value, p.unit, p.device, canonical_json(p.context)) for p in record.perf],
     }
 
 
@@ -76,8 +76,8 @@ def _artifact(record: Record) -> Row:
         code.git_dirty,
         code.patch_digest,
         code.source_digest,
-        _json(record.recipe),
-        _json(record.details),
+        canonical_json(record.recipe),
+        canonical_json(record.details),
     )
 
 
@@ -101,8 +101,8 @@ def _run(record: Record) -> Row:
         packages.get("megatron-core"),
         environment.get("cuda"),
         environment.get("lock_digest"),
-        _json(record.execution),
-        _json(environment),
+        canonical_json(record.execution),
+        canonical_json(environment),
     )
 
 
@@ -143,7 +143,7 @@ def _shards(manifest: Path) -> Iterator[Row]:
                 shard.get("tokens"),
                 shard.get("row_groups"),
                 sum(size.values()) if isinstance(size, dict) else size,
-                _json(shard["sha256"]) if "sha256" in shard else None,
+                canonical_json(shard["sha256"]) if "sha256" in shard else None,
             )
 
 
@@ -193,10 +193,6 @@ def _score(e: EvalScore) -> Row:
 
 def _scalar(value: bool | int | float | str | None) -> tuple[float | None, str | None]:
     return (None, value) if isinstance(value, str) else (None if value is None else float(value), None)
-
-
-def _json(value: Any) -> str:
-    return canonical_json(value).decode()
 
 
 def _utc(text: str) -> datetime:

@@ -25,8 +25,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from trainer.contract.canonical import sha256_json
+from trainer.contract.files import replace_bytes, sync
 from vpmoe_assets.lineage import locks, workarea
-from vpmoe_assets.lineage.canonical import sha256_json, without_volatile
 from vpmoe_assets.lineage.digest import file_sha256, merkle_root, scan_tree
 from vpmoe_assets.lineage.errors import (
     ArtifactBlocked,
@@ -56,6 +57,7 @@ from vpmoe_assets.lineage.redaction import (
     secret_values,
 )
 from vpmoe_assets.lineage.verify import payload_problems
+from vpmoe_assets.lineage.volatile import without_volatile
 from vpmoe_assets.lineage.workarea import WorkArea
 
 _VERSION = re.compile(r"(\d{8})\.(\d+)-[0-9a-f]{8}")
@@ -287,7 +289,7 @@ class Store:
         run_files = scan_tree(staged / "run", _sync_and_hash)
         manifest = _manifest(staged / MANIFEST_NAME)
         for directory, _, _ in os.walk(staged):
-            workarea.sync_directory(Path(directory))
+            sync(Path(directory))
         with self._asset_lock(work.experiment, work.asset):
             digest = merkle_root(files)
             version, sequence, now = self._allot(work.experiment, work.asset, digest)
@@ -306,14 +308,14 @@ class Store:
                     "manifest": manifest,
                 }
             )
-            workarea.write_durably(staged / workarea.PENDING_NAME, record_bytes(record))
+            replace_bytes(staged / workarea.PENDING_NAME, record_bytes(record))
             (staged / workarea.PENDING_NAME).chmod(0o444)
             final = self.directory(record)
             final.parent.mkdir(parents=True, exist_ok=True)
             staged.rename(final)
-            workarea.sync_directory(final.parent)
+            sync(final.parent)
             (final / workarea.PENDING_NAME).rename(final / RECORD_NAME)
-            workarea.sync_directory(final)
+            sync(final)
         return record
 
     def _allot(self, experiment: str, asset: str, digest: str) -> tuple[str, int, str]:

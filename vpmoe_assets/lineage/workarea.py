@@ -24,6 +24,7 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from trainer.contract.files import replace_bytes
 from vpmoe_assets.lineage.errors import PublishError, RecordError
 from vpmoe_assets.lineage.record import MANIFEST_NAME, RECORD_NAME
 
@@ -101,7 +102,7 @@ class WorkArea:
             directory.mkdir(parents=True, exist_ok=True)
         owner = self.path / _FINGERPRINT
         if not owner.exists():
-            write_durably(owner, self.fingerprint.encode())
+            replace_bytes(owner, self.fingerprint.encode())
         elif (found := owner.read_text()) != self.fingerprint:
             raise RecordError(
                 f"{self.path} holds work of fingerprint {found}, not {self.fingerprint}; "
@@ -123,7 +124,7 @@ class WorkArea:
                 f"{self.path}: {sorted(twice)} would land twice in run/; keep one of each name"
             )
         journal = [[os.path.relpath(end, self.path) for end in move] for move in moves]
-        write_durably(self.path / _JOURNAL, json.dumps(journal).encode())
+        replace_bytes(self.path / _JOURNAL, json.dumps(journal).encode())
         (staged / "run").mkdir(parents=True)
         for source, target in moves:
             source.rename(target)
@@ -165,26 +166,6 @@ class WorkArea:
         for entry in sorted(self.path.iterdir()):
             if entry.name not in _UNPUBLISHED and not entry.name.startswith("."):
                 yield entry
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash it is there whole, or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def make_read_only(root: Path) -> None:

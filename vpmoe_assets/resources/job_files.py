@@ -7,10 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpmoe_assets.resources.launchers import CONSOLE_NAME, JOB_NAME
+from trainer.contract.status import (
+    CHECKPOINTS_NAME,
+    CONSOLE_NAME,
+    HEARTBEAT_NAME,
+    JOB_NAME,
+    LOG_NAME,
+    METRICS_NAME,
+    PAYLOAD_NAME,
+    STATUS_NAME,
+    SUMMARY_NAME,
+    parse_status,
+)
 from vpmoe_assets.resources.tail import last_lines
 
-RUNNING, DONE, INTERRUPTED, FAILED = "running", "done", "interrupted", "failed"
 _CHECKPOINT = re.compile(r"iter_(\d+)")
 
 
@@ -50,29 +60,27 @@ class WorkFiles:
     @property
     def log(self) -> Path:
         """The trainer's own log."""
-        return self.work_dir / "log.txt"
+        return self.work_dir / LOG_NAME
 
     @property
     def metrics(self) -> Path:
         """One JSON object for each logged step."""
-        return self.work_dir / "metrics.jsonl"
+        return self.work_dir / METRICS_NAME
 
     def status(self) -> tuple[str, str]:
         """State and reason, such as ("failed", "loss is NaN at step 3"); empty before anything is written."""
         try:
-            text = (self.work_dir / "STATUS").read_text(encoding="utf-8").strip()
+            return parse_status((self.work_dir / STATUS_NAME).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return "", ""
-        state, _, reason = text.partition(":")
-        return state.strip(), reason.strip()
 
     def clear_status(self) -> None:
         """Forgets how the last attempt ended, so that it is not taken for the end of the next."""
-        (self.work_dir / "STATUS").unlink(missing_ok=True)
+        (self.work_dir / STATUS_NAME).unlink(missing_ok=True)
 
     def beat(self, since: float) -> Beat:
         """Return the last heartbeat; before the first one, a beat at `since` (Unix time, in seconds)."""
-        path = self.work_dir / "heartbeat"
+        path = self.work_dir / HEARTBEAT_NAME
         now = time.time()
         try:
             written = path.stat().st_mtime
@@ -97,7 +105,7 @@ class WorkFiles:
         """Step of the newest complete resume checkpoint, or None."""
         found = [
             int(match.group(1))
-            for entry in (self.work_dir / "checkpoints").glob("iter_*")
+            for entry in (self.work_dir / CHECKPOINTS_NAME).glob("iter_*")
             if (match := _CHECKPOINT.fullmatch(entry.name))
         ]
         return max(found, default=None)
@@ -116,7 +124,7 @@ class WorkFiles:
         Raises:
             OutputIncompleteError: The payload is empty, or the summary is missing or no JSON object.
         """
-        payload, summary = self.output_dir / "payload", self.output_dir / "summary.json"
+        payload, summary = self.output_dir / PAYLOAD_NAME, self.output_dir / SUMMARY_NAME
         if not payload.is_dir() or not any(payload.iterdir()):
             raise OutputIncompleteError(f"the job ended well and left nothing in {payload}")
         try:

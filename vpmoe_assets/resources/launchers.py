@@ -8,13 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from trainer.contract.status import CONSOLE_NAME, JOB_NAME
 from vpmoe_assets.project import ROOT
 from vpmoe_assets.resources import bound
 from vpmoe_assets.resources.process_record import Orchestrator, ProcessRecord
 from vpmoe_assets.resources.processes import MARKER_ENV, Log, end_job, members
-
-JOB_NAME = "job.json"
-CONSOLE_NAME = "console.txt"
 
 
 class LauncherNotAvailableError(RuntimeError):

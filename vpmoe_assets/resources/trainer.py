@@ -10,11 +10,12 @@ from typing import Any, Literal
 import dagster as dg
 from pydantic import Field
 
+from trainer.contract.files import replace_text
 from trainer.contract.schema.base import ConfigError, parse
 from trainer.contract.schema.job import Job
-from vpmoe_assets.resources.job_files import DONE, FAILED, INTERRUPTED, OutputIncompleteError, WorkFiles
+from trainer.contract.status import DONE, FAILED, INTERRUPTED, JOB_NAME
+from vpmoe_assets.resources.job_files import OutputIncompleteError, WorkFiles
 from vpmoe_assets.resources.launchers import (
-    JOB_NAME,
     Handle,
     Launch,
     Launcher,
@@ -187,7 +188,7 @@ class TrainerResource(dg.ConfigurableResource):
             else:
                 context.log.info(f"{asset}: the job in {work_dir} is finished; not run again")
                 return self._result(files, summary, None, True, 0.0, ())
-        _replace(work_dir / JOB_NAME, job.model_dump_json(by_alias=True, indent=1) + "\n")
+        replace_text(work_dir / JOB_NAME, job.model_dump_json(by_alias=True, indent=1) + "\n")
         files.clear_status()
         return self._launch(context, place, job, files, environment, steps)
 
@@ -344,9 +345,3 @@ class TrainerResource(dg.ConfigurableResource):
             devices=devices,
             execution=self.execution(),
         )
-
-
-def _replace(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)

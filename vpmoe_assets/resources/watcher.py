@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from vpmoe_assets.resources.job_files import FAILED, WorkFiles
+from trainer.contract.status import FAILED
+from vpmoe_assets.resources.job_files import WorkFiles
 from vpmoe_assets.resources.launchers import Handle
 from vpmoe_assets.resources.tail import LogTail, MetricsTail
 

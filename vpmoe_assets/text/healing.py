@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from trainer.contract.canonical import sha256_json
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.indexed import IndexedWriter
 from vpmoe_assets.harmony.split import SPLITS
@@ -29,8 +30,8 @@ from vpmoe_assets.harmony.tokenizer import (
     write_tokenizer,
 )
 from vpmoe_assets.hub import HubClient
-from vpmoe_assets.lineage.canonical import sha256_json, without_volatile
 from vpmoe_assets.lineage.digest import file_sha256
+from vpmoe_assets.lineage.volatile import without_volatile
 from vpmoe_assets.text.documents import ENGLISH, Document, DocumentSource, folder, hub_text, pydoc_topics
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from tests.trainer.evaluate.evaluation_inputs import (
 )
 from trainer.__main__ import main
 from trainer.contract.schema.base import plain
+from trainer.contract.status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 from trainer.evaluate import core8
 from trainer.evaluate.suite import SuiteContext
-from trainer.job.workdir import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 
 pytestmark = pytest.mark.slow
 

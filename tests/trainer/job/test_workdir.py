@@ -10,7 +10,7 @@ import pytest
 
 from trainer.job.lifecycle import Interrupted, JobError, run_job
 from trainer.job.signals import StopRequest
-from trainer.job.workdir import WorkDir, canonical_json, replace_text
+from trainer.job.workdir import WorkDir
 
 
 class _Job:
@@ -53,19 +53,6 @@ def test_the_first_failure_is_the_one_that_is_kept(tmp_path):
     WorkDir(tmp_path, rank=1).fail("disk full\non rank 1")
     WorkDir(tmp_path, rank=0).fail("connection closed by peer")
     assert status(tmp_path) == "failed: disk full on rank 1"
-
-
-def test_a_file_is_replaced_whole(tmp_path):
-    replace_text(tmp_path / "x", "one")
-    replace_text(tmp_path / "x", "two")
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
-    assert (tmp_path / "x").read_text() == "two"
-
-
-def test_canonical_json_has_one_form_and_refuses_nan():
-    assert canonical_json({"b": 1, "a": [1.5, None]}) == '{"a":[1.5,null],"b":1}'
-    with pytest.raises(ValueError, match="JSON compliant"):
-        canonical_json({"x": float("inf")})
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,11 @@ from tests.trainer.train.train_work import (
 )
 from trainer.checkpoints.published import save_published
 from trainer.contract.schema.job import Job
+from trainer.contract.status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 from trainer.job.distributed import session
 from trainer.job.metrics import read_metrics
 from trainer.job.signals import StopRequest
-from trainer.job.workdir import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, WorkDir
+from trainer.job.workdir import WorkDir
 from trainer.train.run import Run
 
 pytestmark = pytest.mark.slow

@@ -11,9 +11,10 @@ import torch
 
 from tests.trainer.train.train_jobs import make_job, summary, tiny_recipe
 from tests.trainer.train.train_work import run_train, train_until
+from trainer.contract.status import EXIT_DONE, EXIT_INTERRUPTED
 from trainer.job.distributed import session
 from trainer.job.signals import StopRequest
-from trainer.job.workdir import EXIT_DONE, EXIT_INTERRUPTED, WorkDir
+from trainer.job.workdir import WorkDir
 from trainer.train.engine import Engine
 from trainer.train.run import Run
 

@@ -22,9 +22,9 @@ from tests.trainer.train.train_work import (
     weights,
 )
 from trainer.contract.schema.job import Job
+from trainer.contract.status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 from trainer.job.distributed import session
 from trainer.job.metrics import read_metrics
-from trainer.job.workdir import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from tests.ranks import run_ranks
 from tests.trainer.train.train_jobs import make_job, summary, tiny_recipe
 from tests.trainer.train.train_work import losses, payload_bytes, run_train, weights
 from trainer.contract.schema.job import Job
-from trainer.job.workdir import EXIT_DONE, EXIT_FAILED
+from trainer.contract.status import EXIT_DONE, EXIT_FAILED
 
 pytestmark = pytest.mark.slow
 

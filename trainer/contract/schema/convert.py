@@ -1,11 +1,12 @@
 """The recipe of one conversion: what it starts from, what it makes and by which method, all resolved."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
 from trainer.contract.depth import BLOCK_LAYERS, layer_origins
+from trainer.contract.differences import differences
 from trainer.contract.pattern import LayerKind, layer_pattern
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import ConfigError, Frozen, Name, PositiveInt, parse, plain
@@ -138,15 +139,12 @@ class _RungRecipe(_MegatronRecipe):
     parent_dtype: Dtype
 
     def _refuse_changes(self, allowed: set[str]) -> None:
-        ours, theirs = dict(_leaves(plain(self.architecture))), dict(_leaves(plain(self.parent)))
+        changed = differences(plain(self.architecture), plain(self.parent))
         _refuse(
             [
-                f"architecture.{key}: {theirs.get(key)!r} in the parent, {ours.get(key)!r} here; this step "
-                "does not change it"
-                for key in sorted(ours.keys() | theirs.keys())
-                if ours.get(key) != theirs.get(key)
-                and key not in allowed
-                and key.split(".")[0] not in allowed
+                f"architecture.{key}: {theirs!r} in the parent, {ours!r} here; this step does not change it"
+                for key, (ours, theirs) in changed.items()
+                if key not in allowed and key.split(".")[0] not in allowed
             ]
         )
 
@@ -274,11 +272,3 @@ def parse_convert_recipe(raw: Mapping[str, Any], *, origin: str = "recipe") -> C
 def _refuse(problems: list[str]) -> None:
     if problems:
         raise ValueError("; ".join(problems))
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

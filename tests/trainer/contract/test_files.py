@@ -1,0 +1,45 @@
+import json
+import os
+
+import pytest
+
+from trainer.contract.files import replace_bytes, replace_json, replace_text, sync
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_file_is_replaced_whole(tmp_path, durable):
+    replace_text(tmp_path / "x", "one", durable=durable)
+    replace_text(tmp_path / "x", "two – ü", durable=durable)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x").read_bytes() == "two – ü".encode()
+
+
+def test_json_keeps_the_order_of_its_keys_and_refuses_nan(tmp_path):
+    replace_json(tmp_path / "x", {"b": 1, "a": [1.5, None]})
+    assert (tmp_path / "x").read_text() == '{\n  "b": 1,\n  "a": [\n    1.5,\n    null\n  ]\n}\n'
+    with pytest.raises(ValueError, match="JSON compliant"):
+        replace_json(tmp_path / "x", {"a": float("nan")})
+    assert json.loads((tmp_path / "x").read_text())["b"] == 1
+
+
+def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_return(tmp_path, monkeypatch):
+    order = []
+    fsync, rename = os.fsync, type(tmp_path).replace
+
+    def synced(descriptor):
+        order.append(("sync", os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    def renamed(path, target):
+        order.append(("rename", target.name))
+        return rename(path, target)
+
+    monkeypatch.setattr("os.fsync", synced)
+    monkeypatch.setattr(type(tmp_path), "replace", renamed)
+    replace_bytes(tmp_path / "x", b"one")
+    assert order == [("sync", f".x.{os.getpid()}.tmp"), ("rename", "x"), ("sync", tmp_path.name)]
+    order.clear()
+    replace_bytes(tmp_path / "x", b"two", durable=False)
+    assert order == [("rename", "x")]
+    sync(tmp_path / "x")
+    assert order[1:] == [("sync", "x")]
