@@ -48,7 +48,7 @@ def test_the_definitions_load_in_under_four_seconds():
         assert seconds < max(4.0, 1.5 * alone)
 
 
-@pytest.mark.parametrize("module", ["vpmoe_assets.cli", "trainer.config"])
+@pytest.mark.parametrize("module", ["vpmoe_assets.cli", "trainer.contract.schema.experiment"])
 def test_the_command_and_the_schema_load_without_dagster(module):
     packages = loaded_by(f"import {module}")
     assert module.partition(".")[0] in packages
@@ -68,11 +68,11 @@ def imports_of(package: str) -> dict[str, set[str]]:
     return found
 
 
-def test_the_two_packages_meet_in_files_and_in_the_schema_alone():
+def test_the_two_packages_meet_in_files_and_in_the_contract_alone():
     trainer, assets = imports_of("trainer"), imports_of("vpmoe_assets")
     assert any("torch" in names for names in trainer.values())
     for file, names in trainer.items():
         assert not {name for name in names if re.match(r"(dagster|vpmoe_assets)\b", name)}, file
     for file, names in assets.items():
-        others = {name for name in names if re.match(r"trainer\b(?!\.config\b)", name)}
-        assert not others, f"{file} imports {others}: only trainer.config is shared"
+        others = {name for name in names if re.match(r"trainer\b(?!\.contract\.)", name)}
+        assert not others, f"{file} imports {others}: only trainer.contract is shared"

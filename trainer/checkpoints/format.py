@@ -75,7 +75,7 @@ def write_config(
     """
     config = {
         "schema": SCHEMA,
-        "architecture": plain(architecture),
+        "architecture": plain(architecture, nulls=True),
         "dtype": dtype,
         "parameters": parameters,
         "tensors": tensors,

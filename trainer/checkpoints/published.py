@@ -250,7 +250,9 @@ def load_published(
             copied then.
     """
     if architecture is not None:
-        _compare_architectures(plain(architecture), read_config(directory)["architecture"], directory)
+        _compare_architectures(
+            plain(architecture, nulls=True), read_config(directory)["architecture"], directory
+        )
     files = _open_index(directory)
     local = _by_name(model)
     expected = set().union(*_all_names(local))

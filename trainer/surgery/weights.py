@@ -163,7 +163,7 @@ class WeightsReader:
                 f"{self.directory / CONFIG_NAME}: schema {SCHEMA!r} expected, "
                 f"{self.config.get('schema')!r} found"
             )
-        asked = {"architecture": plain(architecture), "dtype": str(TORCH_DTYPES[dtype])[6:]}
+        asked = {"architecture": plain(architecture, nulls=True), "dtype": str(TORCH_DTYPES[dtype])[6:]}
         if wrong := shown_differences(asked, {key: self.config.get(key) for key in asked}):
             raise WeightsError(f"{self.directory / CONFIG_NAME}: {wrong}")
         self.require(tensor_table(architecture, dtype))

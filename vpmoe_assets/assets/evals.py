@@ -79,8 +79,8 @@ def _recipe(experiment: Experiment, checkpoints: Sequence[str], measured: Sequen
     """Return the recipe of an evaluation; deltas are taken against checkpoints that are evaluated at all."""
     recipe = plain(experiment.evaluate_recipe(*checkpoints))
     for checkpoint in recipe["checkpoints"].values():
-        if checkpoint["compare_to"] not in measured:
-            checkpoint["compare_to"] = None
+        if checkpoint.get("compare_to") not in measured:
+            checkpoint.pop("compare_to", None)
     return recipe
 
 
@@ -89,7 +89,7 @@ def _plan(
 ) -> _Planned:
     recipe = _recipe(experiment, [checkpoint], measured)
     step = Step(experiment, eval_name(checkpoint), recipe, sources, experiment.seed)
-    return _Planned(checkpoint, step, recipe["checkpoints"][checkpoint]["compare_to"])
+    return _Planned(checkpoint, step, recipe["checkpoints"][checkpoint].get("compare_to"))
 
 
 def _spec(plan: _Planned) -> dg.AssetSpec:

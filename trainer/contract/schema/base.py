@@ -1,14 +1,13 @@
-"""What every table of a config shares: strict frozen models, and errors that a person can act on."""
+"""What every table of a config shares: strict frozen models, read from plain values and written as such."""
 
-import difflib
 import re
-import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
-Path = tuple[str | int, ...]
+from trainer.contract.schema.explain import Path, explain, unknown_first
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -34,6 +33,13 @@ class Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True
     )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        for name, field in cls.model_fields.items():
+            if any(isinstance(item, Neutral) for item in field.metadata) and field.is_required():
+                raise TypeError(f"{cls.__name__}.{name}: a Neutral key needs a default, its neutral value")
 
 
 class Pinned(Frozen):
@@ -100,6 +106,21 @@ class NamedTables(Frozen):
         return ((name, getattr(self, name)) for name in self.names())
 
 
+class Neutral:
+    """Marks a key that came later, whose default means what was done before there was the key.
+
+    At that value `plain` leaves the key out, so every recipe from before keeps its fingerprint, and what was
+    made is reused; at any other value the key is part of the identity like all others:
+
+        dropout_seed: Annotated[Count, Neutral()] = 0
+
+    Use it for a key added to a table of which records exist, when its default changes no byte of what they
+    hold. A default that does change bytes is no neutral value: leave the mark out, and everything is made
+    again. The default of a marked key must never change, nor may the mark be taken away: records from before
+    would then be read as made with another value.
+    """
+
+
 class Pin:
     """Marks a field whose empty string means "to be filled in before use"."""
 
@@ -134,9 +155,37 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 
 
-def plain(model: BaseModel) -> dict[str, Any]:
-    """Return the table as JSON values with every default written out, in the order of declaration."""
-    return model.model_dump(mode="json", by_alias=True)
+def plain(model: BaseModel, *, nulls: bool = False) -> dict[str, Any]:
+    """Return the table as JSON values, in the order of declaration: what a fingerprint is taken over.
+
+    Defaults are written out. Left out are an optional key that is not set (None, its default), and a
+    `Neutral` key at its neutral value; `parse` gives both back.
+
+    Args:
+        model: The table.
+        nulls: Write optional keys that are not set as null. Published weights say so in their `config.json`.
+    """
+    return _pruned(model, model.model_dump(mode="json", by_alias=True), nulls)
+
+
+def _pruned(value: Any, dumped: Any, nulls: bool) -> Any:
+    if isinstance(value, BaseModel):
+        return {
+            field.alias or name: _pruned(getattr(value, name), dumped[field.alias or name], nulls)
+            for name, field in type(value).model_fields.items()
+            if not _is_absent(field, getattr(value, name), nulls)
+        }
+    if isinstance(value, Mapping):
+        return {key: _pruned(value[key], item, nulls) for key, item in dumped.items()}
+    if isinstance(value, tuple | list):
+        return [_pruned(*pair, nulls) for pair in zip(value, dumped, strict=True)]
+    return dumped
+
+
+def _is_absent(field: FieldInfo, value: Any, nulls: bool) -> bool:
+    if any(isinstance(item, Neutral) for item in field.metadata):
+        return bool(value == field.default)
+    return value is None and field.default is None and not nulls
 
 
 def parse[M: BaseModel](
@@ -159,132 +208,5 @@ def parse[M: BaseModel](
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = [_explain(model, data, detail, source_path) for detail in _unknown_first(error)]
+        problems = [explain(model, data, detail, source_path) for detail in unknown_first(error)]
         raise ConfigError(list(dict.fromkeys(problems)), origin=origin) from None
-
-
-def _unknown_first(error: ValidationError) -> list[Any]:
-    """Return a misspelt key also leaves the right one missing: name the misspelling first."""
-    return sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
-
-
-def dotted(path: Path) -> str:
-    """`("stages", "a", "curriculum", 0, "until")` as `stages.a.curriculum[0].until`."""
-    text = ""
-    for part in path:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            shown = part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else f'"{part}"'
-            text += f".{shown}" if text else shown
-    return text
-
-
-def _explain(model: type[BaseModel], data: object, detail: Any, source_path: Callable[[Path], Path]) -> str:
-    path, table = _resolve(model, data, detail["loc"])
-    key = dotted(source_path(path))
-    kind: str = detail["type"]
-    if kind == "extra_forbidden":
-        return f"{key}: unknown key; {_nearest(model, table, str(path[-1]))}"
-    if kind == "missing":
-        return f"{key}: missing; it has no default, so the config must set it"
-    if kind == "union_tag_not_found":
-        return f"{dotted((*source_path(path), 'kind'))}: missing; allowed: {_tags(model, path)}"
-    if kind == "union_tag_invalid":
-        found = detail["ctx"]["tag"]
-        allowed = detail["ctx"]["expected_tags"]
-        return f"{dotted((*source_path(path), 'kind'))}: found {found!r}; allowed: {allowed}"
-    if kind == "literal_error":
-        return f"{key}: found {detail['input']!r}; allowed: {detail['ctx']['expected']}"
-    if kind == "value_error":
-        reason = str(detail["ctx"]["error"])
-        return f"{key}: {reason}" if key else reason
-    return f"{key}: found {detail['input']!r}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
-
-
-def _nearest(model: type[BaseModel], table: type[BaseModel] | None, name: str) -> str:
-    siblings = _keys(table) if table is not None else []
-    if close := difflib.get_close_matches(name, siblings, n=1, cutoff=0.6):
-        return f"the nearest valid key is {close[0]!r}"
-    elsewhere = {path.rsplit(".", 1)[-1]: path for path in reversed(list(_all_keys(model)))}
-    if close := difflib.get_close_matches(name, list(elsewhere), n=1, cutoff=0.85):
-        return f"the nearest valid key is {elsewhere[close[0]]!r}; valid here: {', '.join(siblings)}"
-    if close := difflib.get_close_matches(name, siblings, n=1, cutoff=0.0):
-        return f"the nearest valid key is {close[0]!r}; valid here: {', '.join(siblings)}"
-    return "no keys are allowed here"
-
-
-def _keys(table: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in table.model_fields.items()]
-
-
-def _all_keys(table: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in table.model_fields.items():
-        path = f"{prefix}{field.alias or name}"
-        yield path
-        for _, inner in _models(field.annotation):
-            yield from _all_keys(inner, f"{path}.")
-
-
-def _models(annotation: Any) -> list[tuple[str, type[BaseModel]]]:
-    """Return the table classes that an annotation admits, each with its `kind` tag ("" when it has none)."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _models(get_args(annotation)[0])
-    if origin in (Union, types.UnionType):
-        return [found for arg in get_args(annotation) for found in _models(arg)]
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        kind = annotation.model_fields.get("kind")
-        return [
-            (
-                get_args(kind.annotation)[0] if kind and get_origin(kind.annotation) is Literal else "",
-                annotation,
-            )
-        ]
-    return []
-
-
-def _tags(model: type[BaseModel], path: Path) -> str:
-    annotation: Any = None
-    table: type[BaseModel] = model
-    for part in path:
-        annotation = _annotation(table, str(part))
-        found = _models(annotation)
-        table = found[0][1] if found else table
-    return ", ".join(repr(tag) for tag, _ in _models(annotation))
-
-
-def _annotation(table: type[BaseModel], key: str) -> Any:
-    for name, field in table.model_fields.items():
-        if key in (name, field.alias):
-            return field.annotation
-    return None
-
-
-def _resolve(model: type[BaseModel], data: object, loc: Path) -> tuple[Path, type[BaseModel] | None]:
-    """Return the key path of a location of pydantic's, without union tags, and the table of its last key."""
-    path: list[str | int] = []
-    annotation: Any = model
-    holder: type[BaseModel] | None = None
-    for part in loc:
-        found = _models(annotation)
-        tagged = dict(found)
-        if len(found) > 1 and part in tagged:  # a union's tag, not a key
-            annotation = tagged[str(part)]
-            continue
-        if found:
-            holder = found[0][1]
-            path.append(part)
-            annotation = _annotation(holder, str(part))
-            continue
-        while get_origin(annotation) is Annotated:
-            annotation = get_args(annotation)[0]
-        container = get_origin(annotation)
-        if container is dict:
-            path.append(part)
-            annotation, holder = get_args(annotation)[1], None
-        elif isinstance(part, int):
-            path.append(part)
-            annotation = get_args(annotation)[0] if container is tuple else None
-        # Anything else is pydantic's name for a branch of a plain union, which nobody wrote.
-    return tuple(path), holder

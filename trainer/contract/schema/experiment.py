@@ -21,7 +21,6 @@ from trainer.contract.schema.base import (
     parse,
     plain,
 )
-from trainer.contract.schema.base import Path as KeyPath
 from trainer.contract.schema.convert import ConvertRecipe, Donor, Dtype, parse_convert_recipe
 from trainer.contract.schema.data import Data
 from trainer.contract.schema.evaluate import (
@@ -32,6 +31,7 @@ from trainer.contract.schema.evaluate import (
     HuggingFaceCheckpoint,
     MegatronCheckpoint,
 )
+from trainer.contract.schema.explain import Path as KeyPath
 from trainer.contract.schema.rungs import DEEP_RUNG, GEOMETRY_TABLES, HF_RUNG, Healing, RungConfig, Rungs
 from trainer.contract.schema.sources import Sources
 from trainer.contract.schema.training import (
