@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from vpmoe_assets.harmony.download import fetch_synth
 from vpmoe_assets.hub import (
     HubError,
     HubFile,
@@ -17,6 +16,7 @@ from vpmoe_assets.hub import (
     require_commit,
     select_files,
 )
+from vpmoe_assets.synth import fetch_synth
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CONTENT = bytes(range(256)) * 40

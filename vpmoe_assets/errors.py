@@ -41,3 +41,7 @@ class ShardRowError(DataError):
 
 class DonorError(DataError):
     """A donor is absent, damaged, or not the one that the experiment names; the message says what to do."""
+
+
+class WorkerError(RuntimeError):
+    """A worker process ended without a result."""

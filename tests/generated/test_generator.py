@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vpmoe_assets.generated.exercises import EXERCISES, LANGUAGES
+from vpmoe_assets.generated.exercises.catalogue import EXERCISES
+from vpmoe_assets.generated.exercises.draft import LANGUAGES
 from vpmoe_assets.generated.generator import generate_row, generate_rows, schema, write_synth
 from vpmoe_assets.harmony.tokenizer import load_tiktoken, write_tokenizer
 

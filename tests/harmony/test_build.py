@@ -1,15 +1,15 @@
 """Builds: the same bytes by every way, manifests, refusals that leave nothing behind."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from tests.harmony.inputs import SEQ_LEN, build, rows, tree, write
 from trainer.contract.canonical import sha256_json
 from trainer.contract.files import replace_json
+from vpmoe_assets.cli import main
 from vpmoe_assets.errors import DataError, ShardRowError
 from vpmoe_assets.harmony.build import build_kd_from_harmony, work_dir_of
 from vpmoe_assets.harmony.conversation import Scaffold, messages
@@ -417,18 +417,43 @@ def test_synth_harmony_is_reproducible_and_resumes(inputs, tmp_path):
     assert kept.stat().st_mtime_ns == before
 
 
+def build_shard(inputs, output, shard: int, *flags: str, code: int = 0):
+    """Build one shard of four by the command, as a machine that builds some of them does."""
+    files = [text for path in inputs for text in ("--input", str(path))]
+    options = ["--seq-len", str(SEQ_LEN), "--valid-fraction", "0.1", "--shard", str(shard), "--of", "4"]
+    done = CliRunner().invoke(main, ["data", "build", *files, "--output", str(output), *options, *flags])
+    assert done.exit_code == code, done.output
+    return done
+
+
 def test_single_shards_made_alone_are_taken_over_by_the_build(inputs, built, tokenizer_dir, tmp_path):
-    command = [sys.executable, "-m", "vpmoe_assets.harmony.kd", "--input", *map(str, inputs)]
-    command += ["--work", str(work_dir_of(tmp_path / "kd")), "--tokenizer", str(tokenizer_dir)]
-    command += ["--seq-len", str(SEQ_LEN), "--valid-fraction", "0.1", "--of", "4", "--shard"]
-    done = subprocess.run([*command, "1"], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["shard"] == 1
-    assert "shard 01 of 4: 38 of 38 rows" in done.stderr
+    done = build_shard(inputs, tmp_path / "kd", 1, "--json")
+    assert json.loads(done.stdout) == {"shard": 1, "of": 4, "reused": False}
+    assert "shard 1 of 4: 38 of 38 rows" in done.stderr
     result = build(inputs, tmp_path / "kd", tokenizer_dir)
     assert result.reused_shards == 1
     assert tree(tmp_path / "kd") == tree(built[0])
-    refused = subprocess.run([*command, "4"], capture_output=True, text=True, check=False)
-    assert (refused.returncode, refused.stderr.strip()) == (1, "error: --shard must lie in [0, 4), got 4")
+    refused = build_shard(inputs, tmp_path / "kd", 4, code=2)
+    assert "--shard must lie in [0, 4), got 4" in refused.stderr
+
+
+def test_the_texts_around_a_conversation_can_be_given_to_the_command(inputs, built, tokenizer_dir, tmp_path):
+    texts = ["--reasoning-effort", "low", "--model-identity", "You are another.", "--pack-block", "16"]
+    texts += ["--knowledge-cutoff", "2025-01", "--conversation-start-date", "2025-02-03"]
+    build_shard(inputs, tmp_path / "kd", 0, *texts, "--omit-developer")
+    scaffold = Scaffold("You are another.", "low", "2025-02-03", "2025-01", instructions=None)
+    result = build(inputs, tmp_path / "kd", tokenizer_dir, scaffold=scaffold, pack_block=16)
+    assert result.reused_shards == 1, "the command's shard is the build's"
+    assert tree(tmp_path / "kd") != tree(built[0])
+    (tmp_path / "other").mkdir()
+    build_shard(inputs, tmp_path / "other" / "kd", 0, "--instructions", "Be brief.")
+    assert build(inputs, tmp_path / "other" / "kd", tokenizer_dir).reused_shards == 0
+    for flags, message, code in (
+        (["--instructions", "Be brief.", "--omit-developer"], "contradict each other", 2),
+        (["--reasoning-effort", "extreme"], "reasoning_effort must be low, medium or high", 1),
+    ):
+        assert message in build_shard(inputs, tmp_path / "kd2", 0, *flags, code=code).stderr
+        assert not (tmp_path / "kd2").exists()
 
 
 @pytest.mark.shared

@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-from vpmoe_assets.errors import DataError, RowError, ShardRowError
-from vpmoe_assets.harmony.pool import Progress, WorkerError, run_shards
+from vpmoe_assets.errors import DataError, RowError, ShardRowError, WorkerError
+from vpmoe_assets.harmony.pool import Progress, run_shards
 
 
 class Counted:

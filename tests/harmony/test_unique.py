@@ -4,8 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vpmoe_assets.errors import DataError
-from vpmoe_assets.harmony.kd import hash_file
-from vpmoe_assets.harmony.unique import equal_hashes, require_unique_ids
+from vpmoe_assets.harmony.unique import equal_hashes, hash_file, require_unique_ids
 
 HASHES = [0, 1, 2**63, 2**63 + 1, 2**64 - 1, 77, 2**40]
 

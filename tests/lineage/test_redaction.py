@@ -4,6 +4,7 @@ import pytest
 
 from tests.lineage.fabricate import draft, fill, publish, recipe
 from vpmoe_assets.lineage.errors import SecretFoundError
+from vpmoe_assets.lineage.integrity import run_problems
 from vpmoe_assets.lineage.record import RECORD_NAME
 from vpmoe_assets.lineage.redaction import (
     REDACTED,
@@ -13,7 +14,6 @@ from vpmoe_assets.lineage.redaction import (
     redact_text,
 )
 from vpmoe_assets.lineage.store import Store
-from vpmoe_assets.lineage.verify import run_problems
 
 HF = "hf_" + "aBcDeFgHiJkLmNoPqRsT"
 

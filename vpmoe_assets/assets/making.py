@@ -21,8 +21,7 @@ from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.presentation import record_metadata
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks.check import Check
-from vpmoe_assets.errors import DataError
-from vpmoe_assets.harmony.pool import WorkerError
+from vpmoe_assets.errors import DataError, WorkerError
 from vpmoe_assets.lineage.errors import LineageError
 from vpmoe_assets.lineage.fingerprint import code_version, recipe_fingerprint, source_digests
 from vpmoe_assets.lineage.provenance import code_state, environment

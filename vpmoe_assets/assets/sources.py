@@ -51,7 +51,12 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         group="sources",
         kinds={"parquet", "dataset"},
         recipe=_recipe(synth_source),
-        sources=[f"{_HARMONY}/download.py", "vpmoe_assets/generated", "vpmoe_assets/hub.py"],
+        sources=[
+            "vpmoe_assets/synth.py",
+            f"{_HARMONY}/rows.py",
+            "vpmoe_assets/generated",
+            "vpmoe_assets/hub.py",
+        ],
         checks=[checks.source_files],
         metadata=_source_metadata,
         external=lambda: _folder_digest("sources.synth", synth_source),
@@ -64,7 +69,7 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         `hub` takes PleIAs/SYNTH at a pinned revision, resumably; `parquet` takes a local folder.
         """
         from vpmoe_assets.generated.generator import write_synth
-        from vpmoe_assets.harmony.download import fetch_synth
+        from vpmoe_assets.synth import copy_parquet, fetch_synth
 
         if synth_source.kind == "generated":
             shutil.rmtree(build.payload)  # of an attempt that was killed: generated rows are cheap
@@ -73,7 +78,7 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
             synth_source.require_pins("sources.synth")
             manifest = fetch_synth(synth_source, build.payload)
         else:
-            manifest = _copy_parquet(_local_files("sources.synth", synth_source), build.payload)
+            manifest = copy_parquet(_local_files("sources.synth", synth_source), build.payload)
         return _with_manifest(build, synth_source, manifest)
 
     @produced_asset(
@@ -219,31 +224,3 @@ def _python_of(source: Any) -> dict[str, str]:
     import platform
 
     return {"python": platform.python_version()} if source.kind == "pydoc_topics" else {}
-
-
-def _copy_parquet(files: list[Path], payload: Path) -> dict[str, Any]:
-    from vpmoe_assets.harmony.rows import inspect_inputs
-
-    inputs = inspect_inputs(files)  # before anything is copied, so that a message names the user's file
-    for file in files:
-        shutil.copyfile(file, payload / file.name)
-    shards = [
-        {
-            "path": entry.name,
-            "rows": entry.rows,
-            "bytes": (payload / entry.name).stat().st_size,
-            "sha256": entry.sha256,
-        }
-        for entry in inputs
-    ]
-    return {
-        "schema_version": "synth_source_v1",
-        "kind": "parquet",
-        "description": "A local folder of SYNTH-shaped parquet files.",
-        "storage": {
-            "format": "parquet",
-            "glob": "*.parquet",
-            "total_rows": sum(entry.rows for entry in inputs),
-            "shards": shards,
-        },
-    }

@@ -178,7 +178,8 @@ def verify(asset: str | None, experiment: str | None, quick: bool, as_json: bool
       vpmoe verify synth_kd_v1
       vpmoe verify --json | jq -r '.problems[].path'
     """  # noqa: D301
-    from vpmoe_assets.lineage.verify import Problem, verify_record
+    from vpmoe_assets.lineage.integrity import Problem
+    from vpmoe_assets.lineage.verify import verify_record
 
     store = open_store()
     problems: list[Problem] = []
@@ -219,7 +220,7 @@ def _find(store: "Store", experiment: str, asset: str, version: str | None) -> "
 
 
 def _summary(store: "Store", record: "Record", stale: str | None) -> dict[str, Any]:
-    from vpmoe_assets.lineage.verify import payload_problems
+    from vpmoe_assets.lineage.integrity import payload_problems
 
     damage = payload_problems(store.directory(record), record, None)
     state = "ok"

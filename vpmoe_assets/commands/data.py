@@ -4,10 +4,29 @@ import glob
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpmoe_assets.commands.common import human_bytes, json_option, print_json, user_errors
+from vpmoe_assets.commands.common import F, human_bytes, json_option, print_json, user_errors
+
+if TYPE_CHECKING:
+    from vpmoe_assets.harmony.build import KdBuild
+    from vpmoe_assets.harmony.conversation import Scaffold
+    from vpmoe_assets.harmony.kd_config import KdConfig
+
+
+def scaffold_options(function: F) -> F:
+    """Add the texts that surround every conversation; what is not given is as in the experiments."""
+    for flag, text in (
+        ("--instructions", "Developer message."),
+        ("--knowledge-cutoff", "Of the system message."),
+        ("--conversation-start-date", "Of the system message."),
+        ("--reasoning-effort", "Of the system message: low, medium or high."),
+        ("--model-identity", "First line of the system message."),
+    ):
+        function = click.option(flag, metavar="TEXT", help=text)(function)
+    return click.option("--omit-developer", is_flag=True, help="No developer message.")(function)
 
 
 @click.group()
@@ -35,6 +54,8 @@ def data() -> None:
     "--shards", type=int, help="Shards to cut the rows into; by default as many as the experiments."
 )
 @click.option("--max-rows", default=-1, show_default=True, help="Take only that many rows; -1 takes all.")
+@click.option("--pack-block", default=1024, show_default=True, help="Documents a packing block, recorded.")
+@scaffold_options
 @click.option("--overwrite", is_flag=True, help="Replace an earlier build in OUTPUT.")
 @click.option("--shard", type=int, help="Build only this shard, from 0; a last call without it finishes.")
 @click.option("--of", "of_shards", type=int, help="Number of shards, with --shard.")
@@ -48,10 +69,12 @@ def build(
     workers: int,
     shards: int | None,
     max_rows: int,
+    pack_block: int,
     overwrite: bool,
     shard: int | None,
     of_shards: int | None,
     as_json: bool,
+    **texts: Any,
 ) -> None:
     """Build synth_kd_v1 shards with their manifest: same bytes as the asset's.
 
@@ -65,10 +88,10 @@ def build(
       vpmoe data build --input synth/*.parquet --output kd --seq-len 1024 --valid-fraction 0.1 --workers 8
       vpmoe data build --input synth/ --output kd --shard 3 --of 16
     """  # noqa: D301
-    from vpmoe_assets.harmony.build import DEFAULT_SHARDS, build_kd, synth_worker, work_dir_of
-    from vpmoe_assets.harmony.conversation import Scaffold
+    from vpmoe_assets.errors import WorkerError
+    from vpmoe_assets.harmony.build import DEFAULT_SHARDS, build_kd, work_dir_of
     from vpmoe_assets.harmony.kd_config import KdConfig
-    from vpmoe_assets.harmony.pool import Progress, WorkerError
+    from vpmoe_assets.harmony.pool import Progress
     from vpmoe_assets.harmony.tokenizer import write_tokenizer
     from vpmoe_assets.lineage.provenance import code_state
 
@@ -80,26 +103,13 @@ def build(
         raise click.UsageError(f"--workers must be at least 1, got {workers}")
     files = input_files([*inputs, *more])  # a shell expands --input *.parquet to one option and the rest
     with user_errors(ValueError, WorkerError):
-        git_sha = code_state()["git_sha"]
+        scaffold, git_sha = _scaffold(**texts), code_state()["git_sha"]
         tokenizer_dir = work_dir_of(output) / "tokenizer"
-        if shard is not None and of_shards is not None:
-            write_tokenizer(tokenizer_dir)
-            worker = synth_worker(
-                files,
-                work_dir_of(output),
-                tokenizer_dir,
-                KdConfig(seq_len, valid_fraction, max_rows),
-                scaffold=Scaffold(),
-                num_shards=of_shards,
-            )
-            with Progress(f"shard {shard} of {of_shards}", worker.sources[shard].rows) as progress:
-                result = worker(shard, progress.advance)
-            if as_json:
-                print_json({"shard": shard, "of": of_shards, "reused": result["reused"]})
-            else:
-                click.echo(f"shard {shard} of {of_shards} is finished in {work_dir_of(output)}")
-            return
         write_tokenizer(tokenizer_dir)
+        if shard is not None and of_shards is not None:
+            config = KdConfig(seq_len, valid_fraction, max_rows, pack_block)
+            _build_shard(files, output, tokenizer_dir, config, scaffold, shard, of_shards, as_json=as_json)
+            return
         built = build_kd(
             files,
             output,
@@ -111,9 +121,51 @@ def build(
             workers=workers,
             num_shards=shards or DEFAULT_SHARDS,
             max_rows=max_rows,
+            pack_block=pack_block,
+            scaffold=scaffold,
             overwrite=overwrite,
             progress=Progress,
         )
+    _report(built, output, as_json=as_json)
+
+
+def _scaffold(omit_developer: bool, **texts: Any) -> "Scaffold":
+    """Return the scaffold with the texts that were given."""
+    from vpmoe_assets.harmony.conversation import Scaffold
+
+    given = {name: text for name, text in texts.items() if text is not None}
+    if omit_developer:
+        if "instructions" in given:
+            raise click.UsageError("--instructions and --omit-developer contradict each other")
+        given["instructions"] = None
+    return Scaffold(**given)
+
+
+def _build_shard(
+    files: Sequence[Path],
+    output: Path,
+    tokenizer_dir: Path,
+    config: "KdConfig",
+    scaffold: "Scaffold",
+    shard: int,
+    of_shards: int,
+    *,
+    as_json: bool,
+) -> None:
+    from vpmoe_assets.harmony.build import synth_worker, work_dir_of
+    from vpmoe_assets.harmony.pool import Progress
+
+    work_dir = work_dir_of(output)
+    worker = synth_worker(files, work_dir, tokenizer_dir, config, scaffold=scaffold, num_shards=of_shards)
+    with Progress(f"shard {shard} of {of_shards}", worker.sources[shard].rows) as progress:
+        result = worker(shard, progress.advance)
+    if as_json:
+        print_json({"shard": shard, "of": of_shards, "reused": result["reused"]})
+    else:
+        click.echo(f"shard {shard} of {of_shards} is finished in {work_dir}")
+
+
+def _report(built: "KdBuild", output: Path, *, as_json: bool) -> None:
     splits = {
         name: {
             "rows": split["rows"],

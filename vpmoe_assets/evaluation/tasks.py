@@ -4,7 +4,7 @@ Few-shot counts, types and delimiters are those of DCLM's CORE evaluation, from 
 are the baselines, which a published bundle states itself in its `eval_meta_data.csv`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,19 @@ class TaskSpec:
     delimiter: str
     baseline_percent: float
     rows: int
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """The rows of a task, from one source.
+
+    Attributes:
+        task: The task; its `few_shot` and `baseline_percent` are the source's.
+        rows: Its items in the source's order.
+    """
+
+    task: TaskSpec
+    rows: Iterable[Row]
 
 
 _MC, _LM, _SCHEMA = "multiple_choice", "language_modeling", "schema"

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpmoe_assets.generated.exercises import EXERCISES, LANGUAGES
+from vpmoe_assets.generated.exercises.catalogue import EXERCISES
+from vpmoe_assets.generated.exercises.draft import LANGUAGES
 
 if TYPE_CHECKING:
     import pyarrow as pa

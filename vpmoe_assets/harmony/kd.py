@@ -1,12 +1,8 @@
-"""One shard of `synth_kd_v1`: conversations to token, loss-mask and span files. Also callable alone.
+"""One shard of `synth_kd_v1`: conversations to token, loss-mask and span files.
 
-    python -m vpmoe_assets.harmony.kd --input FILES --work DIR --tokenizer DIR --shard 0 --of 4
-
-builds one shard into a work directory, from which `vpmoe data build` with the same options goes on. A
-worker is idempotent: a finished shard is recognised and skipped, an unfinished one is written anew.
+A worker is idempotent: a finished shard is recognised and skipped, an unfinished one is written anew.
 """
 
-import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable
@@ -22,12 +18,12 @@ from vpmoe_assets.errors import RowError, ShardRowError
 from vpmoe_assets.harmony.completion import ShardWork, shard_key, shard_name
 from vpmoe_assets.harmony.conversation import Turn
 from vpmoe_assets.harmony.indexed import IndexedWriter, WrittenFile
-from vpmoe_assets.harmony.kd_config import KdConfig
+from vpmoe_assets.harmony.kd_config import COUNTS, KdConfig
 from vpmoe_assets.harmony.render import Encoded, Renderer
 from vpmoe_assets.harmony.rows import RowBatch
 from vpmoe_assets.harmony.sources import Source
 from vpmoe_assets.harmony.split import SPLITS, split_hash, split_threshold
-from vpmoe_assets.harmony.truncate import DROP_REASONS
+from vpmoe_assets.harmony.unique import hash_file
 
 #: Array name in file names, and its dtype.
 ARRAYS: dict[str, np.dtype[Any]] = {
@@ -35,7 +31,6 @@ ARRAYS: dict[str, np.dtype[Any]] = {
     "lossmask": np.dtype("u1"),
     "span": np.dtype("u1"),
 }
-COUNTS = ("kept", "truncated_analysis", "emptied_analysis", "truncated_user", *DROP_REASONS)
 
 
 @dataclass(frozen=True)
@@ -83,11 +78,6 @@ class KdWorker:
             source=self.sources[shard].identity(),
         )
         return ShardWork(shard, key, self.payload_dir, self.state_dir)
-
-
-def hash_file(state_dir: Path, shard: int) -> Path:
-    """`.npy` of [2, n] uint64: the shard's 8-byte id hashes, sorted, and the rows they belong to."""
-    return state_dir / f"{shard_name(shard)}.hashes.npy"
 
 
 @dataclass
@@ -247,9 +237,3 @@ def _save_hashes(work: ShardWork, hashes: "array[int]", rows: "array[int]") -> s
     path.unlink(missing_ok=True)
     np.save(path, both[:, np.argsort(both[0], kind="stable")])
     return path.name
-
-
-if __name__ == "__main__":
-    from vpmoe_assets.harmony import kd_command
-
-    sys.exit(kd_command.main(sys.argv[1:]))

@@ -10,9 +10,11 @@ from vpmoe_assets.harmony.conversation import ASSISTANT_CHANNELS, ROLES, Scaffol
 from vpmoe_assets.harmony.render import RENDERER_VERSION
 from vpmoe_assets.harmony.split import split_threshold
 from vpmoe_assets.harmony.tokenizer import EOD, RANKS_SHA256
-from vpmoe_assets.harmony.truncate import POLICY
+from vpmoe_assets.harmony.truncate import DROP_REASONS, POLICY
 
 PACK_POLICY = "document-aligned/1"
+COUNTS = ("kept", "truncated_analysis", "emptied_analysis", "truncated_user", *DROP_REASONS)
+"""What is counted of the conversations of a split."""
 
 
 @dataclass(frozen=True)

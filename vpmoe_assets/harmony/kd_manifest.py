@@ -8,8 +8,7 @@ from typing import Any
 from trainer.contract.canonical import sha256_json
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.conversation import ROLES, Scaffold
-from vpmoe_assets.harmony.kd import COUNTS
-from vpmoe_assets.harmony.kd_config import KdConfig
+from vpmoe_assets.harmony.kd_config import COUNTS, KdConfig
 from vpmoe_assets.harmony.render import RENDERER_VERSION
 from vpmoe_assets.harmony.rows import InputFile
 from vpmoe_assets.harmony.split import SPLITS

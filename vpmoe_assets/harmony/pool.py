@@ -21,6 +21,8 @@ from multiprocessing.connection import Connection, Pipe, wait
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from vpmoe_assets.errors import WorkerError
+
 Report = Callable[[int], None]
 
 logger = logging.getLogger(__name__)
@@ -31,10 +33,6 @@ class Worker(Protocol):
 
     def __call__(self, shard: int, report: Report) -> Any:
         """Build shard `shard`, calling `report(rows)` now and then; the result must be picklable."""
-
-
-class WorkerError(RuntimeError):
-    """A worker process ended without a result."""
 
 
 class Progress:

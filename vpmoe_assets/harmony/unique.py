@@ -6,11 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from vpmoe_assets.errors import DataError
-from vpmoe_assets.harmony.kd import hash_file
+from vpmoe_assets.harmony.completion import shard_name
 from vpmoe_assets.harmony.sources import Source
 
 #: Hashes merged at once, so 16 MB of them.
 _PER_RANGE = 1 << 20
+
+
+def hash_file(state_dir: Path, shard: int) -> Path:
+    """`.npy` of [2, n] uint64: the shard's 8-byte id hashes, sorted, and the rows they belong to."""
+    return state_dir / f"{shard_name(shard)}.hashes.npy"
 
 
 def require_unique_ids(sources: Sequence[Source], state_dir: Path, per_range: int = _PER_RANGE) -> None:

@@ -39,6 +39,7 @@ from vpmoe_assets.lineage.errors import (
     SecretFoundError,
 )
 from vpmoe_assets.lineage.hashcache import HashCache
+from vpmoe_assets.lineage.integrity import payload_problems
 from vpmoe_assets.lineage.record import (
     MANIFEST_NAME,
     RECORD_NAME,
@@ -56,7 +57,6 @@ from vpmoe_assets.lineage.redaction import (
     redact_files,
     secret_values,
 )
-from vpmoe_assets.lineage.verify import payload_problems
 from vpmoe_assets.lineage.volatile import without_volatile
 from vpmoe_assets.lineage.workarea import WorkArea
 

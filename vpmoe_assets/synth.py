@@ -1,9 +1,11 @@
-"""The SYNTH parquet files of a pinned commit."""
+"""SYNTH rows that others wrote: the parquet files of a pinned commit, or of a local folder."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vpmoe_assets.harmony.rows import inspect_inputs
 from vpmoe_assets.hub import HubClient, HuggingFaceHub, fetch, require_commit, select_files
 
 
@@ -44,5 +46,43 @@ def fetch_synth(
             "glob": "*.parquet",
             "total_bytes": sum(file.size for file in files),
             "shards": [{"path": file.path, "bytes": file.size, "sha256": file.sha256} for file in files],
+        },
+    }
+
+
+def copy_parquet(files: Sequence[Path], directory: Path) -> dict[str, Any]:
+    """Copy SYNTH-shaped parquet files into `directory`.
+
+    Args:
+        files: Of a local folder, in the order of their rows.
+        directory: Existing.
+
+    Returns:
+        The manifest: name, rows, bytes and sha256 of each file.
+
+    Raises:
+        DataError: A file is no parquet, or lacks a column; nothing is copied then.
+    """
+    inputs = inspect_inputs(files)  # before anything is copied, so that a message names the user's file
+    for file in files:
+        shutil.copyfile(file, directory / file.name)
+    shards = [
+        {
+            "path": entry.name,
+            "rows": entry.rows,
+            "bytes": (directory / entry.name).stat().st_size,
+            "sha256": entry.sha256,
+        }
+        for entry in inputs
+    ]
+    return {
+        "schema_version": "synth_source_v1",
+        "kind": "parquet",
+        "description": "A local folder of SYNTH-shaped parquet files.",
+        "storage": {
+            "format": "parquet",
+            "glob": "*.parquet",
+            "total_rows": sum(entry.rows for entry in inputs),
+            "shards": shards,
         },
     }

@@ -1,0 +1,106 @@
+"""The files of one version against its record: what is missing, added, cut or altered."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vpmoe_assets.lineage.digest import HASH_THREADS, FileEntry, file_sha256, tree_files
+from vpmoe_assets.lineage.errors import UnsafePathError
+from vpmoe_assets.lineage.record import MANIFEST_NAME, Record
+
+Kind = Literal["missing", "extra", "size", "content", "unsafe", "record", "ancestor"]
+Hasher = Callable[[Path], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is not as recorded.
+
+    Attributes:
+        kind: `missing`, `extra`, `size` or `content` of a file; `unsafe` (a link out of the tree);
+            `record` (unreadable or altered); `ancestor` (an input's record is gone or another).
+        artifact: `experiment/asset/version`.
+        path: Of the file, relative to the version's directory.
+        message: What was expected and what was found.
+    """
+
+    kind: Kind
+    artifact: str
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.artifact}/{self.path}: {self.message}"
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the fields as a dict."""
+        fields: dict[str, Any] = asdict(self)
+        return fields
+
+
+def payload_problems(directory: Path, record: Record, hasher: Hasher | None = file_sha256) -> list[Problem]:
+    """Compare payload and manifest with the record.
+
+    Args:
+        directory: Of the version.
+        record: What should be there.
+        hasher: Returns a file's sha256; None compares names and sizes alone.
+    """
+    problems = _tree_problems(directory, "payload", record, record.files, hasher)
+    listed = (
+        []
+        if record.manifest is None
+        else [FileEntry(MANIFEST_NAME, record.manifest.size, record.manifest.sha256)]
+    )
+    found = {MANIFEST_NAME: directory / MANIFEST_NAME} if (directory / MANIFEST_NAME).is_file() else {}
+    return problems + _compare("", record, listed, found, hasher)
+
+
+def run_problems(directory: Path, record: Record, hasher: Hasher | None = file_sha256) -> list[Problem]:
+    """Compare the files of `run/` with the record; arguments as for `payload_problems`."""
+    return _tree_problems(directory, "run", record, record.run_files, hasher)
+
+
+def _tree_problems(
+    directory: Path, area: str, record: Record, listed: Iterable[FileEntry], hasher: Hasher | None
+) -> list[Problem]:
+    root = directory / area
+    try:
+        found = dict(tree_files(root)) if root.is_dir() else {}
+    except UnsafePathError as error:
+        return [Problem("unsafe", version_name(record), area, str(error))]
+    return _compare(f"{area}/", record, listed, found, hasher)
+
+
+def _compare(
+    prefix: str, record: Record, listed: Iterable[FileEntry], found: dict[str, Path], hasher: Hasher | None
+) -> list[Problem]:
+    expected = {entry.path: entry for entry in listed}
+    name = version_name(record)
+    problems = [
+        Problem("extra", name, prefix + path, "not in the record") for path in found.keys() - expected.keys()
+    ]
+    intact: list[FileEntry] = []
+    for path, entry in expected.items():
+        if path not in found:
+            problems.append(Problem("missing", name, prefix + path, f"missing ({entry.size} bytes expected)"))
+        elif (size := found[path].stat().st_size) != entry.size:
+            problems.append(Problem("size", name, prefix + path, f"{size} bytes, expected {entry.size}"))
+        else:
+            intact.append(entry)
+    if hasher is not None and intact:
+        with ThreadPoolExecutor(HASH_THREADS) as pool:
+            for entry, digest in zip(
+                intact, pool.map(hasher, (found[entry.path] for entry in intact)), strict=True
+            ):
+                if digest != entry.sha256:
+                    message = f"sha256 {digest}, expected {entry.sha256}"
+                    problems.append(Problem("content", name, prefix + entry.path, message))
+    return sorted(problems, key=lambda problem: problem.path)
+
+
+def version_name(record: Record) -> str:
+    """Return `experiment/asset/version`."""
+    return f"{record.experiment}/{record.asset}/{record.version}"
