@@ -53,7 +53,7 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         recipe=_recipe(synth_source),
         sources=[
             "vpmoe_assets/synth.py",
-            f"{_HARMONY}/rows.py",
+            *(f"{_HARMONY}/{name}.py" for name in ("conversation", "rows")),
             "vpmoe_assets/generated",
             "vpmoe_assets/hub.py",
         ],
