@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.count import command as count_command
 from trainer.generate import command as generate_command
 
 if TYPE_CHECKING:
@@ -34,10 +35,6 @@ exit codes:
   2   wrong arguments
 """
 
-COUNT_EXAMPLES = """examples:
-  python -m trainer count full                    every rung
-  python -m trainer count bench --rung vpmoe --json
-"""
 
 CONVERT_EXAMPLES = """the recipe's `step` says what is done:
   vocabulary   donor and another model's tokenizer -> donor with that tokenizer (Hugging Face format)
@@ -144,15 +141,13 @@ def build_parser() -> argparse.ArgumentParser:
     generate.set_defaults(run=generate_command.main)
     count = commands.add_parser(
         "count",
-        help="parameters and memory of an experiment's models",
-        description="Counts parameters twice, by formula and on the meta device, and plans memory per GPU.",
-        epilog=COUNT_EXAMPLES,
+        help="parameters, memory and disk of an experiment's models",
+        description=count_command.DESCRIPTION,
+        epilog=count_command.EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    count.add_argument("config", help="name of an experiment (configs/NAME.toml) or path of a .toml file")
-    count.add_argument("--rung", help="one rung, such as vpmoe; all of them by default")
-    count.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    count.set_defaults(run=_count)
+    count_command.add_arguments(count)
+    count.set_defaults(run=count_command.main)
     return parser
 
 
@@ -237,13 +232,6 @@ def _evaluate(options: argparse.Namespace) -> int:
         evaluate(job, directory, stop, batching=batching)
 
     return _run(options, lambda job: job.evaluate_recipe(), work)
-
-
-def _count(options: argparse.Namespace) -> int:
-    from trainer.count.command import main as count
-
-    chosen = ["--rung", options.rung] if options.rung else []
-    return count([options.config, *chosen, *(["--json"] if options.json else [])])
 
 
 if __name__ == "__main__":

@@ -1,116 +1,161 @@
-"""`python -m trainer count CONFIG`: parameters and memory of an experiment's models, in seconds."""
+"""`python -m trainer count CONFIG`: parameters, memory and disk of an experiment's models."""
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    from trainer.contract.disk import DiskPlan
+    from trainer.contract.memory import MemoryPlan
+    from trainer.contract.parameters import ParameterCount
+    from trainer.contract.schema.experiment import Experiment
 
-from trainer.contract.schema.base import ConfigError
-from trainer.contract.schema.experiment import Experiment, load_experiment
-from trainer.contract.schema.rungs import RungConfig
-from trainer.count.memory import MemoryPlan, memory_plan
-from trainer.count.parameters import ParameterCount, count_built, count_by_formula
-from trainer.model.gpt import build_model
+DESCRIPTION = """Counts parameters and plans memory and disk of training on the reference backend, from the
+config alone: nothing is built."""
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+EXAMPLES = """examples:
+  python -m trainer count full                            every rung of an experiment
+  python -m trainer count bench --rung vpmoe --json       one rung, as JSON; sizes in bytes
+  python -m trainer count full --rung vpmoe --dp 8 --ep 8 one layout
+"""
+
 LAYOUTS = ((1, False), (1, True), (8, False), (8, True))
+"""Data-parallel ranks, and whether optimizer state is spread over them; shown without another wish."""
 
 
-def count_rung(experiment: Experiment, rung: str) -> tuple[ParameterCount, list[MemoryPlan]]:
-    """Count one rung both ways and plan its memory.
+@dataclass(frozen=True)
+class Rung:
+    """The figures of one rung.
 
-    Args:
-        experiment: The loaded config.
-        rung: Asset name of a rung with a geometry of its own.
-
-    Returns:
-        The count, and one plan for each of `LAYOUTS`.
-
-    Raises:
-        ConfigError: No such rung, or the formula and the built model disagree.
+    Attributes:
+        count: Its parameters.
+        memory: A plan for each layout.
+        disk: A plan for each run that trains it, by the run's asset.
     """
-    arch = experiment.architecture(rung)
-    formula = count_by_formula(arch)
-    # On the meta device tensors have shapes and no storage: 6 billion parameters take a second and no memory.
-    model = build_model(arch, dtype=DTYPES[experiment.training.dtype], device="meta")
-    built = count_built(arch, model.named_parameters())
-    if formula != built:
-        wrong = [
-            f"{name}: formula {expected:,}, built {built.components[name]:,}"
-            for name, expected in formula.components.items()
-            if expected != built.components[name]
-        ]
-        raise ConfigError(f"rungs.{rung}: the formula and the built model disagree on {'; '.join(wrong)}")
-    optimizer = experiment.training.optimizer
-    plans = [memory_plan(model.named_parameters(), optimizer, dp=dp, shard=shard) for dp, shard in LAYOUTS]
-    return formula, plans
+
+    count: "ParameterCount"
+    memory: list["MemoryPlan"]
+    disk: dict[str, "DiskPlan"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON values; sizes in bytes."""
+        count = self.count
+        return {
+            "total": count.total,
+            "non_embedding": count.non_embedding,
+            "active": count.active,
+            "active_non_embedding": count.active_non_embedding,
+            "expert_bias_entries": count.expert_bias_entries,
+            "components": count.components,
+            "memory_bytes_per_gpu": [plan.as_dict() for plan in self.memory],
+            "disk_bytes": {asset: plan.as_dict() for asset, plan in self.disk.items()},
+        }
 
 
-def as_json(count: ParameterCount, plans: list[MemoryPlan]) -> dict[str, Any]:
-    """Return the figures of one rung as JSON values; sizes in bytes."""
-    return {
-        "total": count.total,
-        "non_embedding": count.non_embedding,
-        "active": count.active,
-        "active_non_embedding": count.active_non_embedding,
-        "expert_bias_entries": count.expert_bias_entries,
-        "components": count.components,
-        "memory_bytes_per_gpu": [plan.as_dict() for plan in plans],
-    }
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options; imports nothing heavy."""
+    parser.add_argument("config", help="name of an experiment (configs/NAME.toml) or path of a .toml file")
+    parser.add_argument("--rung", help="one rung, such as vpmoe; all of them by default")
+    for name, what in (("dp", "data"), ("tp", "tensor"), ("ep", "expert")):
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=f"{what}-parallel ranks of a layout")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point.
+def main(options: argparse.Namespace) -> int:
+    """Count and print.
 
     Args:
-        argv: Arguments after `count`; those of the process by default.
+        options: Parsed, of `add_arguments`.
 
     Returns:
         Exit status: 0, or 1 after a message on standard error.
     """
-    parser = argparse.ArgumentParser(prog="python -m trainer count", description=__doc__)
-    parser.add_argument("config", help="name of an experiment (configs/NAME.toml) or path of a .toml file")
-    parser.add_argument("--rung", help="one rung, such as vpmoe; all of them by default")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    arguments = parser.parse_args(argv)
+    from trainer.contract.schema.base import ConfigError
+    from trainer.contract.schema.experiment import load_experiment
+
     try:
-        experiment = load_experiment(arguments.config)
-        rungs = [arguments.rung] if arguments.rung else rungs_with_geometry(experiment)
-        results = {rung: count_rung(experiment, rung) for rung in rungs}
+        experiment = load_experiment(options.config)
+        rungs = [options.rung] if options.rung else rungs_with_geometry(experiment)
+        layout = (options.dp, options.tp, options.ep)
+        asked = tuple(1 if size is None else size for size in layout) if layout != (None,) * 3 else None
+        found = {rung: count_rung(experiment, rung, asked) for rung in rungs}
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if arguments.json:
+    if options.json:
         report = {
             "experiment": experiment.name,
-            "rungs": {rung: as_json(*found) for rung, found in results.items()},
+            "rungs": {name: rung.as_dict() for name, rung in found.items()},
         }
         print(json.dumps(report, indent=2))
     else:
-        for rung, (count, plans) in results.items():
-            print_tables(experiment, rung, count, plans)
+        for name, rung in found.items():
+            print_tables(experiment, name, rung)
     return 0
 
 
-def rungs_with_geometry(experiment: Experiment) -> list[str]:
+def rungs_with_geometry(experiment: "Experiment") -> list[str]:
     """Rungs that the trainer builds; the donor's own architecture is not one of them."""
+    from trainer.contract.schema.rungs import RungConfig
+
     return [name for name, table in experiment.rungs.items() if isinstance(table, RungConfig)]
 
 
-def print_tables(experiment: Experiment, rung: str, count: ParameterCount, plans: list[MemoryPlan]) -> None:
-    """Print a rung's breakdown and memory plan."""
+def count_rung(experiment: "Experiment", rung: str, layout: tuple[int, ...] | None = None) -> Rung:
+    """Count one rung and plan its training.
+
+    Args:
+        experiment: The loaded config.
+        rung: Asset name of a rung with a geometry of its own.
+        layout: Data-, tensor- and expert-parallel ranks; None for each of `LAYOUTS`.
+
+    Raises:
+        ConfigError: No such rung, or it cannot be trained in this layout.
+    """
+    from trainer.contract.disk import disk_plan
+    from trainer.contract.memory import Layout, memory_plan
+    from trainer.contract.parameters import count_parameters
+    from trainer.contract.schema.base import parse
+    from trainer.contract.schema.job import Execution
+
+    arch = experiment.architecture(rung)
+    recipes = {asset: experiment.train_recipe(asset) for asset in experiment.runs()}
+    recipes = {asset: recipe for asset, recipe in recipes.items() if recipe.architecture == arch}
+    seq_len = min(experiment.data.synth_kd_v1.seq_len, arch.attention.max_sequence_length)
+    training = next((recipe.training for recipe in recipes.values()), experiment.training)
+    if layout is None:
+        asked = [(Layout(dp), shard) for dp, shard in LAYOUTS]
+    else:
+        dp, tp, ep = layout
+        ranks = {"device": "cuda", "nproc": dp * tp, "dp": dp, "tp": tp, "ep": ep}
+        execution = parse(Execution, ranks, origin="execution")
+        for recipe in recipes.values():
+            rows = {
+                "global_batch_size": dp * recipe.training.micro_batch_size
+            }  # memory does not depend on it
+            batch = recipe.training.model_copy(update=rows)
+            execution.check_recipe(recipe.model_copy(update={"training": batch}))
+        asked = [(Layout(dp, tp, ep), True)]
+    memory = [memory_plan(arch, training, each, seq_len=seq_len, shard=shard) for each, shard in asked]
+    disk = {asset: disk_plan(recipe) for asset, recipe in recipes.items()}
+    return Rung(count_parameters(arch), memory, disk)
+
+
+def print_tables(experiment: "Experiment", name: str, rung: Rung) -> None:
+    """Print a rung's breakdown, its memory plans and the disk that its runs take."""
     from rich.console import Console
     from rich.table import Table
 
-    parameters = Table(title=f"{experiment.name}/{rung}: parameters", title_justify="left")
+    count = rung.count
+    title = f"{experiment.name}/{name}"
+    parameters = Table(title=f"{title}: parameters", title_justify="left")
     parameters.add_column("component")
     parameters.add_column("parameters", justify="right")
-    for name, amount in count.components.items():
+    for component, amount in count.components.items():
         if amount:
-            parameters.add_row(name, f"{amount:,}")
+            parameters.add_row(component, f"{amount:,}")
     parameters.add_section()
     for label, amount in (
         ("total", count.total),
@@ -125,21 +170,38 @@ def print_tables(experiment: Experiment, rung: str, count: ParameterCount, plans
 
     training = experiment.training
     memory = Table(
-        title=f"{experiment.name}/{rung}: GB per GPU, {training.dtype} weights, {training.optimizer.name}, "
-        "without activations",
+        title=f"{title}: GB per GPU, {training.dtype} weights, {training.optimizer.name}, "
+        f"micro-batch {training.micro_batch_size}, backend reference",
         title_justify="left",
     )
     memory.add_column("layout")
-    entries = ("weights", "gradients", "master", "momentum", "row_second_moments", "adam", "total")
-    for entry in entries:
-        memory.add_column(entry.replace("_", " "), justify="right")
-    for plan in plans:
-        label = f"DP={plan.dp}, {'sharded' if plan.sharded else 'replicated'}"
-        memory.add_row(label, *(f"{getattr(plan, entry) / 1e9:,.3f}" for entry in entries))
+    entries = (
+        ("weights", "weights"),
+        ("gradients", "gradients"),
+        ("master", "master"),
+        ("momentum", "momentum"),
+        ("row_second_moments", "row moments"),
+        ("adam", "adam"),
+        ("activations", "activations"),
+        ("work", "work"),
+        ("total", "total"),
+    )
+    for _, label in entries:
+        memory.add_column(label, justify="right")
+    for plan in rung.memory:
+        ranks = plan.layout
+        split = "".join(
+            f", {key.upper()}={size}" for key, size in (("tp", ranks.tp), ("ep", ranks.ep)) if size > 1
+        )
+        label = f"DP={ranks.dp}{split}, {'sharded' if plan.sharded else 'replicated'}"
+        memory.add_row(label, *(f"{getattr(plan, entry) / 1e9:,.3f}" for entry, _ in entries))
+
+    disk = Table(title=f"{title}: GB on disk", title_justify="left")
+    for label in ("run", "one checkpoint", "at most", "weights", "total"):
+        disk.add_column(label, justify="left" if label == "run" else "right")
+    for asset, run in rung.disk.items():
+        sizes = [f"{size / 1e9:,.3f}" for size in (run.checkpoint, run.weights, run.total)]
+        disk.add_row(asset, sizes[0], str(run.checkpoints), *sizes[1:])
     # A pipe has no width; 80 columns would cut the figures.
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(parameters, memory, sep="\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    console.print(parameters, memory, *([disk] if rung.disk else []), sep="\n")

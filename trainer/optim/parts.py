@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from trainer.contract.partition import Share, Unit, elementwise_unit, matrix_unit, plan
 from trainer.errors import OptimizerError
-from trainer.optim.partition import Share, Unit, elementwise_unit, matrix_unit, plan
 from trainer.optim.routing import Route, Routed
 from trainer.optim.topology import Topology
 

@@ -17,6 +17,7 @@ TRAINING_SOURCES = (
     "trainer/contract/layers.py",
     "trainer/contract/pattern.py",
     "trainer/contract/depth.py",
+    "trainer/contract/partition.py",
     "trainer/data",
     "trainer/losses",
     "trainer/model",

@@ -19,11 +19,11 @@ FLOAT, BFLOAT = torch.float32, torch.bfloat16
 @pytest.fixture(autouse=True)
 def split_small_tables(monkeypatch):
     """Tables of the test model are split by rows like those of a real vocabulary."""
-    monkeypatch.setattr("trainer.optim.partition.elementwise_unit.__defaults__", (200,))
+    monkeypatch.setattr("trainer.contract.partition.elementwise_unit.__defaults__", (200,))
 
 
 def build(rank, dtype=FLOAT, shard=True, **changes):
-    import trainer.optim.partition as partition
+    import trainer.contract.partition as partition
 
     partition.elementwise_unit.__defaults__ = (200,)  # the same in every rank's process
     model = PrescribedGradients(rank.topology, rank.ep, dtype)

@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.optim.partition import Unit, elementwise_unit, matrix_unit, plan
+from trainer.contract.partition import Unit, elementwise_unit, matrix_unit, plan
 
 units = st.lists(
     st.builds(Unit, rows=st.integers(1, 40), cost=st.integers(1, 1000), even=st.booleans()), max_size=20
