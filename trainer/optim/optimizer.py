@@ -329,6 +329,7 @@ class Optimizer:
         Another optimizer may take the model then; this one cannot be used again.
         """
         self.gradients.close()
+        self._plan([False] * len(self.routed))  # the plan holds views of what is to be freed
         for part in self._parts:
             part.release()
         self._parts.clear()
