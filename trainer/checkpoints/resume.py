@@ -193,6 +193,16 @@ class Checkpoints:
             if old not in self.protect and not (self.keep_every and old % self.keep_every == 0):
                 self._remove(self.path(old))
 
+    def remove_after(self, iteration: int) -> None:
+        """Remove the checkpoints of all later steps, because those steps are about to be run again."""
+
+        def remove() -> None:
+            for later in reversed([step for step in self.iterations() if step > iteration]):
+                self._remove(self.path(later))
+            replace_text(self.directory / LATEST_NAME, f"{iteration}\n")
+
+        together(remove)
+
     def _remove(self, path: Path) -> None:
         # Renamed first: half a removal must not look like a checkpoint.
         doomed = path.with_name(f".removing_{path.name}")

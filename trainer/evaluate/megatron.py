@@ -12,6 +12,7 @@ from trainer.decoding.cache import DecodingCache, extend
 from trainer.evaluate.models import LanguageModel
 from trainer.model.document_mask import PADDING
 from trainer.model.gpt import VPGPTModel, build_model
+from trainer.model.init import require_filled
 
 
 class MegatronModel(LanguageModel):
@@ -46,8 +47,9 @@ class MegatronModel(LanguageModel):
         super().__init__(name, path, device, dtype)
         self._architecture = read_architecture(path) if architecture is None else architecture
         self.tokenizer = O200kTokenizer(tokenizer)
-        network = build_model(self._architecture, dtype=dtype, device=device)
+        network = build_model(self._architecture, dtype=dtype, device=device, seed=None)
         load_published(network, path, architecture=self._architecture, cast_dtype=True)
+        require_filled(network, path)
         self.module: VPGPTModel = network.eval().requires_grad_(False)
         self.vocab_size = self._architecture.vocab_size
         self.context = self._architecture.attention.max_sequence_length

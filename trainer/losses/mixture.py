@@ -65,7 +65,7 @@ class MixedObjective:
         """Return the part that a span belongs to."""
         return next(part for part in self.parts if span in part.objective.names)
 
-    def of_batch(self, counts: Tensor, samples: Mapping[str, int]) -> SpanObjective:
+    def of_batch(self, counts: Tensor, samples: Mapping[str, float]) -> SpanObjective:
         """Return the same spans with their weights in one global batch.
 
         The weight of span s of part p is `n_p / n * w_s`, or `n_p / n * N_s / N_p` where the part is
@@ -73,7 +73,8 @@ class MixedObjective:
 
         Args:
             counts: `N_s` of the global batch, of `span_counts` over `spans`.
-            samples: Samples of each part in the global batch; a part that is left out has none.
+            samples: Samples of each part in the global batch, or their shares; a part that is left out has
+                none.
 
         Raises:
             LossError: A sample is of no known part, or no token of the batch carries a weight.

@@ -13,7 +13,7 @@ from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import ConfigError
 from trainer.model.config import VPTransformerConfig, transformer_config
 from trainer.model.context import ForwardContext, KeyValueCache, forward_context
-from trainer.model.init import initialize
+from trainer.model.init import initialize, leave_unfilled
 from trainer.model.moe import MoELayer
 from trainer.model.positions import GrapeM, Rope
 from trainer.model.specs import block_spec
@@ -176,11 +176,11 @@ def build_model(
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
-    seed: int = 1234,
+    seed: int | None = 1234,
     backend: str = "reference",
     **overrides: Any,
 ) -> VPGPTModel:
-    """Build this rank's part of a model and fill it with its initial weights.
+    """Build this rank's part of a model and fill it with its initial weights, or leave that to a loader.
 
     The layout is that of Megatron's parallel state. Where no process group exists, one of a single process is
     made (in memory, no network), so that a script or a count needs no launcher.
@@ -189,7 +189,8 @@ def build_model(
         arch: The rung's architecture.
         dtype: `torch.float32` or `torch.bfloat16`; ω, `log_freq` and expert biases stay fp32.
         device: `cpu`, `cuda` or `meta` (shapes only, no weights).
-        seed: Of the initial weights.
+        seed: Of the initial weights. None draws nothing: every weight is NaN until it is loaded, and
+            whoever loads asks `trainer.model.init.require_filled` afterwards.
         backend: `reference`.
         **overrides: Further `TransformerConfig` fields.
 
@@ -219,7 +220,11 @@ def build_model(
             config, vocab_size=arch.vocab_size, max_sequence_length=arch.attention.max_sequence_length
         )
     model.to(dtype)  # torch's norms are made in fp32
-    if device.type != "meta":
+    if device.type == "meta":
+        return model
+    if seed is None:
+        leave_unfilled(model)
+    else:
         initialize(
             model,
             config,

@@ -3,6 +3,10 @@
 import hashlib
 import math
 import re
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -22,6 +26,39 @@ _NORMAL = re.compile(
 )
 
 
+DRAW_ELEMENTS = 1 << 22
+"""About how many numbers of a stack of experts one thread draws at a time."""
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Normal numbers to draw for a part of a parameter.
+
+    Attributes:
+        target: What they go into.
+        shape: What is drawn whole for one name.
+        names: One generator each, `shape` numbers each.
+        std: Standard deviation.
+        cut: This rank's share of what was drawn: axis, start, length; None keeps all.
+    """
+
+    target: torch.Tensor
+    shape: tuple[int, ...]
+    names: tuple[tuple[object, ...], ...]
+    std: float
+    cut: tuple[int, int, int] | None = None
+
+    def numbers(self, seed: int) -> torch.Tensor:
+        """Draw, in fp32 on the CPU, by this thread alone."""
+        drawn = torch.empty((len(self.names), *self.shape), dtype=torch.float32)
+        for one, names in zip(drawn, self.names, strict=True):
+            one.normal_(0.0, self.std, generator=named_generator(seed, *names))
+        if self.cut is not None:
+            axis, start, length = self.cut
+            drawn = drawn.narrow(1 + axis, start, length)
+        return drawn.reshape(self.target.shape)
+
+
 @torch.no_grad()
 def initialize(
     model: nn.Module, config: VPTransformerConfig, seed: int, *, tp_rank: int, tp_size: int
@@ -34,6 +71,9 @@ def initialize(
     expert number), and then cut to this rank's share. Two layouts, or a CPU and a GPU, therefore start from
     the same bits.
 
+    Each generator is one thread's from first number to last, so the bits do not depend on how many threads
+    draw at once: as many as torch may use on this rank, while the main thread casts and copies.
+
     Args:
         model: Built, unfilled.
         config: Its config.
@@ -45,6 +85,7 @@ def initialize(
         ValueError: A parameter's name matches no rule.
     """
     down_std = INIT_STD / math.sqrt(2 * config.num_layers)
+    draws: list[_Draw] = []
     for name, parameter in model.named_parameters():
         if name.endswith("value_residual_logit"):
             parameter.fill_(initial_logit(config.value_residual_init, config.value_residual_eps))
@@ -55,13 +96,54 @@ def initialize(
         elif _ZEROS.search(name):
             parameter.zero_()
         elif _DOWN.search(name):
-            _fill_normal(parameter, name, down_std, seed, model, tp_rank, tp_size)
+            draws += _draws(parameter, name, down_std, model, tp_rank, tp_size)
         elif _NORMAL.search(name):
-            _fill_normal(parameter, name, INIT_STD, seed, model, tp_rank, tp_size)
+            draws += _draws(parameter, name, INIT_STD, model, tp_rank, tp_size)
         else:
             raise ValueError(
                 f"parameter {name} {list(parameter.shape)} has no initialisation rule in trainer.model.init"
             )
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, thread_name_prefix="initialize") as pool:
+        waiting: deque[tuple[_Draw, Future[torch.Tensor]]] = deque()
+        for draw in [*draws, None]:  # a bounded number of drawn tensors waits to be copied
+            while waiting and (draw is None or len(waiting) >= 2 * threads):
+                done, numbers = waiting.popleft()
+                done.target.copy_(numbers.result())
+            if draw is not None:
+                waiting.append((draw, pool.submit(draw.numbers, seed)))
+
+
+@torch.no_grad()
+def leave_unfilled(model: nn.Module) -> None:
+    """Make every weight NaN, so that one which nobody loads is found: by `require_filled`, or by any loss."""
+    for _, tensor in _weights(model):
+        tensor.fill_(float("nan"))
+
+
+def require_filled(model: nn.Module, source: object) -> None:
+    """Refuse a model that is not whole after its weights were loaded.
+
+    Args:
+        model: Built by `build_model(seed=None)`, then loaded.
+        source: Where the weights came from, for the message.
+
+    Raises:
+        ValueError: A parameter or a persistent buffer holds NaN, as it does when nothing was loaded into it.
+    """
+    left = [name for name, tensor in _weights(model) if tensor.isnan().any()]
+    if left:
+        raise ValueError(
+            f"{source}: {len(left)} tensors of the model hold NaN after loading, {', '.join(left[:4])}: they "
+            "are missing there or damaged"
+        )
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and persistent buffers, as far as they are floating-point numbers."""
+    for name, value in model.state_dict().items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            yield name, value
 
 
 def named_generator(seed: int, *names: object) -> torch.Generator:
@@ -71,24 +153,23 @@ def named_generator(seed: int, *names: object) -> torch.Generator:
     return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def _fill_normal(
-    parameter: nn.Parameter, name: str, std: float, seed: int, model: nn.Module, tp_rank: int, tp_size: int
-) -> None:
+def _draws(
+    parameter: nn.Parameter, name: str, std: float, model: nn.Module, tp_rank: int, tp_size: int
+) -> Iterator[_Draw]:
+    """Return what a parameter needs drawn; a stack of experts in pieces of a few experts each."""
     if getattr(parameter, "expert_parallel", False):
         first: int = model.get_submodule(name.rpartition(".")[0]).first_expert  # type: ignore[assignment]
-        for local, matrix in enumerate(parameter):
-            generator = named_generator(seed, name, first + local)
-            matrix.copy_(
-                torch.empty(matrix.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
-            )
+        step = max(1, DRAW_ELEMENTS // parameter[0].numel())
+        for start in range(0, len(parameter), step):
+            target = parameter[start : start + step]
+            names = tuple((name, first + start + local) for local in range(len(target)))
+            yield _Draw(target, tuple(parameter.shape[1:]), names, std)
         return
     shape = list(parameter.shape)
-    axis: int = (
-        getattr(parameter, "partition_dim", -1) if getattr(parameter, "tensor_model_parallel", False) else -1
-    )
+    split = getattr(parameter, "tensor_model_parallel", False)
+    axis: int = getattr(parameter, "partition_dim", -1) if split else -1
+    cut = None
     if axis >= 0:
         shape[axis] *= tp_size
-    whole = torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=named_generator(seed, name))
-    if axis >= 0:
-        whole = whole.narrow(axis, tp_rank * parameter.shape[axis], parameter.shape[axis])
-    parameter.copy_(whole)
+        cut = (axis, tp_rank * parameter.shape[axis], parameter.shape[axis])
+    yield _Draw(parameter, tuple(shape), ((name,),), std, cut)

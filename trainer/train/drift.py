@@ -49,11 +49,12 @@ class Drift:
 def resume_drift(fresh: Callable[[], Engine], checkpoints: Checkpoints, start: int, end: int) -> Drift:
     """Resumes a checkpoint in a new engine, trains on and compares with the checkpoint of the later step.
 
-    Nothing is written: the checkpoints are only read.
+    Nothing is written: the checkpoints are only read. Equal bits can be asked only of steps that round alike:
+    those from `start` to `end` must have been run under this process's layout, which `Run.go_on` sees to.
 
     Args:
-        fresh: Makes an engine as a new process would; the former one must be gone, so that one model is in
-            memory.
+        fresh: Makes an engine, its weights still to be loaded, as a new process would; the former one must be
+            gone, so that one model is in memory.
         checkpoints: Holds both steps.
         start: Step to resume.
         end: Step to compare at.

@@ -21,13 +21,14 @@ from trainer.data.kd import Sample
 from trainer.data.mixture import CONVERSATIONS, TEXT, MixtureSampler, Place
 from trainer.data.sampler import collate
 from trainer.errors import NonFiniteGradientError
-from trainer.job.distributed import Layout, seed_everything
+from trainer.job.distributed import Layout, seed_everything, together
 from trainer.job.lifecycle import JobError
 from trainer.job.metrics import Value, router_metrics
 from trainer.losses.cross_entropy import chunked_cross_entropy
 from trainer.losses.mixture import MixedObjective, Part
 from trainer.losses.span_ce import SpanMetrics, SpanObjective, span_counts, token_weights
 from trainer.model.gpt import VPGPTModel
+from trainer.model.init import require_filled
 from trainer.optim.freezing import train_only_layers
 from trainer.optim.optimizer import Optimizer
 from trainer.optim.schedule import lr_fraction
@@ -51,6 +52,8 @@ class Progress:
         heldout: Every measurement of the held-out loss, with its step.
         router: Router health of the latest step; empty for a dense model.
         train_seconds: Time spent in steps.
+        layouts: Every layout that steps were run under, of `Checkpoints.present_layout`, with `after`, the
+            step after which it began.
     """
 
     tokens: dict[str, int]
@@ -61,10 +64,35 @@ class Progress:
     heldout: list[dict[str, Any]] = field(default_factory=list)
     router: dict[str, float] = field(default_factory=dict)
     train_seconds: float = 0.0
+    layouts: list[dict[str, Any]] = field(default_factory=list)
+
+    def goes_on(self, step: int, layout: Mapping[str, Any]) -> None:
+        """Note that the steps after `step` are run under a layout."""
+        if not ran_under(self.describe(), step, layout):
+            self.layouts.append({"after": step, **layout})
 
     def describe(self) -> dict[str, Any]:
         """As plain values, a copy."""
         return asdict(self)
+
+
+def ran_under(progress: Mapping[str, Any], step: int, layout: Mapping[str, Any]) -> bool:
+    """Whether all steps after `step` were run under a layout, and thus round as it does.
+
+    The number of threads counts on a CPU alone.
+
+    Args:
+        progress: Of `Progress.describe`.
+        step: Not after the last step.
+        layout: Of `Checkpoints.present_layout`.
+    """
+    left_out = {"after"} if layout["device"] == "cpu" else {"after", "threads"}
+
+    def rounding(found: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in found.items() if name not in left_out}
+
+    last = progress["layouts"][-1] if progress["layouts"] else None
+    return last is not None and last["after"] <= step and rounding(last) == rounding(layout)
 
 
 @dataclass(frozen=True)
@@ -206,8 +234,9 @@ class Engine:
         metrics |= {f"lr/{kind}": lr for kind, lr in stats.learning_rates.items()}
         metrics |= {f"samples/{name}": samples[name] for name in self.data.parts}
         metrics |= {f"epoch/{name}": epoch for name, epoch in self.sampler.epochs.items()}
-        if self.model.moe_layer_numbers:
-            metrics["aux_loss"] = aux_sum.item()
+        if self.model.moe_layer_numbers and (coefficient := self.model.config.moe_aux_loss_coeff):
+            # Without its coefficient, mean over MoE layers: 1 when the load is even.
+            metrics["aux_loss"] = aux_sum.item() / (coefficient * len(self.model.moe_layer_numbers))
         if self.recipe.new_layers_only_steps:
             metrics["new_layers_only"] = self.iteration <= self.recipe.new_layers_only_steps
         metrics |= {
@@ -367,6 +396,7 @@ class Engine:
                 f"{checkpoints.path(iteration)}: the optimizer took {self.optimizer.steps} steps, the run "
                 f"{iteration}"
             )
+        together(lambda: require_filled(self.model, checkpoints.path(iteration)), only_leader=False)
         self.iteration = iteration
         self.progress = Progress(**state.progress)
         self.span_metrics.absent.update(self.progress.absent_spans)

@@ -1,4 +1,9 @@
-"""The held-out loss: each kind of validation samples on its own, and one number for the run."""
+"""The held-out loss: each kind of validation samples on its own, and two numbers for the run.
+
+`heldout_loss` is a mean over tokens, whatever their span; the training loss is a sum of span means with the
+weights of the recipe. One model therefore has different values of the two, and their curves cannot be laid
+over each other. `heldout_objective` is the training objective on held-out samples.
+"""
 
 import math
 from collections.abc import Callable
@@ -42,13 +47,16 @@ def measure_held_out(
     Returns:
         `heldout_loss/<part>` for `conversations` and `text`, whichever the run mixes: the mean over the
         part's supervised tokens; `heldout_loss/reasoning` and `heldout_loss/final`, the same by span;
-        `heldout_tokens/<part>` and their sum `heldout_tokens`; and `heldout_loss`, the number to watch: the
-        parts' losses weighted by their shares of the training samples.
+        `heldout_tokens/<part>` and their sum `heldout_tokens`; `heldout_loss`, the number to watch: the
+        parts' losses weighted by their shares of the training samples; and `heldout_objective`: what
+        `trainer.losses` would make of these samples as one global batch, mixed by those same shares.
 
     Raises:
         ValueError: A validation split has less than one global batch, or nothing supervised.
     """
-    result: dict[str, Any] = {"heldout_loss": 0.0, "heldout_tokens": 0}
+    result: dict[str, Any] = {"heldout_loss": 0.0, "heldout_objective": 0.0, "heldout_tokens": 0}
+    means: list[float] = []
+    found: list[float] = []
     for part in objective.parts:
         batches = max(1, HELD_OUT_BATCHES // len(objective.parts))
         losses, counts = _sums(token_losses, data.parts[part.name], part, batches, settings, layout)
@@ -57,6 +65,8 @@ def measure_held_out(
             raise ValueError(
                 f"the validation samples of {INPUT_OF[part.name]} have no supervised token: no held-out loss"
             )
+        means += [loss / max(count, 1.0) for loss, count in zip(losses, counts, strict=True)]
+        found += counts
         for name, loss, count in zip(part.objective.names, losses, counts, strict=True):
             if count:
                 result[f"heldout_loss/{name}"] = loss / count
@@ -65,6 +75,11 @@ def measure_held_out(
         result[f"heldout_tokens/{part.name}"] = tokens
         result["heldout_loss"] += data.parts[part.name].share * mean
         result["heldout_tokens"] += tokens
+    shares = {part.name: data.parts[part.name].share for part in objective.parts}
+    weighted = objective.of_batch(torch.tensor(found), shares)
+    result["heldout_objective"] = sum(
+        span.weight * mean for span, mean in zip(weighted.spans, means, strict=True)
+    )
     return result
 
 

@@ -27,8 +27,9 @@ from trainer.job.signals import StopRequest
 from trainer.job.workdir import LOGGER, WorkDir
 from trainer.losses.mixture import MixedObjective
 from trainer.model.gpt import build_model
+from trainer.model.init import require_filled
 from trainer.train.drift import Drift, resume_drift
-from trainer.train.engine import Engine, StepResult
+from trainer.train.engine import Engine, StepResult, ran_under
 from trainer.train.heldout import describe_held_out
 from trainer.train.inputs import open_data, refuse_unavailable
 from trainer.train.tracking import NoTracker, Tracker, open_tracker
@@ -107,14 +108,19 @@ class Run:
         self.resumed_from: int | None = None
         self.saved: int | None = None
 
-    def engine(self) -> Engine:
-        """Return a fresh engine: model and optimizer as the seed or the parent checkpoint gives them."""
+    def engine(self, *, drawn: bool = True) -> Engine:
+        """Return a fresh engine at step 0.
+
+        Args:
+            drawn: Draw the weights from the seed; False leaves them NaN, to be loaded, which saves a
+                full-size run the drawing of six billion numbers.
+        """
         device = self.layout.device
         model = build_model(
             self.recipe.architecture,
             dtype=Engine.dtype(self.settings),
             device=device.type,
-            seed=self.job.seed,
+            seed=self.job.seed if drawn else None,
             backend=self.settings.backend,
         )
         return Engine(
@@ -123,22 +129,22 @@ class Run:
 
     def start(self) -> Engine:
         """Return an engine at the newest checkpoint, or at the parent's weights, or at the seed's."""
-        engine = self.engine()
+        newest = self.checkpoints.latest()
+        resumes = newest is not None and self.job.execution.resume
+        began = time.perf_counter()
+        engine = self.engine(drawn=not resumes and self.recipe.init != "checkpoint")
         LOGGER.info(
-            "%s: %d parameters on %s, %s; samples of %d tokens, in an epoch %s",
+            "%s: %d parameters on %s, %s, built in %.1f s; samples of %d tokens, in an epoch %s",
             self.job.asset,
             engine.parameters(),
             self.layout.device,
             self.layout.describe(),
+            time.perf_counter() - began,
             self.recipe.seq_len,
             ", ".join(f"{count} {name}" for name, count in self.data.num_samples().items()),
         )
-        newest = self.checkpoints.latest()
-        if newest is not None and self.job.execution.resume:
-            self.require_drift_checkpoint(newest)
-            engine.resume(self.checkpoints, newest)
-            self.resumed_from = self.saved = newest
-            LOGGER.info("resumed from %s", self.checkpoints.path(newest))
+        if newest is not None and resumes:
+            self.go_on(engine, newest)
         else:
             if newest is not None:
                 together(lambda: shutil.rmtree(self.work.checkpoints))
@@ -146,9 +152,38 @@ class Run:
             if self.recipe.init == "checkpoint":
                 parent = self.parent()
                 load_published(engine.model, parent, architecture=self.recipe.architecture)
+                together(lambda: require_filled(engine.model, parent), only_leader=False)
                 engine.weights_changed()
                 LOGGER.info("weights of %s; step 0, no optimizer state", parent)
+        engine.progress.goes_on(engine.iteration, self.checkpoints.present_layout())
         return engine
+
+    def go_on(self, engine: Engine, newest: int) -> None:
+        """Bring an engine to the newest checkpoint, or to the one that the resume check starts from.
+
+        The check repeats the steps after `drift_from` here and asks for equal bits, and sums over ranks and
+        threads are rounded as the layout has them: dp = 2 and dp = 1 agree to round-off alone. It can compare
+        like with like only where all steps after `drift_from` were run under the present layout. Where some
+        were run under another one, they are run again (`DRIFT_STEPS` at most), and their checkpoints go.
+        """
+        self.require_drift_checkpoint(newest)
+        step = newest
+        if self.drift_from is not None and newest > self.drift_from:
+            state, _ = self.checkpoints.read(newest)
+            if not ran_under(state.progress, self.drift_from, self.checkpoints.present_layout()):
+                step = self.drift_from
+        engine.resume(self.checkpoints, step)
+        self.resumed_from = self.saved = step
+        LOGGER.info("resumed from %s", self.checkpoints.path(step))
+        if step != newest:
+            self.checkpoints.remove_after(step)
+            LOGGER.warning(
+                "steps %d to %d were run under another layout than the present %s; they are run again, so "
+                "that the resume check compares like with like",
+                step + 1,
+                newest,
+                self.checkpoints.present_layout(),
+            )
 
     def require_drift_checkpoint(self, newest: int) -> None:
         """Refuses at the start what the resume check could not do at the end.
@@ -190,7 +225,9 @@ class Run:
         drift = None
         if self.drift_from is not None:
             self.work.at("verify resume", self.recipe.steps)
-            drift = resume_drift(self.engine, self.checkpoints, self.drift_from, self.recipe.steps)
+            drift = resume_drift(
+                lambda: self.engine(drawn=False), self.checkpoints, self.drift_from, self.recipe.steps
+            )
             LOGGER.info("%s", drift)
         text = canonical_json(self.summary(trained, drift), indent=1) + "\n"
         together(lambda: replace_text(Path(self.job.output_dir) / "summary.json", text))
@@ -205,6 +242,9 @@ class Run:
         try:
             self.loop(engine, log, tracker)
             failed = False
+        except Interrupted:
+            failed = False  # stopped as asked, and it goes on later
+            raise
         finally:
             tracker.close(failed=failed)
             if log is not None:
@@ -224,6 +264,7 @@ class Run:
             experiment=self.job.experiment,
             asset=self.job.asset,
             fingerprint=self.job.recipe_fingerprint,
+            anew=not self.job.execution.resume,
             config=plain(self.recipe),
         )
 
@@ -320,7 +361,8 @@ class Run:
     def summary(self, trained: Trained, drift: Drift | None) -> dict[str, Any]:
         """Return what the orchestrator records of the run.
 
-        `heldout_loss_*` weighs the kinds of samples by their shares, `heldout` has each kind's own losses.
+        `heldout_loss_*` weighs the kinds of samples by their shares, `heldout` has each kind's own losses;
+        `heldout_objective_*` is the training objective on the same samples, to be laid over `loss_*`.
         `router` is there only for a model that has routers.
         """
         progress = trained.progress
@@ -340,6 +382,8 @@ class Run:
             "loss_last": progress["loss_last"],
             "heldout_loss_start": start["heldout_loss"],
             "heldout_loss_end": end["heldout_loss"],
+            "heldout_objective_start": start["heldout_objective"],
+            "heldout_objective_end": end["heldout_objective"],
             "heldout_tokens": end["heldout_tokens"],
             "heldout": describe_held_out(progress["heldout"], trained.objective),
             "uniform_loss": math.log(self.recipe.architecture.vocab_size),

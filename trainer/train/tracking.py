@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from trainer.contract.files import replace_text
 from trainer.job.metrics import Value
 
 Mode = Literal["offline", "online", "disabled"]
@@ -34,8 +35,9 @@ class WandbTracker:
     """One run of the `wandb` SDK, with its files inside the work directory.
 
     A job that is started again goes on with the run of the same id, so the curve of an interrupted training
-    is one curve. The API key stays where the SDK looks for it (its environment variable or netrc); nothing
-    here reads it.
+    is one curve; one that begins anew gets another run, because the first would drop steps that it has
+    already. A run that was stopped as asked has not failed. The API key stays where the SDK looks for it (its
+    environment variable or netrc); nothing here reads it.
     """
 
     def __init__(
@@ -80,7 +82,14 @@ class WandbTracker:
 
 
 def open_tracker(
-    mode: Mode, work_dir: Path, *, experiment: str, asset: str, fingerprint: str, config: Mapping[str, Any]
+    mode: Mode,
+    work_dir: Path,
+    *,
+    experiment: str,
+    asset: str,
+    fingerprint: str,
+    anew: bool,
+    config: Mapping[str, Any],
 ) -> Tracker:
     """Return the tracker a job asked for.
 
@@ -90,11 +99,30 @@ def open_tracker(
         experiment: Becomes part of the project's name.
         asset: Name of the run.
         fingerprint: Gives the run its id, so that a restart finds it again.
+        anew: The training begins again in a work directory where it may have begun before.
         config: Shown as the run's configuration.
     """
     if mode == "disabled":
         return NoTracker()
-    run_id = hashlib.sha256(f"{experiment}/{asset}/{fingerprint}".encode()).hexdigest()[:16]
+    run_id = _run_id(work_dir / "wandb" / "run_id", f"{experiment}/{asset}/{fingerprint}", anew=anew)
     return WandbTracker(
         mode, work_dir, project=f"vpmoe-{experiment}", name=asset, run_id=run_id, config=config
     )
+
+
+def _run_id(path: Path, training: str, *, anew: bool) -> str:
+    """Return the id of the run that this start belongs to, and keep it for the next start.
+
+    Args:
+        path: Where it is kept.
+        training: What is trained; decides the first id.
+        anew: Give another id than the one that is kept, which decides it.
+    """
+    kept = path.read_text(encoding="utf-8").strip() if path.is_file() else None
+    if kept is not None and not anew:
+        return kept
+    text = training if kept is None else f"{training}/{kept}"
+    run_id = hashlib.sha256(text.encode()).hexdigest()[:16]
+    path.parent.mkdir(exist_ok=True)
+    replace_text(path, run_id + "\n")
+    return run_id

@@ -7,23 +7,28 @@ from typing import Any
 
 
 def loss_curve(points: Sequence[dict[str, Any]], most: int = 2000) -> str:
-    """Return a markdown image of training and held-out loss over steps.
+    """Return a markdown image of the training objective, the same on held-out data, and the loss per token.
 
     Args:
-        points: Lines of `metrics.jsonl`, with `step`, `loss` and sometimes `heldout_loss`.
+        points: Lines of `metrics.jsonl`, with `step`, `loss` and sometimes `heldout_objective` and
+            `heldout_loss`.
         most: Points drawn at most, evenly chosen.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.2), dpi=90, layout="constrained")
     axes = figure.add_subplot()
-    for key, label, style in (("loss", "training", "-"), ("heldout_loss", "held out", "o--")):
+    for key, label, style in (
+        ("loss", "training objective", "-"),
+        ("heldout_objective", "the same, held out", "o--"),
+        ("heldout_loss", "held out, per token", "s:"),
+    ):
         series = [(point["step"], point[key]) for point in points if key in point]
         series = series[:: max(1, len(series) // most)]
         if series:
             axes.plot(*zip(*series, strict=True), style, label=label, linewidth=1.3, markersize=4)
     axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylabel("nats")
     axes.grid(alpha=0.3)
     axes.legend()
     return _image(figure, "loss over steps")

@@ -1,3 +1,4 @@
+import hashlib
 import math
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 
 from tests.trainer.model.model_cases import tiny
 from trainer.model.gpt import build_model
-from trainer.model.init import initialize, named_generator
+from trainer.model.init import initialize, named_generator, require_filled
 from trainer.model.precision import Float32Parameters
 
 
@@ -78,6 +79,68 @@ def test_names_give_independent_generators():
     assert not torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     assert torch.equal(draws[0], torch.randn(4, generator=named_generator(1, "a")))
+
+
+GOLDEN = {
+    ("dense", torch.float32): "3ab2f9a2f64eae8e0fe3e44353aaa85a5bbf4fa3d45894f674ae2c5bdedf2eaf",
+    ("dense", torch.bfloat16): "b753b7084871d51dac54e601540dcdf1ea4504a301744a00334b6c3d54d64173",
+    ("moe", torch.float32): "1ea479386eafedef2d5cb1d38dc9a1508c289c4885cba72cdf654aaaf7f03a60",
+    ("moe", torch.bfloat16): "bc015d7b3412e5c9379fa1b10ee321811f76b08a8acc88f7f8d41977a923f4dc",
+    ("compat", torch.float32): "2b7e8e23935b9e81a1ba4547a91138a45cbbdeff57fbb7eab4adc90555ee723c",
+    ("compat", torch.bfloat16): "cb0e269be7ecd617b509e2b3b68807372dd5f939bced99870cad62d534ce05fa",
+}
+"""sha256 over names and bytes of the weights of seed 7, as commit 682cd9e drew them one after the other."""
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+@pytest.mark.parametrize(("kind", "dtype"), GOLDEN)
+def test_a_seed_gives_the_bits_it_always_gave_however_many_threads_draw(kind, dtype, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr("trainer.model.init.DRAW_ELEMENTS", 500)
+    digest = hashlib.sha256()
+    for name, parameter in sorted(build_model(tiny(kind), dtype=dtype, seed=7).named_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().reshape(-1).view(torch.uint8).numpy().tobytes())
+    assert digest.hexdigest() == GOLDEN[kind, dtype]
+
+
+def test_weights_to_be_loaded_are_not_drawn(monkeypatch):
+    def drawing(*_):
+        raise AssertionError("a number was drawn")
+
+    monkeypatch.setattr("trainer.model.init._draws", drawing)
+    for dtype in (torch.float32, torch.bfloat16):
+        model = build_model(tiny("moe"), seed=None, dtype=dtype)
+        weights = {name: value for name, value in model.state_dict().items() if value is not None}
+        assert "decoder.layers.1.mlp.router.expert_bias" in weights
+        assert all(value.isnan().all() for value in weights.values())
+        assert not model.moe_layers[0].router.tokens_per_expert.any(), "what no checkpoint holds is ready"
+    with pytest.raises(ValueError, match=f"somewhere: {len(weights)} tensors of the model hold NaN"):
+        require_filled(model, "somewhere")
+
+
+def test_a_single_number_that_was_not_loaded_is_found():
+    drawn, model = build_model(tiny("moe")), build_model(tiny("moe"), seed=None)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value is not None:
+                value.copy_(drawn.state_dict()[name])
+    require_filled(model, "a test")
+    for name in ("decoder.layers.1.mlp.experts.weight2", "decoder.layers.1.mlp.router.expert_bias"):
+        tensor = model.state_dict()[name]
+        kept = tensor.clone()
+        tensor.view(-1)[-1] = float("nan")
+        with pytest.raises(
+            ValueError, match=f"a test: 1 tensors of the model hold NaN after loading, {name}"
+        ):
+            require_filled(model, "a test")
+        tensor.copy_(kept)
+
+
+def test_a_draw_that_fails_is_not_swallowed(monkeypatch):
+    monkeypatch.setattr("trainer.model.init.named_generator", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build_model(tiny("dense"))
 
 
 def test_a_parameter_without_a_rule_is_refused():

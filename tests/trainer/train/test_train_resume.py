@@ -18,6 +18,7 @@ from tests.trainer.train.train_work import (
     train_holding_save,
     train_holding_step,
     train_until,
+    train_until_checked,
     wait_for,
     weights,
 )
@@ -25,6 +26,7 @@ from trainer.contract.schema.job import Job
 from trainer.contract.status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 from trainer.job.distributed import session
 from trainer.job.metrics import read_metrics
+from trainer.train.engine import Progress, ran_under
 
 pytestmark = pytest.mark.slow
 
@@ -135,6 +137,81 @@ def test_another_data_parallel_size_may_take_over_and_hand_back(tmp_path, conver
         torch.testing.assert_close(
             torch.from_numpy(value), torch.from_numpy(weights(straight)[name]), atol=2e-4, rtol=2e-4
         )
+
+
+@pytest.mark.parametrize(
+    ("stopped", "resumed"),
+    [
+        pytest.param(7, 6, id="between the last two steps"),
+        pytest.param(8, 6, id="after the last step"),
+        pytest.param(6, 6, id="where the check resumes"),
+    ],
+)
+def test_a_data_parallel_size_changed_near_the_end_passes_the_resume_check(
+    stopped, resumed, tmp_path, conversations
+):
+    """Steps run under two layouts differ by round-off; the check repeats them under one and asks for 0."""
+    wide = make_job(tmp_path, conversations, nproc=2, dp=2)
+    narrow = make_job(tmp_path, conversations)
+    assert run_ranks(2, train_until_checked, wide, stopped) == [EXIT_INTERRUPTED] * 2
+    assert run_ranks(1, run_train, narrow, True) == [EXIT_DONE]
+    found = summary(narrow)
+    assert found["resumed_from"] == resumed
+    assert found["resume_drift"] == 0.0
+    assert found["resume_check"]["state_equal"]
+    assert found["checkpoints"][-2:] == ["iter_0000006", "iter_0000008"]
+    said = (Path(narrow.work_dir) / "log.txt").read_text()
+    assert ("run under another layout" in said) == (stopped > 6)
+    rows = read_metrics(Path(narrow.work_dir) / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(LAST + 1)), (
+        "a step that was run again stands there once"
+    )
+    assert found["tokens"]["total"] == rows[-1]["consumed_tokens"]
+
+
+def test_the_same_layout_goes_on_from_the_newest_step(tmp_path, conversations):
+    wide = make_job(tmp_path, conversations, nproc=2, dp=2)
+    assert run_ranks(2, train_until_checked, wide, 7) == [EXIT_INTERRUPTED] * 2
+    assert run_ranks(2, run_train, wide, True) == [EXIT_DONE] * 2
+    assert summary(wide)["resumed_from"] == 7
+    assert summary(wide)["resume_drift"] == 0.0
+
+
+def test_a_layout_between_that_nobody_checked_is_not_forgotten(tmp_path, conversations):
+    """DP=1, then DP=2 without the check, then DP=1 with it: the newest checkpoint alone could not tell."""
+    narrow = make_job(tmp_path, conversations)
+    wide = make_job(tmp_path, conversations, nproc=2, dp=2)
+    assert run_ranks(1, train_until_checked, narrow, 6) == [EXIT_INTERRUPTED]
+    assert run_ranks(2, train_until, wide, 7) == [EXIT_INTERRUPTED] * 2
+    assert run_ranks(1, train_until, narrow, 8) == [EXIT_INTERRUPTED]
+    assert run_ranks(1, run_train, narrow, True) == [EXIT_DONE]
+    assert summary(narrow)["resumed_from"] == 6
+    assert summary(narrow)["resume_drift"] == 0.0
+
+
+def test_without_that_rule_the_check_would_find_round_off(tmp_path, conversations, monkeypatch):
+    wide = make_job(tmp_path, conversations, nproc=2, dp=2)
+    narrow = make_job(tmp_path, conversations)
+    assert run_ranks(2, train_until_checked, wide, 7) == [EXIT_INTERRUPTED] * 2
+    monkeypatch.setattr("trainer.train.run.ran_under", lambda *_: True)
+    assert run_train(narrow, verify=True) == EXIT_DONE
+    assert 0.0 < summary(narrow)["resume_drift"] < 1e-5
+
+
+def test_which_steps_were_run_under_a_layout():
+    one = {"world": 1, "dp": 1, "tp": 1, "ep": 1, "pp": 1, "device": "cpu", "threads": 4}
+    two = one | {"world": 2, "dp": 2}
+    progress = Progress(tokens={}, absent_spans={}, samples={})
+    assert not ran_under(progress.describe(), 0, one), "nothing was run"
+    for step, layout in ((0, one), (3, one), (5, two), (7, two)):
+        progress.goes_on(step, layout)
+    assert progress.layouts == [{"after": 0, **one}, {"after": 5, **two}]
+    assert [ran_under(progress.describe(), step, two) for step in (4, 5, 6)] == [False, True, True]
+    assert not ran_under(progress.describe(), 6, one)
+    assert not ran_under(progress.describe(), 6, two | {"threads": 2}), "sums on a CPU depend on its threads"
+    gpu = [{"after": 0, **two, "device": "cuda"}]
+    assert ran_under({"layouts": gpu}, 0, two | {"device": "cuda", "threads": 2}), "those on a GPU do not"
+    assert not ran_under({"layouts": gpu}, 0, two)
 
 
 def reshard(job: Job, step: int) -> float:

@@ -77,6 +77,7 @@ def test_every_step_logs_spans_rates_and_router_health(finished):
     assert set(rows[0]) == {
         "step",
         "heldout_loss",
+        "heldout_objective",
         "heldout_tokens",
         "heldout_loss/reasoning",
         "heldout_loss/final",
@@ -100,6 +101,45 @@ def test_every_step_logs_spans_rates_and_router_health(finished):
     assert consumed == sorted(consumed)
     assert consumed[-1] == summary(finished)["tokens"]["total"]
     assert [row["step"] for row in rows if "heldout_loss" in row] == [0, 4, 8]
+
+
+def test_the_held_out_objective_is_the_training_objective_on_held_out_tokens(finished):
+    rows = read_metrics(Path(finished.work_dir) / "metrics.jsonl")
+    measured = [row for row in rows if "heldout_loss" in row]
+    for row in measured:
+        both = row["heldout_loss/reasoning"] + row["heldout_loss/final"]  # both weights are 1 in smoke
+        assert row["heldout_objective"] == pytest.approx(both, rel=1e-12)
+        assert row["heldout_objective"] > 1.5 * row["heldout_loss"], "a sum of two means, not a mean"
+    assert summary(finished)["heldout_objective_start"] == measured[0]["heldout_objective"]
+    assert summary(finished)["heldout_objective_end"] == measured[-1]["heldout_objective"]
+    assert rows[1]["loss"] == pytest.approx(measured[0]["heldout_objective"], rel=0.02), "now comparable"
+
+
+def test_the_balancing_loss_is_logged_without_its_coefficient_as_a_mean_over_layers(finished):
+    rows = read_metrics(Path(finished.work_dir) / "metrics.jsonl")
+    assert all(0.9 < row["aux_loss"] < 2.0 for row in rows[1:])
+
+
+@pytest.mark.parametrize("coefficient", [1e-4, 0.3])
+def test_the_balancing_metric_is_the_layers_own_loss_whatever_the_coefficient(
+    coefficient, tmp_path, conversations, monkeypatch
+):
+    from trainer.model import router
+
+    monkeypatch.setattr(router, "sequence_aux_loss", lambda scores, topk, valid: 1.25 + 0.0 * scores.sum())
+    job = make_job(
+        tmp_path, conversations, recipe=tiny_recipe(**{"architecture.moe.aux_loss_coeff": coefficient})
+    )
+    with session("cpu") as layout:
+        engine = Run(job, job.train_recipe(), WorkDir(Path(job.work_dir)), StopRequest(), layout).engine()
+        assert engine.step().metrics["aux_loss"] == pytest.approx(1.25, rel=1e-6)
+
+
+def test_without_a_coefficient_there_is_no_balancing_loss_to_log(tmp_path, conversations):
+    job = make_job(tmp_path, conversations, recipe=tiny_recipe(**{"architecture.moe.aux_loss_coeff": 0.0}))
+    with session("cpu") as layout:
+        engine = Run(job, job.train_recipe(), WorkDir(Path(job.work_dir)), StopRequest(), layout).engine()
+        assert "aux_loss" not in engine.step().metrics
 
 
 def test_tracking_is_offline_and_inside_the_work_directory(finished):

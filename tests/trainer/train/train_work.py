@@ -11,12 +11,12 @@ from safetensors.numpy import load_file
 
 from trainer.checkpoints.resume import Checkpoints, TorchDistSave
 from trainer.contract.schema.job import Job
-from trainer.job.lifecycle import run_job
+from trainer.job.lifecycle import Interrupted, run_job
 from trainer.job.metrics import read_metrics
 from trainer.job.signals import StopRequest
 from trainer.job.workdir import WorkDir
 from trainer.train.engine import Engine
-from trainer.train.run import train
+from trainer.train.run import Run, train
 
 
 def run_train(job: Job, verify: bool = False) -> int:
@@ -76,7 +76,12 @@ def train_holding_step(job: Job, hold_at: int, said: Path) -> int:
     return run_train(job)
 
 
-def train_until(job: Job, last: int) -> int:
+def train_until_checked(job: Job, last: int) -> int:
+    """The same in a run that is to check its resume; after its last step it ends before it publishes."""
+    return train_until(job, last, verify=True)
+
+
+def train_until(job: Job, last: int, *, verify: bool = False) -> int:
     """Trains and asks for a stop, as a signal would, after step `last`."""
     step: Callable[..., Any] = Engine.step
     asked: list[StopRequest] = []
@@ -89,13 +94,20 @@ def train_until(job: Job, last: int) -> int:
 
     def work(j: Job, directory: WorkDir, stop: StopRequest) -> None:
         asked.append(stop)
-        train(j, directory, stop)
+        train(j, directory, stop, verify_resume=verify)
 
+    def stopped(self: Run, engine: Engine) -> list[str]:
+        raise Interrupted("killed before it published")
+
+    publish = Run.publish
     Engine.step = stopping  # type: ignore[method-assign]
+    if last >= job.train_recipe().steps:
+        Run.publish = stopped  # type: ignore[method-assign]
     try:
         return run_job(job, work)
     finally:
         Engine.step = step  # type: ignore[method-assign]
+        Run.publish = publish  # type: ignore[method-assign]
 
 
 def wait_for(path: Path, seconds: float = 90.0) -> None:
