@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.record import record
-from trainer.losses.cross_entropy import chunked_cross_entropy
+from trainer.model.cross_entropy import chunked_cross_entropy
 
 
 def plain(

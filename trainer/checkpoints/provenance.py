@@ -13,6 +13,9 @@ from typing import Any
 import torch
 
 from trainer.contract.canonical import canonical_json
+from trainer.contract.geometry import geometry
+from trainer.contract.schema.architecture import Architecture
+from trainer.contract.schema.base import plain
 from trainer.contract.schema.job import Job
 from trainer.job.distributed import Layout
 
@@ -38,10 +41,15 @@ def sha256_file(path: Path) -> str:
 def config_hash(recipe: Mapping[str, Any], seed: int) -> str:
     """sha256 over the canonical JSON of recipe and seed: equal for two runs of the same training.
 
+    A fusion is another way to the same numbers, so a run may go on with other fusions, as it may on another
+    number of ranks.
+
     Args:
-        recipe: The resolved recipe as plain values.
+        recipe: The resolved recipe of a training run as plain values.
         seed: The experiment's seed.
     """
+    architecture = geometry(Architecture.model_validate(recipe["architecture"]))
+    recipe = {**recipe, "architecture": plain(architecture)}
     return hashlib.sha256(canonical_json({"recipe": recipe, "seed": seed}).encode()).hexdigest()
 
 

@@ -32,8 +32,9 @@ from trainer.checkpoints.format import (
     write_index,
 )
 from trainer.contract.differences import differences
+from trainer.contract.geometry import geometry
 from trainer.contract.schema.architecture import Architecture
-from trainer.contract.schema.base import plain
+from trainer.contract.schema.base import ConfigError, parse, plain
 
 __all__ = [
     "CONFIG_NAME",
@@ -228,9 +229,12 @@ def read_architecture(directory: Path) -> Architecture:
     """Return the architecture a published checkpoint was built from.
 
     Raises:
-        PublishedError: See `read_config`.
+        PublishedError: See `read_config`; or what it holds is no architecture.
     """
-    return Architecture.model_validate(read_config(directory)["architecture"])
+    try:
+        return parse(Architecture, read_config(directory).get("architecture"), origin="architecture")
+    except ConfigError as error:
+        raise PublishedError(f"{directory / CONFIG_NAME}: {error}") from None
 
 
 def load_published(
@@ -241,7 +245,7 @@ def load_published(
     Args:
         model: The model to fill, in any tensor- and expert-parallel layout.
         directory: The published checkpoint.
-        architecture: When given, must equal the one in `config.json`.
+        architecture: When given, must be of the geometry in `config.json`; fusions are none of it.
         cast_dtype: Accepts another floating-point type and casts (evaluating bf16 weights in fp32);
             otherwise types must be equal.
 
@@ -250,9 +254,7 @@ def load_published(
             copied then.
     """
     if architecture is not None:
-        _compare_architectures(
-            plain(architecture, nulls=True), read_config(directory)["architecture"], directory
-        )
+        _compare_architectures(architecture, read_architecture(directory), directory)
     files = _open_index(directory)
     local = _by_name(model)
     expected = set().union(*_all_names(local))
@@ -305,8 +307,8 @@ def _open_index(directory: Path) -> dict[str, str]:
     return files
 
 
-def _compare_architectures(asked: Mapping[str, Any], found: Mapping[str, Any], directory: Path) -> None:
-    wrong = differences(found, asked)
+def _compare_architectures(asked: Architecture, found: Architecture, directory: Path) -> None:
+    wrong = differences(plain(geometry(found)), plain(geometry(asked)))
     if wrong:
         shown = ", ".join(
             f"{key}: {was!r} stored, {ours!r} asked" for key, (was, ours) in list(wrong.items())[:6]

@@ -3,9 +3,6 @@
 from trainer.contract.pattern import LayerKind, layer_pattern
 from trainer.contract.schema.architecture import Architecture
 
-FUSIONS = ("grouped_gemm", "permute_fusion", "router_fusion")
-"""Keys of the `moe` table that ask for a faster way to the same numbers."""
-
 
 def layer_kinds(architecture: Architecture) -> tuple[LayerKind, ...]:
     """Kind of each layer, first to last: `local` (window, TPA, GRAPE-M) or `global` (full causal)."""
@@ -20,12 +17,6 @@ def moe_layers(architecture: Architecture) -> tuple[int, ...]:
     if architecture.moe is None:
         return ()
     return tuple(range(2 if architecture.moe.first_layer_dense else 1, architecture.model.num_layers + 1))
-
-
-def fusions(architecture: Architecture) -> tuple[str, ...]:
-    """Names of the fusions that are asked for."""
-    moe = architecture.moe
-    return tuple(name for name in FUSIONS if getattr(moe, name, False))
 
 
 def dense_ffn_hidden_size(architecture: Architecture) -> int:

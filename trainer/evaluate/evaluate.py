@@ -154,6 +154,7 @@ class Run:
             dtype=self.recipe.dtype,
             expected=checkpoint,
             tokenizer=self.inputs.get(TOKENIZER_INPUT),
+            backend=self.recipe.backend,
         )
         if self.recipe.max_len > model.context:
             raise EvaluationError(

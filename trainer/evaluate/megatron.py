@@ -7,6 +7,7 @@ from torch import Tensor
 
 from trainer.checkpoints.published import load_published, read_architecture
 from trainer.checkpoints.tokenizers import O200kTokenizer
+from trainer.contract.geometry import geometry
 from trainer.contract.schema.architecture import Architecture
 from trainer.decoding.cache import DecodingCache, extend
 from trainer.evaluate.models import LanguageModel
@@ -24,7 +25,9 @@ class MegatronModel(LanguageModel):
         device: Where to put it.
         dtype: Type to compute in; stored weights of another type are cast.
         tokenizer: Directory of the o200k rank file.
-        architecture: When given, must equal the checkpoint's own.
+        architecture: When given, must be of the checkpoint's geometry.
+        backend: Name of a module of `trainer.model.backends`; no fusion is asked of it, whatever the
+            checkpoint was trained with.
 
     Raises:
         PublishedError: Architecture, names or shapes differ, or a file is missing.
@@ -43,11 +46,14 @@ class MegatronModel(LanguageModel):
         *,
         tokenizer: Path,
         architecture: Architecture | None = None,
+        backend: str = "reference",
     ) -> None:
         super().__init__(name, path, device, dtype)
         self._architecture = read_architecture(path) if architecture is None else architecture
         self.tokenizer = O200kTokenizer(tokenizer)
-        network = build_model(self._architecture, dtype=dtype, device=device, seed=None)
+        network = build_model(
+            geometry(self._architecture), dtype=dtype, device=device, seed=None, backend=backend
+        )
         load_published(network, path, architecture=self._architecture, cast_dtype=True)
         require_filled(network, path)
         self.module: VPGPTModel = network.eval().requires_grad_(False)

@@ -25,6 +25,7 @@ def open_model(
     dtype: Dtype = "fp32",
     expected: HuggingFaceCheckpoint | MegatronCheckpoint | None = None,
     tokenizer: Path | None = None,
+    backend: str = "reference",
 ) -> LanguageModel:
     """Open a checkpoint of either kind.
 
@@ -35,6 +36,7 @@ def open_model(
         dtype: Type to compute in.
         expected: What the experiment says of it; a checkpoint that differs is refused.
         tokenizer: Directory of the o200k rank file; needed for our own checkpoints.
+        backend: Backend of our own checkpoints.
 
     Raises:
         EvaluationError: It is neither kind, or differs from what is expected.
@@ -58,6 +60,7 @@ def open_model(
             _DTYPES[dtype],
             tokenizer=tokenizer,
             architecture=None if expected is None else expected.architecture,
+            backend=backend,
         )
     if "model_type" not in config:
         raise EvaluationError(

@@ -9,6 +9,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.module import MegatronModule
 from torch import nn
 
+from trainer.model.backend import CoreAttentionFactory
 from trainer.model.config import VPTransformerConfig
 from trainer.model.context import CachingCoreAttention, ForwardContext
 from trainer.model.parallel import sum_gradient_over_tp
@@ -24,7 +25,7 @@ from trainer.model.value_residual import mix_values
 class SelfAttentionSubmodules:
     """The one part that depends on the backend."""
 
-    core_attention: type[nn.Module]
+    core_attention: CoreAttentionFactory
 
 
 class HeadRMSNorm(nn.RMSNorm):
@@ -136,7 +137,7 @@ class SelfAttention(MegatronModule, Float32Parameters):
         if inference_context is not None or packed_seq_params is not None:
             raise NotImplementedError(
                 "inference_context and packed_seq_params are not supported: documents are given by doc_id, "
-                "and earlier tokens by a cache (trainer.decoding.cache)"
+                "and earlier tokens by a DecodingCache (trainer.decoding.cache)"
             )
         mixed, _bias = (self.linear_tpa if self.tensor_product else self.linear_qkv)(hidden)
         query, key, value = split_qkv(mixed, self.groups, self.head_dim)

@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from megatron.core.transformer import TransformerConfig
 
-from trainer.contract.layers import dense_ffn_hidden_size, fusions, layer_kinds, moe_layers
+from trainer.contract.fusions import asked_fusions, require_fusions
+from trainer.contract.layers import dense_ffn_hidden_size, layer_kinds, moe_layers
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import ConfigError
-
-BACKENDS = ("reference", "fused", "transformer_engine")
-IMPLEMENTED_BACKENDS = ("reference",)
+from trainer.contract.words import BACKENDS, require_word
 
 
 def squared_relu(x: torch.Tensor) -> torch.Tensor:
@@ -30,9 +29,14 @@ class VPTransformerConfig(TransformerConfig):
     the ones below have no counterpart there. Names that `GPTModel` looks for on a config
     (`position_embedding_type`, `rotary_base`) are avoided on purpose: it would build its own rotary
     embedding.
+
+    Attributes:
+        backend: Name of a module of `trainer.model.backends`.
+        fusions: Fusions of the `moe` table that are asked of it.
     """
 
     backend: str = "reference"
+    fusions: tuple[str, ...] = ()
     rotation: str = "grapem"
     rotation_base: float = 1e4
     learnable_rotation: bool = True
@@ -89,7 +93,7 @@ def transformer_config(
         dtype: Storage and activation dtype, `torch.float32` or `torch.bfloat16`.
         tp: Tensor-parallel size.
         ep: Expert-parallel size; experts are never split over tensor-parallel ranks.
-        backend: `reference`; the others are refused.
+        backend: Name of a module of `trainer.model.backends`.
         **overrides: Further `TransformerConfig` fields, for a caller that wants to say more than an
             experiment can.
 
@@ -101,10 +105,6 @@ def transformer_config(
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise ConfigError(f"training.dtype: found {dtype}; allowed: fp32, bf16")
-    if asked := fusions(arch):
-        raise ConfigError(
-            f"moe.{asked[0]} = true: the {backend} backend has no such fusion; set moe.{asked[0]} = false"
-        )
     model, attention, tpa, grape = arch.model, arch.attention, arch.tpa, arch.grape
     fields: dict[str, Any] = {
         "num_layers": model.num_layers,
@@ -141,6 +141,7 @@ def transformer_config(
         "tpa_q_rank": tpa.tpa_q_rank,
         "moe_layers": moe_layers(arch),
         "backend": backend,
+        "fusions": asked_fusions(arch.moe),
         "tensor_model_parallel_size": tp,
         "expert_model_parallel_size": ep,
         "expert_tensor_parallel_size": 1,
@@ -190,14 +191,12 @@ def _moe_fields(arch: Architecture) -> dict[str, Any]:
 
 
 def _check_backend(config: VPTransformerConfig) -> None:
-    if config.backend not in BACKENDS:
-        raise ConfigError(f"training.backend: found {config.backend!r}; allowed: {', '.join(BACKENDS)}")
-    if config.backend not in IMPLEMENTED_BACKENDS:
-        raise ConfigError(
-            f"training.backend = {config.backend!r}: not available in this installation; "
-            "set training.backend = 'reference', which runs every model on any device"
-        )
-    for fusion in (
+    try:
+        require_word(BACKENDS, config.backend, "training.backend")
+        require_fusions(config.backend, config.fusions)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    for fusion in (  # Megatron's own, for modules of Megatron that are not used here
         "bias_activation_fusion",
         "bias_dropout_fusion",
         "masked_softmax_fusion",
@@ -208,7 +207,8 @@ def _check_backend(config: VPTransformerConfig) -> None:
     ):
         if getattr(config, fusion):
             raise ConfigError(
-                f"{fusion} = true: the {config.backend} backend has no such fusion; set it to false"
+                f"{fusion} = true: a fusion of Megatron's own modules, which this model does not have; set "
+                "it to false"
             )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import ConfigError
+from trainer.model.backend import load_backend
 from trainer.model.config import VPTransformerConfig, transformer_config
 from trainer.model.context import ForwardContext, KeyValueCache, forward_context
 from trainer.model.init import initialize, leave_unfilled
@@ -30,15 +31,17 @@ class VPGPTModel(GPTModel):
     rotary_pos_emb: GrapeM | Rope | None
 
     def __init__(self, config: VPTransformerConfig, *, vocab_size: int, max_sequence_length: int) -> None:
+        backend = load_backend(config.backend)
         super().__init__(
             config=config,
-            transformer_layer_spec=block_spec(config),
+            transformer_layer_spec=block_spec(config, backend),
             vocab_size=vocab_size,
             max_sequence_length=max_sequence_length,
             position_embedding_type="none",
             share_embeddings_and_output_weights=False,
             parallel_output=True,
         )
+        self.backend = backend
         if config.rotation == "rope":
             self.rotary_pos_emb = Rope(config)
         elif any(config.local_layers):
@@ -88,6 +91,34 @@ class VPGPTModel(GPTModel):
         """
         logits, _bias = self.output_layer(self.forward_hidden(tokens, position_ids, doc_id))
         return logits.transpose(0, 1).contiguous()
+
+    def cross_entropy(
+        self, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, select: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take hidden states through the head and the cross-entropy, by the backend's loss.
+
+        Args:
+            hidden: `[S, B, H]`, of `forward_hidden`.
+            labels: int64 `[B, S]`.
+            weights: fp32 `[B, S]`, weight of each token in the sum; no gradient flows to it.
+            select: bool `[B, S]`, tokens whose loss is wanted; others count as 0.
+
+        Returns:
+            The weighted sum, a differentiable scalar, and the loss of each token `[B, S]`, detached; equal on
+            all tensor-parallel ranks.
+
+        Raises:
+            LossError: A selected label is outside the vocabulary.
+        """
+        loss, losses = self.backend.loss(
+            hidden.transpose(0, 1).reshape(-1, hidden.shape[-1]),
+            self.head_weight,
+            labels.reshape(-1),
+            weights.reshape(-1),
+            select=select.reshape(-1),
+            group=self.pg_collection.tp,
+        )
+        return loss, losses.view(labels.shape)
 
     @property
     def head_weight(self) -> nn.Parameter:
@@ -191,7 +222,7 @@ def build_model(
         device: `cpu`, `cuda` or `meta` (shapes only, no weights).
         seed: Of the initial weights. None draws nothing: every weight is NaN until it is loaded, and
             whoever loads asks `trainer.model.init.require_filled` afterwards.
-        backend: `reference`.
+        backend: Name of a module of `trainer.model.backends`.
         **overrides: Further `TransformerConfig` fields.
 
     Returns:

@@ -6,9 +6,9 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 
+from trainer.model.backend import ExpertsFactory
 from trainer.model.config import VPTransformerConfig
 from trainer.model.dispatch import ExpertExchange, assign
-from trainer.model.experts import StackedExperts
 from trainer.model.ffn import DenseFFN
 from trainer.model.parallel import gather_rows, split_rows
 from trainer.model.router import Router
@@ -22,12 +22,19 @@ class MoELayer(MegatronModule):
     its experts, and the results are gathered again. Experts themselves are never split.
     """
 
-    def __init__(self, config: VPTransformerConfig, pg_collection: ProcessGroupCollection, **_: Any) -> None:
+    def __init__(
+        self,
+        config: VPTransformerConfig,
+        pg_collection: ProcessGroupCollection,
+        *,
+        experts: ExpertsFactory,
+        **_: Any,
+    ) -> None:
         super().__init__(config=config)
         self.tp_group, self.ep_group = pg_collection.tp, pg_collection.ep
         self.layer_number: int | None = None
         self.router = Router(config, pg_collection)
-        self.experts = StackedExperts(config, pg_collection)
+        self.experts = experts(config, pg_collection)
         self.shared_experts: DenseFFN | None = None
         if config.moe_shared_expert_intermediate_size:
             self.shared_experts = DenseFFN(config, pg_collection, config.moe_shared_expert_intermediate_size)

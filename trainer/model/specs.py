@@ -7,26 +7,27 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
-from torch import nn
 
 from trainer.model.attention import SelfAttention, SelfAttentionSubmodules
+from trainer.model.backend import Backend
 from trainer.model.config import VPTransformerConfig
-from trainer.model.core_attention import ReferenceCoreAttention
 from trainer.model.ffn import DenseFFN
 from trainer.model.moe import MoELayer
 
-CORE_ATTENTION: dict[str, type[nn.Module]] = {"reference": ReferenceCoreAttention}
 
+def block_spec(config: VPTransformerConfig, backend: Backend) -> TransformerBlockSubmodules:
+    """One spec per layer: every layer's attention is our own, its FFN dense or routed.
 
-def block_spec(config: VPTransformerConfig) -> TransformerBlockSubmodules:
-    """One spec per layer: every layer's attention is our own, its FFN dense or routed."""
+    Args:
+        config: Of the model.
+        backend: Its parts.
+    """
     attention = ModuleSpec(
-        module=SelfAttention,
-        submodules=SelfAttentionSubmodules(core_attention=CORE_ATTENTION[config.backend]),
+        module=SelfAttention, submodules=SelfAttentionSubmodules(core_attention=backend.core_attention)
     )
+    routed, dense = functools.partial(MoELayer, experts=backend.experts), functools.partial(DenseFFN)
 
     def layer(number: int) -> ModuleSpec:
-        mlp = MoELayer if number in config.moe_layers else DenseFFN
         return ModuleSpec(
             module=TransformerLayer,
             submodules=TransformerLayerSubmodules(
@@ -34,7 +35,7 @@ def block_spec(config: VPTransformerConfig) -> TransformerBlockSubmodules:
                 self_attention=attention,
                 self_attn_bda=get_bias_dropout_add,
                 pre_mlp_layernorm=WrappedTorchNorm,
-                mlp=functools.partial(mlp),
+                mlp=routed if number in config.moe_layers else dense,
                 mlp_bda=get_bias_dropout_add,
             ),
         )

@@ -16,11 +16,13 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.spec_utils import build_module
 from torch import nn
 
+from trainer.contract.geometry import geometry
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import ConfigError
-from trainer.losses.cross_entropy import chunked_cross_entropy
+from trainer.model.backend import load_backend
 from trainer.model.config import transformer_config
 from trainer.model.context import forward_context
+from trainer.model.cross_entropy import chunked_cross_entropy
 from trainer.model.document_mask import document_mask
 from trainer.model.gpt import ensure_parallel_state
 from trainer.model.positions import GrapeM, Rope
@@ -76,9 +78,9 @@ class StudentStream:
         ensure_parallel_state()
         self.device = torch.device(device)
         self.layers = architecture.model.num_layers
-        self._read, self._config = read, transformer_config(architecture)
+        self._read, self._config = read, transformer_config(geometry(architecture))
         self._groups = ProcessGroupCollection.use_mpu_process_groups()
-        self._specs = block_spec(self._config).layer_specs
+        self._specs = block_spec(self._config, load_backend("reference")).layer_specs
         self._batches = [batch.to(self.device) for batch in batches]
         self._contexts = [
             forward_context(

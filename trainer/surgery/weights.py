@@ -20,8 +20,9 @@ from trainer.checkpoints.format import (
     write_index,
 )
 from trainer.contract.differences import differences
+from trainer.contract.geometry import geometry
 from trainer.contract.schema.architecture import Architecture
-from trainer.contract.schema.base import plain
+from trainer.contract.schema.base import ConfigError, parse, plain
 from trainer.surgery.tensorfile import TensorFile, TensorFileWriter, TensorSpec, WeightsError, raw
 from trainer.surgery.tensors import BUFFERS, TORCH_DTYPES, tensor_table
 
@@ -163,8 +164,13 @@ class WeightsReader:
                 f"{self.directory / CONFIG_NAME}: schema {SCHEMA!r} expected, "
                 f"{self.config.get('schema')!r} found"
             )
-        asked = {"architecture": plain(architecture, nulls=True), "dtype": str(TORCH_DTYPES[dtype])[6:]}
-        if wrong := shown_differences(asked, {key: self.config.get(key) for key in asked}):
+        try:
+            stored = parse(Architecture, self.config.get("architecture"), origin="architecture")
+        except ConfigError as error:
+            raise WeightsError(f"{self.directory / CONFIG_NAME}: {error}") from None
+        asked = {"architecture": plain(geometry(architecture)), "dtype": str(TORCH_DTYPES[dtype])[6:]}
+        found = {"architecture": plain(geometry(stored)), "dtype": self.config.get("dtype")}
+        if wrong := shown_differences(asked, found):
             raise WeightsError(f"{self.directory / CONFIG_NAME}: {wrong}")
         self.require(tensor_table(architecture, dtype))
 

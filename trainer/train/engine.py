@@ -24,9 +24,9 @@ from trainer.errors import NonFiniteGradientError
 from trainer.job.distributed import Layout, seed_everything, together
 from trainer.job.lifecycle import JobError
 from trainer.job.metrics import Value, router_metrics
-from trainer.losses.cross_entropy import chunked_cross_entropy
 from trainer.losses.mixture import MixedObjective, Part
 from trainer.losses.span_ce import SpanMetrics, SpanObjective, span_counts, token_weights
+from trainer.model.cross_entropy import chunked_cross_entropy
 from trainer.model.gpt import VPGPTModel
 from trainer.model.init import require_filled
 from trainer.optim.freezing import train_only_layers

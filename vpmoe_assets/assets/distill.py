@@ -14,8 +14,11 @@ from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import training as checks
 
 TRAINING_SOURCES = (
+    "trainer/contract/fusions.py",
+    "trainer/contract/geometry.py",
     "trainer/contract/layers.py",
     "trainer/contract/pattern.py",
+    "trainer/contract/words.py",
     "trainer/contract/depth.py",
     "trainer/contract/partition.py",
     "trainer/data",

@@ -33,8 +33,11 @@ SHARED_INPUTS = ("core8_bundle", "healing_text_v1", "synth_kd_v1", "o200k_tokeni
 """What every checkpoint is measured on, and the tokenizer of ours."""
 
 EVALUATION_SOURCES = (
+    "trainer/contract/fusions.py",
+    "trainer/contract/geometry.py",
     "trainer/contract/layers.py",
     "trainer/contract/pattern.py",
+    "trainer/contract/words.py",
     "trainer/evaluate",
     "trainer/model",
     "trainer/checkpoints/format.py",

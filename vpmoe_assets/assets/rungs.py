@@ -62,11 +62,14 @@ resume checkpoints.
 
 _COMMON = (
     "trainer/checkpoints/format.py",
+    "trainer/contract/geometry.py",
     "trainer/contract/layers.py",
     "trainer/contract/pattern.py",
     *(f"trainer/surgery/{name}.py" for name in ("tensorfile", "tensors", "weights")),
 )
 _CALIBRATED = (
+    "trainer/contract/fusions.py",
+    "trainer/contract/words.py",
     "trainer/data",
     "trainer/model",
     *(f"trainer/surgery/{name}.py" for name in ("calibration", "streams")),

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from safetensors.torch import load_file, save_file
 
+from tests.trainer.other_backend import SOURCE, add_backend
 from trainer.checkpoints.published import (
     INDEX_NAME,
     PublishedError,
@@ -19,6 +20,7 @@ from trainer.checkpoints.published import (
     read_config,
     save_published,
 )
+from trainer.contract.fusions import FUSIONS
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import parse, plain
 from trainer.contract.schema.experiment import load_experiment
@@ -118,6 +120,39 @@ def test_another_architecture_is_refused_naming_both_values(tmp_path):
     other = architecture(layers=8)
     with pytest.raises(PublishedError, match=r"model\.num_layers: 4 stored, 8 asked"):
         load_published(model(arch=other), tmp_path / "payload", architecture=other)
+
+
+def with_flags(**flags: bool) -> Architecture:
+    tables = plain(architecture())
+    tables["moe"] |= flags
+    return parse(Architecture, tables)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("flag", FUSIONS)
+def test_weights_load_whatever_the_fusion_flags_say(flag, stored, tmp_path, monkeypatch):
+    honours = SOURCE.replace('("grouped_gemm",)', repr(FUSIONS))
+    backend = add_backend(monkeypatch, tmp_path, source=honours)
+    made, asked = with_flags(**{flag: stored}), with_flags(**{flag: not stored})
+    source = build_model(made, seed=1, backend=backend)
+    save_published(source, made, tmp_path / "payload")
+    assert read_config(tmp_path / "payload")["architecture"]["moe"][flag] is stored
+    target = build_model(asked, seed=2, backend=backend)
+    load_published(target, tmp_path / "payload", architecture=asked)
+    assert all(torch.equal(p, q) for p, q in zip(source.parameters(), target.parameters(), strict=True))
+    plainest = model(3)  # and into a backend that honours none of them
+    load_published(plainest, tmp_path / "payload", architecture=architecture())
+    assert torch.equal(plainest.head_weight, source.head_weight)
+
+
+def test_what_is_no_architecture_is_refused_with_its_file(tmp_path):
+    save_published(model(), architecture(), tmp_path / "payload")
+    path = tmp_path / "payload" / "config.json"
+    config = json.loads(path.read_text())
+    del config["architecture"]["model"]["num_layers"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(PublishedError, match=r"config\.json: architecture: model\.num_layers: missing"):
+        load_published(model(), tmp_path / "payload", architecture=architecture())
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ from trainer.contract import activations
 from trainer.contract.activations import Pass
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.experiment import load_experiment
-from trainer.losses import cross_entropy
-from trainer.losses.cross_entropy import chunked_cross_entropy
-from trainer.model import core_attention
+from trainer.model import core_attention, cross_entropy
+from trainer.model.cross_entropy import chunked_cross_entropy
 from trainer.model.gpt import build_model
 
 

@@ -12,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from trainer.contract.layers import dense_ffn_hidden_size, fusions, layer_kinds, moe_layers
+from tests.trainer.other_backend import add_backend
+from trainer.contract.fusions import asked_fusions
+from trainer.contract.geometry import geometry
+from trainer.contract.layers import dense_ffn_hidden_size, layer_kinds, moe_layers
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import ConfigError, parse, plain
 from trainer.contract.schema.experiment import CONFIGS_DIR, Experiment, load_experiment, scaled_to
@@ -335,9 +338,12 @@ WRONG = [
     ({"rungs.vpmoe.moe.router_score_function": "softmax"}, "needs router_score_function = 'sigmoid'"),
     ({"rungs.vpmoe.moe.router_dtype": "bf16"}, "found 'bf16'; allowed: 'fp32' or 'fp64'"),
     ({"rungs.vpmoe.moe.grouped_gemm": True}, "moe.grouped_gemm = true, but training.backend = 'reference'"),
-    ({"rungs.vpmoe.moe.permute_fusion": True}, "set moe.permute_fusion = false, or training.backend to"),
-    ({"rungs.vpmoe.moe.router_fusion": True, "training.backend": "fused"}, "training.backend = 'fused' does not have it"),
-    ({"training.backend": "tpu"}, "allowed: 'reference', 'fused' or 'transformer_engine'"),
+    ({"rungs.vpmoe.moe.permute_fusion": True}, "does not have it; set moe.permute_fusion = false"),
+    ({"rungs.vpmoe.moe.router_fusion": True}, "stages.vpmoe_stage1: rungs.vpmoe.moe.router_fusion = true"),
+    ({"training.backend": "tpu"}, "training.backend: found 'tpu'; allowed: 'reference'"),
+    ({"training.backend": "fused"}, "training.backend: found 'fused'; allowed: 'reference'"),
+    ({"training.backend": "transformer_engine"}, "training.backend: found 'transformer_engine'; allowed: 'reference'"),
+    ({"evaluation.backend": "fused"}, "evaluation.backend: found 'fused'; allowed: 'reference'"),
     ({"training.optimizer.name": "lion"}, "found 'lion'; allowed: 'normuon'"),
     ({"training.optimizer.polar_express_safety_factor": 0.01}, "needs polar_express_coefficients"),
     ({"training.schedule.kind": "step"}, "allowed: 'cosine', 'linear' or 'constant'"),
@@ -390,9 +396,24 @@ def test_the_group_keys_go_together(tmp_path):
     assert any("set together or not at all" in problem for problem in found)
 
 
-def test_a_fusion_is_accepted_where_the_backend_has_it(tmp_path):
-    experiment = load_changed(tmp_path, {"rungs.vpmoe.moe.grouped_gemm": True, "training.backend": "fused"})
-    assert fusions(experiment.architecture("vpmoe")) == ("grouped_gemm",)
+def test_a_fusion_is_accepted_where_the_backend_has_it(tmp_path, monkeypatch):
+    backend = add_backend(monkeypatch, tmp_path)
+    experiment = load_changed(tmp_path, {"rungs.vpmoe.moe.grouped_gemm": True, "training.backend": backend})
+    assert asked_fusions(experiment.architecture("vpmoe").moe) == ("grouped_gemm",)
+    found = problems(tmp_path, {"rungs.vpmoe.moe.grouped_gemm": True})
+    assert f"set moe.grouped_gemm = false, or training.backend to '{backend}'" in found[0]
+    found = problems(tmp_path, {"rungs.vpmoe.moe.permute_fusion": True, "training.backend": backend})
+    assert f"moe.permute_fusion = true, but training.backend = '{backend}' does not have it" in found[0]
+
+
+@pytest.mark.parametrize("name", ["smoke", "full", "bench"])
+def test_a_geometry_is_the_architecture_but_for_the_fusions(name):
+    plainest = load_experiment(name).architecture("vpmoe")
+    flagged = plainest.model_copy(update={"moe": plainest.moe.model_copy(update={"grouped_gemm": True})})
+    assert flagged != plainest
+    assert geometry(flagged) == geometry(plainest) == plainest
+    dense = load_experiment("full").architecture("vpdense_80")
+    assert geometry(dense) == dense
 
 
 def test_coefficients_free_the_safety_factor(tmp_path):

@@ -13,8 +13,10 @@ from tests.trainer.evaluate.evaluation_inputs import (
     write_llama,
     write_tokenizer,
 )
+from tests.trainer.other_backend import add_backend
 from trainer.checkpoints.published import PublishedError
 from trainer.checkpoints.tokenizers import HuggingFaceTokenizer, O200kTokenizer
+from trainer.contract.schema.base import ConfigError
 from trainer.contract.schema.evaluate import HuggingFaceCheckpoint, MegatronCheckpoint
 from trainer.errors import EvaluationError
 from trainer.evaluate.opening import is_checkpoint, open_model
@@ -197,3 +199,29 @@ def test_weights_may_be_evaluated_in_another_type(tmp_path):
     ours, theirs = narrow.logits(TOKENS, LENGTHS), wide.logits(TOKENS, LENGTHS)
     assert ours.dtype == torch.float32
     assert 0 < float((ours - theirs)[0].abs().max()) < 0.3 * float(theirs.std())
+
+
+@pytest.mark.parametrize("fusion", ["grouped_gemm", "permute_fusion", "router_fusion"])
+def test_a_checkpoint_is_measured_whatever_fusions_it_was_trained_with(
+    fusion, student_dir, student, tmp_path, ranks
+):
+    flagged = tmp_path / "payload"
+    shutil.copytree(student_dir, flagged)
+    config = json.loads((flagged / "config.json").read_text())
+    config["architecture"]["moe"][fusion] = True
+    (flagged / "config.json").write_text(json.dumps(config))
+    own = open_model(flagged, name="flagged", tokenizer=ranks)
+    expected = MegatronCheckpoint(architecture=student.architecture)
+    told = open_model(flagged, name="flagged", tokenizer=ranks, expected=expected)
+    rows, lengths = torch.arange(12)[None], torch.tensor([12])
+    assert torch.equal(own.logits(rows, lengths), student.logits(rows, lengths))
+    assert torch.equal(told.logits(rows, lengths), student.logits(rows, lengths))
+
+
+def test_our_checkpoints_take_a_backend(student_dir, ranks, group, tmp_path, monkeypatch):
+    opened = open_model(
+        student_dir, name="student", tokenizer=ranks, backend=add_backend(monkeypatch, tmp_path)
+    )
+    assert type(opened.module.moe_layers[0].experts).__name__ == "GatheredExperts"
+    with pytest.raises(ConfigError, match=r"training\.backend: found 'turbo'; allowed: "):
+        open_model(student_dir, name="student", tokenizer=ranks, backend="turbo")

@@ -5,8 +5,8 @@ import torch.distributed as dist
 
 from tests.ranks import run_ranks
 from trainer.errors import LossError
-from trainer.losses.cross_entropy import chunked_cross_entropy
 from trainer.losses.span_ce import SpanMetrics, SpanObjective, span_counts, token_weights
+from trainer.model.cross_entropy import chunked_cross_entropy
 
 T, H, V = 23, 6, 34
 WORLD = 2

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import LossError
-from trainer.losses.cross_entropy import chunked_cross_entropy
 from trainer.losses.mixture import MixedObjective, Part
 from trainer.losses.span_ce import SpanMetrics, SpanObjective, span_counts, token_weights
+from trainer.model.cross_entropy import chunked_cross_entropy
 
 S, H, V = 10, 5, 17
 POOLED = MixedObjective(

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import LossError
-from trainer.losses.cross_entropy import chunked_cross_entropy
 from trainer.losses.span_ce import (
     Span,
     SpanMetrics,
@@ -19,6 +18,7 @@ from trainer.losses.span_ce import (
     span_counts,
     token_weights,
 )
+from trainer.model.cross_entropy import chunked_cross_entropy
 
 S, H, V = 12, 6, 19
 OBJECTIVE = SpanObjective.conversations(reasoning=0.7, final=1.9)

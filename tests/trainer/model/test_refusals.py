@@ -12,25 +12,6 @@ from trainer.model.config import transformer_config
 from trainer.model.gpt import build_model
 
 
-@pytest.mark.parametrize("backend", ["fused", "transformer_engine"])
-def test_a_backend_that_is_not_available(backend):
-    with pytest.raises(
-        ConfigError, match=f"training.backend = '{backend}'.*set training.backend = 'reference'"
-    ):
-        build_model(tiny("dense"), backend=backend, device="meta")
-
-
-def test_an_unknown_backend():
-    with pytest.raises(ConfigError, match=r"training\.backend: found 'turbo'; allowed: reference, fused"):
-        build_model(tiny("dense"), backend="turbo", device="meta")
-
-
-@pytest.mark.parametrize("fusion", ["grouped_gemm", "permute_fusion", "router_fusion"])
-def test_a_fusion_that_the_backend_lacks(fusion):
-    with pytest.raises(ConfigError, match=rf"moe\.{fusion} = true.*set moe\.{fusion} = false"):
-        build_model(tiny("moe", moe={fusion: True}), device="meta")
-
-
 def test_a_dtype_that_is_not_trained():
     with pytest.raises(ConfigError, match=r"training\.dtype: found torch\.float16; allowed: fp32, bf16"):
         build_model(tiny("dense"), dtype=torch.float16, device="meta")

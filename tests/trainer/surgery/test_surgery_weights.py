@@ -102,6 +102,19 @@ def test_a_streamed_checkpoint_has_the_bytes_of_a_saved_one(name, dtype, shard_b
         assert {name: reader.digest(name) for name in reader.names} == out.digests
 
 
+def test_a_rung_is_told_by_its_geometry_whatever_fusions_it_was_trained_with(tmp_path):
+    flagged, plainest = routed(grouped_gemm=True), routed()
+    with WeightsWriter(tmp_path / "flagged", flagged, "fp32") as out:
+        for name, spec in out.specs.items():
+            out.write(name, torch.ones(spec.shape, dtype=spec.dtype))
+        out.finish()
+    with WeightsReader(tmp_path / "flagged") as reader:
+        reader.require_rung(plainest, "fp32")
+        reader.require_rung(flagged, "fp32")
+        with pytest.raises(WeightsError, match=r"architecture\.moe\.num_experts: 16 expected, 8 found"):
+            reader.require_rung(routed(num_experts=16), "fp32")
+
+
 @pytest.mark.parametrize("experiment", ["smoke", "full", "bench"])
 def test_the_table_of_tensors_is_the_models(experiment):
     loaded = load_experiment(experiment)

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import Frozen, Name, PositiveInt
+from trainer.contract.schema.words import BackendName
 
 Dtype = Literal["fp32", "bf16"]
 SuiteName = Literal["core8", "ppl", "numeric", "harmony"]
@@ -27,12 +28,14 @@ class Evaluation(Frozen):
         max_len: Longest scored sequence in tokens, the same for every checkpoint; longer ones lose their
             beginning, which is counted. By default 2048, or what the shortest rung can read.
         dtype: Type of weights and activations while measuring.
+        backend: Backend that our own checkpoints are measured with; no fusion is asked of it.
         ppl_tokens: Perplexity is measured on this many first tokens of each held-out split.
     """
 
     suites: Suites
     max_len: PositiveInt | None = None
     dtype: Dtype = "fp32"
+    backend: BackendName = "reference"
     ppl_tokens: PositiveInt
     generation: Generation
 
@@ -92,6 +95,7 @@ class EvaluateRecipe(Frozen):
     suites: Suites
     max_len: PositiveInt
     dtype: Dtype
+    backend: BackendName = "reference"
     ppl_tokens: PositiveInt
     generation: Generation
     core8: Core8Protocol | None = None

@@ -299,6 +299,7 @@ class Experiment(Frozen):
             suites=self.evaluation.suites,
             max_len=self.evaluation.max_len or min(_MAX_LEN, self._shortest_context()),
             dtype=self.evaluation.dtype,
+            backend=self.evaluation.backend,
             ppl_tokens=self.evaluation.ppl_tokens,
             generation=self.evaluation.generation,
             core8=Core8Protocol(seed=core8.seed, max_per_task=core8.max_per_task) if core8 else None,

@@ -5,10 +5,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from trainer.contract.fusions import asked_fusions, require_fusions
 from trainer.contract.schema.architecture import Architecture, MoeConfig
 from trainer.contract.schema.base import Count, Fraction, Frozen, NonNegativeFloat, PositiveFloat, PositiveInt
+from trainer.contract.schema.words import BackendName
 
-Backend = Literal["reference", "fused", "transformer_engine"]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Triples = Annotated[
     tuple[Annotated[tuple[float, float, float], Field(strict=False)], ...], Field(strict=False, min_length=1)
@@ -16,13 +17,6 @@ Triples = Annotated[
 
 BUILT_IN_SAFETY_FACTOR = 2e-2
 """The built-in Polar Express coefficients were computed for this safety factor."""
-
-BACKEND_FUSIONS: dict[str, frozenset[str]] = {
-    "reference": frozenset(),
-    "fused": frozenset({"grouped_gemm"}),
-    "transformer_engine": frozenset({"grouped_gemm", "permute_fusion", "router_fusion"}),
-}
-"""Fusions that a config may ask of each backend."""
 
 
 class OptimizerConfig(Frozen):
@@ -91,7 +85,7 @@ class TrainingConfig(Frozen):
         keep_every: Also keep every checkpoint whose step is a multiple of this; 0 keeps none.
     """
 
-    backend: Backend
+    backend: BackendName
     dtype: Literal["fp32", "bf16"]
     global_batch_size: PositiveInt
     micro_batch_size: PositiveInt
@@ -249,10 +243,4 @@ def check_fusions(moe: MoeConfig | None, training: TrainingConfig) -> None:
     Raises:
         ValueError: Naming the key, its value, the backend and both remedies.
     """
-    for name in ("grouped_gemm", "permute_fusion", "router_fusion"):
-        if getattr(moe, name, False) and name not in BACKEND_FUSIONS[training.backend]:
-            able = [backend for backend, fusions in BACKEND_FUSIONS.items() if name in fusions]
-            raise ValueError(
-                f"moe.{name} = true, but training.backend = {training.backend!r} does not have it; "
-                f"set moe.{name} = false, or training.backend to {' or '.join(map(repr, able))}"
-            )
+    require_fusions(training.backend, asked_fusions(moe))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.losses.cross_entropy import chunked_cross_entropy
+from trainer.model.cross_entropy import chunked_cross_entropy
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainer.errors import LossError
-from trainer.losses.cross_entropy import chunked_cross_entropy
+from trainer.model.cross_entropy import chunked_cross_entropy
 
 T, H, V = 37, 8, 53
 

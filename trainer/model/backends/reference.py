@@ -1,0 +1,14 @@
+"""Plain PyTorch on any device: the oracle that every other backend is measured against."""
+
+from trainer.model.backend import Backend
+from trainer.model.core_attention import ReferenceCoreAttention
+from trainer.model.cross_entropy import chunked_cross_entropy
+from trainer.model.experts import StackedExperts
+
+FUSIONS = ()
+
+BACKEND = Backend(
+    core_attention=ReferenceCoreAttention,
+    experts=StackedExperts,
+    loss=chunked_cross_entropy,
+)
