@@ -1,17 +1,22 @@
 """How a job's first process is started, and what binds it to its orchestrator."""
 
+import functools
 import os
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import pytest
 
 from vpmoe_assets.resources import bound, torchrun
-from vpmoe_assets.resources.launchers import Launch, LauncherNotAvailableError, LocalLauncher, launcher
+from vpmoe_assets.resources.launchers import local
+from vpmoe_assets.resources.launchers.launcher import Launch, LauncherNotAvailableError, available, find
+from vpmoe_assets.resources.leases import Gpu, GpusBusyError, lease
 from vpmoe_assets.resources.torchrun import ShutdownTimeoutError, with_shutdown_timeout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,8 +24,20 @@ BOUND = [sys.executable, "-I", "-S", str(bound.__file__)]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
 
 
-def launch(tmp_path: Path, nproc: int) -> Launch:
-    return Launch("train", "vpmoe_stage1", tmp_path, nproc, dict(os.environ), "marker", grace_s=600.0)
+def launch(tmp_path: Path, nproc: int, device: Literal["cpu", "cuda"] = "cpu", **settings: str) -> Launch:
+    return Launch(
+        command="train",
+        experiment="smoke",
+        asset="vpmoe_stage1",
+        work_dir=tmp_path,
+        device=device,
+        nproc=nproc,
+        environment=dict(os.environ),
+        marker=uuid.uuid4().hex,
+        grace_s=600.0,
+        wait_s=0.0,
+        **settings,
+    )
 
 
 def wait_gone(pid: int, seconds: float = 10.0) -> None:
@@ -31,13 +48,13 @@ def wait_gone(pid: int, seconds: float = 10.0) -> None:
 
 
 def test_one_rank_is_a_plain_process(tmp_path: Path) -> None:
-    line = LocalLauncher.command_line(launch(tmp_path, 1))
+    line = local.command_line(launch(tmp_path, 1))
     assert line[-5:] == ["-m", "trainer", "train", "--job", str(tmp_path / "job.json")]
     assert not any("torchrun" in part for part in line)
 
 
 def test_several_ranks_go_through_torchrun_which_waits_longer_than_a_checkpoint(tmp_path: Path) -> None:
-    line = LocalLauncher.command_line(launch(tmp_path, 8))
+    line = local.command_line(launch(tmp_path, 8))
     assert "--nproc-per-node=8" in line
     assert "--rdzv-endpoint=127.0.0.1:0" in line
     assert int(line[line.index("--shutdown-timeout") + 1]) > 600
@@ -45,7 +62,56 @@ def test_several_ranks_go_through_torchrun_which_waits_longer_than_a_checkpoint(
 
 def test_an_unknown_launcher_is_refused_with_a_remedy() -> None:
     with pytest.raises(LauncherNotAvailableError, match=r'"slurm" was asked for; available: "local"'):
-        launcher("slurm")
+        find("slurm")
+
+
+def test_a_launcher_is_found_by_the_name_of_its_module(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert available() == ["local"]
+    assert find("local") is local
+    for module in map(find, available()):
+        assert callable(module.reserve)
+    with pytest.raises(LauncherNotAvailableError, match='available: "local"'):
+        find("launcher")  # what says what a launcher is, is none
+
+
+TWO = [Gpu("GPU-invented-0", "Invented A"), Gpu("GPU-invented-1", "Invented B")]
+
+
+def test_gpus_are_leased_by_the_launcher_that_runs_here_from_before_the_job_until_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "lease", functools.partial(lease, gpus=lambda: TWO))
+    (tmp_path / "show.py").write_text("import os; print('sees', os.environ['CUDA_VISIBLE_DEVICES'])\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    first, second = (launch(tmp_path, 1, "cuda", module="show") for _ in range(2))
+    with local.reserve(first, print) as handle:
+        assert handle.devices == ("Invented A",)
+        busy = pytest.raises(GpusBusyError, match="GPU-invented-0: smoke/vpmoe_stage1")
+        with busy, local.reserve(launch(tmp_path, 2, "cuda"), print):
+            pytest.fail("both were leased though one is taken")
+        with local.reserve(second, print) as other:
+            assert other.devices == ("Invented B",)
+        handle.start()
+        assert handle.process is not None
+        assert handle.process.wait(60) == 0
+        handle.stop(grace_s=5.0, log=print)
+    assert "sees GPU-invented-0" in (tmp_path / "console.txt").read_text()
+    with local.reserve(launch(tmp_path, 2, "cuda"), print) as handle:
+        assert handle.devices == ("Invented A", "Invented B")
+
+
+def test_a_job_on_the_cpu_leases_nothing_and_sees_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_gpus() -> list[Gpu]:
+        raise AssertionError("nobody asked for a GPU")
+
+    monkeypatch.setattr(local, "lease", functools.partial(lease, gpus=no_gpus))
+    with local.reserve(launch(tmp_path, 4), print) as handle:
+        assert handle.devices == ()
+        assert handle.lease.environment == {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def test_a_bound_command_is_the_same_process_with_the_same_exit_code() -> None:

@@ -6,14 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import dagster as dg
 import psutil
 import pytest
 
 from tests.resources.launched import carrying, failure_message
+from vpmoe_assets.resources import trainer
+from vpmoe_assets.resources.launchers import local
+from vpmoe_assets.resources.launchers.launcher import Launch
+from vpmoe_assets.resources.leases import Lease
 from vpmoe_assets.resources.process_record import RECORD_NAME, Orchestrator, ProcessRecord
-from vpmoe_assets.resources.processes import MARKER_ENV
+from vpmoe_assets.resources.processes import MARKER_ENV, Log
 
 pytestmark = pytest.mark.slow
 
@@ -178,6 +184,28 @@ def test_what_cannot_work_is_refused_before_anything_starts(
     import re
 
     assert re.search(message, failure_message(result), re.DOTALL)
+
+
+class Elsewhere:
+    """A launcher whose jobs get their devices where they run: here too, with an invented device."""
+
+    class Job(local.LocalHandle):
+        devices = ("Far GPU",)
+
+    @contextmanager
+    def reserve(self, launch: Launch, log: Log) -> Iterator[local.LocalHandle]:
+        yield self.Job(launch, Lease())
+
+
+def test_a_launcher_that_starts_jobs_elsewhere_needs_no_gpu_here(run_stand_in, monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    refused, _ = run_stand_in({"steps": 2}, device="cuda")
+    assert "asks for 1 GPU(s), one each; found 0" in failure_message(refused)
+    monkeypatch.setattr(trainer, "find", lambda name: Elsewhere())
+    result, trained = run_stand_in({"steps": 2}, device="cuda", launcher="elsewhere")
+    assert result.success, failure_message(result)
+    assert trained.devices == ("Far GPU",)
+    assert trained.execution["launcher"] == "elsewhere"
 
 
 def test_a_job_left_by_a_killed_orchestrator_is_ended_before_the_next_starts(

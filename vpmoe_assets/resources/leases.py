@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vpmoe_assets.resources.launchers.launcher import LaunchError
 from vpmoe_assets.resources.processes import Log, members
 
 LEASE_DIR_ENV = "VPMOE_LEASE_DIR"
@@ -23,11 +24,11 @@ _POLL_S = 2.0
 _REMIND_S = 60.0
 
 
-class NoGpuError(RuntimeError):
+class NoGpuError(LaunchError):
     """A GPU was asked for and this machine has none, or not enough."""
 
 
-class GpusBusyError(RuntimeError):
+class GpusBusyError(LaunchError):
     """The GPUs are leased to other jobs, and the time to wait for them is over."""
 
 

@@ -1,4 +1,4 @@
-"""The trainer as a Dagster resource: leases devices, starts a job, watches it, and leaves nothing behind."""
+"""The trainer as a Dagster resource: starts a job by a launcher, watches it, and leaves nothing behind."""
 
 import os
 import time
@@ -15,14 +15,15 @@ from trainer.contract.schema.base import ConfigError, parse
 from trainer.contract.schema.job import Job
 from trainer.contract.status import DONE, FAILED, INTERRUPTED, JOB_NAME
 from vpmoe_assets.resources.job_files import OutputIncompleteError, WorkFiles
-from vpmoe_assets.resources.launchers import (
+from vpmoe_assets.resources.launchers.launcher import (
     Handle,
     Launch,
     Launcher,
     LauncherNotAvailableError,
-    launcher,
+    LaunchError,
+    available,
+    find,
 )
-from vpmoe_assets.resources.leases import GpusBusyError, NoGpuError, lease
 from vpmoe_assets.resources.processes import new_marker, settle
 from vpmoe_assets.resources.tail import MetricsTail
 from vpmoe_assets.resources.tracking import WandbKeyMissingError, wandb_environment
@@ -66,7 +67,9 @@ class TrainerResource(dg.ConfigurableResource):
     dp: int = Field(default=1, description="Data-parallel size.")
     tp: int = Field(default=1, description="Tensor-parallel size.")
     ep: int = Field(default=1, description="Expert-parallel size; divides dp.")
-    launcher: Literal["local", "slurm"] = Field(default="local", description="What starts the processes.")
+    launcher: str = Field(
+        default="local", description=f"What starts the processes: {' or '.join(available())}."
+    )
     wandb: Literal["offline", "online", "disabled"] = Field(
         default="offline",
         description="Weights & Biases; the key comes from WANDB_API_KEY or netrc, never from here.",
@@ -175,7 +178,7 @@ class TrainerResource(dg.ConfigurableResource):
                 origin="job",
             )
             steps = job.train_recipe().steps if command == "train" else None
-            place = launcher(self.launcher)
+            place = find(self.launcher)
             environment = wandb_environment(self.wandb, os.environ)
         except (ConfigError, LauncherNotAvailableError, WandbKeyMissingError) as error:
             raise dg.Failure(f"{asset}: the job cannot be started. {error}", allow_retries=False) from error
@@ -221,33 +224,31 @@ class TrainerResource(dg.ConfigurableResource):
         environment: dict[str, str],
         steps: int | None,
     ) -> TrainerResult:
-        marker, begun = new_marker(), time.monotonic()
+        begun = time.monotonic()
         resumed_from = files.last_checkpoint() if self.resume else None
         metrics = MetricsTail(
             files.metrics, total_steps=steps, after_step=-1 if resumed_from is None else resumed_from
         )
         limits = Limits(self.stall_timeout_s, self.progress_timeout_s, _AFTER_FAILURE_S, self.poll_s)
         watcher = Watcher(context, files, metrics, limits)
-        holder = {"marker": marker, "asset": f"{job.experiment}/{job.asset}", "pid": os.getpid()}
-        gpus = self.nproc if self.device == "cuda" else 0
+        launch = Launch(
+            command=job.command,
+            experiment=job.experiment,
+            asset=job.asset,
+            work_dir=files.work_dir,
+            device=self.device,
+            nproc=self.nproc,
+            environment=environment,
+            marker=new_marker(),
+            grace_s=self.grace_s,
+            wait_s=self.lease_wait_s,
+            dagster_run_id=context.run.run_id,
+            module=self.module,
+        )
         try:
-            with lease(gpus, holder=holder, wait_s=self.lease_wait_s, log=context.log.info) as leased:
-                handle = place.handle(
-                    Launch(
-                        command=job.command,
-                        asset=job.asset,
-                        work_dir=files.work_dir,
-                        nproc=self.nproc,
-                        environment=environment | leased.environment,
-                        marker=marker,
-                        grace_s=self.grace_s,
-                        descriptors=leased.descriptors,
-                        dagster_run_id=context.run.run_id,
-                        module=self.module,
-                    )
-                )
+            with place.reserve(launch, context.log.info) as handle:
                 returncode = self._to_its_end(context, handle, watcher, files, job.asset)
-        except (NoGpuError, GpusBusyError) as error:
+        except LaunchError as error:
             raise dg.Failure(f"{job.asset}: {error}", allow_retries=False) from error
         self._require_done(files, job.asset, returncode)
         try:
@@ -255,9 +256,7 @@ class TrainerResource(dg.ConfigurableResource):
         except OutputIncompleteError as error:
             raise self._failure(files, job.asset, str(error)) from error
         seconds = time.monotonic() - begun
-        return self._result(
-            files, summary, resumed_from, False, seconds, tuple(gpu.name for gpu in leased.gpus)
-        )
+        return self._result(files, summary, resumed_from, False, seconds, handle.devices)
 
     def _to_its_end(
         self,

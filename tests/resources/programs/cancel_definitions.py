@@ -12,12 +12,12 @@ from pathlib import Path
 import dagster as dg
 
 from vpmoe_assets.lineage.store import Store
-from vpmoe_assets.resources import trainer
+from vpmoe_assets.resources.launchers import local
 from vpmoe_assets.resources.leases import Gpu, lease
 from vpmoe_assets.resources.trainer import TrainerResource
 
 FAKE_GPUS = [Gpu("GPU-fake-0", "Invented"), Gpu("GPU-fake-1", "Invented")]
-trainer.lease = functools.partial(lease, gpus=lambda: FAKE_GPUS)
+local.lease = functools.partial(lease, gpus=lambda: FAKE_GPUS)
 
 FINGERPRINT = "f" * 64
 JOB = json.loads(os.environ["CANCEL_JOB"])

@@ -28,6 +28,7 @@ class Execution(Frozen):
     data-parallel ones, so `ep` divides `dp`.
 
     Attributes:
+        launcher: What started it; for the record.
         verify_resume: Repeat the last steps of a training run from their checkpoint, and report by how much
             they differ.
     """
@@ -37,7 +38,7 @@ class Execution(Frozen):
     dp: PositiveInt = 1
     tp: PositiveInt = 1
     ep: PositiveInt = 1
-    launcher: Literal["local", "slurm"] = "local"
+    launcher: str = "local"
     wandb: Literal["offline", "online", "disabled"] = "offline"
     resume: bool = True
     verify_resume: bool = True

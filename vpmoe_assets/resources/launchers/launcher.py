@@ -1,0 +1,123 @@
+"""What a launcher is, and how the one that was asked for is found: by its name, among the modules here."""
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, cast
+
+from trainer.contract.status import JOB_NAME
+from vpmoe_assets.resources.processes import Log
+
+
+class LaunchError(RuntimeError):
+    """A job cannot be started as asked; the message says what was found and what to do."""
+
+
+class LauncherNotAvailableError(LaunchError):
+    """The launcher that was asked for does not exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One start of one job.
+
+    Attributes:
+        command: Trainer command, such as "train".
+        experiment: Experiment that it is for.
+        asset: Asset that is being made.
+        work_dir: Work directory; `job.json` is in it, `console.txt` will be.
+        device: Where tensors live; on "cuda" each rank has one GPU.
+        nproc: Number of ranks.
+        environment: Whole environment of the orchestrator's job, the launcher's own additions apart.
+        marker: Random name of this start.
+        grace_s: Time that a rank may take to write a checkpoint after a signal, in seconds.
+        wait_s: Time to wait for devices that others hold, in seconds.
+        dagster_run_id: Run that asks for it, or None.
+        module: What `python -m` runs.
+    """
+
+    command: str
+    experiment: str
+    asset: str
+    work_dir: Path
+    device: Literal["cpu", "cuda"]
+    nproc: int
+    environment: Mapping[str, str]
+    marker: str
+    grace_s: float
+    wait_s: float
+    dagster_run_id: str | None = None
+    module: str = "trainer"
+
+    @property
+    def trainer(self) -> list[str]:
+        """The command line of one rank."""
+        return [sys.executable, "-m", self.module, self.command, "--job", str(self.work_dir / JOB_NAME)]
+
+
+class Handle(Protocol):
+    """One job, from before it starts: whoever holds the handle can stop it, whatever happens in between."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Names of the GPUs that the job has; empty on a CPU."""
+
+    def start(self) -> None:
+        """Start the job and return at once."""
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while the job runs."""
+
+    def stop(self, *, grace_s: float, stack: bool = False, log: Log) -> str:
+        """End the job and everything it started, politely first; returns when nothing is left.
+
+        Args:
+            grace_s: Time for a last checkpoint, in seconds.
+            stack: Asks for the stacks of what has to be killed.
+            log: Told what is done.
+
+        Returns:
+            The last signal that was needed, or "none".
+        """
+
+
+class Launcher(Protocol):
+    """Starts jobs in one kind of place. The modules of this package are such launchers themselves."""
+
+    def reserve(self, launch: Launch, log: Log) -> AbstractContextManager[Handle]:
+        """Take what the job needs, and hold it while the block runs; the job itself is not started yet.
+
+        Args:
+            launch: The start.
+            log: Told what is waited for.
+
+        Raises:
+            LaunchError: What it needs is not there, or did not become free in time.
+        """
+
+
+def available() -> list[str]:
+    """Return the names of the launchers."""
+    own = __name__.rpartition(".")[2]
+    names = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return sorted(name for name in names if name != own)
+
+
+def find(name: str) -> Launcher:
+    """Return the launcher of a name.
+
+    Raises:
+        LauncherNotAvailableError: There is none.
+    """
+    there = available()
+    if name not in there:
+        quoted = ", ".join(f'"{word}"' for word in there)
+        raise LauncherNotAvailableError(
+            f'launcher = "{name}" was asked for; available: {quoted}. Start the orchestrator on the machine '
+            'with the GPUs (on a cluster: inside an allocation) and use launcher = "local".'
+        )
+    return cast(Launcher, importlib.import_module(f"{__package__}.{name}"))

@@ -1,0 +1,118 @@
+"""Ranks on this machine: one as a plain process, several through torchrun.
+
+One rank needs no torchrun, which would import torch once more (6 to 9 s on two cores) and only watch. Several
+meet on loopback, at a port that torchrun's own store binds, so no other program can take it in between. The
+job has a session of its own, so a Ctrl-C in the terminal reaches it through the orchestrator alone, and the
+kernel tells it when the orchestrator dies: it then writes a checkpoint and exits, and a rank that lost
+torchrun does the same. Its GPUs are leased here, because it runs here.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from trainer.contract.status import CONSOLE_NAME
+from vpmoe_assets.project import ROOT
+from vpmoe_assets.resources import bound
+from vpmoe_assets.resources.launchers.launcher import Launch
+from vpmoe_assets.resources.leases import Lease, lease
+from vpmoe_assets.resources.process_record import Orchestrator, ProcessRecord
+from vpmoe_assets.resources.processes import MARKER_ENV, Log, end_job, members
+
+
+@contextmanager
+def reserve(launch: Launch, log: Log) -> Iterator["LocalHandle"]:
+    """Lease the job's GPUs for the block; see `vpmoe_assets.resources.launchers.launcher.Launcher`.
+
+    Raises:
+        NoGpuError: The machine has fewer devices than asked for.
+        GpusBusyError: Not enough became free in time.
+    """
+    gpus = launch.nproc if launch.device == "cuda" else 0
+    holder = {"marker": launch.marker, "asset": f"{launch.experiment}/{launch.asset}", "pid": os.getpid()}
+    with lease(gpus, holder=holder, wait_s=launch.wait_s, log=log) as leased:
+        yield LocalHandle(launch, leased)
+
+
+@dataclass
+class LocalHandle:
+    """A job on this machine."""
+
+    launch: Launch
+    lease: Lease
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Product names of the leased GPUs."""
+        return tuple(gpu.name for gpu in self.lease.gpus)
+
+    def start(self) -> None:
+        """Start it; what its processes print goes to `console.txt` in the work directory."""
+        launch = self.launch
+        record = ProcessRecord(
+            marker=launch.marker,
+            orchestrator=Orchestrator.this(),
+            command=tuple(launch.trainer),
+            asset=launch.asset,
+            dagster_run_id=launch.dagster_run_id,
+            death_signal=sys.platform == "linux",
+        )
+        # Before the start: whoever dies in between, the marker is enough to find the processes.
+        record.write(launch.work_dir)
+        environment = {
+            **launch.environment,
+            **self.lease.environment,
+            MARKER_ENV: launch.marker,
+            bound.PARENT_ENV: str(os.getpid()),
+            "PYTHONFAULTHANDLER": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+        with (launch.work_dir / CONSOLE_NAME).open("ab") as console:
+            self.process = subprocess.Popen(
+                command_line(launch),
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=self.lease.descriptors,  # held as long as any process of the job lives
+            )
+        replace(record, pid=self.process.pid).write(launch.work_dir)
+
+    def poll(self) -> int | None:
+        """Return the exit code of the trainer or of torchrun; negative for a signal; None while it runs."""
+        return self.process.poll() if self.process else None
+
+    def stop(self, *, grace_s: float, stack: bool = False, log: Log) -> str:
+        """See `vpmoe_assets.resources.launchers.launcher.Handle`."""
+        launch = self.launch
+        try:
+            return end_job(launch.marker, command=launch.trainer, grace_s=grace_s, stack=stack, log=log)
+        finally:  # also when an interrupt that came meanwhile takes effect
+            if not members(launch.marker):
+                ProcessRecord.remove(launch.work_dir)
+
+
+def command_line(launch: Launch) -> list[str]:
+    """Return the command line of the job's first process."""
+    if launch.nproc == 1:
+        return [*_bound("SIGINT"), *launch.trainer]
+    return [
+        *_bound("SIGINT"),
+        *(sys.executable, "-m", "vpmoe_assets.resources.torchrun"),
+        *("--shutdown-timeout", str(int(launch.grace_s) + 30), "--"),
+        *("--nnodes=1", f"--nproc-per-node={launch.nproc}", "--max-restarts=0"),
+        *("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"),
+        *(f"--rdzv-id={launch.marker}", "--no-python"),
+        *_bound("SIGTERM"),
+        *launch.trainer,
+    ]
+
+
+def _bound(name: str) -> list[str]:
+    return [sys.executable, "-I", "-S", str(bound.__file__), name]
