@@ -11,7 +11,8 @@ import orjson
 
 from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.lineage.record import CodeState, EvalScore, Record
-from vpmoe_assets.lineage.store import Store, WorkArea
+from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.lineage.workarea import WorkArea
 from vpmoe_assets.resources.trainer import TrainerResource, TrainerResult
 
 

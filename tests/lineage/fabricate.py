@@ -8,7 +8,8 @@ from typing import Any
 
 from vpmoe_assets.lineage.fingerprint import recipe_fingerprint
 from vpmoe_assets.lineage.record import CodeState, Draft, Record
-from vpmoe_assets.lineage.store import Store, WorkArea
+from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.lineage.workarea import WorkArea
 
 CODE = CodeState(git_sha="a" * 40, git_dirty=False, patch_digest=None, source_digest="b" * 64)
 FILES = {"data.bin": b"\x00\x01\x02" * 100, "sub/odd name\n€.txt": "häßlich".encode()}

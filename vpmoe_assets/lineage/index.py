@@ -36,7 +36,6 @@ TABLES = (
     "evals",
     "perf",
 )
-VIEWS = ("latest", "ladder", "ancestry", "drift", "leaderboard")
 
 _WRITER_WAIT_S = 60.0
 _READER_WAIT_S = 5.0

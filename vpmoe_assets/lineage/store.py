@@ -33,7 +33,6 @@ from vpmoe_assets.lineage.errors import (
     ArtifactBlocked,
     ArtifactDamaged,
     ArtifactMissing,
-    LineageError,
     PublishError,
     RecordError,
     SecretFoundError,
@@ -410,14 +409,3 @@ def _directories(parent: Path) -> list[str]:
 def _order(version: str) -> tuple[str, int]:
     match = _VERSION.fullmatch(version)
     return (match[1], int(match[2])) if match else ("", 0)
-
-
-__all__ = [
-    "ArtifactBlocked",
-    "ArtifactDamaged",
-    "ArtifactMissing",
-    "Damaged",
-    "LineageError",
-    "Store",
-    "WorkArea",
-]
