@@ -68,7 +68,7 @@ def test_an_unknown_launcher_is_refused_with_a_remedy() -> None:
 def test_a_launcher_is_found_by_the_name_of_its_module(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert available() == ["local"]
+    assert "local" in available()
     assert find("local") is local
     for module in map(find, available()):
         assert callable(module.reserve)

@@ -1,5 +1,6 @@
 """The healing corpus and its tokens: golden split, cleaned text, verified shards, stable bytes."""
 
+import copy
 import hashlib
 import json
 import platform
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 
 from trainer.contract.schema.sources import HubText, PydocTopics, TextFolder
 from vpmoe_assets.errors import DataError
-from vpmoe_assets.harmony.tokenizer import EOD, load_tiktoken, write_tokenizer
+from vpmoe_assets.harmony.tokenizer import EOD, VOCAB_SIZE, load_tiktoken, write_tokenizer
 from vpmoe_assets.hub import HubError, HubFile
 from vpmoe_assets.lineage.volatile import without_volatile
+from vpmoe_assets.text.audit import text_aligned
 from vpmoe_assets.text.documents import split_paragraphs
 from vpmoe_assets.text.healing import (
     build_healing_corpus,
@@ -97,6 +99,31 @@ def test_megatron_reads_back_every_document_with_one_final_eod(tmp_path, tokeniz
             content = (tmp_path / "text" / path).read_bytes()
             assert shard["bytes"][kind] == len(content)
             assert shard["sha256"][kind] == hashlib.sha256(content).hexdigest()
+
+
+def test_a_document_without_its_one_eod_and_an_unstated_token_are_found(tmp_path, tokenizer_dir):
+    corpus, manifest = corpus_of(tmp_path, documents(40))
+    payload = tmp_path / "text"
+    text = build_healing_text(corpus, manifest, payload, tokenizer_dir=tokenizer_dir, **WHEN)
+    verdict = text_aligned(payload, text)
+    assert verdict.passed
+    assert verdict.metadata["documents"] == 40
+    other = copy.deepcopy(text)
+    other["splits"]["train"]["shards"][0]["tokens"] += 1
+    assert "not as stated" in text_aligned(payload, other).description
+    path = payload / text["splits"]["train"]["shards"][0]["paths"]["tokens.bin"]
+    whole = np.fromfile(path, dtype="<i4")
+    for place, token, fault in (
+        (-1, 7, "does not end with its only EOD"),
+        (0, EOD, "does not end with its only EOD"),
+        (0, VOCAB_SIZE, "outside the vocabulary"),
+    ):
+        changed = whole.copy()
+        changed[place] = token
+        changed.tofile(path)
+        verdict = text_aligned(payload, text)
+        assert not verdict.passed
+        assert fault in verdict.description
 
 
 def test_the_trainer_reads_the_payload(tmp_path, tokenizer_dir):

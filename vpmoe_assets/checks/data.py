@@ -1,11 +1,13 @@
-"""Checks of the sources and the data group: thin adapters over the audits of the harmony library."""
+"""Checks of the sources and the data group: thin adapters over the audits of the libraries."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from vpmoe_assets.build import Build, Published
 from vpmoe_assets.checks.check import Check, check
+from vpmoe_assets.file_audit import source_files_match
 from vpmoe_assets.harmony import audit
+from vpmoe_assets.text.audit import text_aligned
 from vpmoe_assets.verdict import Verdict
 
 _SAMPLE = 64
@@ -27,7 +29,7 @@ def tokenizer_agrees(build: Build, inputs: Mapping[str, Published]) -> Verdict:
 @check("files_match_manifest")
 def source_files(build: Build, inputs: Mapping[str, Published]) -> Verdict:
     """Every file has the sha256 and size that its manifest states, and no other file is there."""
-    return audit.source_files_match(build.payload, _manifest(build))
+    return source_files_match(build.payload, _manifest(build))
 
 
 @check("manifest_matches_shards")
@@ -97,7 +99,7 @@ def kd_truncation(build: Build, inputs: Mapping[str, Published]) -> Verdict:
 @check("documents_aligned")
 def healing_aligned(build: Build, inputs: Mapping[str, Published]) -> Verdict:
     """Every document ends with its only EOD, ids lie in the vocabulary, counts are the manifest's."""
-    return audit.text_aligned(build.payload, _manifest(build))
+    return text_aligned(build.payload, _manifest(build))
 
 
 def healing_budget(max_tokens: int) -> Check:

@@ -1,4 +1,4 @@
-"""Checks of finished data, as pure functions; the asset graph runs them as asset checks.
+"""Checks of conversations and their shards, as pure functions; the asset graph runs them as asset checks.
 
 They trust neither the builder nor its records: files are read again, conversations are rendered again by
 `openai-harmony`, and the split and the truncation are worked out anew.
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vpmoe_assets.errors import DataError
+from vpmoe_assets.file_audit import file_faults
 from vpmoe_assets.harmony import tokenizer
 from vpmoe_assets.harmony.conversation import Scaffold, messages, parse_messages, validate
 from vpmoe_assets.harmony.indexed import Index, map_elements, read_index
@@ -23,7 +24,6 @@ from vpmoe_assets.harmony.oracle import expected_document
 from vpmoe_assets.harmony.render import Renderer
 from vpmoe_assets.harmony.rows import inspect_file, read_batches
 from vpmoe_assets.harmony.split import split_of
-from vpmoe_assets.lineage.digest import file_sha256
 from vpmoe_assets.verdict import Verdict
 
 GOLDEN_LENGTH = 132
@@ -52,38 +52,7 @@ def tokenizer_agrees(directory: Path) -> Verdict:
         "vocab_size": tokenizer.VOCAB_SIZE,
         "texts": len(SAMPLE_TEXTS),
     }
-    return _verdict(faults, f"tiktoken and openai-harmony agree on {tokenizer.VOCAB_SIZE} ids", metadata)
-
-
-def source_files_match(payload_dir: Path, manifest: dict[str, Any]) -> Verdict:
-    """Check that the files of a source are exactly those of its manifest: names, bytes, sha256."""
-    storage = manifest["storage"]
-    shards = [*storage["shards"], *([storage["table"]] if "table" in storage else [])]
-    faults = _file_faults(payload_dir, {shard["path"]: (shard["bytes"], shard["sha256"]) for shard in shards})
-    return _verdict(faults, f"{len(shards)} files as the manifest says", {"files": len(shards)})
-
-
-def text_aligned(payload_dir: Path, manifest: dict[str, Any]) -> Verdict:
-    """Every document of plain text ends with its only EOD, and documents and tokens are the manifest's."""
-    faults: list[str] = []
-    documents = tokens = 0
-    for split, name, shard in _shards(manifest):
-        path = payload_dir / shard["paths"]["tokens.idx"]
-        index = read_index(path)
-        ids = map_elements(path.with_suffix(""), index)
-        last = np.cumsum(index.lengths, dtype=np.int64) - 1
-        where = f"{split}/{name}"
-        if (index.lengths.size, index.elements) != (shard["rows"], shard["tokens"]):
-            faults.append(
-                f"{where}: {index.lengths.size} documents of {index.elements} tokens, not as stated"
-            )
-        elif not (ids[last] == tokenizer.EOD).all() or np.count_nonzero(ids == tokenizer.EOD) != last.size:
-            faults.append(f"{where}: a document does not end with its only EOD")
-        elif int(ids.min()) < 0 or int(ids.max()) >= tokenizer.VOCAB_SIZE:
-            faults.append(f"{where}: a token id lies outside the vocabulary")
-        documents, tokens = documents + index.lengths.size, tokens + index.elements
-    metadata = {"documents": documents, "tokens": tokens}
-    return _verdict(faults, f"{documents} documents, each ended by its only EOD", metadata)
+    return Verdict.of(faults, f"tiktoken and openai-harmony agree on {tokenizer.VOCAB_SIZE} ids", metadata)
 
 
 def harmony_manifest_matches(payload_dir: Path, manifest: dict[str, Any]) -> Verdict:
@@ -91,7 +60,7 @@ def harmony_manifest_matches(payload_dir: Path, manifest: dict[str, Any]) -> Ver
     import pyarrow.parquet as pq
 
     shards = manifest["storage"]["shards"]
-    faults = _file_faults(payload_dir, {shard["path"]: (shard["bytes"], shard["sha256"]) for shard in shards})
+    faults = file_faults(payload_dir, {shard["path"]: (shard["bytes"], shard["sha256"]) for shard in shards})
     if not faults:
         for shard in shards:
             footer = pq.read_metadata(payload_dir / shard["path"])
@@ -104,13 +73,13 @@ def harmony_manifest_matches(payload_dir: Path, manifest: dict[str, Any]) -> Ver
             faults.append(f"total_rows is {manifest['storage']['total_rows']}, the shards have {rows}")
     skipped = manifest["conversion"]["skipped_rows"]
     metadata = {"rows": manifest["storage"]["total_rows"], "shards": len(shards), "skipped_rows": skipped}
-    return _verdict(faults, f"{len(shards)} shards as the manifest says", metadata)
+    return Verdict.of(faults, f"{len(shards)} shards as the manifest says", metadata)
 
 
 def kd_manifest_matches(payload_dir: Path, manifest: dict[str, Any]) -> Verdict:
     """Check that the files are exactly those of the manifest, and that rows and tokens add up."""
     files = payload_files(manifest)
-    faults = _file_faults(payload_dir, files)
+    faults = file_faults(payload_dir, files)
     for name, split in manifest["splits"].items():
         for quantity in ("rows", "tokens"):
             total = sum(shard[quantity] for shard in split["shards"])
@@ -119,7 +88,7 @@ def kd_manifest_matches(payload_dir: Path, manifest: dict[str, Any]) -> Verdict:
         if split["counts"]["kept"] != split["rows"]:
             faults.append(f"{name}: {split['counts']['kept']} kept, {split['rows']} rows")
     metadata = {name: split["counts"] for name, split in manifest["splits"].items()}
-    return _verdict(faults, f"{len(files)} files as the manifest says", metadata)
+    return Verdict.of(faults, f"{len(files)} files as the manifest says", metadata)
 
 
 def arrays_aligned(payload_dir: Path, manifest: dict[str, Any]) -> Verdict:
@@ -137,7 +106,7 @@ def arrays_aligned(payload_dir: Path, manifest: dict[str, Any]) -> Verdict:
         tokens += trio.tokens.size
         supervised += int(np.count_nonzero(trio.mask))
     metadata = {"documents": documents, "tokens": tokens, "supervised_tokens": supervised}
-    return _verdict(faults, f"{documents} documents aligned in three arrays", metadata)
+    return Verdict.of(faults, f"{documents} documents aligned in three arrays", metadata)
 
 
 def golden_conversation(tokenizer_dir: Path) -> Verdict:
@@ -154,7 +123,7 @@ def golden_conversation(tokenizer_dir: Path) -> Verdict:
         )
     if labelled != list(range(first, last + 1)):
         faults.append(f"labels at {labelled}, expected {first} to {last}")
-    return _verdict(faults, "the reference conversation has its known tokens", {"sha256": digest})
+    return Verdict.of(faults, "the reference conversation has its known tokens", {"sha256": digest})
 
 
 def sample_renders_alike(
@@ -203,7 +172,7 @@ def sample_renders_alike(
             shard = built.get((split, f"shard_{number}"))
             if shard is None or not _holds(_open_shard(payload_dir, shard), document):
                 faults.append(f"{where}: {split}/shard_{number} does not hold what openai-harmony renders")
-    return _verdict(faults, f"{sum(found.values())} conversations rendered again, all equal", dict(found))
+    return Verdict.of(faults, f"{sum(found.values())} conversations rendered again, all equal", dict(found))
 
 
 def split_rule_holds(
@@ -227,7 +196,7 @@ def split_rule_holds(
         metadata[name] = {"expected": expected[name], "kept": split["rows"], "dropped": dropped}
         if split["rows"] + dropped != expected[name]:
             faults.append(f"{name}: {split['rows']} kept and {dropped} dropped, the ids say {expected[name]}")
-    return _verdict(faults, f"{expected.total()} ids stand where their hash says", metadata)
+    return Verdict.of(faults, f"{expected.total()} ids stand where their hash says", metadata)
 
 
 @dataclass(frozen=True)
@@ -297,24 +266,3 @@ def _holds(trio: _Trio, document: tuple[list[int], list[int], list[int]]) -> boo
         if np.array_equal(trio.tokens[part], tokens):
             return np.array_equal(trio.mask[part], mask) and np.array_equal(trio.span[part], span)
     return False
-
-
-def _file_faults(payload_dir: Path, expected: dict[str, tuple[int, str]]) -> list[str]:
-    present = {path.relative_to(payload_dir).as_posix() for path in payload_dir.rglob("*") if path.is_file()}
-    faults = [f"{name} is missing" for name in sorted(set(expected) - present)]
-    faults += [f"{name} is not in the manifest" for name in sorted(present - set(expected))]
-    for name in sorted(present & set(expected)):
-        size, digest = expected[name]
-        path = payload_dir / name
-        if path.stat().st_size != size:
-            faults.append(f"{name} has {path.stat().st_size} bytes, the manifest says {size}")
-        elif (found := file_sha256(path)) != digest:
-            faults.append(f"{name} has sha256 {found}, the manifest says {digest}")
-    return faults
-
-
-def _verdict(faults: list[str], good: str, metadata: dict[str, Any]) -> Verdict:
-    if not faults:
-        return Verdict(True, good, metadata)
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return Verdict(False, faults[0] + more, {**metadata, "faults": faults[:20]})
