@@ -31,7 +31,7 @@ from trainer.model.gpt import VPGPTModel
 from trainer.model.init import require_filled
 from trainer.optim.freezing import train_only_layers
 from trainer.optim.optimizer import Optimizer
-from trainer.optim.schedule import lr_fraction
+from trainer.optim.schedule import lr_fraction, thaw_fraction
 from trainer.train.heldout import finite, measure_held_out
 from trainer.train.inputs import INPUT_OF, TrainingData
 
@@ -220,9 +220,11 @@ class Engine:
         metrics: dict[str, Value] = dict(self.span_metrics.reduce(counts, group, weighted=weighted))
         objective = float(metrics["loss"] or 0.0)
         self._require_finite(objective + aux_sum.item(), share, losses)
-        fraction = lr_fraction(self.iteration, self.recipe.steps, settings.schedule)
+        schedule, resting = settings.schedule, self.recipe.new_layers_only_steps
+        fraction = lr_fraction(self.iteration, self.recipe.steps, schedule)
+        thawed = thaw_fraction(self.iteration, self.recipe.steps, resting, schedule)
         try:
-            stats = self.optimizer.step(fraction)
+            stats = self.optimizer.step(fraction, thawed)
         except NonFiniteGradientError as error:
             raise NonFiniteError(f"step {self.iteration + 1} ({self._name(places)}): {error}") from error
         self.iteration += 1
@@ -237,8 +239,9 @@ class Engine:
         if self.model.moe_layer_numbers and (coefficient := self.model.config.moe_aux_loss_coeff):
             # Without its coefficient, mean over MoE layers: 1 when the load is even.
             metrics["aux_loss"] = aux_sum.item() / (coefficient * len(self.model.moe_layer_numbers))
-        if self.recipe.new_layers_only_steps:
-            metrics["new_layers_only"] = self.iteration <= self.recipe.new_layers_only_steps
+        if resting:
+            metrics["new_layers_only"] = self.iteration <= resting
+            metrics["lr/thaw_fraction"] = thawed
         metrics |= {
             "grad_norm": stats.grad_norm,
             "clip_scale": stats.clip_scale,

@@ -77,6 +77,24 @@ def test_normuon_wakes_like_a_fresh_run():
         assert torch.equal(getattr(model, name), getattr(fresh, name)), name
 
 
+@pytest.mark.parametrize("name", ["norm", "weight1", "proj", "head"])
+def test_the_second_warmup_scales_what_has_thawed_and_nothing_else(name):
+    """`norm` and `weight1` (AdamW and NorMuon) have rested; `head` and `proj` have not."""
+    moved = {}
+    for factor in (1.0, 0.25):
+        model = resting_model()
+        optimizer = Optimizer(model, settings(weight_decay=0.0), clip_grad=0)
+        train(model, optimizer, range(STEPS))
+        before = weights(model)[name]
+        optimizer.zero_grad()
+        model.backward(STEPS)
+        optimizer.step(1.0, factor)
+        moved[factor] = weights(model)[name] - before
+    share = 0.25 if name in RESTING else 1.0
+    torch.testing.assert_close(moved[0.25], share * moved[1.0], rtol=1e-3, atol=1e-7)
+    assert moved[1.0].abs().min() > 0
+
+
 def test_closing_the_optimizer_leaves_nothing_frozen():
     model = resting_model()
     optimizer = Optimizer(model, settings(), clip_grad=0)

@@ -1,9 +1,12 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer.contract.schema.experiment import load_experiment
 from trainer.surgery.als import fit_tensor_product, tensor_product_error
 
 HEADS, DIM, HIDDEN = 3, 4, 6
@@ -152,6 +155,29 @@ def test_sweeps_end_when_they_change_nothing():
     )
     assert len(seen) < 5
     assert [number for number, _ in seen] == list(range(1, len(seen) + 1))
+
+
+def test_the_recipes_tolerance_ends_a_slow_fit_close_to_where_it_would_end():
+    """Ten sweeps, the bound that there was, stop this fit far above; the configs' bound is not reached."""
+    experiment = load_experiment("full")
+    settings = experiment.rungs["vpdense_28"].surgery
+    assert settings == load_experiment("smoke").rungs["vpdense_28"].surgery.model_copy(
+        update={"calibration_tokens": settings.calibration_tokens}
+    )
+    z, w = samples(600, seed=5, hidden=16), projection(6, seed=8, hidden=16)
+
+    def fit(sweeps: int, tolerance: float) -> tuple[float, ...]:
+        return fit_tensor_product([z], w, 3, sweeps=sweeps, tolerance=tolerance, generator=generator()).errors
+
+    longest = fit(2000, 0.0)[-1]
+    early = fit(10, 0.0)[-1]
+    errors = fit(settings.als_sweeps, settings.als_tolerance)
+    assert early > 1.005 * longest
+    assert errors[-1] < 1.002 * longest
+    assert 10 < len(errors) - 1 < settings.als_sweeps
+    falls = [1 - after / before for before, after in pairwise(errors)]
+    assert all(fall > settings.als_tolerance for fall in falls[:-1])
+    assert falls[-1] <= settings.als_tolerance
 
 
 @pytest.mark.parametrize(

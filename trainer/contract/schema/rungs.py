@@ -78,13 +78,13 @@ class MorphSurgery(Frozen):
 
     Attributes:
         tpa_init: `als` fits the factors to the parent's projections, `random` draws them afresh.
-        als_sweeps: Most sweeps of a fit.
+        als_sweeps: Most sweeps of a fit: a bound on its time, not what should end it.
         als_tolerance: A fit ends when a sweep lowers its error by less than this share.
     """
 
     tpa_init: Literal["als", "random"]
     als_sweeps: PositiveInt
-    als_tolerance: NonNegativeFloat = 1e-4
+    als_tolerance: NonNegativeFloat = 5e-5
     softmax_offset_init: float
     calibration_tokens: PositiveInt
 

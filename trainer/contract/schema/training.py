@@ -64,14 +64,21 @@ class OptimizerConfig(Frozen):
 class ScheduleConfig(Frozen):
     """Learning-rate shape of all groups: linear warm-up, then `kind` down to `min_lr_fraction`.
 
+    Layers that rest for the first steps of a run warm up a second time when they thaw, as long as a run of
+    the steps that are left would.
+
     Attributes:
         warmup_fraction: Warm-up as a fraction of the run's steps.
-        min_warmup_steps: Warm-up is at least this long.
+        min_warmup_steps: Warm-up is at least this long; 20 steps are the time constant of averages that decay
+            by 0.95 (NorMuon's momentum, and both second moments).
+        min_warmup_limit: Share of the run above which `min_warmup_steps` does not lift the warm-up: a run of
+            a few steps is not to spend itself warming up.
     """
 
     kind: Literal["cosine", "linear", "constant"]
     warmup_fraction: Fraction
-    min_warmup_steps: Count = 0
+    min_warmup_steps: Count = 20
+    min_warmup_limit: Fraction = 0.25
     min_lr_fraction: Fraction
 
 
