@@ -34,3 +34,7 @@ class OptimizerStateError(OptimizerError):
 
 class NonFiniteGradientError(ArithmeticError):
     """The gradient norm is NaN or infinite; no weight and no optimizer state has changed."""
+
+
+class NoRoomError(ValueError):
+    """A run does not fit the memory or the disk that it was given; the message says what would help."""

@@ -15,6 +15,7 @@ from trainer.checkpoints.provenance import Provenance, config_hash
 from trainer.checkpoints.published import load_published, save_published
 from trainer.checkpoints.resume import Checkpoints
 from trainer.contract.canonical import canonical_json
+from trainer.contract.disk import DRIFT_STEPS
 from trainer.contract.files import replace_text
 from trainer.contract.layers import moe_layers
 from trainer.contract.schema.base import plain
@@ -32,11 +33,10 @@ from trainer.train.drift import Drift, resume_drift
 from trainer.train.engine import Engine, StepResult, ran_under
 from trainer.train.heldout import describe_held_out
 from trainer.train.inputs import open_data, refuse_unavailable
+from trainer.train.room import require_room
 from trainer.train.tracking import NoTracker, Tracker, open_tracker
 
 SUMMARY_SCHEMA = "vpmoe.summary/1"
-DRIFT_STEPS = 2
-"""The resume check repeats this many steps from the end of the run."""
 
 
 def train(job: Job, work: WorkDir, stop: StopRequest, *, verify_resume: bool = True) -> None:
@@ -52,12 +52,14 @@ def train(job: Job, work: WorkDir, stop: StopRequest, *, verify_resume: bool = T
     Raises:
         Interrupted: Stopped as asked; the last step is saved.
         ValueError: Configuration, data, checkpoint or published weights are not as they should be.
+        NoRoomError: The plan of its memory or its disk does not fit this machine.
         NonFiniteError: The loss is NaN or infinite; the checkpoints before stay.
     """
     recipe = job.train_recipe()
     refuse_unavailable(recipe)
     execution = job.execution
     with session(execution.device, tp=execution.tp, ep=execution.ep, dp=execution.dp) as layout:
+        require_room(job, recipe, layout, verify_resume=verify_resume)
         Run(job, recipe, work, stop, layout, verify_resume=verify_resume).complete()
 
 
