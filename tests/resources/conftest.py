@@ -38,7 +38,7 @@ def run_stand_in(tmp_path: Path) -> Run:
         *,
         instance: dg.DagsterInstance | None = None,
         fingerprint: str = "a" * 64,
-        command: str = "score",
+        command: str = "evaluate",
         **settings: Any,
     ) -> tuple[dg.ExecuteInProcessResult, TrainerResult | None]:
         results: list[TrainerResult] = []

@@ -71,7 +71,7 @@ class Site:
         """The stand-in with an invented GPU a rank, or the real trainer on the CPU with a tiny model."""
         if not self.real:
             recipe = {"steps": 100_000, "step_s": 0.2, "save_s": self.save_s}
-            how = {"command": "score", "module": "stand_in_trainer", "device": "cuda", "inputs": {}}
+            how = {"command": "evaluate", "module": "stand_in_trainer", "device": "cuda", "inputs": {}}
             return {**how, "recipe": recipe, "nproc": self.nproc}
         from tests.trainer.train.train_jobs import tiny_recipe, write_conversations
 

@@ -141,16 +141,6 @@ def refuse_unavailable(recipe: TrainRecipe) -> None:
     Raises:
         ConfigError: Naming the key, its value and the remedy.
     """
-    kd = recipe.kd
-    asked = {
-        "recipe.scored_fraction": recipe.scored_fraction,
-        "recipe.rollouts": recipe.rollouts,
-        "recipe.kd.kl_weight": kd and kd.kl_weight,
-        "recipe.kd.rescored": kd and kd.rescored,
-    }
-    for key, found in asked.items():
-        if found is not None:
-            raise ConfigError(f"{key} = {found!r}: this trainer has only {key} = None; set it so")
     if recipe.new_layers_only_steps and recipe.architecture.moe is not None:
         raise ConfigError(
             f"recipe.new_layers_only_steps = {recipe.new_layers_only_steps}: in a model with experts no "

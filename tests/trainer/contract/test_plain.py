@@ -4,7 +4,7 @@ import json
 from typing import Annotated
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, create_model
 
@@ -54,12 +54,14 @@ def fingerprint(recipe):
     return recipe_fingerprint(recipe, {}, {})[0]
 
 
+@settings(deadline=None)
 @given(table=tables)
 def test_what_is_written_reads_back_as_the_same_table(table):
     for nulls in (False, True):
         assert parse(Table, json.loads(json.dumps(plain(table, nulls=nulls)))) == table
 
 
+@settings(deadline=None)
 @given(table=tables)
 def test_an_optional_key_is_there_when_it_is_asked_for_and_only_then(table):
     written = plain(table)
@@ -78,6 +80,7 @@ neutral_values = (
 )
 
 
+@settings(deadline=None)
 @given(table=tables, neutral=neutral_values, other=neutral_values)
 def test_a_key_that_is_added_at_its_neutral_value_changes_no_fingerprint_and_at_another_it_does(
     table, neutral, other

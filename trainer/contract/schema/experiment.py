@@ -4,7 +4,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,6 @@ from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import (
     ConfigError,
     Count,
-    Fraction,
     Frozen,
     Name,
     NamedTables,
@@ -37,7 +36,6 @@ from trainer.contract.schema.sources import Sources
 from trainer.contract.schema.training import (
     KDConfig,
     OptimizerConfig,
-    RolloutConfig,
     TrainingConfig,
     TrainRecipe,
     check_fusions,
@@ -63,58 +61,10 @@ class StageConfig(Frozen):
     kd: KDConfig = KDConfig()
 
 
-class ScoredStage(StageConfig):
-    """Stage 2: a share of the batches uses the teacher's stored scores."""
-
-    scored_fraction: Fraction
-
-
-class RolloutStage(RolloutConfig):
-    """Stage 3: on-policy distillation."""
-
-    steps: PositiveInt
-    init: Literal["checkpoint"] = "checkpoint"
-    training: TrainingConfig
-    kd: KDConfig = KDConfig()
-
-    def rollouts(self) -> RolloutConfig:
-        """Return the keys of generation alone."""
-        return RolloutConfig(**{name: getattr(self, name) for name in RolloutConfig.model_fields})
-
-
-class TeacherTopk(Frozen):
-    """Stored teacher scores: log-probabilities kept per token, and the share of conversations scored."""
-
-    topk: PositiveInt
-    subset_fraction: Annotated[float, Field(gt=0, le=1)]
-
-
 class Stages(NamedTables):
     """The distillation stages, by asset name."""
 
     vpmoe_stage1: StageConfig
-    teacher_topk: TeacherTopk | None = None
-    vpmoe_stage2: ScoredStage | None = None
-    vpmoe_stage3: RolloutStage | None = None
-
-
-class Profiling(Frozen):
-    """The measured run: `profile_steps` are the first and last profiled step, both inclusive."""
-
-    seq_len: PositiveInt
-    micro_batch_size: PositiveInt
-    steps: PositiveInt
-    profile_steps: Annotated[tuple[Count, Count], Field(strict=False)]
-    data: Literal["mock", "synth_kd_v1"] = "mock"
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        first, last = self.profile_steps
-        if not first <= last < self.steps:
-            raise ValueError(
-                f"profile_steps = [{first}, {last}] must be in order and below steps = {self.steps}"
-            )
-        return self
 
 
 class Experiment(Frozen):
@@ -129,7 +79,6 @@ class Experiment(Frozen):
     training: TrainingConfig
     stages: Stages
     evaluation: Evaluation | None = None
-    profiling: Profiling
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -145,11 +94,10 @@ class Experiment(Frozen):
                         f"rungs.{name}.attention.max_sequence_length = {longest}"
                     )
         for name, stage in self.stages.items():
-            if not isinstance(stage, TeacherTopk):
-                try:
-                    check_fusions(self.rungs.vpmoe.moe, stage.training)
-                except ValueError as error:
-                    raise ValueError(f"stages.{name}: rungs.vpmoe.{error}") from None
+            try:
+                check_fusions(self.rungs.vpmoe.moe, stage.training)
+            except ValueError as error:
+                raise ValueError(f"stages.{name}: rungs.vpmoe.{error}") from None
         if self.evaluation is not None:
             self._check_evaluation(self.evaluation)
         return self
@@ -199,7 +147,7 @@ class Experiment(Frozen):
         if asset.endswith(_HEALED) and (rung := asset.removesuffix(_HEALED)) in self.rungs:
             return self._healing_recipe(rung)
         stage = self.stages.get(asset)
-        if stage is None or isinstance(stage, TeacherTopk):
+        if stage is None:
             raise ConfigError(
                 f"{asset}: not a training run of this experiment, which has {', '.join(self.runs())}"
             )
@@ -211,8 +159,6 @@ class Experiment(Frozen):
             pack_block=self.data.synth_kd_v1.pack.block,
             kd=stage.kd,
             init=stage.init,
-            scored_fraction=stage.scored_fraction if isinstance(stage, ScoredStage) else None,
-            rollouts=stage.rollouts() if isinstance(stage, RolloutStage) else None,
         )
 
     def convert_recipe(self, asset: str) -> ConvertRecipe:
@@ -273,8 +219,7 @@ class Experiment(Frozen):
             for made in ((name, name + _HEALED) if getattr(rung, "healing", None) else (name,))
             if rung.surgery is not None
         ]
-        stages = [name for name, stage in self.stages.items() if not isinstance(stage, TeacherTopk)]
-        return (*donors, *rungs, *stages)
+        return (*donors, *rungs, *self.stages.names())
 
     def evaluate_recipe(self, *objects: str) -> EvaluateRecipe:
         """Return the complete recipe of an evaluation.
@@ -330,8 +275,7 @@ class Experiment(Frozen):
     def runs(self) -> tuple[str, ...]:
         """Assets that are made by training, in the order of the ladder."""
         healed = [name + _HEALED for name, rung in self.rungs.items() if getattr(rung, "healing", None)]
-        staged = [name for name, stage in self.stages.items() if not isinstance(stage, TeacherTopk)]
-        return (*healed, *staged)
+        return (*healed, *self.stages.names())
 
     def _healing_recipe(self, rung: str) -> TrainRecipe:
         healing: Healing | None = getattr(self.rungs[rung], "healing", None)
@@ -443,10 +387,7 @@ def _inherit(raw: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[KeyPath, K
                     table = {**table, "healing": with_training(table["healing"], "rungs", name, "healing")}
             merged["rungs"][name] = table
     if isinstance(stages := raw.get("stages"), Mapping):
-        merged["stages"] = {
-            name: table if name == "teacher_topk" else with_training(table, "stages", name)
-            for name, table in stages.items()
-        }
+        merged["stages"] = {name: with_training(table, "stages", name) for name, table in stages.items()}
     return merged, inherited
 
 

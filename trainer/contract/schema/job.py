@@ -106,7 +106,7 @@ class Job(Frozen):
     """One job of the trainer."""
 
     schema_: Literal["vpmoe.job/1"] = Field(alias="schema", default="vpmoe.job/1")
-    command: Literal["convert", "train", "score", "evaluate", "generate", "profile"]
+    command: Literal["convert", "train", "evaluate"]
     asset: Name
     experiment: Name
     recipe: dict[str, Any]

@@ -4,14 +4,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.contract.schema.base import Count, Name, Pin, Pinned, PositiveInt, Revision, RowCap, Sha256
+from trainer.contract.schema.base import Pin, Pinned, PositiveInt, Revision, RowCap, Sha256
 from trainer.contract.schema.donor import Donor
 
 O200K_VOCAB_SIZE = 201088
 Repo = Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")]
 Url = Annotated[str, Pin()]
 Files = dict[str, Sha256]
-ReasoningMode = Literal["low", "medium", "high"]
 
 
 class TokenizerSource(Pinned):
@@ -68,35 +67,6 @@ class HubVocabulary(Pinned):
     files: Files
     hidden_size: PositiveInt
     vocab_size: PositiveInt
-
-
-class ArtifactTeacher(Pinned):
-    """One of this experiment's own checkpoints, trained further, standing in for the real teacher."""
-
-    kind: Literal["artifact"]
-    asset: Name
-    extra_steps: Count
-    reasoning_mode: ReasoningMode
-
-
-class HubTeacher(Pinned):
-    """A published teacher with the student's token ids."""
-
-    kind: Literal["hub"]
-    repo: Repo
-    revision: Revision
-    files: Files = Field(default={})
-    reasoning_mode: ReasoningMode
-
-
-class ServerTeacher(Pinned):
-    """A teacher behind an inference server whose address is in the environment variable `url_env`."""
-
-    kind: Literal["server"]
-    url_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
-    model: Annotated[str, Field(min_length=1)]
-    revision: Revision
-    reasoning_mode: ReasoningMode
 
 
 class GeneratedSynth(Pinned):
@@ -191,7 +161,6 @@ class OlmoEvalCore8(Pinned):
 
 DonorSource = Annotated[SeededDonor | HubDonor, Field(discriminator="kind")]
 VocabularySource = Annotated[SeededVocabulary | HubVocabulary, Field(discriminator="kind")]
-TeacherSource = Annotated[ArtifactTeacher | HubTeacher | ServerTeacher, Field(discriminator="kind")]
 SynthSource = Annotated[GeneratedSynth | HubSynth | ParquetSynth, Field(discriminator="kind")]
 HealingSource = Annotated[PydocTopics | HubText | TextFolder, Field(discriminator="kind")]
 Core8Source = Annotated[BuiltinCore8 | ZipCore8 | OlmoEvalCore8, Field(discriminator="kind")]
@@ -205,5 +174,4 @@ class Sources(Pinned):
     healing_corpus: HealingSource
     qwen3_0_6b: DonorSource | None = None
     gpt_oss_20b: VocabularySource | None = None
-    teacher: TeacherSource | None = None
     core8: Core8Source | None = None

@@ -1,6 +1,5 @@
 """How weights are trained: backend, batch, optimizer, schedule, loss, and one complete recipe per run."""
 
-from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -115,74 +114,17 @@ class TrainingConfig(Frozen):
         return self
 
 
-class Rescored(Frozen):
-    """Teacher-rescored cross-entropy: token weight `clip(exp((lp − m) / tau), w_min, w_max)`."""
-
-    tau: PositiveFloat
-    w_min: NonNegativeFloat
-    w_max: PositiveFloat
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.w_min > self.w_max:
-            raise ValueError(f"w_min = {self.w_min} is above w_max = {self.w_max}")
-        return self
-
-
 class KDConfig(Frozen):
-    """The distillation loss: weights of the reasoning and final spans, and what later stages add.
-
-    Attributes:
-        kl_weight: α of `α · KL(teacher top-K) + (1 − α) · CE`; None trains on cross-entropy alone.
-        rescored: Weights of teacher-rescored cross-entropy; None leaves every token at weight 1.
-    """
+    """The distillation loss: weights of the reasoning and final spans."""
 
     span_weight_reasoning: NonNegativeFloat = 1.0
     span_weight_final: NonNegativeFloat = 1.0
-    kl_weight: Fraction | None = None
-    rescored: Rescored | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.span_weight_reasoning == 0 and self.span_weight_final == 0:
             raise ValueError(
                 "span_weight_reasoning and span_weight_final are both 0: nothing would be trained"
-            )
-        return self
-
-
-class CurriculumPhase(Frozen):
-    """Until this fraction of the run: shares of the teacher's reasoning modes and rollouts per prompt."""
-
-    until: Annotated[float, Field(gt=0, le=1)]
-    medium: Fraction
-    high: Fraction
-    rollouts: PositiveInt
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if abs(self.medium + self.high - 1.0) > 1e-9:
-            raise ValueError(f"medium + high = {self.medium + self.high}; the shares must add up to 1")
-        return self
-
-
-class RolloutConfig(Frozen):
-    """On-policy distillation: what the student samples and how it is mixed with the cross-entropy anchor."""
-
-    anchor_fraction: Fraction
-    max_new_tokens: PositiveInt
-    temperature: PositiveFloat
-    buffer_size: PositiveInt
-    max_staleness: Count
-    advantage_clip: PositiveFloat
-    curriculum: Annotated[tuple[CurriculumPhase, ...], Field(strict=False, min_length=1)]
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        ends = [phase.until for phase in self.curriculum]
-        if any(after <= before for before, after in pairwise(ends)) or ends[-1] != 1.0:
-            raise ValueError(
-                f"curriculum phases end at {ends}; they must increase and the last must end at 1.0"
             )
         return self
 
@@ -199,8 +141,6 @@ class TrainRecipe(Frozen):
         new_layers: 1-based numbers of those layers, the ones that a depth step inserted.
         init: Start from the seed, or from the checkpoint among the job's inputs.
         kd: The loss of conversation samples; None for plain cross-entropy over every supervised token.
-        scored_fraction: Share of batches that use the teacher's stored scores.
-        rollouts: On-policy distillation; None where the student generates nothing.
     """
 
     architecture: Architecture
@@ -213,8 +153,6 @@ class TrainRecipe(Frozen):
     harmony_fraction: Fraction = 1.0
     new_layers_only_steps: Count = 0
     new_layers: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
-    scored_fraction: Fraction | None = None
-    rollouts: RolloutConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
