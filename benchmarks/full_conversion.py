@@ -21,9 +21,10 @@ import torch
 
 from benchmarks.record import ROOT, record
 from trainer.contract.schema.base import parse, plain
-from trainer.contract.schema.convert import ExpandRecipe, UpcycleRecipe
 from trainer.contract.schema.experiment import load_experiment
 from trainer.contract.schema.job import Job
+from trainer.contract.schema.rungs.expand import ExpandRecipe
+from trainer.contract.schema.rungs.upcycle import UpcycleRecipe
 from trainer.surgery.tensors import tensor_table
 from trainer.surgery.weights import WeightsWriter
 

@@ -37,11 +37,7 @@ exit codes:
 
 
 CONVERT_EXAMPLES = """the recipe's `step` says what is done:
-  vocabulary   donor and another model's tokenizer -> donor with that tokenizer (Hugging Face format)
-  vpdense      donor -> dense student in the donor's attention
-  morph        dense student -> local tensor-product attention, sinks, value residual
-  expand       more layers, the same function
-  upcycle      shared and routed experts, the same function at routed_gain = 0
+{steps}
 
 example:
   python -m trainer convert --job job.json
@@ -70,6 +66,18 @@ exit codes:
   1   failed: the last line of the log and work_dir/STATUS say why
   2   wrong arguments
 """
+
+
+class _NamingSteps(argparse.RawDescriptionHelpFormatter):
+    """Names the steps of `convert` when its help is asked for; until then nobody reads their files."""
+
+    def add_text(self, text: str | None) -> None:
+        """Add a text, the steps filled in."""
+        if text is not None and "{steps}" in text:
+            from trainer.surgery.steps import described_steps
+
+            text = text.replace("{steps}", described_steps())
+        super().add_text(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -104,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Reads and writes one tensor at a time, reads everything back, measures the function of the result "
         "against its source, then delivers. A conversion that was cut short starts over.",
         epilog=CONVERT_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_NamingSteps,
     )
     convert.add_argument("--job", type=Path, required=True, metavar="FILE", help="what to convert")
     convert.set_defaults(run=_convert)

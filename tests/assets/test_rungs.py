@@ -1,6 +1,9 @@
 """The rungs as assets: what each is made of, what is recorded of it, what a failed check stops."""
 
 import json
+import pkgutil
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -8,9 +11,12 @@ import pytest
 from tests.assets.graphs import PROGRAMS, Graph
 from tests.lineage.fabricate import publish
 from trainer.contract.schema.experiment import load_experiment
+from trainer.contract.schema.rungs.ladder import RECIPES
+from vpmoe_assets import rungs
 from vpmoe_assets.assets.plots import layer_profile
-from vpmoe_assets.assets.rungs import RUNGS, rung_assets
+from vpmoe_assets.assets.rungs import rung_assets
 from vpmoe_assets.resources.trainer import TrainerResource
+from vpmoe_assets.rung import load_rung
 
 LADDER = {
     "qwen3_0_6b_o200k": {"qwen3_0_6b", "gpt_oss_20b"},
@@ -56,7 +62,25 @@ def test_an_experiment_makes_the_rungs_that_it_has_a_surgery_for():
     assert rung_assets(load_experiment("bench")) == []
     full = [asset.key.path[-1] for asset in rung_assets(load_experiment("full"))]
     assert full == [name for name in LADDER if name != "vpmoe_stage1"]
-    assert RUNGS.keys() == {name for name in full if not name.endswith("_healed")}
+
+
+def test_each_step_has_one_module_that_describes_its_rung_and_the_package_has_no_other():
+    assert {module.name for module in pkgutil.iter_modules(rungs.__path__)} == RECIPES.keys()
+    for step in RECIPES:
+        rung, description = load_rung(step)
+        first, empty, *rest = description.splitlines()
+        assert first.endswith(".")
+        assert empty == ""
+        assert rest, f"{step}: say how it is done"
+        assert f"trainer/surgery/{step}.py" in rung.sources
+
+
+def test_what_describes_no_rung_is_refused(monkeypatch):
+    with pytest.raises(LookupError, match=r"no module vpmoe_assets\.rungs\.fly"):
+        load_rung("fly")
+    monkeypatch.setitem(sys.modules, "vpmoe_assets.rungs.helper", types.ModuleType("helper", "Helps."))
+    with pytest.raises(LookupError, match="describes no rung: it needs a docstring and RUNG"):
+        load_rung("helper")
 
 
 def test_a_conversion_is_published_with_its_table_plot_and_provenance(ladder):

@@ -9,13 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from trainer.contract.schema.experiment import load_experiment
-from vpmoe_assets.checks.rungs import (
-    conversion_checks,
-    distance,
-    interleave_identity,
-    loss_not_diverged,
-    tpa_fit,
-)
+from vpmoe_assets.assets.rungs import conversion_checks
+from vpmoe_assets.checks.rungs import distance, loss_not_diverged
+from vpmoe_assets.rungs.morph import tpa_fit
+from vpmoe_assets.rungs.vpdense import interleave_identity
 
 SMOKE = load_experiment("smoke")
 RECIPE = SMOKE.convert_recipe("vpdense0_5_28")

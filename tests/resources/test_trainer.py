@@ -14,6 +14,8 @@ import psutil
 import pytest
 
 from tests.resources.launched import carrying, failure_message
+from trainer.contract.schema.base import parse
+from trainer.contract.schema.job import Job
 from vpmoe_assets.resources import trainer
 from vpmoe_assets.resources.launchers import local
 from vpmoe_assets.resources.launchers.launcher import Launch
@@ -36,11 +38,9 @@ def test_a_finished_job_gives_its_summary_and_leaves_no_process(run_stand_in, te
 
 
 def test_the_job_file_is_what_the_trainer_reads_and_names_no_key(run_stand_in, tmp_path, monkeypatch) -> None:
-    from trainer.contract.schema.job import load_job
-
     monkeypatch.setenv("WANDB_API_KEY", "very-secret")
     run_stand_in({"steps": 1}, wandb="offline")
-    job = load_job(tmp_path / "work" / "job.json")
+    job = parse(Job, json.loads((tmp_path / "work" / "job.json").read_bytes()))
     assert job.inputs["donor"].path == str(tmp_path / "donor")
     assert job.execution.model_dump() == {
         "device": "cpu",

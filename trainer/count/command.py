@@ -98,7 +98,7 @@ def main(options: argparse.Namespace) -> int:
 
 def rungs_with_geometry(experiment: "Experiment") -> list[str]:
     """Rungs that the trainer builds; the donor's own architecture is not one of them."""
-    from trainer.contract.schema.rungs import RungConfig
+    from trainer.contract.schema.rungs.rung import RungConfig
 
     return [name for name, table in experiment.rungs.items() if isinstance(table, RungConfig)]
 

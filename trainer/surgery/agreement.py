@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trainer.contract.schema.architecture import Architecture
-from trainer.contract.schema.convert import ExpandRecipe, UpcycleRecipe
+from trainer.contract.schema.rungs.rung import RungRecipe
 from trainer.surgery.calibration import NO_LABEL, Batch
 from trainer.surgery.step import Conversion
 from trainer.surgery.streams import StudentStream
@@ -47,7 +47,7 @@ class LogitAgreement:
 
 def compare_to_parent(
     conversion: Conversion,
-    recipe: ExpandRecipe | UpcycleRecipe,
+    recipe: RungRecipe,
     payload: Path,
     observe: Observer = lambda number, layer: None,
 ) -> tuple[LogitAgreement, list[float]]:

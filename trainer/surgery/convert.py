@@ -18,12 +18,19 @@ from trainer.checkpoints.format import CONFIG_NAME, INDEX_NAME
 from trainer.contract.canonical import canonical_json
 from trainer.contract.files import replace_text
 from trainer.contract.schema.base import plain
-from trainer.contract.schema.convert import ConvertRecipe, VocabularyRecipe
 from trainer.contract.schema.job import Job
+from trainer.contract.schema.rungs.rung import (
+    ConversionRecipe,
+    DonorRecipe,
+    HuggingFaceRecipe,
+    MegatronRecipe,
+    RungRecipe,
+)
 from trainer.job.lifecycle import JobError
 from trainer.job.signals import StopRequest
 from trainer.job.workdir import LOGGER, WorkDir
-from trainer.surgery.step import Conversion, Outcome, Step, Verdict, load_step
+from trainer.surgery.step import Conversion, Outcome, Step, Verdict
+from trainer.surgery.steps import load_step
 from trainer.surgery.weights import WeightsError, WeightsReader, WeightsWriter
 
 SUMMARY_SCHEMA = "vpmoe.summary/1"
@@ -149,7 +156,7 @@ def _holds(directory: Path) -> bool:
 def _fill(step: Step, conversion: Conversion, writing: Path) -> tuple[Outcome, dict[str, str]]:
     """Run the step; returns its outcome and sha256 of each tensor that went through a writer."""
     recipe = conversion.recipe
-    if isinstance(recipe, VocabularyRecipe):
+    if not isinstance(recipe, MegatronRecipe):
         return step.convert(conversion, writing), {}
     with WeightsWriter(writing, recipe.architecture, recipe.dtype) as out:
         with conversion.phase("convert", len(out.specs)) as tick:
@@ -167,7 +174,7 @@ def _reload(conversion: Conversion, writing: Path, written: Mapping[str, str]) -
     """
     recipe = conversion.recipe
     with WeightsReader(writing) as reader:
-        if not isinstance(recipe, VocabularyRecipe):
+        if isinstance(recipe, MegatronRecipe):
             reader.require_rung(recipe.architecture, recipe.dtype)
         with conversion.phase("read back", len(reader.names)) as tick:
             for name in reader.names:
@@ -286,16 +293,17 @@ def _provenance(conversion: Conversion, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _source_numbers(recipe: ConvertRecipe) -> dict[str, float | None]:
+def _source_numbers(recipe: ConversionRecipe) -> dict[str, float | None]:
     """Return the base of the rotation and the epsilon of the norms of what was converted."""
-    if isinstance(recipe, VocabularyRecipe) or recipe.step == "vpdense":
-        return {"rope_theta": recipe.donor.rope_theta, "rms_norm_eps": recipe.donor.rms_norm_eps}
-    parent = recipe.parent
-    return {"rope_theta": parent.grape.rotary_base, "rms_norm_eps": parent.model.norm_epsilon}
+    if isinstance(recipe, RungRecipe):
+        parent = recipe.parent
+        return {"rope_theta": parent.grape.rotary_base, "rms_norm_eps": parent.model.norm_epsilon}
+    assert isinstance(recipe, DonorRecipe)
+    return {"rope_theta": recipe.donor.rope_theta, "rms_norm_eps": recipe.donor.rms_norm_eps}
 
 
-def _student_spec(recipe: ConvertRecipe) -> dict[str, int]:
-    if isinstance(recipe, VocabularyRecipe):
+def _student_spec(recipe: ConversionRecipe) -> dict[str, int]:
+    if isinstance(recipe, HuggingFaceRecipe):
         donor = recipe.donor
         return {
             "num_layers": donor.num_layers,
@@ -306,6 +314,7 @@ def _student_spec(recipe: ConvertRecipe) -> dict[str, int]:
             "vocab_size": recipe.vocab_size,
             "ffn_hidden_size": donor.intermediate_size,
         }
+    assert isinstance(recipe, MegatronRecipe)
     model = recipe.architecture.model
     return {
         "num_layers": model.num_layers,
@@ -321,8 +330,8 @@ def _student_spec(recipe: ConvertRecipe) -> dict[str, int]:
 def _tokenizer(conversion: Conversion) -> dict[str, Any]:
     """Family, padded size, and digests of the vocabulary's files as far as an input tells them."""
     recipe = conversion.recipe
-    vocabulary = recipe.vocabulary if isinstance(recipe, VocabularyRecipe) else recipe.source
-    size = recipe.vocab_size if isinstance(recipe, VocabularyRecipe) else recipe.architecture.vocab_size
+    vocabulary = recipe.vocabulary if isinstance(recipe, HuggingFaceRecipe) else recipe.source
+    size = _student_spec(recipe)["vocab_size"]
     manifests = [
         json.loads(path.read_text(encoding="utf-8"))
         for directory in conversion.inputs.values()

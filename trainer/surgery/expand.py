@@ -6,7 +6,7 @@ import torch
 
 from trainer.contract.depth import layer_origins
 from trainer.contract.layers import layer_kinds
-from trainer.contract.schema.convert import ExpandRecipe
+from trainer.contract.schema.rungs.expand import ExpandRecipe
 from trainer.model.value_residual import initial_logit
 from trainer.surgery.step import Conversion, Outcome, Verdict
 from trainer.surgery.tensors import LAYER

@@ -18,7 +18,7 @@ from torch import nn
 
 from trainer.contract.layers import layer_kinds
 from trainer.contract.schema.base import ConfigError
-from trainer.contract.schema.convert import MorphRecipe
+from trainer.contract.schema.rungs.morph import MorphRecipe
 from trainer.model.init import INIT_STD
 from trainer.model.positions import initial_log_freq
 from trainer.model.qkv import split_qkv

@@ -1,20 +1,19 @@
-"""What a conversion step is given and what it gives back; the steps by name."""
+"""What a conversion step is given and what it gives back."""
 
 import hashlib
-import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
-from trainer.contract.schema.convert import ConvertRecipe
 from trainer.contract.schema.job import Job
+from trainer.contract.schema.rungs.rung import ConversionRecipe
 from trainer.job.lifecycle import Interrupted
 from trainer.job.signals import StopRequest
 from trainer.job.workdir import LOGGER, WorkDir
@@ -71,7 +70,7 @@ class Conversion:
     """
 
     job: Job
-    recipe: ConvertRecipe
+    recipe: ConversionRecipe
     inputs: Mapping[str, Path]
     scratch: Path
     work: WorkDir
@@ -148,7 +147,7 @@ class Conversion:
 
 
 class Step(Protocol):
-    """A step's module: two functions.
+    """A step's module, `trainer.surgery.<step>`: two functions; its docstring is what `convert --help` says.
 
     `convert` fills the result. Its second argument is a `trainer.surgery.weights.WeightsWriter` for
     a Megatron rung, which it fills completely (the caller finishes it), and the empty payload directory
@@ -164,18 +163,3 @@ class Step(Protocol):
 
     def check(self, conversion: Conversion, payload: Path, outcome: Outcome) -> None:
         """Measure it."""
-
-
-STEPS: dict[str, str] = {
-    "vocabulary": "trainer.surgery.vocabulary",
-    "vpdense": "trainer.surgery.vpdense",
-    "morph": "trainer.surgery.morph",
-    "expand": "trainer.surgery.expand",
-    "upcycle": "trainer.surgery.upcycle",
-}
-"""Module of each step, imported when it is needed."""
-
-
-def load_step(name: str) -> Step:
-    """Return the step of a recipe."""
-    return cast(Step, importlib.import_module(STEPS[name]))

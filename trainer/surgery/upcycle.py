@@ -7,7 +7,7 @@ import torch
 
 from trainer.contract.layers import dense_ffn_hidden_size, layer_kinds, moe_layers
 from trainer.contract.schema.architecture import MoeConfig
-from trainer.contract.schema.convert import UpcycleRecipe
+from trainer.contract.schema.rungs.upcycle import UpcycleRecipe
 from trainer.surgery.expand import split_name
 from trainer.surgery.ffn import keep_largest
 from trainer.surgery.step import Conversion, Outcome, Verdict

@@ -23,7 +23,7 @@ import torch
 
 from trainer.checkpoints.format import CONFIG_NAME, shard_name, write_index
 from trainer.contract.donor import HF_EMBEDDING, HF_FINAL_NORM, HF_HEAD
-from trainer.contract.schema.convert import VocabularyRecipe
+from trainer.contract.schema.rungs.vocabulary import VocabularyRecipe
 from trainer.surgery import vocabulary_checks as checks
 from trainer.surgery.donor import require_donor
 from trainer.surgery.program import run_program

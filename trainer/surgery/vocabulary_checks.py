@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from trainer.contract.donor import HF_EMBEDDING, HF_HEAD
-from trainer.contract.schema.convert import VocabularyRecipe
+from trainer.contract.schema.rungs.vocabulary import VocabularyRecipe
 from trainer.surgery.step import Verdict
 from trainer.surgery.tokens import TOKENIZER_NAME, Vocabulary, piece_ids, shared_rows
 from trainer.surgery.weights import WeightsReader, shown_differences

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from trainer.contract.donor import HF_EMBEDDING, HF_FINAL_NORM, HF_HEAD, HF_LAYER
-from trainer.contract.schema.convert import DenseRecipe
+from trainer.contract.schema.rungs.vpdense import DenseRecipe
 from trainer.model.qkv import interleave_qkv
 from trainer.surgery.donor import require_donor
 from trainer.surgery.ffn import keep_largest

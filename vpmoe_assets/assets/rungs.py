@@ -1,57 +1,21 @@
 """The ladder from the donor to the student: a conversion for each rung, and the healing runs between them."""
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import dagster as dg
 
 from trainer.contract.schema.base import plain
-from trainer.contract.schema.convert import ConvertRecipe, VocabularyRecipe
 from trainer.contract.schema.experiment import Experiment
+from trainer.contract.schema.rungs.rung import ConversionRecipe
 from vpmoe_assets.assets.distill import TRAINING_SOURCES, train, training_metadata
 from vpmoe_assets.assets.making import produced_asset
 from vpmoe_assets.assets.plots import layer_profile
 from vpmoe_assets.assets.presentation import table
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import rungs as checks
-
-RUNGS = {
-    "qwen3_0_6b_o200k": """
-The donor with the student's vocabulary: o200k rows in place of Qwen3's.
-
-mergekit's tokensurgeon makes the rows. Tokens of both vocabularies keep the donor's row bit for bit, the
-others are rebuilt by the method of the experiment, rows without a token are the mean row. Everything else is
-the donor's, in Hugging Face format.
-""",
-    "vpdense0_5_28": """
-The donor in the student's shapes, still with the donor's attention: heads pooled, FFN cut.
-
-Query and key-value heads are averaged in pools, their output columns summed, the QKV matrix interleaved by
-query group; the FFN keeps its largest neurons under squared ReLU, its down projection refitted on calibration
-text. RoPE, full attention, no sinks, no value residual.
-""",
-    "vpdense_28": """
-The dense student with its real attention, at the donor's depth.
-
-Local layers take tensor-product attention fitted to the dense projections by alternating least squares, with
-rotary frequencies that can learn; global layers take linear position biases. Sinks and value residuals start
-where they barely change the function.
-""",
-    "vpdense_80": """
-The dense student at full depth: whole blocks of four layers inserted, the function unchanged.
-
-A new layer copies the layer in the same place of the block before it, with zero output projections, so that
-logits equal the parent's bit for bit and gradients reach it at once.
-""",
-    "vpmoe": """
-The student: each dense FFN becomes a shared expert and routed experts.
-
-The shared expert is the dense FFN itself; routed experts are slices of it with noise, behind a gain. At gain
-0 the logits equal the parent's bit for bit, while the routed experts already get gradients.
-""",
-}
-"""What each rung is."""
+from vpmoe_assets.checks.check import Check
+from vpmoe_assets.rung import COMMON, load_rung
 
 _HEALED = """
 `{rung}` after a short training run on text and conversations.
@@ -59,36 +23,6 @@ _HEALED = """
 It brings back what the conversion lost{phases}. The loss curve is drawn while it trains; `run/` keeps the
 resume checkpoints.
 """
-
-_COMMON = (
-    "trainer/checkpoints/format.py",
-    "trainer/contract/geometry.py",
-    "trainer/contract/layers.py",
-    "trainer/contract/pattern.py",
-    *(f"trainer/surgery/{name}.py" for name in ("tensorfile", "tensors", "weights")),
-)
-_CALIBRATED = (
-    "trainer/contract/fusions.py",
-    "trainer/contract/words.py",
-    "trainer/data",
-    "trainer/model",
-    *(f"trainer/surgery/{name}.py" for name in ("calibration", "streams")),
-)
-_STEP_SOURCES: dict[str, tuple[str, ...]] = {
-    "vocabulary": (
-        "trainer/contract/donor.py",
-        *(f"trainer/surgery/{name}.py" for name in ("vocabulary", "tokens", "donor")),
-    ),
-    "vpdense": (
-        *_CALIBRATED,
-        "trainer/contract/donor.py",
-        *(f"trainer/surgery/{name}.py" for name in ("vpdense", "donor", "ffn", "refit")),
-    ),
-    "morph": (*_CALIBRATED, "trainer/surgery/morph.py", "trainer/surgery/als.py"),
-    "expand": ("trainer/contract/depth.py", "trainer/surgery/expand.py"),
-    "upcycle": tuple(f"trainer/surgery/{name}.py" for name in ("upcycle", "expand", "ffn")),
-}
-"""Files whose code decides a step's bytes."""
 
 
 def rung_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
@@ -104,28 +38,37 @@ def rung_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
 
 def _conversion(experiment: Experiment, rung: str) -> dg.AssetsDefinition:
     recipe = experiment.convert_recipe(rung)
-    wanted = (getattr(recipe, key, None) for key in ("source", "vocabulary", "text"))
+    shown, description = load_rung(recipe.step)
 
     @produced_asset(
         experiment,
         group="rungs",
-        kinds={"huggingface" if isinstance(recipe, VocabularyRecipe) else "pytorch", "safetensors"},
+        kinds=set(shown.kinds),
         recipe=plain(recipe),
-        sources=(*_COMMON, *_STEP_SOURCES[recipe.step]),
-        checks=checks.conversion_checks(recipe),
+        sources=(*COMMON, *shown.sources),
+        checks=conversion_checks(recipe),
         metadata=_conversion_metadata,
-        external=_tool_version if isinstance(recipe, VocabularyRecipe) else None,
+        external=shown.external,
         seed=experiment.seed,
         trains=True,
         pool=None,
         name=rung,
-        description=RUNGS[rung].strip(),
-        inputs=[name for name in wanted if name is not None],
+        description=description,
+        inputs=experiment.convert_inputs(rung),
     )
     def rung_asset(build: Build, **inputs: Published) -> Built:
         return convert(build, recipe, inputs)
 
     return rung_asset
+
+
+def conversion_checks(recipe: ConversionRecipe) -> list[Check]:
+    """Return the checks of a rung that is made by a conversion: that it reads back, and its own."""
+    rung, _ = load_rung(recipe.step)
+    readable = checks.measured(
+        "reload", "Every tensor, read back from its file, is what was computed.", blocking=True
+    )
+    return [readable, *rung.checks(recipe)]
 
 
 def _healing(experiment: Experiment, rung: str) -> dg.AssetsDefinition:
@@ -154,7 +97,7 @@ def _healing(experiment: Experiment, rung: str) -> dg.AssetsDefinition:
     return healed_asset
 
 
-def convert(build: Build, recipe: ConvertRecipe, inputs: Mapping[str, Published]) -> Built:
+def convert(build: Build, recipe: ConversionRecipe, inputs: Mapping[str, Published]) -> Built:
     """Run a conversion in the work area and return what its summary says."""
     result = build.run_job("convert", inputs, alone=True)
     summary = result.summary
@@ -181,8 +124,3 @@ def _conversion_metadata(item: Published) -> Mapping[str, Any]:
         if (plot := layer_profile(layers)) is not None:
             shown["profile"] = dg.MetadataValue.md(plot)
     return shown
-
-
-def _tool_version() -> Mapping[str, str]:
-    """Return the release of the program, another project's, that makes the rows: part of how."""
-    return {"external:mergekit": version("mergekit")}

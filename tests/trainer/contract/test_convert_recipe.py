@@ -7,9 +7,11 @@ import json
 import pytest
 
 from trainer.contract.schema.base import ConfigError, plain
-from trainer.contract.schema.convert import DenseRecipe, ExpandRecipe, parse_convert_recipe
 from trainer.contract.schema.experiment import load_experiment
 from trainer.contract.schema.job import load_job
+from trainer.contract.schema.rungs.expand import ExpandRecipe
+from trainer.contract.schema.rungs.ladder import parse_convert_recipe
+from trainer.contract.schema.rungs.vpdense import DenseRecipe
 
 LADDER = ("qwen3_0_6b_o200k", "vpdense0_5_28", "vpdense_28", "vpdense_80", "vpmoe")
 
@@ -54,6 +56,43 @@ def test_an_unhealed_rung_is_the_source_itself():
         update={"rungs": experiment.rungs.model_copy(update={"vpdense_28": bare})}
     )
     assert experiment.convert_recipe("vpdense_80").source == "vpdense_28"
+
+
+def without(rung):
+    experiment = load_experiment("smoke")
+    rungs = experiment.rungs.model_copy(update={rung: None})
+    return experiment.model_copy(update={"rungs": rungs})
+
+
+def test_a_rung_that_cannot_start_from_the_one_before_says_what_it_needs():
+    with pytest.raises(
+        ConfigError,
+        match=r"rungs\.vpdense_28: is made from a dense student, but the rung before it is qwen3_0_6b_o200k",
+    ):
+        without("vpdense0_5_28").convert_recipe("vpdense_28")
+    with pytest.raises(ConfigError, match=r"rungs\.vpdense0_5_28: .* no rung before it that has the donor's"):
+        without("qwen3_0_6b_o200k").convert_recipe("vpdense0_5_28")
+
+
+def test_a_rung_may_be_left_out_where_the_one_before_it_will_do():
+    recipe = without("vpdense_80").convert_recipe("vpdense_28")
+    assert recipe == load_experiment("smoke").convert_recipe("vpdense_28")
+    with pytest.raises(ConfigError, match="num_layers: 8 in the parent, 16 here"):
+        without("vpdense_80").convert_recipe("vpmoe")
+
+
+@pytest.mark.parametrize(
+    ("rung", "inputs"),
+    [
+        ("qwen3_0_6b_o200k", ("qwen3_0_6b", "gpt_oss_20b")),
+        ("vpdense0_5_28", ("qwen3_0_6b_o200k", "healing_text_v1")),
+        ("vpdense_28", ("vpdense0_5_28_healed", "healing_text_v1")),
+        ("vpdense_80", ("vpdense_28_healed",)),
+        ("vpmoe", ("vpdense_80_healed",)),
+    ],
+)
+def test_what_a_rung_is_made_from_is_what_its_recipe_names(rung, inputs):
+    assert load_experiment("smoke").convert_inputs(rung) == inputs
 
 
 def test_an_experiment_without_a_ladder_says_so():

@@ -12,7 +12,7 @@ from trainer.contract.parameters import COMPONENTS, count_parameters, parameters
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import parse, plain
 from trainer.contract.schema.experiment import load_experiment
-from trainer.contract.schema.rungs import RungConfig
+from trainer.contract.schema.rungs.rung import RungConfig
 from trainer.model.gpt import build_model
 from trainer.optim.routing import route_model
 

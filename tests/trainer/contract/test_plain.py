@@ -10,9 +10,9 @@ from pydantic import Field, create_model
 
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import Count, Frozen, Neutral, parse, plain
-from trainer.contract.schema.convert import parse_convert_recipe
 from trainer.contract.schema.evaluate import EvaluateRecipe
 from trainer.contract.schema.experiment import Experiment, load_experiment
+from trainer.contract.schema.rungs.ladder import parse_convert_recipe
 from trainer.contract.schema.training import TrainRecipe
 from vpmoe_assets.lineage.fingerprint import recipe_fingerprint
 

@@ -523,7 +523,6 @@ def test_a_job_reads_back_with_its_recipe(tmp_path):
         ({"command": "score"}, "command: found 'score'; allowed: 'convert', 'train' or 'evaluate'"),
         ({"command": "profile"}, "command: found 'profile'; allowed: 'convert', 'train' or 'evaluate'"),
         ({"command": "generate"}, "command: found 'generate'; allowed: 'convert', 'train' or 'evaluate'"),
-        ({"execution": {"device": "cpu", "launcher": "slurm"}}, "execution.launcher: found 'slurm'; allowed: 'local'"),
         ({"comand": "train"}, "comand: unknown key; the nearest valid key is 'command'"),
         ({"execution": {"device": "tpu"}}, "execution.device: found 'tpu'; allowed: 'cpu' or 'cuda'"),
         ({"execution": {"device": "cpu", "nproc": 2}}, "nproc = 2, but tp × dp = 1 × 1 = 1"),

@@ -25,7 +25,7 @@ from trainer.__main__ import main
 from trainer.checkpoints.published import read_architecture
 from trainer.contract.files import replace_text
 from trainer.contract.schema.base import plain
-from trainer.contract.schema.convert import RECIPES
+from trainer.contract.schema.rungs.ladder import RECIPES
 from trainer.contract.status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 from trainer.surgery.weights import WeightsReader, WeightsWriter
 

@@ -7,8 +7,8 @@ import torch
 from tests.trainer.surgery.calibration_cases import VOCAB, compat, morphed, publish, write_text
 from trainer.checkpoints.published import load_published
 from trainer.contract.schema.base import ConfigError, plain
-from trainer.contract.schema.convert import parse_convert_recipe
 from trainer.contract.schema.job import Job
+from trainer.contract.schema.rungs.ladder import parse_convert_recipe
 from trainer.errors import DataError
 from trainer.job.lifecycle import Interrupted
 from trainer.job.signals import StopRequest

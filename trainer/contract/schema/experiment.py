@@ -2,13 +2,11 @@
 
 import difflib
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.contract.depth import inserted_layers
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import (
     ConfigError,
@@ -20,8 +18,8 @@ from trainer.contract.schema.base import (
     parse,
     plain,
 )
-from trainer.contract.schema.convert import ConvertRecipe, Donor, Dtype, parse_convert_recipe
 from trainer.contract.schema.data import Data
+from trainer.contract.schema.donor import Donor
 from trainer.contract.schema.evaluate import (
     Checkpoint,
     Core8Protocol,
@@ -30,8 +28,17 @@ from trainer.contract.schema.evaluate import (
     HuggingFaceCheckpoint,
     MegatronCheckpoint,
 )
-from trainer.contract.schema.explain import Path as KeyPath
-from trainer.contract.schema.rungs import DEEP_RUNG, GEOMETRY_TABLES, HF_RUNG, Healing, RungConfig, Rungs
+from trainer.contract.schema.inheritance import inherit, written
+from trainer.contract.schema.rungs.ladder import WITHOUT_GEOMETRY, Rungs, parse_convert_recipe
+from trainer.contract.schema.rungs.rung import (
+    GEOMETRY_TABLES,
+    ConversionRecipe,
+    Dtype,
+    Healing,
+    Place,
+    RungConfig,
+    named_inputs,
+)
 from trainer.contract.schema.sources import Sources
 from trainer.contract.schema.training import (
     KDConfig,
@@ -82,8 +89,10 @@ class Experiment(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if HF_RUNG in self.rungs and (self.sources.qwen3_0_6b is None or self.sources.gpt_oss_20b is None):
-            raise ValueError(f"rungs.{HF_RUNG} needs sources.qwen3_0_6b and sources.gpt_oss_20b")
+        for name, rung in self.rungs.items():
+            if any(getattr(self.sources, source) is None for source in rung.NEEDS):
+                needed = " and ".join(f"sources.{source}" for source in rung.NEEDS)
+                raise ValueError(f"rungs.{name} needs {needed}")
         seq_len = self.data.synth_kd_v1.seq_len
         for name, rung in self.rungs.items():
             if isinstance(rung, RungConfig) and (rung.healing or name == STUDENT):
@@ -161,7 +170,7 @@ class Experiment(Frozen):
             init=stage.init,
         )
 
-    def convert_recipe(self, asset: str) -> ConvertRecipe:
+    def convert_recipe(self, asset: str) -> ConversionRecipe:
         """Return the complete recipe of a conversion.
 
         Args:
@@ -174,41 +183,35 @@ class Experiment(Frozen):
         table = self.rungs[asset]
         if table.surgery is None:
             raise ConfigError(f"rungs.{asset}.surgery: missing, so {asset} cannot be made from its parent")
+        raw = {"step": table.RECIPE.model_fields["step"].default, "surgery": plain(table.surgery)}
+        return parse_convert_recipe(raw | table.keys(self._place(asset)), origin=f"rungs.{asset}")
+
+    def convert_inputs(self, asset: str) -> tuple[str, ...]:
+        """Return the assets that a conversion is made from: those that its recipe names."""
+        return tuple(named_inputs(self.convert_recipe(asset)).values())
+
+    def _place(self, asset: str) -> Place:
+        before = self._before(asset)
+        source = before and before + (_HEALED if getattr(self.rungs[before], "healing", None) else "")
+        return Place(
+            asset,
+            self.sources,
+            *self._geometry(asset),
+            before,
+            source,
+            *self._geometry(before),
+        )
+
+    def _geometry(self, rung: str | None) -> tuple[Architecture | None, Dtype | None]:
+        """Architecture and storage type of a rung; None where they are the donor's."""
+        if rung is None or not isinstance(self.rungs[rung], RungConfig):
+            return None, None
+        return self.architecture(rung), self.rung_dtype(rung)
+
+    def _before(self, rung: str) -> str | None:
+        """Name of the rung before another, None for the first of this experiment."""
         names = self.rungs.names()
-        before = names[names.index(asset) - 1] if names.index(asset) else None
-        raw: dict[str, Any] = {"surgery": plain(table.surgery)}
-        if asset == HF_RUNG or before == HF_RUNG:
-            assert self.sources.qwen3_0_6b is not None
-            assert self.sources.gpt_oss_20b is not None
-            donor = {name: getattr(self.sources.qwen3_0_6b, name) for name in Donor.model_fields}
-            if asset == HF_RUNG:
-                raw |= {
-                    "step": "vocabulary",
-                    "source": "qwen3_0_6b",
-                    "vocabulary": "gpt_oss_20b",
-                    "vocabulary_hidden_size": self.sources.gpt_oss_20b.hidden_size,
-                    "vocab_size": self.sources.tokenizer.vocab_size,
-                }
-            else:
-                donor["vocab_size"] = self.sources.tokenizer.vocab_size
-                raw |= {"step": "vpdense", "source": HF_RUNG}
-            raw["donor"] = donor
-        elif before is None:
-            raise ConfigError(
-                f"rungs.{asset}: has a surgery table, but this experiment has no rung before it to start from"
-            )
-        else:
-            raw |= {
-                "step": {"vpdense_28": "morph", "vpdense_80": "expand", STUDENT: "upcycle"}.get(asset),
-                "source": before + (_HEALED if self.rungs[before].healing else ""),
-                "parent": plain(self.architecture(before)),
-                "parent_dtype": self.rung_dtype(before),
-            }
-        if asset != HF_RUNG:
-            raw |= {"architecture": plain(self.architecture(asset)), "dtype": self.rung_dtype(asset)}
-        if raw["step"] in ("vpdense", "morph"):
-            raw["text"] = "healing_text_v1"
-        return parse_convert_recipe(raw, origin=f"rungs.{asset}")
+        return names[names.index(rung) - 1] if names.index(rung) else None
 
     def ladder(self) -> tuple[str, ...]:
         """Every checkpoint of the experiment, in the order in which one is made from another."""
@@ -255,13 +258,13 @@ class Experiment(Frozen):
         ladder = self.ladder()
         before = ladder[ladder.index(name) - 1] if ladder.index(name) else None
         donor = self.sources.qwen3_0_6b
-        if name not in ("qwen3_0_6b", HF_RUNG):
-            rung = STUDENT if name in self.stages else name.removesuffix(_HEALED)
+        rung = STUDENT if name in self.stages else name.removesuffix(_HEALED)
+        if isinstance(self.rungs.get(rung), RungConfig):
             return MegatronCheckpoint(architecture=self.architecture(rung), compare_to=before)
         assert donor is not None
         keys = [key for key in Donor.model_fields if key != "num_layers"]
         geometry = {key: getattr(donor, key) for key in keys} | {"num_hidden_layers": donor.num_layers}
-        if name == HF_RUNG:
+        if rung in self.rungs:
             geometry["vocab_size"] = self.sources.tokenizer.vocab_size
         return HuggingFaceCheckpoint(geometry=geometry, compare_to=before)
 
@@ -296,17 +299,18 @@ class Experiment(Frozen):
 
     def _new_layers(self, rung: str) -> tuple[int, ...]:
         """Layers that a rung has and its parent lacks."""
-        before = self.rungs.names()[: self.rungs.names().index(rung)]
-        parent = self.rungs[before[-1]] if before else None
-        if rung != DEEP_RUNG or not isinstance(parent, RungConfig):
+        before, new = self._before(rung), ()
+        if before is not None and isinstance(parent := self.rungs[before], RungConfig):
+            try:
+                new = self.rungs[rung].new_layers(parent)
+            except ValueError as error:
+                raise ConfigError(f"rungs.{rung}: {error}") from None
+        if not new:
             raise ConfigError(
                 f"rungs.{rung}.healing.new_layers_only_steps: this rung has no layers that a parent of this "
-                f"experiment lacks; set it to 0 (only {DEEP_RUNG} is deeper than its parent)"
+                "experiment lacks; set it to 0"
             )
-        try:
-            return inserted_layers(parent.model.num_layers, self.rungs[rung].model.num_layers)
-        except ValueError as error:
-            raise ConfigError(f"rungs.{rung}: {error}") from None
+        return new
 
 
 def scaled_to(optimizer: OptimizerConfig, lr: float) -> OptimizerConfig:
@@ -331,9 +335,9 @@ def load_experiment(name_or_path: str | Path) -> Experiment:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"not valid TOML: {error}", origin=str(path)) from None
-    merged, inherited = _inherit(raw)
+    merged, inherited = inherit(raw, WITHOUT_GEOMETRY)
     experiment = parse(
-        Experiment, merged, origin=path.name, source_path=lambda key: _written(key, raw, inherited)
+        Experiment, merged, origin=path.name, source_path=lambda key: written(key, raw, inherited)
     )
     if not str(name_or_path).endswith(".toml") and experiment.name != name_or_path:
         raise ConfigError(
@@ -356,67 +360,3 @@ def _locate(name_or_path: str | Path) -> Path:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"no experiment called {str(name_or_path)!r}; there are {', '.join(names)}{hint}")
     return path
-
-
-def _inherit(raw: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[KeyPath, KeyPath]]]:
-    """Merge `[rungs.defaults]` into the rungs, and `[training]` into stages and healing runs.
-
-    Returns:
-        The merged tables, and pairs (inheriting path, inherited path) for error messages.
-    """
-    merged = dict(raw)
-    inherited: list[tuple[KeyPath, KeyPath]] = []
-    training = raw.get("training")
-
-    def with_training(table: object, *path: str) -> object:
-        if not isinstance(table, Mapping) or not isinstance(training, Mapping):
-            return table
-        inherited.append(((*path, "training"), ("training",)))
-        return {**table, "training": _merge(training, table.get("training", {}))}
-
-    if isinstance(rungs := raw.get("rungs"), Mapping):
-        defaults = rungs.get("defaults", {})
-        merged["rungs"] = {}
-        for name, table in rungs.items():
-            if name == "defaults":
-                continue
-            if name != HF_RUNG and isinstance(table, Mapping) and isinstance(defaults, Mapping):
-                inherited.append((("rungs", name), ("rungs", "defaults")))
-                table = _merge(defaults, table)
-                if "healing" in table:
-                    table = {**table, "healing": with_training(table["healing"], "rungs", name, "healing")}
-            merged["rungs"][name] = table
-    if isinstance(stages := raw.get("stages"), Mapping):
-        merged["stages"] = {name: with_training(table, "stages", name) for name, table in stages.items()}
-    return merged, inherited
-
-
-def _merge(base: Mapping[str, Any], over: object) -> Any:
-    if not isinstance(over, Mapping):
-        return over
-    result = dict(base)
-    for key, value in over.items():
-        below = result.get(key)
-        result[key] = (
-            _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-        )
-    return result
-
-
-def _written(key: KeyPath, raw: Mapping[str, Any], inherited: list[tuple[KeyPath, KeyPath]]) -> KeyPath:
-    """Where the value at a merged key path was written: its own table, or the one it was inherited from."""
-    for path, source in reversed(inherited):  # the innermost inheritance was noted last
-        if key[: len(path)] == path and not _present(raw, key):
-            candidate = (*source, *key[len(path) :])
-            # [training] is a whole table, so what is missing from a run's copy is missing there.
-            if _present(raw, candidate) or source == ("training",):
-                return candidate
-    return key
-
-
-def _present(table: object, key: KeyPath) -> bool:
-    for part in key:
-        if not isinstance(table, Mapping) or part not in table:
-            return False
-        table = table[part]
-    return True

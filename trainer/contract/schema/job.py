@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from trainer.contract.schema.base import ConfigError, Count, Frozen, Name, PositiveInt, parse
-from trainer.contract.schema.convert import ConvertRecipe, parse_convert_recipe
 from trainer.contract.schema.evaluate import EvaluateRecipe
+from trainer.contract.schema.rungs.ladder import parse_convert_recipe
+from trainer.contract.schema.rungs.rung import ConversionRecipe, named_inputs
 from trainer.contract.schema.training import TrainRecipe
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -130,7 +131,7 @@ class Job(Frozen):
         self.execution.check_recipe(recipe)
         return recipe
 
-    def convert_recipe(self) -> ConvertRecipe:
+    def convert_recipe(self) -> ConversionRecipe:
         """Return the recipe of a `convert` job, checked against the job's inputs.
 
         Raises:
@@ -144,8 +145,8 @@ class Job(Frozen):
         recipe = parse_convert_recipe(self.recipe)
         problems = [
             f"inputs.{name}: missing; recipe.{key} names it, found {', '.join(self.inputs) or 'none'}"
-            for key in ("source", "vocabulary", "text")
-            if (name := getattr(recipe, key, None)) is not None and name not in self.inputs
+            for key, name in named_inputs(recipe).items()
+            if name not in self.inputs
         ]
         if self.execution.nproc != 1:
             problems.append(

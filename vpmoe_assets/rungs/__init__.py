@@ -1,0 +1,1 @@
+"""What the orchestrator says of each rung: one module a step, found by the word of its recipe."""

@@ -1,0 +1,49 @@
+"""The donor with the student's vocabulary: o200k rows in place of Qwen3's.
+
+mergekit's tokensurgeon makes the rows. Tokens of both vocabularies keep the donor's row bit for bit, the
+others are rebuilt by the method of the experiment, rows without a token are the mean row. Everything else is
+the donor's, in Hugging Face format.
+"""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from trainer.contract.schema.rungs.vocabulary import VocabularyRecipe
+from vpmoe_assets.checks.check import Check
+from vpmoe_assets.checks.rungs import measured
+from vpmoe_assets.rung import RungAsset
+
+
+def checks(recipe: VocabularyRecipe) -> list[Check]:
+    """Return the checks of the rung."""
+    rows = (
+        f"The embedding has {recipe.vocab_size} rows, as the configuration says; nothing else in it changed."
+    )
+    return [
+        measured("vocabulary_rows", rows, blocking=True),
+        measured(
+            "shared_tokens_copied",
+            "Tokens of both vocabularies have the donor's very row, bit for bit.",
+            blocking=True,
+        ),
+        measured("rest_copied", "Every other tensor has the donor's bytes.", blocking=True),
+        measured("new_rows", "A sample of the new rows, computed again.", blocking=False),
+        measured("padding_rows", "Rows without a token are the mean row.", blocking=False),
+        measured("numeric_prompts", "Numbers have their known o200k ids and decode back.", blocking=False),
+    ]
+
+
+def tool_version() -> Mapping[str, str]:
+    """Return the release of the program, another project's, that makes the rows: part of how."""
+    return {"external:mergekit": version("mergekit")}
+
+
+RUNG = RungAsset(
+    sources=(
+        "trainer/contract/donor.py",
+        *(f"trainer/surgery/{name}.py" for name in ("vocabulary", "tokens", "donor")),
+    ),
+    checks=checks,
+    kinds=frozenset({"huggingface", "safetensors"}),
+    external=tool_version,
+)
