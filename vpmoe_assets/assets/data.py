@@ -29,11 +29,11 @@ _TOKENS = [f"{_HARMONY}/{name}.py" for name in ("indexed", "split", "tokenizer")
 
 def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
     """Return the `data` group of an experiment."""
-    harmony, kd, healing = (
-        experiment.data.synth_harmony,
-        experiment.data.synth_kd_v1,
-        experiment.data.healing_text_v1,
-    )
+    return [_synth_harmony(experiment), _synth_kd_v1(experiment), _healing_text_v1(experiment)]
+
+
+def _synth_harmony(experiment: Experiment) -> dg.AssetsDefinition:
+    harmony = experiment.data.synth_harmony
 
     @produced_asset(
         experiment,
@@ -80,6 +80,12 @@ def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
             },
             execution={"device": "cpu", "processes": _processes()},
         )
+
+    return synth_harmony
+
+
+def _synth_kd_v1(experiment: Experiment) -> dg.AssetsDefinition:
+    kd = experiment.data.synth_kd_v1
 
     @produced_asset(
         experiment,
@@ -135,6 +141,12 @@ def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
             execution={"device": "cpu", "processes": _processes()},
         )
 
+    return synth_kd_v1
+
+
+def _healing_text_v1(experiment: Experiment) -> dg.AssetsDefinition:
+    healing = experiment.data.healing_text_v1
+
     @produced_asset(
         experiment,
         group="data",
@@ -170,7 +182,7 @@ def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
             details={"config_hash": manifest["config_hash"]},
         )
 
-    return [synth_harmony, synth_kd_v1, healing_text_v1]
+    return healing_text_v1
 
 
 def _processes() -> int:

@@ -8,6 +8,7 @@ import dagster as dg
 
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
+from trainer.contract.schema.sources import HubDonor, HubVocabulary, SeededDonor, SeededVocabulary
 from vpmoe_assets.assets.making import produced_asset
 from vpmoe_assets.assets.presentation import table
 from vpmoe_assets.build import Build, Built, Published
@@ -22,7 +23,10 @@ def donor_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
     donor, vocabulary = experiment.sources.qwen3_0_6b, experiment.sources.gpt_oss_20b
     if donor is None or vocabulary is None:
         return []
+    return [_qwen3_0_6b(experiment, donor), _gpt_oss_20b(experiment, vocabulary)]
 
+
+def _qwen3_0_6b(experiment: Experiment, donor: SeededDonor | HubDonor) -> dg.AssetsDefinition:
     @produced_asset(
         experiment,
         group="sources",
@@ -54,6 +58,10 @@ def donor_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         numbers = {"num_layers": donor.num_layers, "hidden_size": donor.hidden_size}
         return _built(build, manifest, **numbers)
 
+    return qwen3_0_6b
+
+
+def _gpt_oss_20b(experiment: Experiment, vocabulary: SeededVocabulary | HubVocabulary) -> dg.AssetsDefinition:
     @produced_asset(
         experiment,
         group="sources",
@@ -90,7 +98,7 @@ def donor_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
             )
         return _built(build, manifest, hidden_size=vocabulary.hidden_size, vocab_size=vocabulary.vocab_size)
 
-    return [qwen3_0_6b, gpt_oss_20b]
+    return gpt_oss_20b
 
 
 def _built(build: Build, manifest: dict[str, Any], **numbers: int) -> Built:

@@ -1,9 +1,13 @@
 """The index over all records, verified against them."""
 
+from collections.abc import Mapping, Sequence
+
 import dagster as dg
 
 from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.making import asset_key
+from vpmoe_assets.lineage.index import Index
+from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.store import StoreResource
 
@@ -38,24 +42,7 @@ def lineage_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         problems = [str(bad.error) for bad in damaged]
         for record in records:
             problems += [str(problem) for problem in verify_record(opened, record, seen=seen)]
-        counts = {
-            name: int(database.query(f"SELECT count(*) FROM {name}").rows[0][0])
-            for name in ("artifacts", "inputs", "files", "shards", "checks")
-        }
-        stated = {
-            "artifacts": len(records),
-            "inputs": sum(len(record.inputs) for record in records),
-            "files": sum(
-                len(record.files) + len(record.run_files) + (record.manifest is not None)
-                for record in records
-            ),
-            "checks": sum(len(record.checks) for record in records),
-        }
-        differing = [
-            f"{counts[name]} {name}, {stated[name]} in the records"
-            for name in stated
-            if stated[name] != counts[name]
-        ]
+        counts = _counted(database)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(database.digest()),
             metadata={
@@ -65,24 +52,49 @@ def lineage_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
                     '```\nvpmoe sql "SELECT asset, version, digest FROM latest"\n```'
                 ),
             },
-            check_results=[
-                dg.AssetCheckResult(
-                    check_name="counts_equal_records",
-                    passed=not differing,
-                    description="; ".join(differing) or "as many of everything as the records have",
-                    metadata={"indexed": counts["artifacts"], "records": len(records)},
-                ),
-                dg.AssetCheckResult(
-                    check_name="records_verify",
-                    passed=not problems,
-                    description=(
-                        f"{'; '.join(problems[:5])}. Remove the version and materialise the asset again"
-                        if problems
-                        else f"{len(records)} records and their files verify"
-                    ),
-                    metadata={"problems": len(problems)},
-                ),
-            ],
+            check_results=[_counts_equal_records(counts, records), _records_verify(problems, records)],
         )
 
     return [lineage_index]
+
+
+def _counted(database: Index) -> dict[str, int]:
+    return {
+        name: int(database.query(f"SELECT count(*) FROM {name}").rows[0][0])
+        for name in ("artifacts", "inputs", "files", "shards", "checks")
+    }
+
+
+def _counts_equal_records(counts: Mapping[str, int], records: Sequence[Record]) -> dg.AssetCheckResult:
+    stated = {
+        "artifacts": len(records),
+        "inputs": sum(len(record.inputs) for record in records),
+        "files": sum(
+            len(record.files) + len(record.run_files) + (record.manifest is not None) for record in records
+        ),
+        "checks": sum(len(record.checks) for record in records),
+    }
+    differing = [
+        f"{counts[name]} {name}, {stated[name]} in the records"
+        for name in stated
+        if stated[name] != counts[name]
+    ]
+    return dg.AssetCheckResult(
+        check_name="counts_equal_records",
+        passed=not differing,
+        description="; ".join(differing) or "as many of everything as the records have",
+        metadata={"indexed": counts["artifacts"], "records": len(records)},
+    )
+
+
+def _records_verify(problems: Sequence[str], records: Sequence[Record]) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name="records_verify",
+        passed=not problems,
+        description=(
+            f"{'; '.join(problems[:5])}. Remove the version and materialise the asset again"
+            if problems
+            else f"{len(records)} records and their files verify"
+        ),
+        metadata={"problems": len(problems)},
+    )

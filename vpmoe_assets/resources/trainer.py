@@ -168,7 +168,7 @@ class TrainerResource(dg.ConfigurableResource):
                     "recipe_fingerprint": recipe_fingerprint,
                     "seed": seed,
                     "inputs": {
-                        name: {"path": str(path), "digest": digest} for name, (path, digest) in inputs.items()
+                        name: {"path": str(path), "digest": made} for name, (path, made) in inputs.items()
                     },
                     "execution": {**self.execution(), "verify_resume": verify_resume},
                     "provenance": dict(provenance),
@@ -183,17 +183,25 @@ class TrainerResource(dg.ConfigurableResource):
         except (ConfigError, LauncherNotAvailableError, WandbKeyMissingError) as error:
             raise dg.Failure(f"{asset}: the job cannot be started. {error}", allow_retries=False) from error
         self._take_over(context, files, recipe_fingerprint)
-        if self.resume and files.status()[0] == DONE and files.fingerprint() == recipe_fingerprint:
-            try:
-                summary = files.deliverable()
-            except OutputIncompleteError as error:
-                context.log.warning(f"{asset}: running the finished job again, because {error}")
-            else:
-                context.log.info(f"{asset}: the job in {work_dir} is finished; not run again")
-                return self._result(files, summary, None, True, 0.0, ())
+        if (summary := self._finished(context, files, asset, recipe_fingerprint)) is not None:
+            return self._result(files, summary, None, True, 0.0, ())
         replace_text(work_dir / JOB_NAME, job.model_dump_json(by_alias=True, indent=1) + "\n")
         files.clear_status()
         return self._launch(context, place, job, files, environment, steps)
+
+    def _finished(
+        self, context: dg.AssetExecutionContext, files: WorkFiles, asset: str, fingerprint: str
+    ) -> dict[str, Any] | None:
+        """Return the summary of the very job that is asked for, where it was finished before."""
+        if not self.resume or files.status()[0] != DONE or files.fingerprint() != fingerprint:
+            return None
+        try:
+            summary = files.deliverable()
+        except OutputIncompleteError as error:
+            context.log.warning(f"{asset}: running the finished job again, because {error}")
+            return None
+        context.log.info(f"{asset}: the job in {files.work_dir} is finished; not run again")
+        return summary
 
     def _take_over(self, context: dg.AssetExecutionContext, files: WorkFiles, fingerprint: str) -> None:
         """Make sure that nobody else works here: ends what a killed orchestrator left, else refuses."""
