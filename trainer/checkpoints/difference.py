@@ -56,8 +56,10 @@ def _largest_here(tensors: list[ShardedTensor], directory: Path) -> float:
         comparison = _Comparison(tensors)
         items = [item for tensor in tensors for item in _reads(tensor, metadata, directory)]
         reader.read_data(LoadPlan(items), comparison)
-    except (OSError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{directory} could not be read: {error}") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # of torch's reader, the unpickler or the disk
+        raise CheckpointError(f"{directory} could not be read: {type(error).__name__}: {error}") from error
     comparison.require_all(directory)
     return comparison.worst
 

@@ -228,7 +228,7 @@ def run(model: LanguageModel, recipe: EvaluateRecipe, context: SuiteContext) -> 
                     "tokens": len(answer.ids),
                     "finish": answer.finish,
                     "valid": verdict.valid,
-                    "fault": verdict.fault,
+                    "fault": None if verdict.fault is None else str(verdict.fault),
                     "position": verdict.position,
                     "mean_logprob": math.fsum(answer.logprobs) / len(answer.logprobs),
                     "text": model.tokenizer.decode(answer.ids),

@@ -398,6 +398,7 @@ class Run:
             "fill_ratio": self.data.fill_ratio(),
             **({"router": progress["router"]} if moe_layers(self.recipe.architecture) else {}),
             "layout": self.layout.describe(),
+            "layouts": progress["layouts"],
             "device": self.layout.device.type,
             "train_seconds": progress["train_seconds"],
             "wall_seconds": round(time.time() - self.started, 3),

@@ -358,6 +358,16 @@ def test_what_cannot_be_compared_is_refused(wanted, message, tmp_path, layout):
         largest_difference(ours, path)
 
 
+@pytest.mark.parametrize("victim", ["__0_0.distcp", ".metadata"])
+def test_damage_met_while_comparing_is_an_ordinary_error(victim, tmp_path, layout):
+    """Torch's own loader raises a `BaseException` there, which nothing that handles errors would catch."""
+    path = save(Checkpoints(tmp_path, layout, keep_last=1), 1)
+    (path / victim).write_bytes(b"nonsense" * 1000)
+    ours = {name: tensor for name, tensor in tensors(1.0).items() if isinstance(tensor, ShardedTensor)}
+    with pytest.raises(CheckpointError, match=f"{path.name} could not be read"):
+        largest_difference(ours, path)
+
+
 def test_all_random_states_come_back():
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.random()), float(torch.rand(()))  # noqa: NPY002

@@ -15,6 +15,7 @@ from trainer.contract.status import EXIT_DONE, EXIT_INTERRUPTED
 from trainer.job.distributed import session
 from trainer.job.signals import StopRequest
 from trainer.job.workdir import WorkDir
+from trainer.train.drift import resume_drift
 from trainer.train.engine import Engine
 from trainer.train.run import Run
 
@@ -80,6 +81,21 @@ def test_nothing_is_left_of_the_engine_of_a_resumed_run_either(tmp_path, convers
     watch = Watch(monkeypatch)
     assert run_train(job, verify=True) == EXIT_DONE
     assert watch.alive == [[], []]
+
+
+def test_memory_is_given_back_to_the_device_before_the_second_engine_is_made(monkeypatch):
+    did: list[str] = []
+    monkeypatch.setattr(gc, "collect", lambda: did.append("collect"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: did.append("empty"))
+
+    def fresh() -> Engine:
+        did.append("fresh")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        resume_drift(fresh, None, 6, 8)  # type: ignore[arg-type]
+    assert did == ["collect", "empty", "fresh"]
 
 
 def test_closing_an_engine_frees_all_but_the_model(tmp_path, conversations):

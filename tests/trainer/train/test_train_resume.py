@@ -18,7 +18,6 @@ from tests.trainer.train.train_work import (
     train_holding_save,
     train_holding_step,
     train_until,
-    train_until_checked,
     wait_for,
     weights,
 )
@@ -153,7 +152,7 @@ def test_a_data_parallel_size_changed_near_the_end_passes_the_resume_check(
     """Steps run under two layouts differ by round-off; the check repeats them under one and asks for 0."""
     wide = make_job(tmp_path, conversations, nproc=2, dp=2)
     narrow = make_job(tmp_path, conversations)
-    assert run_ranks(2, train_until_checked, wide, stopped) == [EXIT_INTERRUPTED] * 2
+    assert run_ranks(2, train_until, wide, stopped) == [EXIT_INTERRUPTED] * 2
     assert run_ranks(1, run_train, narrow, True) == [EXIT_DONE]
     found = summary(narrow)
     assert found["resumed_from"] == resumed
@@ -171,7 +170,7 @@ def test_a_data_parallel_size_changed_near_the_end_passes_the_resume_check(
 
 def test_the_same_layout_goes_on_from_the_newest_step(tmp_path, conversations):
     wide = make_job(tmp_path, conversations, nproc=2, dp=2)
-    assert run_ranks(2, train_until_checked, wide, 7) == [EXIT_INTERRUPTED] * 2
+    assert run_ranks(2, train_until, wide, 7) == [EXIT_INTERRUPTED] * 2
     assert run_ranks(2, run_train, wide, True) == [EXIT_DONE] * 2
     assert summary(wide)["resumed_from"] == 7
     assert summary(wide)["resume_drift"] == 0.0
@@ -181,9 +180,9 @@ def test_a_layout_between_that_nobody_checked_is_not_forgotten(tmp_path, convers
     """DP=1, then DP=2 without the check, then DP=1 with it: the newest checkpoint alone could not tell."""
     narrow = make_job(tmp_path, conversations)
     wide = make_job(tmp_path, conversations, nproc=2, dp=2)
-    assert run_ranks(1, train_until_checked, narrow, 6) == [EXIT_INTERRUPTED]
-    assert run_ranks(2, train_until, wide, 7) == [EXIT_INTERRUPTED] * 2
-    assert run_ranks(1, train_until, narrow, 8) == [EXIT_INTERRUPTED]
+    assert run_ranks(1, train_until, narrow, 6) == [EXIT_INTERRUPTED]
+    assert run_ranks(2, train_until, wide, 7, False) == [EXIT_INTERRUPTED] * 2
+    assert run_ranks(1, train_until, narrow, 8, False) == [EXIT_INTERRUPTED]
     assert run_ranks(1, run_train, narrow, True) == [EXIT_DONE]
     assert summary(narrow)["resumed_from"] == 6
     assert summary(narrow)["resume_drift"] == 0.0
@@ -192,7 +191,7 @@ def test_a_layout_between_that_nobody_checked_is_not_forgotten(tmp_path, convers
 def test_without_that_rule_the_check_would_find_round_off(tmp_path, conversations, monkeypatch):
     wide = make_job(tmp_path, conversations, nproc=2, dp=2)
     narrow = make_job(tmp_path, conversations)
-    assert run_ranks(2, train_until_checked, wide, 7) == [EXIT_INTERRUPTED] * 2
+    assert run_ranks(2, train_until, wide, 7) == [EXIT_INTERRUPTED] * 2
     monkeypatch.setattr("trainer.train.run.ran_under", lambda *_: True)
     assert run_train(narrow, verify=True) == EXIT_DONE
     assert 0.0 < summary(narrow)["resume_drift"] < 1e-5

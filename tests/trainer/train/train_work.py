@@ -76,13 +76,8 @@ def train_holding_step(job: Job, hold_at: int, said: Path) -> int:
     return run_train(job)
 
 
-def train_until_checked(job: Job, last: int) -> int:
-    """The same in a run that is to check its resume; after its last step it ends before it publishes."""
-    return train_until(job, last, verify=True)
-
-
-def train_until(job: Job, last: int, *, verify: bool = False) -> int:
-    """Trains and asks for a stop, as a signal would, after step `last`."""
+def train_until(job: Job, last: int, verify: bool = True) -> int:
+    """Trains and asks for a stop, as a signal would, after step `last`; the last one ends unpublished."""
     step: Callable[..., Any] = Engine.step
     asked: list[StopRequest] = []
 
