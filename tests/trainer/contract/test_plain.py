@@ -139,6 +139,18 @@ def test_recipes_hold_no_nulls_and_read_back_as_themselves(name):
         assert read(json.loads(json.dumps(written))) == table
 
 
+def test_a_recipe_holds_the_keys_of_its_own_step_alone():
+    experiment = load_experiment("smoke")
+    always = {"architecture", "training", "steps", "seq_len", "pack_block", "init"}
+    assert plain(experiment.train_recipe("vpmoe_stage1")).keys() == always | {"kd"}
+    assert plain(experiment.train_recipe("vpdense_28_healed")).keys() == always | {"harmony_fraction"}
+    assert plain(experiment.train_recipe("vpdense_80_healed")).keys() == always | {
+        "harmony_fraction",
+        "new_layers_only_steps",
+        "new_layers",
+    }
+
+
 def test_published_weights_keep_saying_what_they_lack():
     """The content digests of published weights are taken over these keys."""
     dense = load_experiment("smoke").architecture("vpdense_28")

@@ -107,10 +107,11 @@ class NamedTables(Frozen):
 
 
 class Neutral:
-    """Marks a key that came later, whose default means what was done before there was the key.
+    """Marks a key that came later, or that is for some runs only, whose default means doing without it.
 
-    At that value `plain` leaves the key out, so every recipe from before keeps its fingerprint, and what was
-    made is reused; at any other value the key is part of the identity like all others:
+    At that value `plain` leaves the key out, so a recipe that does not ask for it has the fingerprint that it
+    had before there was the key, and what was made is reused; at any other value the key is part of the
+    identity like all others:
 
         dropout_seed: Annotated[Count, Neutral()] = 0
 

@@ -6,7 +6,15 @@ from pydantic import Field, model_validator
 
 from trainer.contract.fusions import asked_fusions, require_fusions
 from trainer.contract.schema.architecture import Architecture, MoeConfig
-from trainer.contract.schema.base import Count, Fraction, Frozen, NonNegativeFloat, PositiveFloat, PositiveInt
+from trainer.contract.schema.base import (
+    Count,
+    Fraction,
+    Frozen,
+    Neutral,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+)
 from trainer.contract.schema.words import BackendName
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -150,9 +158,9 @@ class TrainRecipe(Frozen):
     pack_block: PositiveInt
     kd: KDConfig | None = None
     init: Literal["fresh", "checkpoint"]
-    harmony_fraction: Fraction = 1.0
-    new_layers_only_steps: Count = 0
-    new_layers: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
+    harmony_fraction: Annotated[Fraction, Neutral()] = 1.0
+    new_layers_only_steps: Annotated[Count, Neutral()] = 0
+    new_layers: Annotated[tuple[PositiveInt, ...], Field(strict=False), Neutral()] = ()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
