@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup ladder test lint format ui lock results clean
+.PHONY: help setup ladder test lint hooks format ui lock results clean
 
 PYTHON ?= python3
 # The machine's uv if it has one, else a pinned one inside the project.
@@ -39,10 +39,14 @@ ui: $(STAMP)  ## open the Dagster UI on http://127.0.0.1:3000
 test: $(STAMP) lint  ## lint, then run every test this machine can run
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-lint: $(STAMP)  ## ruff and mypy
+lint: $(STAMP)  ## ruff, mypy, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
+
+hooks: $(STAMP)  ## run `make lint` before every commit
+	$(BIN)/pre-commit install
 
 format: $(STAMP)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
