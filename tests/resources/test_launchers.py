@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from vpmoe_assets.resources import bound, torchrun
+from vpmoe_assets.resources.launcher import Launch, LauncherNotAvailableError, available, find
 from vpmoe_assets.resources.launchers import local
-from vpmoe_assets.resources.launchers.launcher import Launch, LauncherNotAvailableError, available, find
 from vpmoe_assets.resources.leases import Gpu, GpusBusyError, lease
 from vpmoe_assets.resources.torchrun import ShutdownTimeoutError, with_shutdown_timeout
 

@@ -17,8 +17,8 @@ from tests.resources.launched import carrying, failure_message
 from trainer.contract.schema.base import parse
 from trainer.contract.schema.job import Job
 from vpmoe_assets.resources import trainer
+from vpmoe_assets.resources.launcher import Launch
 from vpmoe_assets.resources.launchers import local
-from vpmoe_assets.resources.launchers.launcher import Launch
 from vpmoe_assets.resources.leases import Lease
 from vpmoe_assets.resources.process_record import RECORD_NAME, Orchestrator, ProcessRecord
 from vpmoe_assets.resources.processes import MARKER_ENV, Log

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpmoe_assets.resources.launchers.launcher import LaunchError
+from vpmoe_assets.resources.launcher import LaunchError
 from vpmoe_assets.resources.processes import Log, members
 
 LEASE_DIR_ENV = "VPMOE_LEASE_DIR"

@@ -15,7 +15,7 @@ from trainer.contract.schema.base import ConfigError, parse
 from trainer.contract.schema.job import Job
 from trainer.contract.status import DONE, FAILED, INTERRUPTED, JOB_NAME
 from vpmoe_assets.resources.job_files import OutputIncompleteError, WorkFiles
-from vpmoe_assets.resources.launchers.launcher import (
+from vpmoe_assets.resources.launcher import (
     Handle,
     Launch,
     Launcher,

@@ -7,7 +7,7 @@ import dagster as dg
 
 from trainer.contract.status import FAILED
 from vpmoe_assets.resources.job_files import WorkFiles
-from vpmoe_assets.resources.launchers.launcher import Handle
+from vpmoe_assets.resources.launcher import Handle
 from vpmoe_assets.resources.tail import LogTail, MetricsTail
 
 _LOG_FIRST_S, _LOG_SLOWEST_S, _LOG_SLOWDOWN = 2.0, 60.0, 1.3

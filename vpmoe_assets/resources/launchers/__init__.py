@@ -1,4 +1,4 @@
 """Ways to start a trainer job, a module each: the setting `launcher` is the module's name.
 
-`launcher.py` says what such a module must do, and finds it.
+`resources/launcher.py` says what such a module must do, and finds it.
 """

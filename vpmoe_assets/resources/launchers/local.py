@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from trainer.contract.status import CONSOLE_NAME
 from vpmoe_assets.project import ROOT
 from vpmoe_assets.resources import bound
-from vpmoe_assets.resources.launchers.launcher import Launch
+from vpmoe_assets.resources.launcher import Launch
 from vpmoe_assets.resources.leases import Lease, lease
 from vpmoe_assets.resources.process_record import Orchestrator, ProcessRecord
 from vpmoe_assets.resources.processes import MARKER_ENV, Log, end_job, members
@@ -25,7 +25,7 @@ from vpmoe_assets.resources.processes import MARKER_ENV, Log, end_job, members
 
 @contextmanager
 def reserve(launch: Launch, log: Log) -> Iterator["LocalHandle"]:
-    """Lease the job's GPUs for the block; see `vpmoe_assets.resources.launchers.launcher.Launcher`.
+    """Lease the job's GPUs for the block; see `vpmoe_assets.resources.launcher.Launcher`.
 
     Raises:
         NoGpuError: The machine has fewer devices than asked for.
@@ -89,7 +89,7 @@ class LocalHandle:
         return self.process.poll() if self.process else None
 
     def stop(self, *, grace_s: float, stack: bool = False, log: Log) -> str:
-        """See `vpmoe_assets.resources.launchers.launcher.Handle`."""
+        """See `vpmoe_assets.resources.launcher.Handle`."""
         launch = self.launch
         try:
             return end_job(launch.marker, command=launch.trainer, grace_s=grace_s, stack=stack, log=log)

@@ -1,4 +1,4 @@
-"""What a launcher is, and how the one that was asked for is found: by its name, among the modules here."""
+"""What a launcher is, and how the one that was asked for is found: by its name, among `launchers/`."""
 
 import importlib
 import pkgutil
@@ -11,6 +11,8 @@ from typing import Literal, Protocol, cast
 
 from trainer.contract.status import JOB_NAME
 from vpmoe_assets.resources.processes import Log
+
+_PACKAGE = Path(__file__).with_name("launchers")
 
 
 class LaunchError(RuntimeError):
@@ -86,7 +88,7 @@ class Handle(Protocol):
 
 
 class Launcher(Protocol):
-    """Starts jobs in one kind of place. The modules of this package are such launchers themselves."""
+    """Starts jobs in one kind of place. The modules of `launchers/` are such launchers themselves."""
 
     def reserve(self, launch: Launch, log: Log) -> AbstractContextManager[Handle]:
         """Take what the job needs, and hold it while the block runs; the job itself is not started yet.
@@ -102,9 +104,7 @@ class Launcher(Protocol):
 
 def available() -> list[str]:
     """Return the names of the launchers."""
-    own = __name__.rpartition(".")[2]
-    names = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    return sorted(name for name in names if name != own)
+    return sorted(module.name for module in pkgutil.iter_modules([str(_PACKAGE)]))
 
 
 def find(name: str) -> Launcher:
@@ -120,4 +120,4 @@ def find(name: str) -> Launcher:
             f'launcher = "{name}" was asked for; available: {quoted}. Start the orchestrator on the machine '
             'with the GPUs (on a cluster: inside an allocation) and use launcher = "local".'
         )
-    return cast(Launcher, importlib.import_module(f"{__package__}.{name}"))
+    return cast(Launcher, importlib.import_module(f"{__package__}.{_PACKAGE.name}.{name}"))
