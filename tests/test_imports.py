@@ -76,3 +76,11 @@ def test_the_two_packages_meet_in_files_and_in_the_contract_alone():
     for file, names in assets.items():
         others = {name for name in names if re.match(r"trainer\b(?!\.contract\.)", name)}
         assert not others, f"{file} imports {others}: only trainer.contract is shared"
+
+
+def test_the_packages_of_the_code_location_export_nothing_themselves():
+    """Whoever imports one module of a package loads that module, and its fingerprint hashes no other."""
+    for file in sorted((ROOT / "vpmoe_assets").rglob("__init__.py")):
+        (statement,) = ast.parse(file.read_text()).body
+        assert isinstance(statement, ast.Expr), file
+        assert isinstance(statement.value, ast.Constant), file

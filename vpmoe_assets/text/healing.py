@@ -165,34 +165,9 @@ def build_healing_text(
     if not 0 <= valid_fraction <= 1:
         raise ValueError(f"valid_fraction must lie in [0, 1], got {valid_fraction}")
     _require_empty(output)
-    encode = load_tiktoken(tokenizer_dir).encode_ordinary
-    results: dict[str, dict[str, Any]] = {}
-    used = 0
-    with ExitStack() as stack:
-        writers: dict[str, IndexedWriter] = {}
-        for split in SPLITS:
-            (output / split).mkdir(parents=True)
-            writers[split] = stack.enter_context(
-                IndexedWriter(output / split / f"{TEXT_SCHEMA}_tokens", np.int32)
-            )
-            results[split] = {"rows": 0, "tokens": 0, "shards": []}
-        for doc_id, text in read_corpus(corpus, corpus_manifest):
-            ids = encode(text)
-            if 0 <= max_tokens < used + len(ids) + 1:
-                break
-            ids.append(EOD)
-            split = split_of(doc_id, valid_fraction)
-            writers[split].append(np.asarray(ids, dtype=np.int32), [len(ids)])
-            results[split]["rows"] += 1
-            results[split]["tokens"] += len(ids)
-            used += len(ids)
-        _require_splits(results, valid_fraction, max_tokens)
-        for split, result in results.items():
-            if result["rows"]:
-                result["shards"].append(_finish(split, writers[split], result["rows"], result["tokens"]))
-    for split in SPLITS:
-        if not results[split]["rows"]:
-            (output / split).rmdir()
+    results = _write_splits(
+        read_corpus(corpus, corpus_manifest), output, tokenizer_dir, valid_fraction, max_tokens
+    )
     config = {
         "valid_fraction": valid_fraction,
         "hash": "sha256-8",
@@ -218,6 +193,45 @@ def build_healing_text(
         "config": config,
         "splits": results,
     }
+
+
+def _write_splits(
+    documents: Iterator[tuple[str, str]],
+    output: Path,
+    tokenizer_dir: Path,
+    valid_fraction: float,
+    max_tokens: int,
+) -> dict[str, dict[str, Any]]:
+    """Write the tokens of (doc_id, text) and return each split's entry of the manifest."""
+    encode = load_tiktoken(tokenizer_dir).encode_ordinary
+    results: dict[str, dict[str, Any]] = {}
+    used = 0
+    with ExitStack() as stack:
+        writers: dict[str, IndexedWriter] = {}
+        for split in SPLITS:
+            (output / split).mkdir(parents=True)
+            writers[split] = stack.enter_context(
+                IndexedWriter(output / split / f"{TEXT_SCHEMA}_tokens", np.int32)
+            )
+            results[split] = {"rows": 0, "tokens": 0, "shards": []}
+        for doc_id, text in documents:
+            ids = encode(text)
+            if 0 <= max_tokens < used + len(ids) + 1:
+                break
+            ids.append(EOD)
+            split = split_of(doc_id, valid_fraction)
+            writers[split].append(np.asarray(ids, dtype=np.int32), [len(ids)])
+            results[split]["rows"] += 1
+            results[split]["tokens"] += len(ids)
+            used += len(ids)
+        _require_splits(results, valid_fraction, max_tokens)
+        for split, result in results.items():
+            if result["rows"]:
+                result["shards"].append(_finish(split, writers[split], result["rows"], result["tokens"]))
+    for split in SPLITS:
+        if not results[split]["rows"]:
+            (output / split).rmdir()
+    return results
 
 
 def read_corpus(corpus: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
