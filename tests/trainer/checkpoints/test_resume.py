@@ -125,6 +125,27 @@ def test_a_full_disk_is_reported_with_its_cause(tmp_path, layout, monkeypatch):
     assert checkpoints.latest() == 1
 
 
+def test_zip_checksums_are_off_inside_a_save_alone(tmp_path, layout, monkeypatch):
+    seen = []
+    write = torch.distributed.checkpoint.FileSystemWriter.write_data
+
+    def watched(self, plan, planner):
+        seen.append(torch.serialization.get_crc32_options())
+        if len(seen) > 1:
+            raise OSError(28, "No space left on device")
+        return write(self, plan, planner)
+
+    monkeypatch.setattr(torch.distributed.checkpoint.FileSystemWriter, "write_data", watched)
+    checkpoints = Checkpoints(tmp_path, layout, keep_last=1)
+    save(checkpoints, 1, 3.0)
+    assert torch.serialization.get_crc32_options()
+    with pytest.raises(CheckpointError, match="No space left"):
+        save(checkpoints, 2)
+    assert torch.serialization.get_crc32_options()
+    assert seen == [False, False]
+    assert checkpoints.load(1, tensors(), seed=1)["w"][0, 0] == 3.0
+
+
 def test_saving_a_step_again_replaces_it(tmp_path, layout):
     checkpoints = Checkpoints(tmp_path, layout, keep_last=2)
     save(checkpoints, 4, 1.0)
