@@ -10,7 +10,7 @@ from trainer.contract.schema.base import ConfigError, plain
 from trainer.contract.schema.experiment import load_experiment
 from trainer.contract.schema.job import load_job
 from trainer.contract.schema.rungs.expand import ExpandRecipe
-from trainer.contract.schema.rungs.ladder import parse_convert_recipe
+from trainer.contract.schema.rungs.ladder import RECIPES, parse_convert_recipe
 from trainer.contract.schema.rungs.vpdense import DenseRecipe
 
 LADDER = ("qwen3_0_6b_o200k", "vpdense0_5_28", "vpdense_28", "vpdense_80", "vpmoe")
@@ -114,7 +114,7 @@ def changed(rung: str, **changes):
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({}, "step: missing; allowed: 'vocabulary', 'vpdense', 'morph', 'expand', 'upcycle'"),
+        ({}, f"step: missing; allowed: {', '.join(map(repr, RECIPES))}"),
         ({"step": "fly"}, "step: found 'fly'"),
         (changed("vpdense_80", surgeri={}), "surgeri: unknown key; the nearest valid key is 'surgery'"),
         (changed("vpdense0_5_28", donor__head_dim=64), "model.head_dim = 128, but the donor has 64"),
