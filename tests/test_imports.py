@@ -1,6 +1,7 @@
 """The code location and the command load in a blink: whatever is heavy waits until it is needed."""
 
 import ast
+import os
 import re
 import resource
 import subprocess
@@ -9,6 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests.lineage.fabricate import publish
+from tests.test_pipes import GIVEN, MAKERS, VERBS
+from vpmoe_assets.lineage.index import Index
+from vpmoe_assets.lineage.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "megatron", "transformers", "ray", "wandb", "mergekit", "datasets", "matplotlib", "duckdb")
@@ -53,6 +59,106 @@ def test_the_command_and_the_schema_load_without_dagster(module):
     packages = loaded_by(f"import {module}")
     assert module.partition(".")[0] in packages
     assert not packages.intersection({*HEAVY, "dagster", "pyarrow"})
+
+
+LIGHT = (
+    "torch",
+    "megatron",
+    "dagster",
+    "transformers",
+    "wandb",
+    "ray",
+    "numpy",
+    "pandas",
+    "matplotlib",
+    "rich",
+)
+"""What no verb loads that reads the store, and neither `trainer --help` nor `trainer count`."""
+MAY_LOAD = {("sql",): {"duckdb"}, ("index", "rebuild"): {"duckdb", "numpy"}}
+"""What a verb needs beyond that."""
+
+
+def loaded_in_run(module: str, *arguments: str, artifacts: Path | None = None) -> set[str]:
+    """Return the top-level packages that `python -m module …` has loaded when it ends."""
+    program = (
+        "import atexit, runpy, sys\n"
+        "names = lambda: {name.partition('.')[0] for name in sys.modules}\n"
+        "atexit.register(lambda: print('loaded:', *names(), file=sys.stderr))\n"
+        f"sys.argv = ['x', *{list(arguments)!r}]\n"
+        f"runpy.run_module({module!r}, run_name='__main__')\n"
+    )
+    environment = os.environ | ({"VPMOE_ARTIFACTS": str(artifacts)} if artifacts else {})
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        cwd=ROOT,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("loaded: "), done.stderr[-2000:]
+    return set(last.split()[1:])
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("light") / "artifacts"
+    store = Store(root)
+    publish(store, "synth", metrics={"rows": 12})
+    Index(root / "index.duckdb").rebuild(store)
+    return root
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_help_of_a_verb_loads_click_alone(verb):
+    packages = loaded_in_run("vpmoe_assets.cli", *verb, "--help")
+    assert "click" in packages
+    assert not packages.intersection({*LIGHT, *HEAVY, "pydantic", "pyarrow", "psutil"})
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_a_verb_loads_what_it_needs(verb, artifacts):
+    required = [parameter.name for parameter in VERBS[verb].params if parameter.required]
+    if MAKERS.intersection(required):
+        pytest.skip("it makes things, with pyarrow and what else that takes")
+    arguments = [text for name in required for text in GIVEN[name]]
+    packages = loaded_in_run("vpmoe_assets.cli", *verb, *arguments, artifacts=artifacts)
+    assert "vpmoe_assets" in packages
+    heavy = {*LIGHT, *HEAVY, "pyarrow"} - MAY_LOAD.get(verb, set())
+    assert not packages.intersection(heavy)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["count", "--help"], ["train", "--help"], ["generate", "--help"]]
+)
+def test_help_of_the_trainer_loads_the_standard_library_alone(arguments):
+    packages = loaded_in_run("trainer", *arguments)
+    assert "trainer" in packages
+    assert not packages.intersection({*LIGHT, *HEAVY, "pydantic", "safetensors", "psutil"})
+
+
+def test_count_loads_the_schema_and_no_more():
+    packages = loaded_in_run("trainer", "count", "full", "--json")
+    assert "pydantic" in packages
+    assert not packages.intersection({*LIGHT, *HEAVY})
+
+
+def test_the_contract_loads_neither_torch_nor_dagster_nor_the_rest_of_the_trainer():
+    modules = sorted(
+        ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for file in (ROOT / "trainer" / "contract").rglob("*.py")
+        if file.name != "__init__.py"
+    )
+    program = f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}]; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    loaded = set(done.stdout.split())
+    assert set(modules) <= loaded
+    assert not {name.partition(".")[0] for name in loaded}.intersection({*HEAVY, "dagster", "vpmoe_assets"})
+    ours = {name for name in loaded if name.startswith("trainer.")}
+    assert ours == {"trainer.contract", "trainer.contract.schema", *modules}
 
 
 def imports_of(package: str) -> dict[str, set[str]]:

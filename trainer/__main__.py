@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.contract.pipe import quiet_when_unread
 from trainer.count import command as count_command
 from trainer.generate import command as generate_command
 
@@ -243,4 +244,4 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(quiet_when_unread(main))

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from trainer.contract.pipe import leave_unread
 from vpmoe_assets.commands.artifacts import ls, path, show, verify
 from vpmoe_assets.commands.data import data
 from vpmoe_assets.commands.index import index, sql
@@ -16,14 +17,20 @@ from vpmoe_assets.lineage.errors import LineageError
 
 
 class _Group(click.Group):
-    """A group whose user errors end in one line and exit code 1."""
+    """A group whose user errors end in one line and exit code 1; where nobody reads on it ends quietly."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **options)
+        except BrokenPipeError as error:  # of --help and --version
+            raise SystemExit(leave_unread()) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise SystemExit(leave_unread()) from error
         except (LineageError, OSError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise
             raise click.ClickException(" ".join(str(error).split())) from error
 
 

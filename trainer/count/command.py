@@ -204,4 +204,6 @@ def print_tables(experiment: "Experiment", name: str, rung: Rung) -> None:
         disk.add_row(asset, sizes[0], str(run.checkpoints), *sizes[1:])
     # A pipe has no width; 80 columns would cut the figures.
     console = Console(width=None if sys.stdout.isatty() else 130)
-    console.print(parameters, memory, *([disk] if rung.disk else []), sep="\n")
+    with console.capture() as captured:  # rich has its own way to end where nobody reads
+        console.print(parameters, memory, *([disk] if rung.disk else []), sep="\n")
+    print(captured.get(), end="")

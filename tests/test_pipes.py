@@ -1,0 +1,121 @@
+"""Light commands end without a word when their reader closes the pipe. Verbs are found by listing them."""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.lineage.fabricate import publish
+from trainer.__main__ import build_parser
+from trainer.contract.pipe import CLOSED_PIPE
+from vpmoe_assets.cli import main
+from vpmoe_assets.lineage.index import Index
+from vpmoe_assets.lineage.store import Store
+
+GIVEN = {"asset": ["synth"], "statement": ["SELECT * FROM latest"]}
+"""What a verb's required parameters are given, by their name."""
+MAKERS = {"inputs", "output"}
+"""Required by verbs that only `--help` is asked of: they make things."""
+
+
+def verbs(
+    group: click.Group = main, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """All commands that are no groups."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from verbs(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+VERBS = dict(verbs())
+HELPED = ((CLOSED_PIPE, ""), (0, ""))
+"""argparse passes over an error of writing, which an unbuffered Python meets there."""
+
+
+def trainer_commands() -> list[str]:
+    actions = build_parser()._actions
+    return [name for a in actions if isinstance(a, argparse._SubParsersAction) for name in a.choices]
+
+
+def unread(*arguments: str, **environment: str) -> tuple[int, str]:
+    """Run `python -m …` into a pipe whose reading end is closed; exit code and standard error."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=os.environ | environment,
+        )
+    finally:
+        os.close(writing)
+    return done.returncode, done.stderr
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("pipes") / "artifacts"
+    store = Store(root)
+    publish(store, "synth", metrics={"rows": 12})
+    Index(root / "index.duckdb").rebuild(store)
+    return root
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_help_of_every_verb(verb):
+    assert unread("vpmoe_assets.cli", *verb, "--help") == (CLOSED_PIPE, "")
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]], ids=["table", "json"])
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_every_verb(verb, flags, artifacts):
+    required = [parameter.name for parameter in VERBS[verb].params if parameter.required]
+    if MAKERS.intersection(required):
+        pytest.skip("it makes things; its help was read")
+    assert set(required) <= GIVEN.keys(), f"{' '.join(verb)} needs {required}: say in GIVEN what it gets"
+    arguments = [text for name in required for text in GIVEN[name]]
+    code, said = unread("vpmoe_assets.cli", *verb, *arguments, *flags, VPMOE_ARTIFACTS=str(artifacts))
+    if verb == ("reports",) and not flags:
+        assert (code, said.count("\n")) == (1, 1), "nothing was evaluated: its error goes to standard error"
+    else:
+        assert (code, said) == (CLOSED_PIPE, "")
+
+
+def test_the_commands_themselves():
+    assert unread("vpmoe_assets.cli", "--help") == (CLOSED_PIPE, "")
+    assert unread("vpmoe_assets.cli", "--version") == (CLOSED_PIPE, "")
+    assert unread("trainer", "--help") in HELPED
+
+
+@pytest.mark.parametrize("command", trainer_commands())
+def test_help_of_every_command_of_the_trainer(command):
+    assert unread("trainer", command, "--help") in HELPED
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]], ids=["table", "json"])
+def test_count(flags):
+    assert unread("trainer", "count", "full", *flags) == (CLOSED_PIPE, "")
+
+
+def test_an_error_keeps_its_code_where_nobody_reads():
+    code, said = unread("trainer", "count", "nonesuch")
+    assert code == 1
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+
+
+def test_head_takes_its_lines_and_nobody_complains():
+    line = f"set -o pipefail; {sys.executable} -m trainer count full --json | head -1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("{\n", "")
+    assert done.returncode in (0, CLOSED_PIPE), "0 where all of it went into the pipe before head left"
