@@ -93,6 +93,13 @@ def test_smoke_has_the_names_and_values_of_the_shared_model(shared_dir):
         assert model["rungs"][table]["surgery"].pop("calibration_tokens") == 16384
         assert ours["rungs"][table]["healing"].pop("steps") == 4
         assert model["rungs"][table]["healing"].pop("steps") == 8
+    # A fit ends when it stops improving; the number of sweeps only bounds its time.
+    fits = ours["rungs"]["vpdense_28"]["surgery"]
+    assert (fits.pop("als_sweeps"), fits.pop("als_tolerance")) == (200, 5e-5)
+    assert model["rungs"]["vpdense_28"]["surgery"].pop("als_sweeps") == 10
+    # Warm-ups have a floor in steps, and a limit as a share of the run.
+    schedule = ours["training"]["schedule"]
+    assert (schedule.pop("min_warmup_steps"), schedule.pop("min_warmup_limit")) == (20, 0.25)
     for key in ("new_layers_only_steps", "steps"):
         assert ours["rungs"]["vpdense_80"]["healing"].pop(key) == 2
         assert model["rungs"]["vpdense_80"]["healing"].pop(key) == 4
