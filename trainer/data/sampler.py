@@ -44,7 +44,6 @@ class Sampler:
     Attributes:
         epoch: Epoch of the next sample.
         index: Index of the next sample in that epoch; equal to the epoch's size where it is used up.
-        micro_batches_per_step: Micro-batches that each rank gets of a global batch.
     """
 
     def __init__(
@@ -83,17 +82,8 @@ class Sampler:
         self._micro_batch_size = micro_batch_size
         self._dp_rank = dp_rank
         self._dp_size = dp_size
-        self.micro_batches_per_step = global_batch_size // (micro_batch_size * dp_size)
         self.epoch = 0
         self.index = 0
-
-    def next_batch(self) -> list[Address]:
-        """Draw the next global batch and move past it.
-
-        Returns:
-            `global_batch_size` addresses, the same on every rank.
-        """
-        return self.take(self._global_batch_size)
 
     def take(self, count: int) -> list[Address]:
         """Draw the next `count` samples, on any boundary, and move past them."""
@@ -118,17 +108,6 @@ class Sampler:
         return [
             list(batch[start + first : start + first + self._micro_batch_size])
             for start in range(0, self._global_batch_size, stride)
-        ]
-
-    def next_micro_batches(self) -> list[Sample]:
-        """Draw the next global batch and read this rank's part of it.
-
-        Returns:
-            `micro_batches_per_step` micro-batches of tensors [B, S].
-        """
-        return [
-            collate([self._dataset.sample(*address) for address in addresses])
-            for addresses in self.share(self.next_batch())
         ]
 
     def state_dict(self) -> dict[str, Any]:

@@ -61,10 +61,6 @@ class MixedObjective:
         """The spans of all parts, in the order of all count and sum vectors."""
         return SpanObjective(tuple(span for part in self.parts for span in part.objective.spans))
 
-    def part_of(self, span: str) -> Part:
-        """Return the part that a span belongs to."""
-        return next(part for part in self.parts if span in part.objective.names)
-
     def of_batch(self, counts: Tensor, samples: Mapping[str, float]) -> SpanObjective:
         """Return the same spans with their weights in one global batch.
 

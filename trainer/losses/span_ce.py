@@ -4,11 +4,10 @@ The means are global. The counts `N_s` depend on masks alone, so they are summed
 ranks before the first forward pass (one small all-reduce a step), and every micro-batch then back-propagates
 `sum_s w_s / N_s * sum(ce in s)`, to be summed over micro-batches and ranks. The gradient is that of the
 global batch, however it is split. Means taken inside each micro-batch and averaged would instead weigh a
-token by the company it happens to keep, and count a micro-batch that lacks a span as a loss of 0 for it
-(`micro_batch_average` shows the difference).
+token by the company it happens to keep, and count a micro-batch that lacks a span as a loss of 0 for it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -232,31 +231,6 @@ class SpanMetrics:
                 self.absent[span.name] += 1
             metrics[f"absent/{span.name}"] = self.absent[span.name]
         return metrics
-
-
-def micro_batch_average(
-    batches: Sequence[Batch], losses: Sequence[Tensor], objective: SpanObjective
-) -> Tensor:
-    """Span means inside each micro-batch, averaged over micro-batches: the reduction not used here.
-
-    Kept to put numbers beside those of trainers that reduce this way. It depends on how a batch is split, and
-    a micro-batch without a span pulls that span's mean towards 0.
-
-    Args:
-        batches: Micro-batches of all ranks, with `loss_mask` and `span_id`.
-        losses: Per-token losses of each, of the shape of its mask.
-        objective: Spans and weights.
-
-    Returns:
-        The scalar `1/M * sum_m sum_s w_s * sum(ce in s, m) / max(N_s,m, 1)`.
-    """
-    total = torch.zeros((), dtype=losses[0].dtype, device=losses[0].device)
-    for batch, ce in zip(batches, losses, strict=True):
-        selected, span_id = _supervised(batch)
-        for span in objective.spans:
-            inside = selected & (span_id == span.id)
-            total = total + span.weight * (ce * inside).sum() / inside.sum().clamp(min=1)
-    return total / len(batches)
 
 
 def _supervised(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,11 @@ class MoELayer(MegatronModule):
     Layouts: the router runs replicated on every tensor-parallel rank (same input, same choice); then each of
     them takes its share of the tokens, so that no expert sees a token twice, sends it to the ranks that hold
     its experts, and the results are gathered again. Experts themselves are never split.
+
+    A token's result depends by rounding, and by nothing else, on what else is in the pass: an expert's
+    product has a row for each token that reached it, and the library takes another kernel, with another order
+    of summation, for another number of rows. So the logits of a document differ in their last bits between
+    batches, and are the same bits for the same batch.
     """
 
     def __init__(

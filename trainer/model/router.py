@@ -90,6 +90,11 @@ def sequence_aux_loss(scores: torch.Tensor, topk: int, valid: torch.Tensor) -> t
     that of the tokens processed together, and per-document statistics over a few dozen tokens are mostly
     noise. A row of padding alone counts as 0.
 
+    Each row is divided by its own `S_b`, so that its loss, and a global batch's gradient, do not depend on
+    which rows share a micro-batch with it. megatron-core 0.19 divides every row by the micro-batch's mean
+    count instead, which weighs a padded row by (S_b / mean)²; the two are equal without padding, and at a
+    micro-batch size of 1.
+
     Args:
         scores: `[S, B, E]`, non-negative.
         topk: K.

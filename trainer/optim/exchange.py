@@ -65,11 +65,6 @@ class WeightExchange:
                     streams[share.owner].append(rows[share.start : share.stop].view(-1))
             self._buckets += _fill(group, streams, bucket_bytes)
 
-    @property
-    def gathered_bytes(self) -> int:
-        """Bytes that all ranks' slots of all buckets hold: what each rank receives, its own included."""
-        return sum(bucket.group.size * bucket.slot for bucket in self._buckets)
-
     def run(self) -> None:
         """Brings every rank's weights up to date; collective."""
         for bucket in self._buckets:

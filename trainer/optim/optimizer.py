@@ -16,8 +16,8 @@ from trainer.optim.gradients import Gradients
 from trainer.optim.matrices import plan_matrices, step_matrices
 from trainer.optim.parts import Ownership, Part, build_parts, tensor_parallel_dim
 from trainer.optim.polar_express import coefficients_for, polar_express
-from trainer.optim.routing import Route, Routed, count_matrices, route_model
-from trainer.optim.sharded_state import SCHEMA, load_tensors, shard_state, state_tensors
+from trainer.optim.routing import Route, Routed, route_model
+from trainer.optim.sharded_state import SCHEMA, load_tensors, shard_state
 from trainer.optim.topology import Topology
 
 #: Added to the norm before dividing, as Megatron and torch do.
@@ -111,15 +111,6 @@ class Optimizer:
     def steps(self) -> int:
         """Steps taken, over all resumes."""
         return self._steps
-
-    @property
-    def matrices(self) -> int:
-        """Number of matrices NorMuon sees on this rank's model, owned or not."""
-        return count_matrices(self.routed)
-
-    def state_bytes(self) -> int:
-        """Bytes of this rank's master weights and optimizer state, without gradients."""
-        return sum(tensor.nbytes for part in self._parts for _, tensor in state_tensors(part))
 
     def zero_grad(self) -> None:
         """Forgets all gradients, and freezes or thaws what the step to come asks for.

@@ -59,13 +59,6 @@ class Routed:
     param: torch.nn.Parameter
     route: Route
 
-    @property
-    def matrices(self) -> int:
-        """How many matrices NorMuon sees in it."""
-        if self.route.algorithm != "normuon":
-            return 0
-        return self.param.size(0) if self.param.ndim == 3 else 1
-
 
 def route_parameter(name: str, param: torch.nn.Parameter, settings: OptimizerConfig) -> Route:
     """Routes one parameter.
@@ -177,8 +170,3 @@ def route_model(
     if not routed:
         raise OptimizerError("the model has no parameters to train.")
     return routed
-
-
-def count_matrices(routed: Iterable[Routed]) -> int:
-    """Return number of matrices that NorMuon treats, each expert's counted on its own."""
-    return sum(entry.matrices for entry in routed)

@@ -9,9 +9,9 @@ from trainer.contract.layers import dense_ffn_hidden_size, layer_kinds, moe_laye
 from trainer.contract.schema.architecture import MoeConfig
 from trainer.contract.schema.rungs.upcycle import UpcycleRecipe
 from trainer.surgery.expand import split_name
-from trainer.surgery.ffn import keep_largest
 from trainer.surgery.step import Conversion, Outcome, Verdict
 from trainer.surgery.tensors import LAYER
+from trainer.surgery.vpdense import keep_largest
 from trainer.surgery.weights import WeightsReader, WeightsWriter
 
 ROUTER_STD = 1e-3

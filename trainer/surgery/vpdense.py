@@ -19,7 +19,6 @@ from trainer.contract.donor import HF_EMBEDDING, HF_FINAL_NORM, HF_HEAD, HF_LAYE
 from trainer.contract.schema.rungs.vpdense import DenseRecipe
 from trainer.model.qkv import interleave_qkv
 from trainer.surgery.donor import require_donor
-from trainer.surgery.ffn import keep_largest
 from trainer.surgery.step import Conversion, Outcome, Verdict
 from trainer.surgery.tensors import EMBEDDING, FINAL_NORM, HEAD, LAYER, TORCH_DTYPES
 from trainer.surgery.weights import WeightsReader, WeightsWriter
@@ -68,6 +67,22 @@ def pool_columns(weight: torch.Tensor, heads: int, head_dim: int, how: str) -> t
     pools = weight.unflatten(1, (heads, -1, head_dim))
     merged = pools.sum(dim=2) if how == "sum" else pools.mean(dim=2)
     return merged.flatten(1)
+
+
+def keep_largest(down: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the neurons with the largest output weights (method A).
+
+    Args:
+        down: The down projection `[H, F]`, in fp32: neuron i writes column i into the residual stream.
+        count: Neurons to keep.
+
+    Returns:
+        int64 `[count]`, increasing. Of equal norms the lower index wins; the order of neurons does not
+        matter to the function.
+    """
+    norms = down.float().norm(dim=0)
+    ranked = torch.sort(norms, descending=True, stable=True).indices
+    return ranked[:count].sort().values
 
 
 def convert(conversion: Conversion, out: WeightsWriter) -> Outcome:

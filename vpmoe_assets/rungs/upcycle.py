@@ -22,6 +22,6 @@ def checks(recipe: UpcycleRecipe) -> list[Check]:
 
 
 RUNG = RungAsset(
-    sources=tuple(f"trainer/surgery/{name}.py" for name in ("upcycle", "expand", "ffn")),
+    sources=tuple(f"trainer/surgery/{name}.py" for name in ("upcycle", "expand", "vpdense")),
     checks=checks,
 )

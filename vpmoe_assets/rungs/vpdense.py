@@ -69,7 +69,7 @@ RUNG = RungAsset(
     sources=(
         *CALIBRATED,
         "trainer/contract/donor.py",
-        *(f"trainer/surgery/{name}.py" for name in ("vpdense", "donor", "ffn", "refit")),
+        *(f"trainer/surgery/{name}.py" for name in ("vpdense", "donor", "refit")),
     ),
     checks=checks,
 )

@@ -147,6 +147,7 @@ import torch, torch.distributed as dist
 from megatron.core import parallel_state
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from trainer.contract.memory import Layout, memory_plan
+from tests.trainer.optim.optim_models import state_bytes
 from trainer.contract.schema.experiment import load_experiment
 from trainer.model.gpt import build_model
 from trainer.optim.optimizer import Optimizer
@@ -171,7 +172,7 @@ for rung in json.loads(sys.argv[1]):
             optimizer = Optimizer(model, training.optimizer, clip_grad=1.0)
             shapes.append([(name, list(p.shape)) for name, p in model.named_parameters()])
             weights = sum(p.numel() * p.element_size() for p in model.parameters())
-            states.append([weights, optimizer.state_bytes()])
+            states.append([weights, state_bytes(optimizer)])
             optimizer.close()
             parallel_state.destroy_model_parallel()
             dist.destroy_process_group()

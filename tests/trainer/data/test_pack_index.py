@@ -108,7 +108,7 @@ def test_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_fsync", full)
+    monkeypatch.setattr(module, "sync", full)
     with pytest.raises(OSError, match="No space left"):
         load_or_build(tmp_path, key(), LENGTHS)
     assert entries(tmp_path) == []

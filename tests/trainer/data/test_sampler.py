@@ -29,6 +29,14 @@ class Numbers:
         return {"tokens": torch.tensor([epoch, index]), "loss_mask": torch.ones(2)}
 
 
+def micro_batches(sampler, dataset, size):
+    """This rank's part of the next global batch, read as the engine reads it."""
+    return [
+        collate([dataset.sample(*address) for address in addresses])
+        for addresses in sampler.share(sampler.take(size))
+    ]
+
+
 def global_order(count, base):
     """The definition: epochs one after the other."""
     order, epoch = [], 0
@@ -55,13 +63,10 @@ def test_all_ranks_together_read_the_global_order(base, micro, accumulation, dp,
     order = global_order(steps * size, base)
     for step in range(steps):
         expected = order[step * size : (step + 1) * size]
-        batches = [sampler.next_batch() for sampler in ranks]
+        batches = [sampler.take(size) for sampler in ranks]
         assert all(batch == expected for batch in batches)
         shares = [sampler.share(expected) for sampler in ranks]
-        assert all(
-            len(share) == sampler.micro_batches_per_step == accumulation
-            for share, sampler in zip(shares, ranks, strict=True)
-        )
+        assert all(len(share) == accumulation for share in shares)
         assert all(len(part) == micro for share in shares for part in share)
         # Micro-batch by micro-batch, ranks side by side, is the batch in order.
         assert [
@@ -79,27 +84,27 @@ def test_all_ranks_together_read_the_global_order(base, micro, accumulation, dp,
 def test_resumed_sampler_goes_on_where_it_stood_on_any_layout(base, size, before, dp):
     straight = Sampler(Numbers(base), global_batch_size=size, micro_batch_size=1)
     for _ in range(before):
-        straight.next_batch()
+        straight.take(size)
     state = json.loads(json.dumps(straight.state_dict()))
     assert set(state) == {"epoch", "index", "pack_index_sha256"}
 
     resumed = Sampler(Numbers(base), global_batch_size=size, micro_batch_size=1, dp_rank=dp - 1, dp_size=dp)
     resumed.load_state_dict(state)
-    assert [resumed.next_batch() for _ in range(4)] == [straight.next_batch() for _ in range(4)]
+    assert [resumed.take(size) for _ in range(4)] == [straight.take(size) for _ in range(4)]
     assert (resumed.epoch, resumed.index) == (straight.epoch, straight.index)
 
 
 def test_global_batch_size_may_change_and_the_order_stays():
     sampler = Sampler(Numbers(5), global_batch_size=4, micro_batch_size=1)
-    read = sampler.next_batch() + sampler.next_batch()
+    read = sampler.take(4) + sampler.take(4)
     other = Sampler(Numbers(5), global_batch_size=2, micro_batch_size=2)
     other.load_state_dict(sampler.state_dict())
-    assert read + other.next_batch() == global_order(10, 5)
+    assert read + other.take(2) == global_order(10, 5)
 
 
 def test_order_of_other_data_is_refused_naming_both_and_the_place_kept():
     saved = Sampler(Numbers(name="old"), global_batch_size=2, micro_batch_size=1)
-    saved.next_batch()
+    saved.take(2)
     sampler = Sampler(Numbers(name="new"), global_batch_size=2, micro_batch_size=1)
     with pytest.raises(DataError, match=r"old-0.*new-0"):
         sampler.load_state_dict(saved.state_dict())
@@ -109,7 +114,7 @@ def test_order_of_other_data_is_refused_naming_both_and_the_place_kept():
 def test_place_outside_its_epoch_is_refused():
     sampler = Sampler(Numbers(7), global_batch_size=1, micro_batch_size=1)
     sampler.load_state_dict({"epoch": 1, "index": 8, "pack_index_sha256": "a-1"})  # used up, not yet left
-    assert sampler.next_batch() == [(2, 0)]
+    assert sampler.take(1) == [(2, 0)]
     for index in (-1, 9):
         with pytest.raises(DataError, match=f"sample {index} of epoch 1, which has 8"):
             sampler.load_state_dict({"epoch": 1, "index": index, "pack_index_sha256": "a-1"})
@@ -133,8 +138,9 @@ def test_layout_that_does_not_divide_is_refused(arguments, message):
 
 
 def test_micro_batches_are_stacked():
-    sampler = Sampler(Numbers(7), global_batch_size=8, micro_batch_size=2, dp_rank=1, dp_size=2)
-    batches = sampler.next_micro_batches()
+    numbers = Numbers(7)
+    sampler = Sampler(numbers, global_batch_size=8, micro_batch_size=2, dp_rank=1, dp_size=2)
+    batches = micro_batches(sampler, numbers, 8)
     assert [batch["tokens"].tolist() for batch in batches] == [[[0, 2], [0, 3]], [[0, 6], [1, 0]]]
     assert batches[0]["loss_mask"].shape == (2, 2)
 
@@ -170,23 +176,25 @@ def test_two_runs_over_real_files_read_the_same_tensors(kd_payload, tmp_path):
     """The whole path: straight through on one rank against stopped and resumed on two."""
     payload = kd_payload(train=[[9, 20, 31, 14, 8, 25, 17, 30, 6, 11]])
 
-    def sampler(cache, rank=0, size=1):
-        dataset = PackedDataset(
+    def dataset(cache):
+        return PackedDataset(
             SpanDocuments(payload.root, "train"), seq_len=32, block=4, seed=1, cache_dir=tmp_path / cache
         )
-        return Sampler(dataset, global_batch_size=4, micro_batch_size=1, dp_rank=rank, dp_size=size)
+
+    def sampler(cache, rank=0, size=1):
+        return Sampler(dataset(cache), global_batch_size=4, micro_batch_size=1, dp_rank=rank, dp_size=size)
 
     straight = sampler("one")
-    steps = [straight.next_micro_batches() for _ in range(5)]
+    steps = [micro_batches(straight, dataset("one"), 4) for _ in range(5)]
     assert straight.epoch > 0
     first = sampler("two")
     for _ in range(2):
-        first.next_micro_batches()
+        first.take(4)
     ranks = [sampler("two", rank, 2) for rank in range(2)]
     for each in ranks:
         each.load_state_dict(first.state_dict())
     for expected in steps[2:]:
-        parts = [each.next_micro_batches() for each in ranks]
+        parts = [micro_batches(each, dataset("two"), 4) for each in ranks]
         found = [batch for pair in zip(*parts, strict=True) for batch in pair]
         for a, b in zip(found, expected, strict=True):
             assert a.keys() == b.keys()

@@ -14,7 +14,6 @@ from trainer.losses.span_ce import (
     SpanMetrics,
     SpanObjective,
     absent_spans,
-    micro_batch_average,
     span_counts,
     token_weights,
 )
@@ -121,6 +120,19 @@ def test_gradient_does_not_depend_on_the_split(seed, cuts, ranks):
     for place, wanted in enumerate(reference):
         torch.testing.assert_close(sum(grads[place] for grads, _ in parts), wanted)
     assert sum(metrics["loss"] for _, metrics in parts) == pytest.approx(reference_metrics["loss"])
+
+
+def micro_batch_average(batches, losses, objective):
+    """Span means inside each micro-batch, averaged over micro-batches: the reduction that is not used.
+
+    `1/M · Σ_m Σ_s w_s · Σ(ce in s, m) / max(N_s,m, 1)`
+    """
+    total = torch.zeros(())
+    for batch, ce in zip(batches, losses, strict=True):
+        for span in objective.spans:
+            inside = (batch["loss_mask"] > 0) & (batch["span_id"] == span.id)
+            total = total + span.weight * (ce * inside).sum() / inside.sum().clamp(min=1)
+    return total / len(batches)
 
 
 def test_micro_batch_average_depends_on_the_split_and_this_loss_does_not():

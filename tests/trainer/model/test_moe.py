@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.model.model_cases import randomize, rows, tiny
+from trainer.model import router
 from trainer.model.dispatch import assign
 from trainer.model.gpt import build_model
 
@@ -130,3 +131,66 @@ def test_a_moe_model_runs_in_bf16():
     assert all(p.grad.isfinite().all() for p in model.parameters())
     error = (logits.float() - exact(*batch)).norm() / exact(*batch).norm()
     assert error < 0.2
+
+
+BF16_ROUNDOFF = 2.0**-9
+ROUNDINGS_OF_A_LAYER = 10
+"""Norm, projection, attention, projection, sum; norm, projection, activation, projection, sum."""
+
+
+def difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Relative error of all tensors together, in the Frobenius norm."""
+    off = sum(float((found[name].double() - expected[name].double()).square().sum()) for name in expected)
+    return (off / sum(float(tensor.double().square().sum()) for tensor in expected.values())) ** 0.5
+
+
+def passes(model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> tuple[dict[str, torch.Tensor], ...]:
+    """Hidden states, and the gradients of a fixed linear function of them."""
+    hidden = model.forward_hidden(*batch)
+    target = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(3))
+    (hidden.float() * target).mean().backward()
+    return {"hidden": hidden.detach()}, {
+        name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_bfloat16_with_the_same_routing_is_as_close_to_float32_as_its_roundings_allow(seed, monkeypatch):
+    """Left to itself a bf16 router sends some tokens elsewhere, and one such flip outweighs all rounding.
+
+    So the fp32 router's choice is imposed. What is left are roundings of relative size u = 2⁻⁹, about ten in
+    a row for each layer; independent ones add up in their squares: u · √(10 · layers) forward, and through
+    twice as many operations backward.
+    """
+    wide = randomize(build_model(tiny("moe"), seed=seed), seed)
+    narrow = build_model(tiny("moe"), dtype=torch.bfloat16, seed=seed)
+    narrow.load_state_dict(wide.state_dict())
+    wide.load_state_dict(narrow.state_dict())
+    batch = rows([[40, 24], [64], [17, 30, 9], [64]])
+
+    chosen: list[torch.Tensor] = []
+    select = router.select_experts
+
+    def recording(*arguments):
+        chosen.append(select(*arguments))
+        return chosen[-1]
+
+    monkeypatch.setattr(router, "select_experts", recording)
+    exact, exact_gradients = passes(wide, batch)
+    imposed = [choice.clone() for choice in chosen]
+    chosen.clear()
+    free, _ = passes(narrow, batch)
+    flips = [(a.sort(-1).values != b.sort(-1).values).any(-1) for a, b in zip(imposed, chosen, strict=True)]
+    assert len(imposed) == len(wide.moe_layers)
+    assert torch.stack(flips).any()
+
+    narrow.zero_grad()
+    choices = iter(imposed)
+    monkeypatch.setattr(router, "select_experts", lambda *arguments: next(choices))
+    found, gradients = passes(narrow, batch)
+    assert next(choices, None) is None
+    bound = BF16_ROUNDOFF * (ROUNDINGS_OF_A_LAYER * len(wide.decoder.layers)) ** 0.5
+    assert difference(free, exact) > bound
+    assert difference(found, exact) < bound
+    assert gradients.keys() == exact_gradients.keys()
+    assert difference(gradients, exact_gradients) < 2**0.5 * bound

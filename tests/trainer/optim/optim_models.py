@@ -1,6 +1,6 @@
 """A model whose gradients a test prescribes, whole or split, and a way to run it on several ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from tests.ranks import run_ranks
 from trainer.contract.schema.training import OptimizerConfig
 from trainer.optim.optimizer import Optimizer
+from trainer.optim.routing import Routed
+from trainer.optim.sharded_state import state_tensors
 from trainer.optim.topology import Topology
 
 EXPERTS = 4
@@ -140,6 +142,17 @@ def train(model: PrescribedGradients, optimizer: Optimizer, steps: range, **back
         model.backward(step, **backward)
         stats.append(optimizer.step(1.0 / (step + 1)))
     return stats
+
+
+def count_matrices(routed: Iterable[Routed]) -> int:
+    """Matrices that NorMuon treats, each expert's counted on its own."""
+    shapes = [entry.param.shape for entry in routed if entry.route.algorithm == "normuon"]
+    return sum(shape[0] if len(shape) == 3 else 1 for shape in shapes)
+
+
+def state_bytes(optimizer: Optimizer) -> int:
+    """Bytes of one rank's master weights and optimizer state, without gradients."""
+    return sum(tensor.nbytes for part in optimizer._parts for _, tensor in state_tensors(part))
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

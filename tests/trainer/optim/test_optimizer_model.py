@@ -5,12 +5,12 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
-from tests.trainer.optim.optim_models import on_ranks, settings, weights
+from tests.trainer.optim.optim_models import count_matrices, on_ranks, settings, weights
 from trainer.checkpoints.resume import TorchDistSave
 from trainer.contract.schema.experiment import load_experiment
 from trainer.model.gpt import build_model
 from trainer.optim.optimizer import Optimizer
-from trainer.optim.routing import count_matrices, route_model
+from trainer.optim.routing import route_model
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.trainer.optim.optim_models import PrescribedGradients, settings
+from tests.trainer.optim.optim_models import PrescribedGradients, count_matrices, settings
 from trainer.errors import OptimizerError
-from trainer.optim.routing import count_matrices, route_model, route_parameter
+from trainer.optim.routing import route_model, route_parameter
 
 
 def parameter(*shape, dtype=torch.float32, **marks):

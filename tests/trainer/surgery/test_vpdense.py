@@ -23,7 +23,7 @@ from tests.trainer.surgery.surgery_cases import (
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import parse
 from trainer.model.context import forward_context
-from trainer.surgery.ffn import keep_largest
+from trainer.surgery.vpdense import keep_largest
 from trainer.surgery.weights import WeightsReader
 
 
