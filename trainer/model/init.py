@@ -28,6 +28,8 @@ _NORMAL = re.compile(
 
 DRAW_ELEMENTS = 1 << 22
 """About how many numbers of a stack of experts one thread draws at a time."""
+_SERIAL_ELEMENTS = 1 << 14
+"""Below torch's grain size (2¹⁵), under which an element-wise operation stays in its thread."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,25 @@ class _Draw:
     cut: tuple[int, int, int] | None = None
 
     def numbers(self, seed: int) -> torch.Tensor:
-        """Draw, in fp32 on the CPU, by this thread alone."""
+        """Draw in fp32 on the CPU and cast, by this thread alone.
+
+        Returns:
+            The target itself where that is on the CPU, filled; else what is to be copied there.
+        """
         drawn = torch.empty((len(self.names), *self.shape), dtype=torch.float32)
         for one, names in zip(drawn, self.names, strict=True):
             one.normal_(0.0, self.std, generator=named_generator(seed, *names))
         if self.cut is not None:
             axis, start, length = self.cut
             drawn = drawn.narrow(1 + axis, start, length)
-        return drawn.reshape(self.target.shape)
+        target = self.target.detach()
+        ready = target if target.device.type == "cpu" else torch.empty(target.shape, dtype=target.dtype)
+        # In pieces that torch does not split: every thread here is one of as many as there are cores.
+        for place, piece in zip(
+            ready.view(-1).split(_SERIAL_ELEMENTS), drawn.reshape(-1).split(_SERIAL_ELEMENTS), strict=True
+        ):
+            place.copy_(piece)
+        return ready
 
 
 @torch.no_grad()
@@ -72,7 +85,7 @@ def initialize(
     the same bits.
 
     Each generator is one thread's from first number to last, so the bits do not depend on how many threads
-    draw at once: as many as torch may use on this rank, while the main thread casts and copies.
+    draw at once: as many as torch may use on this rank, while the main thread copies to a GPU.
 
     Args:
         model: Built, unfilled.
@@ -109,7 +122,8 @@ def initialize(
         for draw in [*draws, None]:  # a bounded number of drawn tensors waits to be copied
             while waiting and (draw is None or len(waiting) >= 2 * threads):
                 done, numbers = waiting.popleft()
-                done.target.copy_(numbers.result())
+                if (ready := numbers.result()).device != done.target.device:
+                    done.target.copy_(ready)
             if draw is not None:
                 waiting.append((draw, pool.submit(draw.numbers, seed)))
 
