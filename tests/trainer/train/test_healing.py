@@ -13,6 +13,7 @@ from tests.ranks import Ranks, run_ranks
 from tests.trainer.train.healing_jobs import (
     LAYERS,
     NEW_LAYERS,
+    PARENT_LAYERS,
     PHASE,
     STEPS,
     healing_job,
@@ -122,6 +123,23 @@ def test_new_layers_train_alone_first_and_all_train_afterwards(straight, tmp_pat
     phases = [row["new_layers_only"] for row in rows(straight)[1:]]
     assert phases == [step <= PHASE for step in range(1, STEPS + 1)]
     assert summary(straight)["new_layers_only_steps"] == PHASE
+
+
+def test_layers_that_thaw_warm_up_once_more(tmp_path, job_of):
+    """AdamW's first two updates of fresh averages are at most 1.001 times the rate (by Cauchy-Schwarz)."""
+    job = job_of(tmp_path, changes={"training.schedule.min_warmup_limit": 0.75})
+    assert run_ranks(1, run_train, job) == [EXIT_DONE]
+    logged = rows(job)[1:]
+    factors = [row["lr/thaw_fraction"] for row in logged]
+    assert factors == pytest.approx([1.0] * PHASE + [1 / 3, 2 / 3, 1.0, 1.0])
+    rates = [row["lr/vectors"] * row["lr/thaw_fraction"] for row in logged[PHASE : PHASE + 2]]
+    border, after = tensors(job, PHASE), tensors(job, PHASE + 2)
+    vectors = [name for name in parameters(border) if name.endswith("input_layernorm.weight")]
+    moved = {name: float((after[name] - border[name]).abs().max()) for name in vectors}
+    old = [value for name, value in moved.items() if not is_new(name)]
+    assert len(old) == PARENT_LAYERS
+    assert all(0.3 * sum(rates) < value < 1.002 * sum(rates) for value in old)
+    assert max(value for name, value in moved.items() if is_new(name)) > 1.002 * sum(rates)
 
 
 def test_the_resume_check_of_a_mixed_run_finds_no_drift(straight):
