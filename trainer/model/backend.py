@@ -62,6 +62,9 @@ class HeadLoss(Protocol):
 class Backend:
     """How the parts of a model that have more than one way are computed.
 
+    Every parameter gets a gradient in every step, if only zeros, through autograd; a kernel that adds it to
+    `main_grad` itself says so with `trainer.model.parameters.mark_written`.
+
     Attributes:
         core_attention: Scores, mask, softmax with a sink, weighted sum of values.
         experts: The routed experts, given rows sorted by expert.
