@@ -14,10 +14,8 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from trainer.contract.kinds import CONVERSATIONS, TEXT
 from trainer.data.sampler import Sampler, SampleSource
-
-CONVERSATIONS = "conversations"
-TEXT = "text"
 
 
 class Place(NamedTuple):

@@ -1,1 +1,1 @@
-"""Losses: chunked cross-entropy over a large vocabulary, and its reduction over spans."""
+"""One objective a module, named by a recipe's `objective`; imported when a run trains on it."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
@@ -18,15 +17,13 @@ from trainer.checkpoints.resume import CheckpointError, Checkpoints, RunState
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.training import TrainingConfig, TrainRecipe
 from trainer.data.kd import Sample
-from trainer.data.mixture import CONVERSATIONS, TEXT, MixtureSampler, Place
+from trainer.data.mixture import MixtureSampler, Place
 from trainer.data.sampler import collate
 from trainer.errors import NonFiniteGradientError
 from trainer.job.distributed import Layout, seed_everything, together
 from trainer.job.lifecycle import JobError
 from trainer.job.metrics import Value, router_metrics
-from trainer.losses.mixture import MixedObjective, Part
-from trainer.losses.span_ce import SpanMetrics, SpanObjective, span_counts, token_weights
-from trainer.model.cross_entropy import chunked_cross_entropy
+from trainer.losses.common.objective import load_objective
 from trainer.model.gpt import VPGPTModel
 from trainer.model.init import require_filled
 from trainer.optim.freezing import train_only_layers
@@ -143,8 +140,7 @@ class Engine:
         self.config_hash = config_hash
         train_only_layers(model, recipe.new_layers, recipe.new_layers_only_steps)
         self.optimizer = Optimizer(model, settings.optimizer, clip_grad=settings.clip_grad)
-        self.objective = objective_of(recipe, data)
-        self.span_metrics = SpanMetrics(self.objective.spans)
+        self.objective = load_objective(recipe.objective).of(recipe, data.parts)
         self.sampler = MixtureSampler(
             {name: part.train for name, part in data.parts.items()},
             recipe.harmony_fraction,
@@ -155,7 +151,7 @@ class Engine:
         )
         self.data = data
         self.iteration = 0
-        names = self.objective.spans.names
+        names = self.objective.names
         self.progress = Progress(
             tokens=dict.fromkeys(("total", *names), 0),
             absent_spans=dict.fromkeys(names, 0),
@@ -200,24 +196,22 @@ class Engine:
         share = self.sampler.share(places)
         batches = [self._read(part) for part in share]
         samples = Counter(place.part for place in places)
-        counts = span_counts(batches, self.objective.spans, group)
-        weighted = self.objective.of_batch(counts, samples)
+        global_batch = self.objective.start(batches, samples, group)
         self.model.train()
         self.optimizer.zero_grad()
         self.model.reset_router_counts()
         losses: list[torch.Tensor] = []
         aux_sum = torch.zeros((), dtype=torch.float64, device=self.layout.device)
         for batch in batches:
-            loss, ce = self._cross_entropy(batch, token_weights(batch, counts, weighted))
+            loss = global_batch.loss(self.model, self._hidden(batch), batch)
             aux = self.model.pop_aux_loss(check_finite=False) / (len(batches) * self.layout.dp)
             (loss + aux).backward()
             losses.append((loss + aux).detach())
             aux_sum += aux.detach()
-            self.span_metrics.add(batch, ce)
         document_tokens = torch.stack([(batch["doc_id"] >= 0).sum() for batch in batches]).sum()
         for total in (aux_sum, document_tokens):
             dist.all_reduce(total, group=group)
-        metrics: dict[str, Value] = dict(self.span_metrics.reduce(counts, group, weighted=weighted))
+        metrics: dict[str, Value] = dict(global_batch.metrics())
         objective = float(metrics["loss"] or 0.0)
         self._require_finite(objective + aux_sum.item(), share, losses)
         schedule, resting = settings.schedule, self.recipe.new_layers_only_steps
@@ -257,18 +251,9 @@ class Engine:
         samples = collate([self.data.sample(place) for place in places])
         return {name: tensor.to(self.layout.device, non_blocking=True) for name, tensor in samples.items()}
 
-    def _cross_entropy(self, batch: Sample, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weighted loss of a micro-batch and the loss of each of its supervised tokens `[B * S]`."""
-        # [S, B, H], to [B * S, H] like the labels
-        hidden = self.model.forward_hidden(batch["tokens"], batch["position_ids"], batch["doc_id"])
-        return chunked_cross_entropy(
-            hidden.transpose(0, 1).reshape(-1, hidden.shape[-1]),
-            self.model.head_weight,
-            batch["labels"].reshape(-1),
-            weights.reshape(-1),
-            select=batch["loss_mask"].reshape(-1) > 0,
-            group=parallel_state.get_tensor_model_parallel_group(),
-        )
+    def _hidden(self, batch: Sample) -> torch.Tensor:
+        """Return the final hidden states of a micro-batch, `[S, B, H]`."""
+        return self.model.forward_hidden(batch["tokens"], batch["position_ids"], batch["doc_id"])
 
     def _balance_experts(self, per_layer: bool) -> dict[str, float]:
         """Move the expert biases by the global batch's counts and report the routers' health."""
@@ -298,9 +283,9 @@ class Engine:
         progress.tokens["total"] += total_tokens
         for name in self.data.parts:
             progress.samples[name] += samples.get(name, 0)
-        for name in self.objective.spans.names:
+        for name in self.objective.names:
             progress.tokens[name] += int(metrics[f"tokens/{name}"] or 0)
-        progress.absent_spans = dict(self.span_metrics.absent)
+        progress.absent_spans = dict(self.objective.absent)
         progress.loss_first = objective if progress.loss_first is None else progress.loss_first
         progress.loss_last = objective
         progress.router = {name: value for name, value in router.items() if "/layer_" not in name}
@@ -343,7 +328,7 @@ class Engine:
         """
 
         def token_losses(batch: Sample) -> torch.Tensor:
-            return self._cross_entropy(batch, torch.zeros_like(batch["loss_mask"]))[1]
+            return self.objective.token_losses(self.model, self._hidden(batch), batch)
 
         self.model.eval()
         result = measure_held_out(token_losses, self.data, self.objective, self.recipe.training, self.layout)
@@ -402,21 +387,4 @@ class Engine:
         together(lambda: require_filled(self.model, checkpoints.path(iteration)), only_leader=False)
         self.iteration = iteration
         self.progress = Progress(**state.progress)
-        self.span_metrics.absent.update(self.progress.absent_spans)
-
-
-def objective_of(recipe: TrainRecipe, data: TrainingData) -> MixedObjective:
-    """Return the loss of a recipe over the kinds of samples that it mixes.
-
-    Args:
-        recipe: Its `kd` table weighs the spans of conversations; without one they are one pool of tokens.
-        data: The open data.
-    """
-    kd = recipe.kd
-    conversations = (
-        Part(CONVERSATIONS, SpanObjective.conversations(), pooled=True)
-        if kd is None
-        else Part(CONVERSATIONS, SpanObjective.conversations(kd.span_weight_reasoning, kd.span_weight_final))
-    )
-    kinds = {CONVERSATIONS: conversations, TEXT: Part(TEXT, SpanObjective.text())}
-    return MixedObjective(tuple(kinds[name] for name in data.parts))
+        self.objective.absent.update(self.progress.absent_spans)

@@ -17,7 +17,8 @@ from trainer.contract.schema.training import TrainingConfig
 from trainer.data.kd import Sample
 from trainer.data.sampler import held_out
 from trainer.job.distributed import Layout
-from trainer.losses.mixture import MixedObjective, Part
+from trainer.losses.common.mixture import Mixture, Part
+from trainer.losses.common.objective import Objective
 from trainer.train.inputs import INPUT_OF, DataPart, TrainingData
 
 HELD_OUT_BATCHES = 2
@@ -28,7 +29,7 @@ HELD_OUT_BATCHES = 2
 def measure_held_out(
     token_losses: Callable[[Sample], Tensor],
     data: TrainingData,
-    objective: MixedObjective,
+    objective: Objective,
     settings: TrainingConfig,
     layout: Layout,
 ) -> dict[str, Any]:
@@ -38,9 +39,9 @@ def measure_held_out(
     expert parallelism needs. Collective.
 
     Args:
-        token_losses: Losses `[B * S]` of a micro-batch, 0 where not supervised.
+        token_losses: Losses `[B, S]` of a micro-batch, 0 where not supervised.
         data: The open data.
-        objective: Says which spans a part has.
+        objective: Says which kinds there are, which spans they have, and what their losses amount to.
         settings: Batch sizes.
         layout: The parallel layout.
 
@@ -57,8 +58,9 @@ def measure_held_out(
     result: dict[str, Any] = {"heldout_loss": 0.0, "heldout_objective": 0.0, "heldout_tokens": 0}
     means: list[float] = []
     found: list[float] = []
-    for part in objective.parts:
-        batches = max(1, HELD_OUT_BATCHES // len(objective.parts))
+    parts = objective.mixture.parts
+    for part in parts:
+        batches = max(1, HELD_OUT_BATCHES // len(parts))
         losses, counts = _sums(token_losses, data.parts[part.name], part, batches, settings, layout)
         tokens = int(sum(counts))
         if not tokens:
@@ -67,7 +69,7 @@ def measure_held_out(
             )
         means += [loss / max(count, 1.0) for loss, count in zip(losses, counts, strict=True)]
         found += counts
-        for name, loss, count in zip(part.objective.names, losses, counts, strict=True):
+        for name, loss, count in zip(part.spans.names, losses, counts, strict=True):
             if count:
                 result[f"heldout_loss/{name}"] = loss / count
         mean = sum(losses) / tokens
@@ -75,11 +77,8 @@ def measure_held_out(
         result[f"heldout_tokens/{part.name}"] = tokens
         result["heldout_loss"] += data.parts[part.name].share * mean
         result["heldout_tokens"] += tokens
-    shares = {part.name: data.parts[part.name].share for part in objective.parts}
-    weighted = objective.of_batch(torch.tensor(found), shares)
-    result["heldout_objective"] = sum(
-        span.weight * mean for span, mean in zip(weighted.spans, means, strict=True)
-    )
+    shares = {part.name: data.parts[part.name].share for part in parts}
+    result["heldout_objective"] = objective.value(means, torch.tensor(found), shares)
     return result
 
 
@@ -99,7 +98,7 @@ def _sums(
             f"the validation split of {INPUT_OF[part.name]} gives {size} samples, a held-out loss needs at "
             f"least one global batch of {settings.global_batch_size}; build more rows or raise valid_fraction"
         )
-    spans = part.objective.spans
+    spans = part.spans.spans
     sums = torch.zeros(2, len(spans), dtype=torch.float64, device=layout.device)
     for cpu_batch in held_out(
         data.valid,
@@ -110,7 +109,7 @@ def _sums(
     ):
         batch = {name: tensor.to(layout.device) for name, tensor in cpu_batch.items()}
         losses = token_losses(batch).double()
-        span_id, supervised = batch["span_id"].reshape(-1), batch["loss_mask"].reshape(-1) > 0
+        span_id, supervised = batch["span_id"], batch["loss_mask"] > 0
         for place, span in enumerate(spans):
             inside = (span_id == span.id) & supervised
             sums[0, place] += losses[inside].sum()
@@ -120,15 +119,15 @@ def _sums(
     return losses_of, counts
 
 
-def describe_held_out(measured: list[dict[str, Any]], parts: MixedObjective) -> dict[str, dict[str, float]]:
+def describe_held_out(measured: list[dict[str, Any]], mixture: Mixture) -> dict[str, dict[str, float]]:
     """Return the course of each part's held-out loss over a run: where it started, ended, and was highest.
 
     Args:
         measured: Every measurement of the run, first to last.
-        parts: Says which parts there are.
+        mixture: Says which kinds there are.
     """
     course = {}
-    for name in parts.names:
+    for name in mixture.names:
         losses = [point[f"heldout_loss/{name}"] for point in measured]
         course[name] = {
             "start": losses[0],

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainer.contract.kinds import CONVERSATIONS, TEXT
 from trainer.contract.schema.base import ConfigError
 from trainer.contract.schema.job import Job
 from trainer.contract.schema.training import TrainRecipe
 from trainer.data.indexed import SpanDocuments
 from trainer.data.kd import PackedDataset, Sample
-from trainer.data.mixture import CONVERSATIONS, TEXT, Place, parts_of
+from trainer.data.mixture import Place, parts_of
 from trainer.data.sampler import SampleSource
 from trainer.data.text import TextDataset, TextDocuments
 
@@ -132,17 +133,4 @@ def _check_vocabulary(root: Path, manifest: Mapping[str, Any], ours: int) -> Non
         raise ConfigError(
             f"{root} was tokenised for a vocabulary of {vocabulary}, the model has vocab_size = {ours}; they "
             "must be equal"
-        )
-
-
-def refuse_unavailable(recipe: TrainRecipe) -> None:
-    """Refuses what a recipe may ask for and this trainer does not do, rather than training something else.
-
-    Raises:
-        ConfigError: Naming the key, its value and the remedy.
-    """
-    if recipe.new_layers_only_steps and recipe.architecture.moe is not None:
-        raise ConfigError(
-            f"recipe.new_layers_only_steps = {recipe.new_layers_only_steps}: in a model with experts no "
-            "layer can rest, because the balancing of its router would go on; set it to 0"
         )

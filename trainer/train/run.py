@@ -26,13 +26,15 @@ from trainer.job.lifecycle import Interrupted
 from trainer.job.metrics import MetricsLog, Value
 from trainer.job.signals import StopRequest
 from trainer.job.workdir import LOGGER, WorkDir
-from trainer.losses.mixture import MixedObjective
+from trainer.losses.common.mixture import Mixture
+from trainer.losses.common.objective import load_objective
+from trainer.model.backend import load_backend
 from trainer.model.gpt import build_model
 from trainer.model.init import require_filled
 from trainer.train.drift import Drift, resume_drift
 from trainer.train.engine import Engine, StepResult, ran_under
 from trainer.train.heldout import describe_held_out
-from trainer.train.inputs import open_data, refuse_unavailable
+from trainer.train.inputs import open_data
 from trainer.train.room import require_room
 from trainer.train.tracking import NoTracker, Tracker, open_tracker
 
@@ -56,7 +58,8 @@ def train(job: Job, work: WorkDir, stop: StopRequest, *, verify_resume: bool = T
         NonFiniteError: The loss is NaN or infinite; the checkpoints before stay.
     """
     recipe = job.train_recipe()
-    refuse_unavailable(recipe)
+    load_backend(recipe.training.backend)
+    load_objective(recipe.objective).refuse(recipe)
     execution = job.execution
     with session(execution.device, tp=execution.tp, ep=execution.ep, dp=execution.dp) as layout:
         require_room(job, recipe, layout, verify_resume=verify_resume)
@@ -69,13 +72,13 @@ class Trained:
 
     Attributes:
         progress: Counts and losses of the whole run.
-        objective: What was trained on.
+        mixture: The kinds of samples that were trained on.
         parameters: Trainable numbers of the whole model.
         files: Names of the published files.
     """
 
     progress: Mapping[str, Any]
-    objective: MixedObjective
+    mixture: Mixture
     parameters: int
     files: list[str]
 
@@ -252,7 +255,7 @@ class Run:
             if log is not None:
                 log.close()
         files = self.publish(engine)
-        trained = Trained(engine.progress.describe(), engine.objective, engine.parameters(), files)
+        trained = Trained(engine.progress.describe(), engine.objective.mixture, engine.parameters(), files)
         engine.close()
         return trained
 
@@ -387,7 +390,7 @@ class Run:
             "heldout_objective_start": start["heldout_objective"],
             "heldout_objective_end": end["heldout_objective"],
             "heldout_tokens": end["heldout_tokens"],
-            "heldout": describe_held_out(progress["heldout"], trained.objective),
+            "heldout": describe_held_out(progress["heldout"], trained.mixture),
             "uniform_loss": math.log(self.recipe.architecture.vocab_size),
             "parameters": trained.parameters,
             "payload": trained.files,

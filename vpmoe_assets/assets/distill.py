@@ -16,6 +16,7 @@ from vpmoe_assets.checks import training as checks
 TRAINING_SOURCES = (
     "trainer/contract/fusions.py",
     "trainer/contract/geometry.py",
+    "trainer/contract/kinds.py",
     "trainer/contract/layers.py",
     "trainer/contract/pattern.py",
     "trainer/contract/words.py",

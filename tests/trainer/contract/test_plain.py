@@ -141,7 +141,7 @@ def test_recipes_hold_no_nulls_and_read_back_as_themselves(name):
 
 def test_a_recipe_holds_the_keys_of_its_own_step_alone():
     experiment = load_experiment("smoke")
-    always = {"architecture", "training", "steps", "seq_len", "pack_block", "init"}
+    always = {"architecture", "training", "steps", "seq_len", "pack_block", "init", "objective"}
     assert plain(experiment.train_recipe("vpmoe_stage1")).keys() == always | {"kd"}
     assert plain(experiment.train_recipe("vpdense_28_healed")).keys() == always | {"harmony_fraction"}
     assert plain(experiment.train_recipe("vpdense_80_healed")).keys() == always | {

@@ -5,7 +5,7 @@ import torch.distributed as dist
 
 from tests.ranks import run_ranks
 from trainer.errors import LossError
-from trainer.losses.span_ce import SpanMetrics, SpanObjective, span_counts, token_weights
+from trainer.losses.common.spans import SpanMetrics, SpanWeights, span_counts, token_weights
 from trainer.model.cross_entropy import chunked_cross_entropy
 
 T, H, V = 23, 6, 34
@@ -36,7 +36,7 @@ def work():
     try:
         group = dist.group.WORLD
         hidden, head, labels, batch = problem()
-        objective = SpanObjective.conversations(0.5, 2.0)
+        objective = SpanWeights.conversations(0.5, 2.0)
         counts = span_counts([batch], objective)
         loss, ce, grad_hidden, grad_head = run(hidden, head, labels, batch, counts, objective)
 

@@ -9,19 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import LossError
-from trainer.losses.mixture import MixedObjective, Part
-from trainer.losses.span_ce import SpanMetrics, SpanObjective, span_counts, token_weights
+from trainer.losses.common.mixture import Mixture, Part
+from trainer.losses.common.spans import SpanMetrics, SpanWeights, span_counts, token_weights
 from trainer.model.cross_entropy import chunked_cross_entropy
 
 S, H, V = 10, 5, 17
-POOLED = MixedObjective(
+POOLED = Mixture(
     (
-        Part("conversations", SpanObjective.conversations(), pooled=True),
-        Part("text", SpanObjective.text()),
+        Part("conversations", SpanWeights.conversations(), pooled=True),
+        Part("text", SpanWeights.text()),
     )
 )
-WEIGHED = MixedObjective(
-    (Part("conversations", SpanObjective.conversations(0.7, 1.9)), Part("text", SpanObjective.text()))
+WEIGHED = Mixture(
+    (Part("conversations", SpanWeights.conversations(0.7, 1.9)), Part("text", SpanWeights.text()))
 )
 
 
@@ -129,9 +129,9 @@ def test_the_gradient_is_that_of_the_formula_in_every_split(objective, kinds, se
 
 
 def test_a_batch_of_one_kind_has_that_kinds_own_loss():
-    for kinds, own in ((["text"] * 3, SpanObjective.text()), (["conversations"] * 3, None)):
+    for kinds, own in ((["text"] * 3, SpanWeights.text()), (["conversations"] * 3, None)):
         samples = rows(kinds, 1)
-        objective = own or SpanObjective.conversations(0.7, 1.9)
+        objective = own or SpanWeights.conversations(0.7, 1.9)
         counts = span_counts(samples, WEIGHED.spans)
         mixed = WEIGHED.of_batch(counts, {kinds[0]: 3})
         for sample in samples:
@@ -176,8 +176,8 @@ def test_a_batch_without_anything_supervised_is_refused_naming_the_spans():
 
 def test_parts_that_cannot_be_told_apart_are_refused():
     with pytest.raises(LossError, match="share a name"):
-        MixedObjective((Part("text", SpanObjective.text()), Part("text", SpanObjective.conversations())))
+        Mixture((Part("text", SpanWeights.text()), Part("text", SpanWeights.conversations())))
     with pytest.raises(LossError, match="share an id"):
-        MixedObjective((Part("text", SpanObjective.text()), Part("more", SpanObjective.text())))
+        Mixture((Part("text", SpanWeights.text()), Part("more", SpanWeights.text())))
     with pytest.raises(LossError, match=r"samples of \['images'\]"):
         POOLED.of_batch(torch.tensor([1, 1, 1]), {"images": 1})

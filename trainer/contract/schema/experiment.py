@@ -47,6 +47,7 @@ from trainer.contract.schema.training import (
     TrainRecipe,
     check_fusions,
 )
+from trainer.contract.schema.words import ObjectiveName
 
 CONFIGS_DIR = Path(__file__).resolve().parents[3] / "configs"
 STUDENT = "vpmoe"
@@ -60,9 +61,11 @@ class StageConfig(Frozen):
     Attributes:
         init: `fresh` starts from the experiment's seed instead of the parent's checkpoint.
         training: The experiment's `[training]`, overridden by the stage's own keys.
+        objective: What is minimised: name of a module of `trainer.losses`.
     """
 
     steps: PositiveInt
+    objective: ObjectiveName = "span_ce"
     init: Literal["fresh", "checkpoint"] = "checkpoint"
     training: TrainingConfig
     kd: KDConfig = KDConfig()
@@ -166,6 +169,7 @@ class Experiment(Frozen):
             steps=stage.steps,
             seq_len=self.data.synth_kd_v1.seq_len,
             pack_block=self.data.synth_kd_v1.pack.block,
+            objective=stage.objective,
             kd=stage.kd,
             init=stage.init,
         )
@@ -293,6 +297,7 @@ class Experiment(Frozen):
             pack_block=self.data.synth_kd_v1.pack.block,
             init="checkpoint",
             harmony_fraction=healing.harmony_fraction,
+            objective=healing.objective,
             new_layers_only_steps=healing.new_layers_only_steps,
             new_layers=self._new_layers(rung) if healing.new_layers_only_steps else (),
         )

@@ -15,7 +15,7 @@ from trainer.contract.schema.base import (
     PositiveFloat,
     PositiveInt,
 )
-from trainer.contract.schema.words import BackendName
+from trainer.contract.schema.words import BackendName, ObjectiveName
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Triples = Annotated[
@@ -148,7 +148,9 @@ class TrainRecipe(Frozen):
             schedule spans both phases.
         new_layers: 1-based numbers of those layers, the ones that a depth step inserted.
         init: Start from the seed, or from the checkpoint among the job's inputs.
-        kd: The loss of conversation samples; None for plain cross-entropy over every supervised token.
+        objective: What is minimised: name of a module of `trainer.losses`, which refuses keys that it would
+            not use.
+        kd: Weights of the spans of conversations; None makes all their supervised tokens one pool.
     """
 
     architecture: Architecture
@@ -156,6 +158,7 @@ class TrainRecipe(Frozen):
     steps: PositiveInt
     seq_len: PositiveInt
     pack_block: PositiveInt
+    objective: ObjectiveName = "span_ce"
     kd: KDConfig | None = None
     init: Literal["fresh", "checkpoint"]
     harmony_fraction: Annotated[Fraction, Neutral()] = 1.0
@@ -179,6 +182,11 @@ class TrainRecipe(Frozen):
 
     def _check_new_layers(self) -> None:
         given, layers = list(self.new_layers), self.architecture.model.num_layers
+        if self.new_layers_only_steps and self.architecture.moe is not None:
+            raise ValueError(
+                f"new_layers_only_steps = {self.new_layers_only_steps}: in a model with experts no layer can "
+                "rest, because the balancing of its router would go on; set it to 0"
+            )
         if bool(given) != bool(self.new_layers_only_steps):
             raise ValueError(
                 f"new_layers_only_steps = {self.new_layers_only_steps}, but new_layers = {given}: a phase "

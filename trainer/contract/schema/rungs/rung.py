@@ -28,6 +28,7 @@ from trainer.contract.schema.base import (
 from trainer.contract.schema.donor import Donor
 from trainer.contract.schema.sources import Sources
 from trainer.contract.schema.training import TrainingConfig
+from trainer.contract.schema.words import ObjectiveName
 
 Dtype = Literal["fp32", "bf16"]
 GEOMETRY_TABLES = ("model", "attention", "tpa", "grape", "moe")
@@ -226,9 +227,11 @@ class Healing(Frozen):
         learning_rate: Peak rate; the other groups' rates keep their proportion to it.
         new_layers_only_steps: Steps before `steps` in which only inserted layers are trained.
         harmony_fraction: Share of conversations; the rest is healing text.
+        objective: What is minimised: name of a module of `trainer.losses`.
     """
 
     steps: PositiveInt
+    objective: ObjectiveName = "span_ce"
     learning_rate: PositiveFloat
     new_layers_only_steps: Count = 0
     harmony_fraction: Fraction = 0.2

@@ -1,4 +1,4 @@
-"""The loss of a global batch that mixes kinds of samples, such as plain text and conversations.
+"""How much each kind of samples counts in a global batch, such as plain text and conversations.
 
 With n samples in the global batch, n_p of them of part p::
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from trainer.errors import LossError
-from trainer.losses.span_ce import SpanObjective, absent_spans
+from trainer.losses.common.spans import SpanWeights, absent_spans
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class Part:
 
     Attributes:
         name: The kind.
-        objective: Its spans; their weights are relative to the part's share of the batch.
+        spans: Its spans; their weights are relative to the part's share of the batch.
         pooled: The mean over all supervised tokens of the part, instead of a weighted sum of span means.
     """
 
     name: str
-    objective: SpanObjective
+    spans: SpanWeights
     pooled: bool = False
 
 
 @dataclass(frozen=True)
-class MixedObjective:
+class Mixture:
     """The losses of all kinds of samples that a run may see."""
 
     parts: tuple[Part, ...]
@@ -57,11 +57,11 @@ class MixedObjective:
         _ = self.spans  # refuses spans that share an id
 
     @property
-    def spans(self) -> SpanObjective:
+    def spans(self) -> SpanWeights:
         """The spans of all parts, in the order of all count and sum vectors."""
-        return SpanObjective(tuple(span for part in self.parts for span in part.objective.spans))
+        return SpanWeights(tuple(span for part in self.parts for span in part.spans.spans))
 
-    def of_batch(self, counts: Tensor, samples: Mapping[str, float]) -> SpanObjective:
+    def of_batch(self, counts: Tensor, samples: Mapping[str, float]) -> SpanWeights:
         """Return the same spans with their weights in one global batch.
 
         The weight of span s of part p is `n_p / n * w_s`, or `n_p / n * N_s / N_p` where the part is
@@ -83,11 +83,11 @@ class MixedObjective:
         weighted = []
         for part in self.parts:
             share = samples.get(part.name, 0) / total if total else 0.0
-            supervised = sum(tokens[name] for name in part.objective.names)
-            for span in part.objective.spans:
+            supervised = sum(tokens[name] for name in part.spans.names)
+            for span in part.spans.spans:
                 inside = tokens[span.name] / max(supervised, 1) if part.pooled else span.weight
                 weighted.append(replace(span, weight=share * inside))
-        return SpanObjective(tuple(weighted))
+        return SpanWeights(tuple(weighted))
 
     @property
     def names(self) -> list[str]:

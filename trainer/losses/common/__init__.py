@@ -1,0 +1,1 @@
+"""What objectives are made of. A package, so no word that a recipe could name."""
