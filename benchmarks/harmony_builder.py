@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import openai_harmony as oh
 
-from vpmoe_assets.harmony.conversation import DEFAULT_IDENTITY, DEFAULT_INSTRUCTIONS
+from trainer.contract.scaffold import DEFAULT_IDENTITY, DEFAULT_INSTRUCTIONS
 from vpmoe_assets.harmony.tokenizer import load_harmony
 
 KINDS: dict[str, Any] = {"tokens": np.int32, "lossmask": np.uint8, "span": np.uint8}

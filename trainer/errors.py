@@ -1,4 +1,7 @@
-"""What the trainer refuses or stops at, each kind with a class of its own."""
+"""What the trainer refuses or stops at, each kind with a class of its own.
+
+The orchestrator has a `DataError` too: no error crosses the wall, only its message, in `STATUS`.
+"""
 
 
 class DataError(ValueError):

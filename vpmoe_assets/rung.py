@@ -10,15 +10,18 @@ from vpmoe_assets.checks.check import Check
 
 COMMON = (
     "trainer/checkpoints/format.py",
+    "trainer/contract/canonical.py",
     "trainer/contract/geometry.py",
     "trainer/contract/layers.py",
     "trainer/contract/pattern.py",
+    "trainer/contract/safetensors_header.py",
     *(f"trainer/surgery/{name}.py" for name in ("tensorfile", "tensors", "weights")),
 )
 """Files whose code decides the bytes of every rung."""
 
 CALIBRATED = (
     "trainer/contract/fusions.py",
+    "trainer/contract/indexed.py",
     "trainer/contract/words.py",
     "trainer/data",
     "trainer/model",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vpmoe_assets.harmony.conversation import Scaffold
+from trainer.contract.scaffold import Scaffold
 from vpmoe_assets.harmony.render import Renderer
 from vpmoe_assets.harmony.tokenizer import write_tokenizer
 

@@ -9,10 +9,11 @@ from click.testing import CliRunner
 from tests.harmony.inputs import SEQ_LEN, build, rows, tree, write
 from trainer.contract.canonical import sha256_json
 from trainer.contract.files import replace_json
+from trainer.contract.scaffold import Scaffold
 from vpmoe_assets.cli import main
 from vpmoe_assets.errors import DataError, ShardRowError
 from vpmoe_assets.harmony.build import build_kd_from_harmony, work_dir_of
-from vpmoe_assets.harmony.conversation import Scaffold, messages
+from vpmoe_assets.harmony.conversation import messages
 from vpmoe_assets.harmony.indexed import map_elements, read_index
 from vpmoe_assets.harmony.kd_config import KdConfig
 from vpmoe_assets.harmony.oracle import expected_document

@@ -4,15 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.contract.scaffold import Scaffold
 from vpmoe_assets.errors import RowError
-from vpmoe_assets.harmony.conversation import (
-    Scaffold,
-    is_complete,
-    messages,
-    messages_json,
-    parse_messages,
-    validate,
-)
+from vpmoe_assets.harmony.conversation import is_complete, messages, messages_json, parse_messages, validate
 
 ROW = {"query": "Why?", "synthetic_reasoning": "Hm.", "synthetic_answer": "So."}
 

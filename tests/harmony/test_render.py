@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.harmony.inputs import HARD_TEXTS, rows
+from trainer.contract.scaffold import Scaffold
 from vpmoe_assets.errors import RowError
-from vpmoe_assets.harmony.conversation import Scaffold, messages
+from vpmoe_assets.harmony.conversation import messages
 from vpmoe_assets.harmony.oracle import expected_document
 from vpmoe_assets.harmony.render import render_with_harmony
 from vpmoe_assets.harmony.tokenizer import load_harmony

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.harmony.inputs import rows, write
+from trainer.contract.scaffold import Scaffold
 from vpmoe_assets.errors import DataError
-from vpmoe_assets.harmony.conversation import METADATA_FIELDS, Scaffold
+from vpmoe_assets.harmony.conversation import METADATA_FIELDS
 from vpmoe_assets.harmony.rows import describe_row, inspect_inputs, locate, read_batches, shard_range
 from vpmoe_assets.harmony.sources import synth_sources
 

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer.contract.scaffold import Scaffold
 from vpmoe_assets.errors import RowError
-from vpmoe_assets.harmony.conversation import Scaffold, messages, validate
+from vpmoe_assets.harmony.conversation import messages, validate
 from vpmoe_assets.harmony.oracle import expected_document
 from vpmoe_assets.harmony.tokenizer import load_tiktoken
 from vpmoe_assets.harmony.truncate import DROP_FINAL_TOO_LONG, DROP_NO_ROOM, KEEP, Cut, plan_cut

@@ -8,7 +8,6 @@ only, no token is read but a small sample), and every document again when it is 
 
 import hashlib
 import json
-import struct
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +16,10 @@ import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from numpy.typing import NDArray
 
+from trainer.contract.indexed import DTYPES, HEADER_BYTES, unpack_header
 from trainer.errors import DataError
 
-_HEADER = struct.Struct("<9sQBQQ")
-_MAGIC = b"MMIDIDX\x00\x00"
-_DTYPE_CODES = {1: np.dtype(np.uint8), 4: np.dtype(np.int32)}
+_DTYPE_CODES = {code: np.dtype(name) for code, name in DTYPES.items()}
 _PROBES = 256  # documents per shard whose last token is read on opening
 
 SIDECARS: dict[str, np.dtype[Any]] = {
@@ -95,22 +93,25 @@ def open_indexed(prefix: Path, dtype: np.dtype[Any]) -> IndexedDataset:
         if not path.is_file():
             raise DataError(f"{path} is missing")
     with idx.open("rb") as file:
-        header = file.read(_HEADER.size)
-    if len(header) < _HEADER.size:
-        raise DataError(f"{idx} is truncated: {len(header)} bytes, its header alone takes {_HEADER.size}")
-    magic, version, code, sequences, indices = _HEADER.unpack(header)
-    if magic != _MAGIC or version != 1:
-        raise DataError(f"{idx} is not a Megatron index of version 1 (magic {magic!r}, version {version})")
+        content = file.read(HEADER_BYTES)
+    if len(content) < HEADER_BYTES:
+        raise DataError(f"{idx} is truncated: {len(content)} bytes, its header alone takes {HEADER_BYTES}")
+    header = unpack_header(content)
+    code, sequences, indices = header.code, header.sequences, header.documents
+    if not header.known:
+        raise DataError(
+            f"{idx} is not a Megatron index of version 1 (magic {header.magic!r}, version {header.version})"
+        )
     if _DTYPE_CODES.get(code) != dtype:
         raise DataError(f"{idx} has element type {_DTYPE_CODES.get(code, f'code {code}')}; expected {dtype}")
     if sequences == 0:
         raise DataError(f"{idx} holds no documents; an empty split leaves no files")
-    if (size := idx.stat().st_size) != (expected := _HEADER.size + 12 * sequences + 8 * indices):
+    if (size := idx.stat().st_size) != (expected := header.file_bytes):
         raise DataError(
             f"{idx} is damaged: {size} bytes, {sequences} sequences and {indices} indices take {expected}"
         )
 
-    body = np.memmap(idx, mode="r", dtype=np.uint8, offset=_HEADER.size)
+    body = np.memmap(idx, mode="r", dtype=np.uint8, offset=HEADER_BYTES)
     lengths = body[: 4 * sequences].view("<i4")
     offsets = body[4 * sequences : 12 * sequences].view("<i8")
     documents = body[12 * sequences :].view("<i8")

@@ -6,6 +6,7 @@ so that a control token's name in a query is no control token.
 """
 
 from trainer.checkpoints.tokenizers import Tokenizer
+from trainer.contract.scaffold import Scaffold
 from trainer.contract.schema.data import SynthHarmony
 from trainer.errors import EvaluationError
 
@@ -59,21 +60,6 @@ def conversation_prompt(
             "a plain prompt"
         )
     ids: list[int] = []
-    for role, content in messages(scaffold, query, effort=effort):
+    for role, content in [*Scaffold.of(scaffold, effort=effort).texts(), ("user", query)]:
         ids += [START, *tokenizer.encode(role), MESSAGE, *tokenizer.encode(content), END]
     return [*ids, START, ASSISTANT]
-
-
-def messages(scaffold: SynthHarmony, query: str, *, effort: str | None = None) -> list[tuple[str, str]]:
-    """Role and text of every message of a prompt."""
-    system = (
-        f"{scaffold.model_identity}\n"
-        f"Knowledge cutoff: {scaffold.knowledge_cutoff}\n"
-        f"Current date: {scaffold.conversation_start_date}\n\n"
-        f"Reasoning: {(effort or scaffold.reasoning_effort).lower()}\n\n"
-        "# Valid channels: analysis, commentary, final. Channel must be included for every message."
-    )
-    found = [("system", system)]
-    if scaffold.instructions is not None:
-        found.append(("developer", f"# Instructions\n\n{scaffold.instructions}"))
-    return [*found, ("user", query)]

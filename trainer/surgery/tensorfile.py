@@ -18,6 +18,8 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError, safe_open
 
+from trainer.contract.safetensors_header import read_header
+
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -94,18 +96,15 @@ class TensorFile:
                 f"{path}: not a whole safetensors file ({error}); {path.stat().st_size} bytes found"
             ) from error
         self._fd = os.open(path, os.O_RDONLY)
-        length = int.from_bytes(os.pread(self._fd, 8, 0), "little")
-        header: dict[str, Any] = json.loads(os.pread(self._fd, length, 8))
-        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        header = read_header(path)
+        self.metadata: dict[str, str] = header.metadata
         self.specs: dict[str, TensorSpec] = {}
         self._offsets: dict[str, int] = {}
-        for name, entry in header.items():
-            if entry["dtype"] not in DTYPES:
-                raise WeightsError(
-                    f"{path}: {name} has dtype {entry['dtype']}; known are {', '.join(DTYPES)}"
-                )
-            self.specs[name] = TensorSpec(tuple(entry["shape"]), DTYPES[entry["dtype"]])
-            self._offsets[name] = 8 + length + entry["data_offsets"][0]
+        for name, entry in header.entries.items():
+            if entry.dtype not in DTYPES:
+                raise WeightsError(f"{path}: {name} has dtype {entry.dtype}; known are {', '.join(DTYPES)}")
+            self.specs[name] = TensorSpec(entry.shape, DTYPES[entry.dtype])
+            self._offsets[name] = entry.start
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Return a tensor, or rows `start` to `stop` of it, as a new contiguous tensor in its stored type."""

@@ -16,7 +16,9 @@ from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import data as checks
 
 _HARMONY = "vpmoe_assets/harmony"
-_ROWS = [f"{_HARMONY}/{name}.py" for name in ("conversation", "rows", "synth_harmony", "sources", "split")]
+_ROWS = ["trainer/contract/canonical.py", "trainer/contract/scaffold.py"] + [
+    f"{_HARMONY}/{name}.py" for name in ("conversation", "rows", "synth_harmony", "sources", "split")
+]
 _KD = [
     f"{_HARMONY}/{name}.py"
     for name in (
@@ -24,7 +26,9 @@ _KD = [
         *("build", "unique"),
     )
 ]
-_TOKENS = [f"{_HARMONY}/{name}.py" for name in ("indexed", "split", "tokenizer")]
+_TOKENS = ["trainer/contract/canonical.py", "trainer/contract/indexed.py"] + [
+    f"{_HARMONY}/{name}.py" for name in ("indexed", "split", "tokenizer")
+]
 
 
 def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
@@ -50,7 +54,7 @@ def _synth_harmony(experiment: Experiment) -> dg.AssetsDefinition:
         Rows without a question, reasoning or answer are skipped and counted in the manifest.
         """
         from trainer.contract.files import replace_json
-        from vpmoe_assets.harmony.conversation import Scaffold
+        from trainer.contract.scaffold import Scaffold
         from vpmoe_assets.harmony.pool import Progress
         from vpmoe_assets.harmony.synth_harmony import build_synth_harmony
 
@@ -58,13 +62,7 @@ def _synth_harmony(experiment: Experiment) -> dg.AssetsDefinition:
             sorted(synth.payload.rglob("*.parquet")),
             build.payload,
             build.work.scratch,
-            scaffold=Scaffold(
-                model_identity=harmony.model_identity,
-                reasoning_effort=harmony.reasoning_effort,
-                conversation_start_date=harmony.conversation_start_date,
-                knowledge_cutoff=harmony.knowledge_cutoff,
-                instructions=harmony.instructions,
-            ),
+            scaffold=Scaffold.of(harmony),
             num_shards=harmony.num_shards,
             row_group_rows=harmony.row_group_rows,
             git_sha=build.code.git_sha,

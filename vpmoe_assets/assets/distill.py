@@ -14,8 +14,10 @@ from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import training as checks
 
 TRAINING_SOURCES = (
+    "trainer/contract/canonical.py",
     "trainer/contract/fusions.py",
     "trainer/contract/geometry.py",
+    "trainer/contract/indexed.py",
     "trainer/contract/kinds.py",
     "trainer/contract/layers.py",
     "trainer/contract/pattern.py",

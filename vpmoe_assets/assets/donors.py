@@ -15,7 +15,12 @@ from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import data as data_checks
 from vpmoe_assets.checks import donors as checks
 
-_SOURCES = ["trainer/contract/donor.py", "vpmoe_assets/donors", "vpmoe_assets/hub.py"]
+_SOURCES = [
+    "trainer/contract/donor.py",
+    "trainer/contract/safetensors_header.py",
+    "vpmoe_assets/donors",
+    "vpmoe_assets/hub.py",
+]
 
 
 def donor_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:

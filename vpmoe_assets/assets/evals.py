@@ -33,10 +33,13 @@ SHARED_INPUTS = ("core8_bundle", "healing_text_v1", "synth_kd_v1", "o200k_tokeni
 """What every checkpoint is measured on, and the tokenizer of ours."""
 
 EVALUATION_SOURCES = (
+    "trainer/contract/canonical.py",
     "trainer/contract/fusions.py",
     "trainer/contract/geometry.py",
+    "trainer/contract/indexed.py",
     "trainer/contract/layers.py",
     "trainer/contract/pattern.py",
+    "trainer/contract/scaffold.py",
     "trainer/contract/words.py",
     "trainer/evaluate",
     "trainer/model",

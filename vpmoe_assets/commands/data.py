@@ -11,8 +11,8 @@ import click
 from vpmoe_assets.commands.common import F, human_bytes, json_option, print_json, user_errors
 
 if TYPE_CHECKING:
+    from trainer.contract.scaffold import Scaffold
     from vpmoe_assets.harmony.build import KdBuild
-    from vpmoe_assets.harmony.conversation import Scaffold
     from vpmoe_assets.harmony.kd_config import KdConfig
 
 
@@ -131,7 +131,7 @@ def build(
 
 def _scaffold(omit_developer: bool, **texts: Any) -> "Scaffold":
     """Return the scaffold with the texts that were given."""
-    from vpmoe_assets.harmony.conversation import Scaffold
+    from trainer.contract.scaffold import Scaffold
 
     given = {name: text for name, text in texts.items() if text is not None}
     if omit_developer:

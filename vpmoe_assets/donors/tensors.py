@@ -1,38 +1,19 @@
 """Safetensors files without torch: what is in one, a subset of one, and seeded tensors in bfloat16."""
 
 import hashlib
-import json
 import mmap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from trainer.contract import safetensors_header
+from trainer.contract.safetensors_header import TensorEntry
 from vpmoe_assets.errors import DonorError
 
-_HEADER_LIMIT = 100_000_000
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 _SPEC_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """A tensor in a safetensors file.
-
-    Attributes:
-        dtype: As the format writes it (`BF16`).
-        shape: Of the tensor.
-        start: First byte in the file.
-        stop: The byte after its last.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
@@ -42,31 +23,11 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         DonorError: The file is absent, cut off, or no safetensors file.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
-                raise DonorError(f"{path} is no safetensors file: a header of {length} bytes in {size}")
-            header = json.loads(stream.read(length))
+        return safetensors_header.read_header(path).entries
     except FileNotFoundError:
         raise DonorError(f"{path}: no such file; materialise or download the donor again") from None
-    except ValueError as error:
-        if isinstance(error, DonorError):
-            raise
-        raise DonorError(f"{path} is no safetensors file: {error}") from error
-    header.pop("__metadata__", None)
-    entries = {}
-    for name, item in header.items():
-        start, stop = (8 + length + offset for offset in item["data_offsets"])
-        entry = TensorEntry(item["dtype"], tuple(item["shape"]), start, stop)
-        needed = int(np.prod(entry.shape, dtype=np.int64)) * _ITEM_BYTES.get(entry.dtype, 1)
-        if stop > size or (entry.dtype in _ITEM_BYTES and stop - start != needed):
-            raise DonorError(
-                f"{path} is cut off or damaged: {name} {entry.dtype}{list(entry.shape)} ends at byte {stop} "
-                f"of {size}"
-            )
-        entries[name] = entry
-    return entries
+    except safetensors_header.HeaderError as error:
+        raise DonorError(str(error)) from error
 
 
 def require_tensors(

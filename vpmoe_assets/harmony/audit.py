@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trainer.contract.scaffold import Scaffold
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.file_audit import file_faults
 from vpmoe_assets.harmony import tokenizer
-from vpmoe_assets.harmony.conversation import Scaffold, messages, parse_messages, validate
+from vpmoe_assets.harmony.conversation import messages, parse_messages, validate
 from vpmoe_assets.harmony.indexed import Index, map_elements, read_index
 from vpmoe_assets.harmony.kd_manifest import payload_files
 from vpmoe_assets.harmony.oracle import expected_document

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract.files import replace_json, sync
+from trainer.contract.scaffold import Scaffold
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.completion import sweep, sync_tree
-from vpmoe_assets.harmony.conversation import Scaffold
 from vpmoe_assets.harmony.kd import KdWorker
 from vpmoe_assets.harmony.kd_config import KdConfig
 from vpmoe_assets.harmony.kd_manifest import (

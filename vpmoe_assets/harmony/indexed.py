@@ -1,13 +1,7 @@
-r"""Megatron's IndexedDataset files, written as a stream and read without torch.
-
-`.bin` is the concatenation of all sequences. `.idx` is, little-endian: 9 bytes `MMIDIDX\0\0`, u64
-version 1, u8 dtype code, u64 number of sequences n, u64 number of document indices n+1, int32[n] lengths,
-int64[n] byte offsets, int64[n+1] document indices. Here one sequence is one document.
-"""
+"""Megatron's IndexedDataset files (format: `trainer.contract.indexed`), as a stream and without torch."""
 
 import hashlib
 import os
-import struct
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +12,10 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
+from trainer.contract.indexed import DTYPES, HEADER_BYTES, pack_header, unpack_header
 from vpmoe_assets.errors import DataError
 
-MAGIC = b"MMIDIDX\x00\x00"
-HEADER = struct.Struct("<9sQBQQ")
-DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 4: np.dtype("<i4")}
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_CODES = {np.dtype(name): code for code, name in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -109,7 +101,7 @@ class IndexedWriter:
         digest, size = hashlib.sha256(), 0
         with self.idx_path.open("wb") as stream:
             for part in (
-                HEADER.pack(MAGIC, 1, _CODES[self.dtype], count, count + 1),
+                pack_header(_CODES[self.dtype], count),
                 lengths.astype("<i4", copy=False).tobytes(),
                 _offsets(lengths, self.dtype.itemsize).tobytes(),
                 np.arange(count + 1, dtype="<i8").tobytes(),
@@ -145,23 +137,24 @@ def read_index(path: Path) -> Index:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read the index {path}: {error.strerror}") from error
-    if len(content) < HEADER.size:
+    if len(content) < HEADER_BYTES:
         raise DataError(f"{path} is not an IndexedDataset index: only {len(content)} bytes")
-    magic, version, code, count, documents = HEADER.unpack_from(content)
-    if magic != MAGIC or version != 1 or code not in DTYPES:
+    header = unpack_header(content)
+    if not header.known or header.code not in DTYPES:
         raise DataError(
-            f"{path} is not an IndexedDataset index of uint8 or int32 (version {version}, dtype {code})"
+            f"{path} is not an IndexedDataset index of uint8 or int32 (version {header.version}, dtype "
+            f"{header.code})"
         )
-    expected = HEADER.size + 12 * count + 8 * documents
-    if documents != count + 1 or len(content) != expected:
+    count = header.sequences
+    if header.documents != count + 1 or len(content) != header.file_bytes:
         raise DataError(
-            f"{path} is damaged: {len(content)} bytes, {documents} document indices for {count} sequences, "
-            f"expected {expected} bytes and {count + 1}"
+            f"{path} is damaged: {len(content)} bytes, {header.documents} document indices for {count} "
+            f"sequences, expected {header.file_bytes} bytes and {count + 1}"
         )
-    lengths = np.frombuffer(content, "<i4", count, HEADER.size)
-    offsets = np.frombuffer(content, "<i8", count, HEADER.size + 4 * count)
-    indices = np.frombuffer(content, "<i8", count + 1, HEADER.size + 12 * count)
-    dtype = DTYPES[code]
+    lengths = np.frombuffer(content, "<i4", count, HEADER_BYTES)
+    offsets = np.frombuffer(content, "<i8", count, HEADER_BYTES + 4 * count)
+    indices = np.frombuffer(content, "<i8", count + 1, HEADER_BYTES + 12 * count)
+    dtype = np.dtype(DTYPES[header.code])
     if not np.array_equal(offsets, _offsets(lengths, dtype.itemsize)):
         raise DataError(f"{path} is damaged: its byte offsets do not follow from its lengths")
     if not np.array_equal(indices, np.arange(count + 1)):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.contract.canonical import sha256_json
-from vpmoe_assets.harmony.conversation import ASSISTANT_CHANNELS, ROLES, Scaffold
+from trainer.contract.scaffold import Scaffold
+from vpmoe_assets.harmony.conversation import ASSISTANT_CHANNELS, ROLES
 from vpmoe_assets.harmony.render import RENDERER_VERSION
 from vpmoe_assets.harmony.split import split_threshold
 from vpmoe_assets.harmony.tokenizer import EOD, RANKS_SHA256

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract.canonical import sha256_json
+from trainer.contract.scaffold import Scaffold
 from vpmoe_assets.errors import DataError
-from vpmoe_assets.harmony.conversation import ROLES, Scaffold
+from vpmoe_assets.harmony.conversation import ROLES
 from vpmoe_assets.harmony.kd_config import COUNTS, KdConfig
 from vpmoe_assets.harmony.render import RENDERER_VERSION
 from vpmoe_assets.harmony.rows import InputFile

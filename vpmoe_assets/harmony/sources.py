@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainer.contract.scaffold import Scaffold
 from vpmoe_assets.errors import DataError
-from vpmoe_assets.harmony.conversation import TEXT_FIELDS, Scaffold, Turn, parse_messages, validate
+from vpmoe_assets.harmony.conversation import TEXT_FIELDS, Turn, parse_messages, validate
 from vpmoe_assets.harmony.rows import (
     InputFile,
     RowBatch,

@@ -12,15 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.contract.canonical import sha256_json
+from trainer.contract.scaffold import Scaffold
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.completion import ShardWork, shard_key, sweep
-from vpmoe_assets.harmony.conversation import (
-    METADATA_FIELDS,
-    TEXT_FIELDS,
-    Scaffold,
-    is_complete,
-    messages_json,
-)
+from vpmoe_assets.harmony.conversation import METADATA_FIELDS, TEXT_FIELDS, is_complete, messages_json
 from vpmoe_assets.harmony.pool import Progress, run_shards
 from vpmoe_assets.harmony.rows import InputFile, inspect_inputs, read_batches, shard_range
 from vpmoe_assets.lineage.digest import file_sha256

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.trainer.evaluate.evaluation_inputs import _manifest, _write_pair, context
 from tests.trainer.evaluate.test_core8 import recipe as core8_recipe
 from trainer.checkpoints.tokenizers import O200kTokenizer
+from trainer.contract.scaffold import Scaffold
 from trainer.contract.schema.data import SynthHarmony
 from trainer.contract.schema.evaluate import Generation
 from trainer.contract.schema.experiment import load_experiment
@@ -19,7 +20,7 @@ from trainer.decoding.conversation import ASSISTANT, CHANNEL, RETURN, START, con
 from trainer.decoding.generation import Generated
 from trainer.errors import EvaluationError, TokenizerMismatchError
 from trainer.evaluate import harmony
-from vpmoe_assets.harmony.conversation import Scaffold, messages
+from vpmoe_assets.harmony.conversation import messages
 from vpmoe_assets.harmony.render import Renderer, render_with_harmony
 
 ROWS = [

@@ -1,0 +1,86 @@
+"""The header of a safetensors file: 8 bytes of length, JSON padded with spaces to 8 bytes, then tensors."""
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+"""Bytes of a number, by the format's name of its type."""
+_LIMIT = 100_000_000
+
+
+class HeaderError(ValueError):
+    """A file is no safetensors file, or is cut off; the message names it and what was found."""
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor in a safetensors file.
+
+    Attributes:
+        dtype: As the format writes it (`BF16`).
+        shape: Of the tensor.
+        start: First byte in the file.
+        stop: The byte after its last.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of itself.
+
+    Attributes:
+        entries: Its tensors, in the header's order.
+        metadata: The strings stored beside them.
+    """
+
+    entries: dict[str, TensorEntry]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Read a header and check it against the file's size.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        HeaderError: It is cut off, or no safetensors file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= min(size - 8, _LIMIT):
+            raise HeaderError(f"{path} is no safetensors file: a header of {length} bytes in {size}")
+        try:
+            content = json.loads(stream.read(length))
+        except ValueError as error:
+            raise HeaderError(f"{path} is no safetensors file: {error}") from error
+    metadata = content.pop("__metadata__", {})
+    entries = {}
+    for name, item in content.items():
+        start, stop = (8 + length + offset for offset in item["data_offsets"])
+        entry = TensorEntry(item["dtype"], tuple(item["shape"]), start, stop)
+        width = ITEM_BYTES.get(entry.dtype)
+        if stop > size or (width is not None and stop - start != prod(entry.shape) * width):
+            raise HeaderError(
+                f"{path} is cut off or damaged: {name} {entry.dtype}{list(entry.shape)} ends at byte {stop} "
+                f"of {size}"
+            )
+        entries[name] = entry
+    return Header(entries, metadata)
