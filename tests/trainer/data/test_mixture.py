@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.mixture import CONVERSATIONS, TEXT, MixtureSampler, Place, conversations_before, parts_of
+from trainer.contract.kinds import CONVERSATIONS, TEXT
+from trainer.data.mixture import MixtureSampler, Place, conversations_before, parts_of
 from trainer.errors import DataError
 
 

@@ -70,11 +70,11 @@ def test_the_loss_of_a_model_is_its_backends(other, monkeypatch):
     torch.testing.assert_close(model.cross_entropy(hidden, labels, weights, select)[0], 2 * loss)
 
 
-@pytest.mark.parametrize("word", ["fused", "transformer_engine", "backend", "__init__", ""])
+@pytest.mark.parametrize("word", ["turbo", "backend", "__init__", ""])
 def test_a_word_without_a_module_is_refused_with_what_there_is(word):
-    with pytest.raises(ConfigError, match=rf"training\.backend: found '{word}'; allowed: 'reference'"):
+    with pytest.raises(ConfigError, match=rf"training\.backend: found '{word}'; allowed: .*'reference'"):
         load_backend(word)
-    with pytest.raises(ConfigError, match=rf"training\.backend: found '{word}'; allowed: 'reference'"):
+    with pytest.raises(ConfigError, match=rf"training\.backend: found '{word}'; allowed: .*'reference'"):
         build_model(tiny("dense"), backend=word, device="meta")
 
 
@@ -116,9 +116,10 @@ def test_a_backend_without_the_literal_is_named(tmp_path):
 
 
 def test_words_are_modules_and_not_packages_or_private_ones(monkeypatch, tmp_path):
+    before = set(words(BACKENDS))
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").write_text("")
     (tmp_path / "_private.py").write_text("")
     add_backend(monkeypatch, tmp_path, "turbo", 'raise SystemExit("imported")')
-    assert list(words(BACKENDS)) == ["reference", "turbo"]
+    assert set(words(BACKENDS)) == before | {"turbo"}
     require_word(BACKENDS, "turbo", "training.backend")
