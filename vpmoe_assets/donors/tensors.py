@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.contract import safetensors_header
-from trainer.contract.safetensors_header import TensorEntry
+from trainer.contract.safetensors_header import HeaderError, TensorEntry
+from trainer.contract.safetensors_header import read_header as read_whole_header
 from vpmoe_assets.errors import DonorError
 
 _SPEC_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -23,10 +23,10 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         DonorError: The file is absent, cut off, or no safetensors file.
     """
     try:
-        return safetensors_header.read_header(path).entries
+        return read_whole_header(path).entries
     except FileNotFoundError:
         raise DonorError(f"{path}: no such file; materialise or download the donor again") from None
-    except safetensors_header.HeaderError as error:
+    except HeaderError as error:
         raise DonorError(str(error)) from error
 
 
