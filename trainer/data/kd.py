@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 
 from trainer.data.indexed import SpanDocuments
 from trainer.data.pack_index import PackIndex, PackKey, load_or_build
+from trainer.model.document_mask import PADDING
 
 Sample = dict[str, torch.Tensor]
 """`tokens`, `labels`, `span_id`, `position_ids`, `doc_id` [S] int64 and `loss_mask` [S]
 float32."""
-
-PADDING_DOC_ID = -1
 
 
 class PackedDataset:
@@ -97,7 +96,7 @@ class PackedDataset:
         loss_mask = np.zeros(length, dtype=np.float32)
         span_id = np.zeros(length, dtype=np.int64)
         position_ids = np.zeros(length, dtype=np.int64)
-        doc_id = np.full(length, PADDING_DOC_ID, dtype=np.int64)
+        doc_id = np.full(length, PADDING, dtype=np.int64)
         start = 0
         for number, document in enumerate(self.documents_of(epoch, index).tolist()):
             tokens, mask, span = self.documents[document]

@@ -270,6 +270,18 @@ def agree(flag: bool) -> bool:
     return bool(vote.item())
 
 
+def peak_device_bytes(device: torch.device) -> int | None:
+    """Return the most memory that a rank's allocator held at once, the largest of all ranks; None on a CPU.
+
+    Collective. What the driver and NCCL take beside the allocator is not in it.
+    """
+    if device.type != "cuda":
+        return None
+    held = torch.tensor([torch.cuda.max_memory_reserved(device)], dtype=torch.int64)
+    dist.all_reduce(held, op=dist.ReduceOp.MAX)
+    return int(held.item())
+
+
 def together[T](work: Callable[[], T], *, only_leader: bool = True) -> T | None:
     """Run `work` on rank 0 (or on all ranks) and raise on every rank when it failed on one.
 

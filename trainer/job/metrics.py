@@ -70,11 +70,6 @@ def _lines(path: Path) -> list[tuple[str, int]]:
     return found
 
 
-def read_metrics(path: Path) -> list[dict[str, Value]]:
-    """All complete lines of a metrics file, in order."""
-    return [json.loads(line) for line, _ in _lines(path)]
-
-
 def router_health(counts: ArrayLike, expert_bias: ArrayLike | None) -> dict[str, float]:
     """Health of one MoE layer's router over one global batch.
 

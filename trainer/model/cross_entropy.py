@@ -127,6 +127,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 _product(grad_logits, head, out=grad_chosen[start : start + chunk_tokens])
             if grad_head is not None:
                 _add_product_(grad_head, grad_logits.t(), states)
+            del grad_logits  # or it would still be there while the next chunk's is made
 
         if grad_chosen is not None and shard.size > 1:
             dist.all_reduce(grad_chosen, group=group)

@@ -21,7 +21,7 @@ from trainer.contract.layers import moe_layers
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.job import Job
 from trainer.contract.schema.training import TrainRecipe
-from trainer.job.distributed import Layout, agree, session, together
+from trainer.job.distributed import Layout, agree, peak_device_bytes, session, together
 from trainer.job.lifecycle import Interrupted
 from trainer.job.metrics import MetricsLog, Value
 from trainer.job.signals import StopRequest
@@ -403,6 +403,7 @@ class Run:
             "layout": self.layout.describe(),
             "layouts": progress["layouts"],
             "device": self.layout.device.type,
+            "peak_device_bytes": peak_device_bytes(self.layout.device),
             "train_seconds": progress["train_seconds"],
             "wall_seconds": round(time.time() - self.started, 3),
         }

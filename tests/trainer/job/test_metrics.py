@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.job.metrics import MetricsLog, read_metrics, router_health, router_metrics
+from tests.trainer.metric_rows import read_metrics
+from trainer.job.metrics import MetricsLog, router_health, router_metrics
 
 
 def test_router_health_of_the_worked_example():

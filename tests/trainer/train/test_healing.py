@@ -10,6 +10,7 @@ from megatron.core import dist_checkpointing
 from safetensors.numpy import load_file
 
 from tests.ranks import Ranks, run_ranks
+from tests.trainer.metric_rows import read_metrics
 from tests.trainer.train.healing_jobs import (
     LAYERS,
     NEW_LAYERS,
@@ -34,7 +35,6 @@ from trainer.checkpoints.published import save_published
 from trainer.contract.schema.job import Job
 from trainer.contract.status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 from trainer.job.distributed import session
-from trainer.job.metrics import read_metrics
 from trainer.job.signals import StopRequest
 from trainer.job.workdir import WorkDir
 from trainer.train.run import Run

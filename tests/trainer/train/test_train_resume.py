@@ -10,6 +10,7 @@ import torch
 from megatron.core import dist_checkpointing
 
 from tests.ranks import Ranks, run_ranks
+from tests.trainer.metric_rows import read_metrics
 from tests.trainer.train.train_jobs import make_job, summary, tiny_recipe
 from tests.trainer.train.train_work import (
     losses,
@@ -24,7 +25,6 @@ from tests.trainer.train.train_work import (
 from trainer.contract.schema.job import Job
 from trainer.contract.status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 from trainer.job.distributed import session
-from trainer.job.metrics import read_metrics
 from trainer.train.engine import Progress, ran_under
 
 pytestmark = pytest.mark.slow

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tests.ranks import Ranks, run_ranks
+from tests.trainer.metric_rows import read_metrics
 from tests.trainer.train.train_jobs import make_job, run_job_process, summary, tiny_recipe
 from tests.trainer.train.train_work import losses, run_train, train_slow_saves, train_until, wait_for
 from trainer.contract.schema.job import Job
 from trainer.contract.status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 from trainer.job.distributed import session
-from trainer.job.metrics import read_metrics
 from trainer.job.signals import StopRequest
 from trainer.job.workdir import WorkDir
 from trainer.train.drift import resume_drift

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from tests.trainer.metric_rows import read_metrics
 from trainer.checkpoints.resume import Checkpoints, TorchDistSave
 from trainer.contract.schema.job import Job
 from trainer.job.lifecycle import Interrupted, run_job
-from trainer.job.metrics import read_metrics
 from trainer.job.signals import StopRequest
 from trainer.job.workdir import WorkDir
 from trainer.train.engine import Engine
