@@ -49,7 +49,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def main() -> None:
-    """Measures and prints JSON: one object a task as it goes, all of it at the end."""
+    """Measure and print JSON: one object a task as it goes, all of it at the end."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

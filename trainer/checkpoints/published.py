@@ -178,7 +178,7 @@ def _gather_layout(local: Mapping[str, ShardedTensor]) -> dict[str, _Whole]:
 
 
 def _collect(name: str, whole: _Whole, mine: ShardedTensor | None) -> torch.Tensor | None:
-    """Brings one full tensor to rank 0, on the CPU; the other ranks send their part and get None."""
+    """Bring one full tensor to rank 0, on the CPU; the other ranks send their part and get None."""
     rank = dist.get_rank()
     full = torch.empty(whole.shape, dtype=whole.dtype) if rank == 0 else None
     for piece in whole.pieces:

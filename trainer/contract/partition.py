@@ -62,7 +62,7 @@ def elementwise_unit(shape: Sequence[int], split_elements: int = SPLIT_ELEMENTS)
 
 
 def plan(units: Sequence[Unit], ranks: int) -> list[Share]:
-    """Shares units out over ranks: the dearest rows first, each to the rank with the least work so far.
+    """Share units out over ranks: the dearest rows first, each to the rank with the least work so far.
 
     Args:
         units: In the order of the model's parameters.

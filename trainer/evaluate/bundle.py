@@ -149,7 +149,7 @@ def _read_task(directory: Path, entry: Mapping[str, Any]) -> Task:
 
 
 def check_item(kind: str, item: Item, where: str) -> None:
-    """Refuses an item without the fields of its type, or whose right answer is none of its choices.
+    """Refuse an item without the fields of its type, or whose right answer is none of its choices.
 
     Raises:
         EvaluationError: Naming the item and the field.

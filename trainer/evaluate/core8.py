@@ -183,7 +183,7 @@ def standard_error(correct: int, total: int) -> float:
 def evaluate_task(
     model: LanguageModel, task: Task, protocol: Core8Protocol, max_len: int, context: SuiteContext
 ) -> dict[str, Any]:
-    """Asks a task's items.
+    """Ask a task's items.
 
     Returns:
         `items` (one object each: row, gold, prediction, mean NLL and tokens of each choice, correct, cropped)
@@ -255,7 +255,7 @@ def summarise(tasks: Sequence[Task], counts: Mapping[str, Mapping[str, int]]) ->
 
 
 def run(model: LanguageModel, recipe: EvaluateRecipe, context: SuiteContext) -> SuiteResult:
-    """Measures a checkpoint on every task of the bundle."""
+    """Measure a checkpoint on every task of the bundle."""
     protocol = recipe.core8
     assert protocol is not None, "the recipe's own check requires it"
     bundle = read_bundle(context.input(BUNDLE_INPUT, "the core8 suite"))

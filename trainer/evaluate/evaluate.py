@@ -39,7 +39,7 @@ REPORT_INPUT = "eval_{}"
 
 
 def evaluate(job: Job, work: WorkDir, stop: StopRequest, *, batching: Batching | None = None) -> None:
-    """Measures the checkpoints of a job and writes its deliverable.
+    """Measure the checkpoints of a job and write its deliverable.
 
     A task that an earlier start of the same job finished is not done again. Weights & Biases is not used.
 
@@ -81,7 +81,7 @@ class Run:
         self.seconds: dict[str, dict[str, float]] = {}
 
     def complete(self) -> None:
-        """Measures, writes the payload, and the summary last."""
+        """Measure, write the payload, and the summary last."""
         started = time.perf_counter()
         self.check_inputs()
         baselines = self.baselines()
@@ -108,7 +108,7 @@ class Run:
         replace_text(self.output / "summary.json", canonical_json(summary, indent=1) + "\n")
 
     def check_inputs(self) -> None:
-        """Refuses checkpoints that would silently be left out.
+        """Refuse checkpoints that would silently be left out.
 
         Raises:
             ConfigError: An input is a checkpoint and the recipe does not name it.

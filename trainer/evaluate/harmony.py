@@ -186,7 +186,7 @@ def _seed(seed: int, document: int) -> int:
 
 
 def run(model: LanguageModel, recipe: EvaluateRecipe, context: SuiteContext) -> SuiteResult:
-    """Lets a checkpoint answer the pinned prompts and judges the format of its answers.
+    """Let a checkpoint answer the pinned prompts and judge the format of its answers.
 
     The prompts are those of the first held-out conversations, so they are the same for every checkpoint.
 

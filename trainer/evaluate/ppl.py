@@ -32,7 +32,7 @@ _LARGEST_EXPONENT = 700.0
 
 
 def require_tokenizer(model: LanguageModel, manifest: dict[str, Any], context: SuiteContext) -> None:
-    """Refuses token data that a checkpoint would read as other text.
+    """Refuse token data that a checkpoint would read as other text.
 
     Args:
         model: The checkpoint.
@@ -186,7 +186,7 @@ def _identity(
 
 
 def run(model: LanguageModel, recipe: EvaluateRecipe, context: SuiteContext) -> SuiteResult:
-    """Measures a checkpoint's perplexities.
+    """Measure a checkpoint's perplexities.
 
     Raises:
         TokenizerMismatchError: The checkpoint has another tokenizer than the data.

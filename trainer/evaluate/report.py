@@ -215,7 +215,7 @@ def read_report(directory: Path, name: str) -> Report:
 
 
 def require_commit(job: Job) -> None:
-    """Refuses a job whose commit is not known: a report without one could not be traced.
+    """Refuse a job whose commit is not known: a report without one could not be traced.
 
     Raises:
         EvaluationError: `provenance.git_sha` is not a commit.
@@ -248,7 +248,7 @@ def enveloped(report: Report, job: Job, checkpoint: Path) -> dict[str, Any]:
 
 
 def check_finite(suite: str, metrics: Sequence[tuple[str, Any]]) -> None:
-    """Refuses a metric that is not a finite number.
+    """Refuse a metric that is not a finite number.
 
     Raises:
         EvaluationError: Naming it.

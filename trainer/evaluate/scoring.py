@@ -84,7 +84,7 @@ def score(
     share: bool = True,
     tick: Callable[[int], None] = lambda _: None,
 ) -> list[list[Scores]]:
-    """Scores every sequence of every group.
+    """Score every sequence of every group.
 
     Args:
         model: The model.

@@ -157,7 +157,7 @@ class Suite(Protocol):
     """The function `run` of a suite's module."""
 
     def __call__(self, model: LanguageModel, recipe: EvaluateRecipe, context: SuiteContext) -> SuiteResult:
-        """Measures one checkpoint.
+        """Measure one checkpoint.
 
         Raises:
             TokenizerMismatchError: The measurement makes no sense with this checkpoint's tokenizer; the

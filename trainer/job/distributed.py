@@ -150,7 +150,7 @@ def _device(device: DeviceKind, local_rank: int) -> torch.device:
 
 
 def use_threads(local_world: int) -> None:
-    """Shares the usable cores among the ranks of the machine, unless OMP_NUM_THREADS says otherwise.
+    """Share the usable cores among the ranks of the machine, unless OMP_NUM_THREADS says otherwise.
 
     Args:
         local_world: Number of ranks on this machine.
@@ -160,7 +160,7 @@ def use_threads(local_world: int) -> None:
 
 
 def make_deterministic(device: torch.device) -> None:
-    """Asks torch for kernels that give the same bits each time, which resuming bit for bit rests on.
+    """Ask torch for kernels that give the same bits each time, which resuming bit for bit rests on.
 
     On a GPU an operation that has no such kernel warns instead of failing: the data order and the state are
     strict, kernels are best effort.
@@ -180,7 +180,7 @@ def make_deterministic(device: torch.device) -> None:
 
 
 def seed_everything(seed: int, device: torch.device) -> None:
-    """Seeds python, numpy, torch and Megatron's tracker, each data-parallel rank on a stream of its own.
+    """Seed python, numpy, torch and Megatron's tracker, each data-parallel rank on a stream of its own.
 
     Megatron's tracker reads CUDA's random state even on a machine without one, unless it is the inference
     tracker, whose `fork` does nothing. The model draws its initial weights from its own generators, so on a

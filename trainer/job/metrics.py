@@ -50,7 +50,7 @@ class MetricsLog:
         self._file.flush()
 
     def close(self) -> None:
-        """Flushes to the disk and closes."""
+        """Flush to the disk and close."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

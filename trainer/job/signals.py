@@ -27,7 +27,7 @@ class StopRequest:
         return self.received is not None
 
     def request(self, reason: str) -> None:
-        """Asks for a stop, as a signal would."""
+        """Ask for a stop, as a signal would."""
         self.count += 1
         self.received = self.received or reason
 
@@ -37,7 +37,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Catches SIGINT and SIGTERM while the block runs and puts the former handlers back afterwards.
+        """Catch SIGINT and SIGTERM while the block runs and put the former handlers back afterwards.
 
         Must be entered in the main thread, as Python requires of signal handlers.
         """

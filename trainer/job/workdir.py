@@ -97,7 +97,7 @@ class WorkDir:
 
     @contextmanager
     def heartbeat(self, seconds: float = HEARTBEAT_SECONDS) -> Iterator[None]:
-        """Beats from a thread of its own while the block runs.
+        """Beat from a thread of its own while the block runs.
 
         A thread, because a save or the building of a large model keeps the main thread away for longer than
         a watcher waits. What the main thread is at, and since when, stands in the file: a watcher that

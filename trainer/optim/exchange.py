@@ -46,7 +46,7 @@ class WeightExchange:
         *,
         bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
-        """Lays out the buckets; the same on every rank of a group.
+        """Lay out the buckets; the same on every rank of a group.
 
         Args:
             routed: All parameters.
@@ -66,7 +66,7 @@ class WeightExchange:
             self._buckets += _fill(group, streams, bucket_bytes)
 
     def run(self) -> None:
-        """Brings every rank's weights up to date; collective."""
+        """Bring every rank's weights up to date; collective."""
         for bucket in self._buckets:
             device = bucket.pieces[0].weight.device
             received = torch.empty(bucket.group.size * bucket.slot, dtype=torch.uint8, device=device)

@@ -38,7 +38,7 @@ class Gradients:
     def __init__(
         self, routed: Sequence[Routed], topology: Topology, *, bucket_elements: int = BUCKET_ELEMENTS
     ) -> None:
-        """Allocates the buckets and hooks into autograd.
+        """Allocate the buckets and hooks into autograd.
 
         Args:
             routed: The parameters, in the same order on every rank.
@@ -121,7 +121,7 @@ class Gradients:
         mark_written(entry.param)
 
     def zero(self) -> None:
-        """Forgets all gradients; the next backward pass starts afresh.
+        """Forget all gradients; the next backward pass starts afresh.
 
         Raises:
             OptimizerError: Gradients were written after `reduce()`, which would be lost.

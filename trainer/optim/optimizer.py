@@ -62,7 +62,7 @@ class Optimizer:
         shard: bool = True,
         topology: Topology | None = None,
     ) -> None:
-        """Routes the model's parameters, plans ownership and allocates gradients and state.
+        """Route the model's parameters, plan ownership and allocate gradients and state.
 
         Args:
             model: Its parameters carry the attributes of `trainer.optim.routing`.
@@ -113,7 +113,7 @@ class Optimizer:
         return self._steps
 
     def zero_grad(self) -> None:
-        """Forgets all gradients, and freezes or thaws what the step to come asks for.
+        """Forget all gradients, and freeze or thaw what the step to come asks for.
 
         Call it before the first forward pass of a step.
         """
@@ -315,7 +315,7 @@ class Optimizer:
         self._versions = self._current_versions()
 
     def close(self) -> None:
-        """Frees gradients, hooks, master weights and state, and thaws all.
+        """Free gradients, hooks, master weights and state, and thaw all.
 
         Another optimizer may take the model then; this one cannot be used again.
         """

@@ -77,7 +77,7 @@ class Ownership:
     """Who owns what: dense parameters over the data-parallel group, experts over their own."""
 
     def __init__(self, routed: Sequence[Routed], topology: Topology) -> None:
-        """Plans the ownership; collective calls are not made.
+        """Plan the ownership; collective calls are not made.
 
         Args:
             routed: All parameters of the model.
@@ -111,7 +111,7 @@ def build_parts(
     shard: bool,
     momentum_dtype: torch.dtype,
 ) -> list[Part]:
-    """Allocates this rank's parts with zero state.
+    """Allocate this rank's parts with zero state.
 
     Args:
         routed: All parameters, with `main_grad` in place.

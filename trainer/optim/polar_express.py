@@ -30,7 +30,7 @@ NORM_EPSILON = 1e-6
 def coefficients_for(
     safety_factor: float, table: Sequence[tuple[float, float, float]] | None = None
 ) -> Coefficients:
-    """Chooses the coefficient table that belongs to a safety factor.
+    """Choose the coefficient table that belongs to a safety factor.
 
     Args:
         safety_factor: Relative margin by which the input is shrunk below unit Frobenius norm.
@@ -70,7 +70,7 @@ def polar_express(
     safety_factor: float = SAFETY_FACTOR,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Approximates the polar factor of every matrix of a batch.
+    """Approximate the polar factor of every matrix of a batch.
 
     With the built-in table a singular value that is at least 1e-3 of the (shrunk) Frobenius norm ends within
     [0.8589, 1.1411] in exact arithmetic; smaller ones stay smaller. A zero matrix gives zero.

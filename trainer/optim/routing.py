@@ -61,7 +61,7 @@ class Routed:
 
 
 def route_parameter(name: str, param: torch.nn.Parameter, settings: OptimizerConfig) -> Route:
-    """Routes one parameter.
+    """Route one parameter.
 
     With `name = "normuon"` NorMuon takes every matrix but the embedding and the head, with weight decay;
     AdamW takes the rest: vectors never decay, embedding and head by a key of their own. `adam` and `sgd`
@@ -143,7 +143,7 @@ def _kind(name: str, param: torch.nn.Parameter) -> Kind:
 def route_model(
     named_parameters: Iterable[tuple[str, torch.nn.Parameter]], settings: OptimizerConfig
 ) -> list[Routed]:
-    """Routes every parameter of a model, each exactly once.
+    """Route every parameter of a model, each exactly once.
 
     Parameters that are frozen now (`requires_grad` False) are routed too: they may be thawed later in the
     run, and a checkpoint should not depend on when.

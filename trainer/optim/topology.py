@@ -43,7 +43,7 @@ class Group:
             dist.all_reduce(tensor, op=dist.ReduceOp.MIN, group=self.handle)
 
     def gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        """Concatenates every rank's equally shaped tensor along `dim`, in rank order."""
+        """Concatenate every rank's equally shaped tensor along `dim`, in rank order."""
         if self.handle is None:
             return tensor
         parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.size)]

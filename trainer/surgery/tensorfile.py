@@ -194,7 +194,7 @@ class TensorFileWriter:
             done += os.pwrite(self._fd, view[done : done + _CALL_BYTES], self._offsets[name] + done)
 
     def finish(self) -> None:
-        """Flushes the file to the disk and closes it.
+        """Flush the file to the disk and close it.
 
         Raises:
             WeightsError: A tensor was not written.

@@ -243,7 +243,7 @@ class WeightsWriter:
         return {name: digest for writer in self._writers for name, digest in writer.digests.items()}
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Casts a tensor to its stored type and writes it.
+        """Cast a tensor to its stored type and write it.
 
         Args:
             name: Megatron parameter name.
@@ -264,7 +264,7 @@ class WeightsWriter:
         self.on_write(name)
 
     def finish(self) -> None:
-        """Flushes all shards, then writes index and `config.json`.
+        """Flush all shards, then write index and `config.json`.
 
         Raises:
             WeightsError: A tensor was not written.

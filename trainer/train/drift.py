@@ -47,7 +47,7 @@ class Drift:
 
 
 def resume_drift(fresh: Callable[[], Engine], checkpoints: Checkpoints, start: int, end: int) -> Drift:
-    """Resumes a checkpoint in a new engine, trains on and compares with the checkpoint of the later step.
+    """Resume a checkpoint in a new engine, train on and compare with the checkpoint of the later step.
 
     Nothing is written: the checkpoints are only read. Equal bits can be asked only of steps that round alike:
     those from `start` to `end` must have been run under this process's layout, which `Run.go_on` sees to.

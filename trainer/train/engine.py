@@ -165,7 +165,7 @@ class Engine:
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.dtype]
 
     def weights_changed(self) -> None:
-        """Tells the optimizer that other weights were loaded into the model."""
+        """Tell the optimizer that other weights were loaded into the model."""
         self.optimizer.reload_master_weights()
 
     def parameters(self) -> int:
@@ -366,7 +366,7 @@ class Engine:
         return checkpoints.save(self.tensors(), self.run_state(), provenance)
 
     def resume(self, checkpoints: Checkpoints, iteration: int) -> None:
-        """Goes to a saved step.
+        """Go to a saved step.
 
         Raises:
             CheckpointError: It belongs to another run or is damaged.

@@ -42,7 +42,7 @@ SUMMARY_SCHEMA = "vpmoe.summary/1"
 
 
 def train(job: Job, work: WorkDir, stop: StopRequest, *, verify_resume: bool = True) -> None:
-    """Trains as a job says and writes its deliverable.
+    """Train as a job says and write its deliverable.
 
     Args:
         job: A `train` job.
@@ -191,7 +191,7 @@ class Run:
             )
 
     def require_drift_checkpoint(self, newest: int) -> None:
-        """Refuses at the start what the resume check could not do at the end.
+        """Refuse at the start what the resume check could not do at the end.
 
         Raises:
             ValueError: The run is past the step that the check resumes from, and that step was not saved.
@@ -274,7 +274,7 @@ class Run:
         )
 
     def loop(self, engine: Engine, log: MetricsLog | None, tracker: Tracker) -> None:
-        """Step, logs, measures and saves until the recipe's last step or a request to stop."""
+        """Step, log, measure and save until the recipe's last step or a request to stop."""
         steps, settings = self.recipe.steps, self.settings
 
         def emit(step: int, values: Mapping[str, Value]) -> None:

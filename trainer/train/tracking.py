@@ -72,7 +72,7 @@ class WandbTracker:
         self._run.log(dict(values), step=step)
 
     def close(self, *, failed: bool) -> None:
-        """Finishes the run, marking it failed where it was."""
+        """Finish the run, marking it failed where it was."""
         self._run.finish(exit_code=int(failed))
         # Of this run and of earlier ones that were killed: the SDK's service links its own log in the user's
         # cache from here. A run's directory is to hold files of its own alone.

@@ -19,7 +19,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> None:
-    """Binds this process to its parent and becomes the command.
+    """Bind this process to its parent and become the command.
 
     Args:
         arguments: The signal's name, then the command with its arguments.

@@ -75,7 +75,7 @@ class WorkFiles:
             return "", ""
 
     def clear_status(self) -> None:
-        """Forgets how the last attempt ended, so that it is not taken for the end of the next."""
+        """Forget how the last attempt ended, so that it is not taken for the end of the next."""
         (self.work_dir / STATUS_NAME).unlink(missing_ok=True)
 
     def beat(self, since: float) -> Beat:

@@ -125,7 +125,7 @@ def lease(
     gpus: Callable[[], Sequence[Gpu]] = list_gpus,
     log: Log = lambda message: None,
 ) -> Iterator[Lease]:
-    """Leases `count` GPUs, all or none, waiting for others to finish.
+    """Lease `count` GPUs, all or none, waiting for others to finish.
 
     Args:
         count: Number of devices; 0 leases nothing and hides every GPU from the job.
@@ -188,7 +188,7 @@ def _file_name(gpu: Gpu) -> str:
 def _acquire(
     devices: Sequence[Gpu], count: int, where: Path, holder: dict[str, object]
 ) -> list[tuple[Gpu, int]] | None:
-    """Locks the first `count` free devices; None, with nothing locked, where there are fewer."""
+    """Lock the first `count` free devices; None, with nothing locked, where there are fewer."""
     held: list[tuple[Gpu, int]] = []
     for gpu in devices:
         if len(held) == count:

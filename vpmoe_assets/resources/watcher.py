@@ -54,7 +54,7 @@ class Watcher:
         self._failed_since: float | None = None
 
     def follow(self, handle: Handle) -> int:
-        """Watches until the job's first process has ended.
+        """Watch until the job's first process has ended.
 
         Returns:
             Its exit code.
