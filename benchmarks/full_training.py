@@ -46,7 +46,7 @@ def write_job(experiment: str, base: Path, *, steps: int, nproc: int, device: st
         {
             "command": "train",
             "asset": STAGE,
-            "experiment": experiment,
+            "experiment": loaded.name,
             "recipe": recipe,
             "recipe_fingerprint": "benchmark",
             "seed": loaded.seed,
@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--experiment", default="bench")
+    parser.add_argument("--experiment", default="bench", help="name, or path of a .toml file")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--nproc", type=int, default=2, help="data-parallel ranks (default: 2)")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
