@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.job_file import write_job
 from benchmarks.record import ROOT, record
-from trainer.contract.schema.base import parse, plain
+from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import load_experiment
-from trainer.contract.schema.job import Job
 from trainer.contract.schema.rungs.expand import ExpandRecipe
 from trainer.contract.schema.rungs.upcycle import UpcycleRecipe
 from trainer.surgery.tensors import tensor_table
@@ -44,34 +44,6 @@ def write_parent(recipe: ExpandRecipe | UpcycleRecipe, directory: Path, seed: in
     return sum(spec.nbytes for spec in out.specs.values())
 
 
-def write_job(rung: str, recipe: ExpandRecipe | UpcycleRecipe, base: Path, parent: Path) -> Path:
-    """Return the job file of the conversion."""
-    job = parse(
-        Job,
-        {
-            "command": "convert",
-            "asset": rung,
-            "experiment": "full",
-            "recipe": plain(recipe),
-            "recipe_fingerprint": "benchmark",
-            "seed": 1234,
-            "inputs": {recipe.source: {"path": str(parent), "digest": "random"}},
-            "execution": {"device": "cpu", "wandb": "disabled"},
-            "provenance": {
-                "git_sha": "benchmark",
-                "git_dirty": False,
-                "source_digest": "none",
-                "lock_digest": "none",
-            },
-            "work_dir": str(base / "work"),
-            "output_dir": str(base / "out"),
-        },
-    )
-    path = base / "job.json"
-    path.write_text(json.dumps(plain(job)), encoding="utf-8")
-    return path
-
-
 def measure(experiment: str, rung: str, base: Path) -> dict[str, Any]:
     """Convert once.
 
@@ -91,7 +63,16 @@ def measure(experiment: str, rung: str, base: Path) -> dict[str, Any]:
             "give another --directory"
         )
     write_parent(recipe, base / "parent")
-    job = write_job(rung, recipe, base, base / "parent")
+    job = write_job(
+        base,
+        command="convert",
+        asset=rung,
+        experiment="full",
+        recipe=plain(recipe),
+        seed=1234,
+        inputs={recipe.source: base / "parent"},
+        execution={"device": "cpu"},
+    )
     done = subprocess.run(
         [sys.executable, "-m", "trainer", "convert", "--job", str(job)],
         cwd=ROOT,

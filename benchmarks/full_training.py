@@ -24,16 +24,16 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_smoke import write_data
+from benchmarks.job_file import write_job
 from benchmarks.record import ROOT, record
-from trainer.contract.schema.base import parse, plain
+from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import load_experiment
-from trainer.contract.schema.job import Job
 
 STAGE = "vpmoe_stage1"
 LOOK_S = 0.5
 
 
-def write_job(experiment: str, base: Path, *, steps: int, nproc: int, device: str) -> Path:
+def make_job(experiment: str, base: Path, *, steps: int, nproc: int, device: str) -> Path:
     """Write mock data and the job file of the run; return the job file's path."""
     loaded = load_experiment(experiment)
     recipe = plain(loaded.train_recipe(STAGE))
@@ -41,30 +41,16 @@ def write_job(experiment: str, base: Path, *, steps: int, nproc: int, device: st
     recipe["training"] |= {"global_batch_size": nproc, "micro_batch_size": 1}
     data = base / "data"
     write_data(data, loaded.architecture("vpmoe").vocab_size)
-    job = parse(
-        Job,
-        {
-            "command": "train",
-            "asset": STAGE,
-            "experiment": loaded.name,
-            "recipe": recipe,
-            "recipe_fingerprint": "benchmark",
-            "seed": loaded.seed,
-            "inputs": {"synth_kd_v1": {"path": str(data), "digest": "mock"}},
-            "execution": {"device": device, "nproc": nproc, "dp": nproc, "wandb": "disabled"},
-            "provenance": {
-                "git_sha": "benchmark",
-                "git_dirty": False,
-                "source_digest": "none",
-                "lock_digest": "none",
-            },
-            "work_dir": str(base / "work"),
-            "output_dir": str(base / "out"),
-        },
+    return write_job(
+        base,
+        command="train",
+        asset=STAGE,
+        experiment=loaded.name,
+        recipe=recipe,
+        seed=loaded.seed,
+        inputs={"synth_kd_v1": data},
+        execution={"device": device, "nproc": nproc, "dp": nproc},
     )
-    path = base / "job.json"
-    path.write_text(json.dumps(plain(job)), encoding="utf-8")
-    return path
 
 
 def command(job: Path, nproc: int) -> list[str]:
@@ -103,7 +89,7 @@ def measure(experiment: str, base: Path, *, steps: int, nproc: int, device: str)
     Raises:
         RuntimeError: The run ended otherwise than well, or its resumed steps differ from the continued ones.
     """
-    job = write_job(experiment, base, steps=steps, nproc=nproc, device=device)
+    job = make_job(experiment, base, steps=steps, nproc=nproc, device=device)
     phases = Phases(base)
     environment = os.environ | {"TORCHDYNAMO_DISABLE": "1"}
     began = time.monotonic()

@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
+from benchmarks.job_file import write_job
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import load_experiment
 
@@ -95,31 +96,18 @@ def recipe(dtype: str) -> dict[str, Any]:
     return found
 
 
-def write_job(base: Path, name: str, data: Path, *, device: str, dtype: str) -> Path:
+def make_job(base: Path, name: str, data: Path, *, device: str, dtype: str) -> Path:
     """Write one run's job file and return its path."""
-    job = {
-        "schema": "vpmoe.job/1",
-        "command": "train",
-        "asset": "gpu_smoke",
-        "experiment": "smoke",
-        "recipe": recipe(dtype),
-        "recipe_fingerprint": name,
-        "seed": 1234,
-        "inputs": {"synth_kd_v1": {"path": str(data), "digest": "mock"}},
-        "execution": {"device": device, "wandb": "disabled"},
-        "provenance": {
-            "git_sha": "unknown",
-            "git_dirty": True,
-            "source_digest": "unknown",
-            "lock_digest": "unknown",
-        },
-        "work_dir": str(base / name / "work"),
-        "output_dir": str(base / name / "out"),
-    }
-    path = base / name / "job.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(job))
-    return path
+    return write_job(
+        base / name,
+        command="train",
+        asset="gpu_smoke",
+        experiment="smoke",
+        recipe=recipe(dtype),
+        seed=1234,
+        inputs={"synth_kd_v1": data},
+        execution={"device": device},
+    )
 
 
 def start(job: Path) -> subprocess.Popen[bytes]:
@@ -175,7 +163,7 @@ def measure(base: Path, device: str) -> dict[str, Any]:
     data = base / "data"
     write_data(data, load_experiment("smoke").architecture("vpmoe").vocab_size)
     jobs = {
-        name: write_job(base, name, data, device=where, dtype=dtype)
+        name: make_job(base, name, data, device=where, dtype=dtype)
         for name, where, dtype in (
             ("cpu_fp32", "cpu", "fp32"),
             ("gpu_fp32", device, "fp32"),

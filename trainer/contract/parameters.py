@@ -8,7 +8,7 @@ on global layers and, with TPA, a product of two factors on local ones.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Literal, get_args
 
 from trainer.contract.layers import dense_ffn_hidden_size, layer_kinds, moe_layers
 from trainer.contract.schema.architecture import Architecture
@@ -29,21 +29,7 @@ Component = Literal[
     "value residual",
     "GRAPE-M",
 ]
-COMPONENTS: tuple[Component, ...] = (
-    "embedding",
-    "output head",
-    "local attention",
-    "global attention",
-    "dense FFN",
-    "routed experts",
-    "shared experts",
-    "routers",
-    "norms",
-    "q/k norms",
-    "softmax offsets",
-    "value residual",
-    "GRAPE-M",
-)
+COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 
 @dataclass(frozen=True)

@@ -155,19 +155,7 @@ class DecodingCache:
         value: torch.Tensor,
         doc_id: torch.Tensor,
     ) -> torch.Tensor:
-        """Keep a layer's new keys and values, and attend to all that it has seen.
-
-        Args:
-            layer_number: 1-based.
-            core: The layer's core attention.
-            query: `[n, B, heads, D]`, rotated.
-            key: `[n, B, groups, D]`, rotated.
-            value: `[n, B, groups, D]`, mixed with layer 1's.
-            doc_id: int64 `[B, n]`, 0 for tokens and -1 for padding.
-
-        Returns:
-            `[n, B, heads · D]`.
-        """
+        """Keep a layer's new keys and values, and attend to all it has seen; see `KeyValueCache`."""
         now = self._pass
         if now is None:
             raise RuntimeError(
