@@ -39,3 +39,17 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"development data not found at {path}: real-row checks did not run")
     return path
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of one artifact, indexed: enough for every verb to have something to say."""
+    from tests.lineage.fabricate import publish
+    from vpmoe_assets.lineage.index import Index
+    from vpmoe_assets.lineage.store import Store
+
+    root = tmp_path_factory.mktemp("light") / "artifacts"
+    store = Store(root)
+    publish(store, "synth", metrics={"rows": 12})
+    Index(root / "index.duckdb").rebuild(store)
+    return root

@@ -11,10 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lineage.fabricate import publish
-from tests.test_pipes import GIVEN, MAKERS, VERBS
-from vpmoe_assets.lineage.index import Index
-from vpmoe_assets.lineage.store import Store
+from tests.verbs import GIVEN, MAKERS, VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "megatron", "transformers", "ray", "wandb", "mergekit", "datasets", "matplotlib", "duckdb")
@@ -99,15 +96,6 @@ def loaded_in_run(module: str, *arguments: str, artifacts: Path | None = None) -
     last = done.stderr.splitlines()[-1]
     assert last.startswith("loaded: "), done.stderr[-2000:]
     return set(last.split()[1:])
-
-
-@pytest.fixture(scope="module")
-def artifacts(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("light") / "artifacts"
-    store = Store(root)
-    publish(store, "synth", metrics={"rows": 12})
-    Index(root / "index.duckdb").rebuild(store)
-    return root
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)

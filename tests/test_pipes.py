@@ -4,37 +4,13 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
-import click
 import pytest
 
-from tests.lineage.fabricate import publish
+from tests.verbs import GIVEN, MAKERS, VERBS
 from trainer.__main__ import build_parser
 from trainer.contract.pipe import CLOSED_PIPE
-from vpmoe_assets.cli import main
-from vpmoe_assets.lineage.index import Index
-from vpmoe_assets.lineage.store import Store
 
-GIVEN = {"asset": ["synth"], "statement": ["SELECT * FROM latest"]}
-"""What a verb's required parameters are given, by their name."""
-MAKERS = {"inputs", "output"}
-"""Required by verbs that only `--help` is asked of: they make things."""
-
-
-def verbs(
-    group: click.Group = main, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """All commands that are no groups."""
-    for name, command in group.commands.items():
-        if isinstance(command, click.Group):
-            yield from verbs(command, (*path, name))
-        else:
-            yield (*path, name), command
-
-
-VERBS = dict(verbs())
 HELPED = ((CLOSED_PIPE, ""), (0, ""))
 """argparse passes over an error of writing, which an unbuffered Python meets there."""
 
@@ -60,15 +36,6 @@ def unread(*arguments: str, **environment: str) -> tuple[int, str]:
     finally:
         os.close(writing)
     return done.returncode, done.stderr
-
-
-@pytest.fixture(scope="module")
-def artifacts(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("pipes") / "artifacts"
-    store = Store(root)
-    publish(store, "synth", metrics={"rows": 12})
-    Index(root / "index.duckdb").rebuild(store)
-    return root
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)

@@ -14,6 +14,7 @@ from trainer.contract.files import replace_text
 from trainer.contract.schema.base import ConfigError
 from trainer.contract.schema.evaluate import Checkpoint, EvaluateRecipe, MegatronCheckpoint
 from trainer.contract.schema.job import Job
+from trainer.contract.status import PAYLOAD_NAME, SUMMARY_NAME
 from trainer.errors import EvaluationError, TokenizerMismatchError
 from trainer.evaluate.models import LanguageModel
 from trainer.evaluate.opening import is_checkpoint, open_model
@@ -27,12 +28,12 @@ from trainer.evaluate.report import (
     write_report,
 )
 from trainer.evaluate.suite import Batching, SuiteContext, SuiteResult, find_suite
+from trainer.job.deliverable import WRITING_NAME, write_summary
 from trainer.job.distributed import session
 from trainer.job.metrics import MetricsLog
 from trainer.job.signals import StopRequest
 from trainer.job.workdir import LOGGER, WorkDir
 
-SUMMARY_SCHEMA = "vpmoe.summary/1"
 TOKENIZER_INPUT = "o200k_tokenizer"
 REPORT_INPUT = "eval_{}"
 """Name of the input that holds the report of an object."""
@@ -85,13 +86,13 @@ class Run:
         started = time.perf_counter()
         self.check_inputs()
         baselines = self.baselines()
-        scratch, payload, beside = (self.output / name for name in (".payload.writing", "payload", "reports"))
+        scratch, payload, beside = (self.output / name for name in (WRITING_NAME, PAYLOAD_NAME, "reports"))
         for left in (scratch, payload, beside):
             if left.exists():  # of an attempt that ended before its summary
                 shutil.rmtree(left)
             if left is not payload:
                 left.mkdir(parents=True)
-        (self.output / "summary.json").unlink(missing_ok=True)
+        (self.output / SUMMARY_NAME).unlink(missing_ok=True)
         log = MetricsLog(self.work.metrics)
         reports: dict[str, Report] = {}
         try:
@@ -104,8 +105,7 @@ class Run:
         finally:
             log.close()
         scratch.rename(payload)
-        summary = self.summary(reports, time.perf_counter() - started)
-        replace_text(self.output / "summary.json", canonical_json(summary, indent=1) + "\n")
+        write_summary(self.output, self.summary(reports, time.perf_counter() - started))
 
     def check_inputs(self) -> None:
         """Refuse checkpoints that would silently be left out.
@@ -231,7 +231,6 @@ class Run:
     def summary(self, reports: dict[str, Report], seconds: float) -> dict[str, Any]:
         """Return what the orchestrator records of the job."""
         return {
-            "schema": SUMMARY_SCHEMA,
             "command": self.job.command,
             "asset": self.job.asset,
             "experiment": self.job.experiment,
@@ -248,7 +247,7 @@ class Run:
                 }
                 for name, report in reports.items()
             },
-            "payload": sorted(path.name for path in (self.output / "payload").iterdir()),
+            "payload": sorted(path.name for path in (self.output / PAYLOAD_NAME).iterdir()),
             "reports": [f"reports/{name}.json" for name in reports],
             "dtype": self.recipe.dtype,
             "device": self.device.type,

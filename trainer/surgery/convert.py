@@ -26,6 +26,8 @@ from trainer.contract.schema.rungs.rung import (
     MegatronRecipe,
     RungRecipe,
 )
+from trainer.contract.status import PAYLOAD_NAME, SUMMARY_NAME
+from trainer.job.deliverable import WRITING_NAME, write_summary
 from trainer.job.lifecycle import JobError
 from trainer.job.signals import StopRequest
 from trainer.job.workdir import LOGGER, WorkDir
@@ -33,10 +35,6 @@ from trainer.surgery.step import Conversion, Outcome, Step, Verdict
 from trainer.surgery.steps import load_step
 from trainer.surgery.weights import WeightsError, WeightsReader, WeightsWriter
 
-SUMMARY_SCHEMA = "vpmoe.summary/1"
-PAYLOAD, SUMMARY = "payload", "summary.json"
-WRITING = ".payload.writing"
-"""Where the payload grows; renamed when it has been checked."""
 CLAIM = ".converting"
 """Says whose unfinished work an output directory holds; removed when the summary is there."""
 
@@ -63,7 +61,7 @@ def convert(job: Job, work: WorkDir, stop: StopRequest) -> None:
     if _finished(output, job):
         LOGGER.info("%s: finished by an earlier start of this job; nothing to do", job.asset)
         return
-    writing, scratch = output / WRITING, work.path / "scratch"
+    writing, scratch = output / WRITING_NAME, work.path / "scratch"
     _claim(output, job)
     for directory in (writing, scratch):
         shutil.rmtree(directory, ignore_errors=True)
@@ -80,8 +78,8 @@ def convert(job: Job, work: WorkDir, stop: StopRequest) -> None:
         raise
     work.at("deliver", 0)
     summary = _summary(conversion, outcome, writing, time.monotonic() - began)
-    writing.rename(output / PAYLOAD)
-    replace_text(output / SUMMARY, canonical_json(summary, indent=1) + "\n")
+    writing.rename(output / PAYLOAD_NAME)
+    write_summary(output, summary)
     (output / CLAIM).unlink()
     shutil.rmtree(scratch)
     LOGGER.info(
@@ -109,14 +107,14 @@ def _make(conversion: Conversion, writing: Path) -> Outcome:
 
 def _finished(output: Path, job: Job) -> bool:
     """Whether an earlier start of this very job delivered; its summary is written last."""
-    path = output / SUMMARY
+    path = output / SUMMARY_NAME
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return False
     keys = ("asset", "experiment", "recipe_fingerprint")
     theirs = {key: found.get(key) for key in keys} if isinstance(found, dict) else {}
-    if theirs == {key: getattr(job, key) for key in keys} and _holds(output / PAYLOAD):
+    if theirs == {key: getattr(job, key) for key in keys} and _holds(output / PAYLOAD_NAME):
         return True
     raise JobError(
         f"{output} holds the finished output of another job ({theirs}); a conversion is never written over. "
@@ -127,7 +125,7 @@ def _finished(output: Path, job: Job) -> bool:
 def _claim(output: Path, job: Job) -> None:
     """Take the output directory; what an interrupted start of this job left in it is cleared."""
     output.mkdir(parents=True, exist_ok=True)
-    claim, payload = output / CLAIM, output / PAYLOAD
+    claim, payload = output / CLAIM, output / PAYLOAD_NAME
     ours = f"{job.experiment}/{job.asset} {job.recipe_fingerprint}\n"
     found = claim.read_text(encoding="utf-8") if claim.is_file() else None
     if found is None and _holds(payload):
@@ -141,11 +139,11 @@ def _claim(output: Path, job: Job) -> None:
             "Run that job to its end, remove the directory, or give this job another output_dir"
         )
     replace_text(claim, ours)
-    for left in (payload, output / WRITING):
+    for left in (payload, output / WRITING_NAME):
         if _holds(left):
             LOGGER.warning("%s: removed what an interrupted conversion left", left)
         shutil.rmtree(left, ignore_errors=True)
-    (output / SUMMARY).unlink(missing_ok=True)
+    (output / SUMMARY_NAME).unlink(missing_ok=True)
 
 
 def _holds(directory: Path) -> bool:
@@ -227,7 +225,6 @@ def _summary(conversion: Conversion, outcome: Outcome, payload: Path, seconds: f
     # Linux counts kilobytes, macOS bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     summary = {
-        "schema": SUMMARY_SCHEMA,
         "command": job.command,
         "asset": job.asset,
         "experiment": job.experiment,

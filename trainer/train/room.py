@@ -15,6 +15,7 @@ from trainer.contract.memory import Layout as Ranks
 from trainer.contract.memory import MemoryPlan, memory_plan
 from trainer.contract.schema.job import Job
 from trainer.contract.schema.training import TrainRecipe
+from trainer.contract.status import CHECKPOINTS_NAME
 from trainer.errors import NoRoomError
 from trainer.job.distributed import Layout
 from trainer.job.workdir import LOGGER
@@ -157,10 +158,10 @@ def disk_problem(job: Job, recipe: TrainRecipe, *, verify_resume: bool = True) -
     """
     work, output = Path(job.work_dir), Path(job.output_dir)
     plan = disk_plan(recipe, verify_resume=verify_resume)
-    needs = [(work / "checkpoints", plan.work_dir), (output, plan.weights)]
+    needs = [(work / CHECKPOINTS_NAME, plan.work_dir), (output, plan.weights)]
     if _disk_of(work) == _disk_of(output):
-        needs = [(work / "checkpoints", plan.total)]
-        reused = [work / "checkpoints", output]
+        needs = [(work / CHECKPOINTS_NAME, plan.total)]
+        reused = [work / CHECKPOINTS_NAME, output]
     else:
         reused = []
     for path, needed in needs:

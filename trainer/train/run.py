@@ -14,13 +14,13 @@ from tqdm import tqdm
 from trainer.checkpoints.provenance import Provenance, config_hash
 from trainer.checkpoints.published import load_published, save_published
 from trainer.checkpoints.resume import Checkpoints
-from trainer.contract.canonical import canonical_json
 from trainer.contract.disk import DRIFT_STEPS
-from trainer.contract.files import replace_text
 from trainer.contract.layers import moe_layers
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.job import Job
 from trainer.contract.schema.training import TrainRecipe
+from trainer.contract.status import PAYLOAD_NAME, SUMMARY_NAME
+from trainer.job.deliverable import WRITING_NAME, write_summary
 from trainer.job.distributed import Layout, agree, peak_device_bytes, session, together
 from trainer.job.lifecycle import Interrupted
 from trainer.job.metrics import MetricsLog, Value
@@ -37,8 +37,6 @@ from trainer.train.heldout import describe_held_out
 from trainer.train.inputs import open_data
 from trainer.train.room import require_room
 from trainer.train.tracking import NoTracker, Tracker, open_tracker
-
-SUMMARY_SCHEMA = "vpmoe.summary/1"
 
 
 def train(job: Job, work: WorkDir, stop: StopRequest, *, verify_resume: bool = True) -> None:
@@ -234,8 +232,8 @@ class Run:
                 lambda: self.engine(drawn=False), self.checkpoints, self.drift_from, self.recipe.steps
             )
             LOGGER.info("%s", drift)
-        text = canonical_json(self.summary(trained, drift), indent=1) + "\n"
-        together(lambda: replace_text(Path(self.job.output_dir) / "summary.json", text))
+        summary = self.summary(trained, drift)
+        together(lambda: write_summary(Path(self.job.output_dir), summary))
 
     def trained(self) -> Trained:
         """Train to the end and publish; what is returned holds nothing of the engine."""
@@ -350,13 +348,13 @@ class Run:
         """Write the weights into `output_dir/payload`; returns the names of the files."""
         self.work.at("publish", engine.iteration)
         output = Path(self.job.output_dir)
-        scratch, payload = output / ".payload.writing", output / "payload"
+        scratch, payload = output / WRITING_NAME, output / PAYLOAD_NAME
 
         def clear() -> None:
             for left in (scratch, payload):
                 if left.exists():  # of an attempt that ended before its summary
                     shutil.rmtree(left)
-            (output / "summary.json").unlink(missing_ok=True)
+            (output / SUMMARY_NAME).unlink(missing_ok=True)
 
         together(clear)
         files = save_published(engine.model, self.recipe.architecture, scratch)
@@ -373,7 +371,6 @@ class Run:
         progress = trained.progress
         start, end = progress["heldout"][0], progress["heldout"][-1]
         return {
-            "schema": SUMMARY_SCHEMA,
             "command": self.job.command,
             "asset": self.job.asset,
             "experiment": self.job.experiment,

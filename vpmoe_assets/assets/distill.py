@@ -8,6 +8,7 @@ import orjson
 
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
+from trainer.contract.status import LOG_NAME, METRICS_NAME
 from vpmoe_assets.assets.making import produced_asset
 from vpmoe_assets.assets.plots import loss_curve
 from vpmoe_assets.build import Build, Built, Published
@@ -105,8 +106,8 @@ def train(build: Build, inputs: Mapping[str, Published], *, verify_resume: bool 
 def training_metadata(item: Published) -> Mapping[str, Any]:
     """Return the loss curve of a run as a plot, and where its log is."""
     run = item.directory / "run"
-    shown: dict[str, Any] = {"log": dg.MetadataValue.path(run / "log.txt")}
-    metrics = run / "metrics.jsonl"
+    shown: dict[str, Any] = {"log": dg.MetadataValue.path(run / LOG_NAME)}
+    metrics = run / METRICS_NAME
     if metrics.is_file():
         with metrics.open("rb") as lines:
             points = [orjson.loads(line) for line in lines]

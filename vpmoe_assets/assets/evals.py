@@ -11,6 +11,7 @@ import orjson
 
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
+from trainer.contract.status import LOG_NAME, PAYLOAD_NAME
 from vpmoe_assets.assets.ladder import ladder_report
 from vpmoe_assets.assets.making import (
     Making,
@@ -224,9 +225,9 @@ class _Evaluation:
         with self.making.work_area(plan.step.asset, fingerprint) as work:
             work.clear()
             for suffix in (".json", ".items.jsonl"):
-                shutil.copy2(output / "payload" / f"{name}{suffix}", work.payload)
+                shutil.copy2(output / PAYLOAD_NAME / f"{name}{suffix}", work.payload)
             shutil.copy2(output / "reports" / f"{name}.json", work.run)
-            shutil.copy2(job.work.path / "log.txt", work.run)
+            shutil.copy2(job.work.path / LOG_NAME, work.run)
             self.reports[name] = self.making.publish(
                 plan.step,
                 replace(

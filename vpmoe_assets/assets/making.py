@@ -177,6 +177,7 @@ class Making:
             fingerprint_payload: What the fingerprint is the hash of.
             started: When making it began, ISO 8601.
         """
+        outcomes = tuple(self._outcome(check, build, inputs) for check in step.checks)
         record = self.store.publish(
             build.work,
             Draft(
@@ -190,7 +191,7 @@ class Making:
                 started_utc=started,
                 finished_utc=utc_now(),
                 metrics=dict(built.metrics),
-                checks=tuple(self._outcome(check, build, inputs) for check in step.checks),
+                checks=outcomes,
                 evals=tuple(built.evals),
                 details=dict(built.details),
                 dagster_run_id=self.context.run.run_id,

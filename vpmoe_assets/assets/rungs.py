@@ -8,6 +8,7 @@ import dagster as dg
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
 from trainer.contract.schema.rungs.rung import ConversionRecipe
+from trainer.contract.status import LOG_NAME
 from vpmoe_assets.assets.distill import TRAINING_SOURCES, train, training_metadata
 from vpmoe_assets.assets.making import produced_asset
 from vpmoe_assets.assets.plots import layer_profile
@@ -118,7 +119,7 @@ def convert(build: Build, recipe: ConversionRecipe, inputs: Mapping[str, Publish
 
 def _conversion_metadata(item: Published) -> Mapping[str, Any]:
     run, layers = item.directory / "run", item.record.details["layers"]
-    shown: dict[str, Any] = {"log": dg.MetadataValue.path(run / "log.txt")}
+    shown: dict[str, Any] = {"log": dg.MetadataValue.path(run / LOG_NAME)}
     if layers:
         shown["layers"] = table(layers)
         if (plot := layer_profile(layers)) is not None:

@@ -3,7 +3,9 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from trainer.contract.status import SUMMARY_NAME
 from vpmoe_assets.build import Build, Published
 from vpmoe_assets.verdict import Verdict
 
@@ -41,3 +43,10 @@ def check(name: str, *, blocking: bool = True, description: str | None = None) -
         return Check(name, run, blocking, description or inspect.getdoc(run) or "")
 
     return decorate
+
+
+def job_summary(build: Build) -> dict[str, Any]:
+    """Return what the build's job says of its deliverable."""
+    import orjson
+
+    return dict(orjson.loads((build.work.output / SUMMARY_NAME).read_bytes()))

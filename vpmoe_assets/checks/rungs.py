@@ -1,21 +1,13 @@
 """Checks that rungs share: what a conversion measured of itself, distance to its source, a healing run."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from vpmoe_assets.build import Build, Published
-from vpmoe_assets.checks.check import Check, check
+from vpmoe_assets.checks.check import Check, check, job_summary
 from vpmoe_assets.verdict import Verdict
 
 _DIVERGED_NATS = 0.5
 """A healing run whose held-out loss ends this far above its start has diverged."""
-
-
-def summary(build: Build) -> dict[str, Any]:
-    """Return what the job says of its deliverable."""
-    import orjson
-
-    return dict(orjson.loads((build.work.output / "summary.json").read_bytes()))
 
 
 def measured(name: str, description: str, *, blocking: bool) -> Check:
@@ -23,7 +15,7 @@ def measured(name: str, description: str, *, blocking: bool) -> Check:
 
     @check(name, blocking=blocking, description=description)
     def found(build: Build, inputs: Mapping[str, Published]) -> Verdict:
-        finding = summary(build)["checks"].get(name)
+        finding = job_summary(build)["checks"].get(name)
         if finding is None:
             return Verdict(False, f"the conversion did not measure {name}", {})
         return Verdict(bool(finding["passed"]), str(finding["description"]), dict(finding["metadata"]))
@@ -36,7 +28,7 @@ def distance(name: str, column: str, description: str) -> Check:
 
     @check(name, blocking=False, description=description)
     def cosine(build: Build, inputs: Mapping[str, Published]) -> Verdict:
-        cosines = [row[column] for row in summary(build)["layers"]]
+        cosines = [row[column] for row in job_summary(build)["layers"]]
         mean = sum(cosines) / len(cosines)
         return Verdict(
             min(cosines) > 0,
@@ -55,7 +47,7 @@ def distance(name: str, column: str, description: str) -> Check:
 )
 def loss_not_diverged(build: Build, inputs: Mapping[str, Published]) -> Verdict:
     """Compare the held-out loss at the end with that at the start."""
-    found = summary(build)
+    found = job_summary(build)
     start, end = found["heldout_loss_start"], found["heldout_loss_end"]
     return Verdict(
         end <= start + _DIVERGED_NATS,

@@ -1,20 +1,17 @@
 """Checks of a training run, over the trainer's own summary."""
 
 from collections.abc import Mapping
-from typing import Any
-
-import orjson
 
 from vpmoe_assets.build import Build, Published
-from vpmoe_assets.checks.check import check
+from vpmoe_assets.checks.check import check, job_summary
 from vpmoe_assets.verdict import Verdict
 
 
 @check("resume_drift")
 def resume_drift(build: Build, inputs: Mapping[str, Published]) -> Verdict:
     """The last steps, repeated from their checkpoint, end in the same bits as the run itself."""
-    summary = _summary(build)
-    drift, details = summary["resume_drift"], summary["resume_check"] or {}
+    found = job_summary(build)
+    drift, details = found["resume_drift"], found["resume_check"] or {}
     if drift is None:
         return Verdict(False, "the trainer did not repeat its last steps, so nothing is known", {})
     equal = drift == 0.0 and bool(details.get("state_equal"))
@@ -24,7 +21,7 @@ def resume_drift(build: Build, inputs: Mapping[str, Published]) -> Verdict:
 @check("router_alive")
 def router_alive(build: Build, inputs: Mapping[str, Published]) -> Verdict:
     """The routers send tokens to more than one expert."""
-    router = _summary(build)["router"] or {}
+    router = job_summary(build)["router"] or {}
     if not router:
         return Verdict(False, "the trainer reported no router health for a mixture of experts", {})
     active = router["moe/router_agg/experts_active_mean"]
@@ -34,11 +31,7 @@ def router_alive(build: Build, inputs: Mapping[str, Published]) -> Verdict:
 @check("heldout_loss_fell", blocking=False)
 def heldout_loss_fell(build: Build, inputs: Mapping[str, Published]) -> Verdict:
     """Loss on the valid split is lower than before."""
-    summary = _summary(build)
-    start, end = summary["heldout_loss_start"], summary["heldout_loss_end"]
-    details = {"start": start, "end": end, "uniform": summary["uniform_loss"]}
+    found = job_summary(build)
+    start, end = found["heldout_loss_start"], found["heldout_loss_end"]
+    details = {"start": start, "end": end, "uniform": found["uniform_loss"]}
     return Verdict(end < start, f"held-out loss {start:.3f} → {end:.3f} nats per token", details)
-
-
-def _summary(build: Build) -> dict[str, Any]:
-    return dict(orjson.loads((build.work.output / "summary.json").read_bytes()))

@@ -266,7 +266,7 @@ def test_a_conversion_that_was_killed_is_started_over(moment, parent, tmp_path, 
         replace_text(path, text)
 
     if moment == "summary.json":
-        monkeypatch.setattr("trainer.surgery.convert.replace_text", replace)
+        monkeypatch.setattr("trainer.job.deliverable.replace_text", replace)
     else:
         monkeypatch.setattr("trainer.surgery.weights.write_index", kill)
     job = convert_job(tmp_path, recipe(), parent=parent)

@@ -1,6 +1,7 @@
 """`job.json`: what the orchestrator asks of the trainer."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -143,17 +144,7 @@ class Job(Frozen):
                 f"command: found {self.command!r}; only a 'convert' job has a conversion recipe"
             )
         recipe = parse_convert_recipe(self.recipe)
-        problems = [
-            f"inputs.{name}: missing; recipe.{key} names it, found {', '.join(self.inputs) or 'none'}"
-            for key, name in named_inputs(recipe).items()
-            if name not in self.inputs
-        ]
-        if self.execution.nproc != 1:
-            problems.append(
-                f"execution.nproc = {self.execution.nproc}; a conversion streams through one process: set 1"
-            )
-        if problems:
-            raise ConfigError(problems)
+        self._require(named_inputs(recipe).items(), "a conversion streams through one process")
         return recipe
 
     def evaluate_recipe(self) -> EvaluateRecipe:
@@ -168,18 +159,27 @@ class Job(Frozen):
                 f"command: found {self.command!r}; only an 'evaluate' job has an evaluation recipe"
             )
         recipe = parse(EvaluateRecipe, self.recipe, origin="recipe")
+        self._require(
+            (("checkpoints", name) for name in recipe.checkpoints), "an evaluation runs in one process"
+        )
+        return recipe
+
+    def _require(self, named: Iterable[tuple[str, str]], alone: str) -> None:
+        """Refuse a job that lacks an input which its recipe names, or that has several processes.
+
+        Args:
+            named: Key of the recipe and name of the input.
+            alone: Why there is one process.
+        """
         problems = [
-            f"inputs.{name}: missing; recipe.checkpoints names it, found {', '.join(self.inputs) or 'none'}"
-            for name in recipe.checkpoints
+            f"inputs.{name}: missing; recipe.{key} names it, found {', '.join(self.inputs) or 'none'}"
+            for key, name in named
             if name not in self.inputs
         ]
         if self.execution.nproc != 1:
-            problems.append(
-                f"execution.nproc = {self.execution.nproc}; an evaluation runs in one process: set 1"
-            )
+            problems.append(f"execution.nproc = {self.execution.nproc}; {alone}: set 1")
         if problems:
             raise ConfigError(problems)
-        return recipe
 
 
 def load_job(path: str | Path) -> Job:

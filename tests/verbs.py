@@ -1,0 +1,26 @@
+"""The verbs of `vpmoe`, found by listing them, and what each is given."""
+
+from collections.abc import Iterator
+
+import click
+
+from vpmoe_assets.cli import main
+
+GIVEN = {"asset": ["synth"], "statement": ["SELECT * FROM latest"]}
+"""What a verb's required parameters are given, by their name."""
+MAKERS = {"inputs", "output"}
+"""Required by verbs that only `--help` is asked of: they make things."""
+
+
+def verbs(
+    group: click.Group = main, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """All commands that are no groups."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from verbs(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+VERBS = dict(verbs())
