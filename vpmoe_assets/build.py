@@ -10,7 +10,9 @@ import dagster as dg
 import orjson
 
 from trainer.contract.schema.experiment import Experiment
-from vpmoe_assets.lineage.record import CodeState, EvalScore, Record
+from trainer.contract.status import SUMMARY_NAME
+from vpmoe_assets.lineage.errors import EvidenceMissing
+from vpmoe_assets.lineage.record import CodeState, EvalScore, InputRef, Record
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.workarea import WorkArea
 from vpmoe_assets.resources.trainer import TrainerResource, TrainerResult
@@ -18,20 +20,48 @@ from vpmoe_assets.resources.trainer import TrainerResource, TrainerResult
 
 @dataclass(frozen=True)
 class Published:
-    """An artifact in the store, as its consumers see it: verified, immutable."""
+    """An artifact in the store, as its consumers and its checks see it: immutable.
+
+    Attributes:
+        record: What is known of it.
+        directory: Of the version.
+        acceptance: Id of the statement by which alone it counts as up to date, where a person accepted it.
+    """
 
     record: Record
     directory: Path
+    acceptance: str | None = None
 
     @property
     def payload(self) -> Path:
         """The directory of what is hashed."""
         return self.directory / "payload"
 
+    @property
+    def run(self) -> Path:
+        """The directory of how it came about; parts of it may have been cleaned away."""
+        return self.directory / "run"
+
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """The manifest beside the payload, parsed."""
         return dict(orjson.loads((self.directory / "manifest.json").read_bytes()))
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What the job that made it said of its deliverable.
+
+        Raises:
+            EvidenceMissing: It is no longer there.
+        """
+        try:
+            return dict(orjson.loads((self.run / SUMMARY_NAME).read_bytes()))
+        except FileNotFoundError:
+            raise EvidenceMissing(f"{self.run / SUMMARY_NAME} is no longer there") from None
+
+    def as_input(self) -> InputRef:
+        """Return the reference by which what is made of it names it; its role is the asset."""
+        return self.record.as_input(acceptance=self.acceptance)
 
 
 @dataclass(frozen=True)

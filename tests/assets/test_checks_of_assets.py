@@ -37,8 +37,8 @@ def test_a_failed_blocking_check_is_recorded_and_stops_what_is_below(graph, fail
     assert not run.success
     assert "synth_kd_v1" not in run.started
     record = mine.latest("synth_harmony")
-    (outcome,) = record.checks
-    assert (outcome.name, outcome.passed, outcome.blocking) == ("manifest_matches_shards", False, True)
+    (outcome,) = mine.store.findings(record)
+    assert (outcome.check, outcome.outcome, outcome.blocking) == ("manifest_matches_shards", "failed", True)
     assert (outcome.description, outcome.metadata) == (FAULT, {"rows": 3})
     assert mine.store.versions("tiny", "synth_kd_v1") == []
     shown = run.checks("synth_harmony")["manifest_matches_shards"]
@@ -67,8 +67,10 @@ def test_what_a_check_blocks_stays_blocked_in_later_runs_until_it_passes(graph, 
     assert FAULT in cli(mine, "path", "synth_harmony", code=1).stderr
     failing.undo()
     run = mine.make("synth_harmony", "synth_kd_v1")
-    assert run.reused() == {"synth_harmony": False, "synth_kd_v1": False}, "a blocked artifact is not reused"
-    assert mine.latest("synth_harmony").sequence == 2
+    assert run.reused() == {"synth_harmony": True, "synth_kd_v1": False}, (
+        "it was judged again, not made again"
+    )
+    assert mine.latest("synth_harmony").sequence == 1
 
 
 def test_a_failed_check_that_does_not_block_warns_and_lets_the_rest_go_on(graph):
@@ -80,8 +82,9 @@ def test_a_failed_check_that_does_not_block_warns_and_lets_the_rest_go_on(graph)
     assert (warned.passed, warned.blocking, warned.severity.value) == (False, False, "WARN")
     assert all(check.passed and check.blocking for check in shown.values())
     record = mine.latest("synth_kd_v1")
-    assert record.blocked_by == ()
-    assert [check.name for check in record.checks if not check.passed] == ["truncation_counts"]
+    assert mine.store.blocked_by(record) == ()
+    failed = [found.check for found in mine.store.findings(record) if found.outcome == "failed"]
+    assert failed == ["truncation_counts"]
     assert mine.store.require("tiny", "synth_kd_v1") == record
     (row,) = json.loads(cli(mine, "ls", "--json").output)["artifacts"][-1:]
     assert (row["asset"], row["checks"], row["checks_passed"], row["state"]) == ("synth_kd_v1", 6, 5, "ok")
@@ -93,7 +96,8 @@ def test_a_failed_check_that_does_not_block_warns_and_lets_the_rest_go_on(graph)
 def test_every_check_of_the_data_ran_and_passed(tiny_made):
     graph, run = tiny_made
     for asset in DATA:
-        recorded = {check.name: check.passed for check in graph.latest(asset).checks}
+        found = graph.store.findings(graph.latest(asset))
+        recorded = {finding.check: finding.outcome == "passed" for finding in found}
         assert recorded, asset
         assert {name: check.passed for name, check in run.checks(asset).items()} == recorded
         assert [name for name, passed in recorded.items() if not passed] == []

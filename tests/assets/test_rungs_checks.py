@@ -19,8 +19,7 @@ RECIPE = SMOKE.convert_recipe("vpdense0_5_28")
 
 
 def build_with(tmp_path: Path, **summary: object) -> SimpleNamespace:
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    return SimpleNamespace(work=SimpleNamespace(output=tmp_path), payload=tmp_path / "payload")
+    return SimpleNamespace(summary=json.loads(json.dumps(summary)), payload=tmp_path / "payload")
 
 
 def donor_and_result(tmp_path: Path, layout: str, dtype: torch.dtype) -> tuple[SimpleNamespace, dict]:

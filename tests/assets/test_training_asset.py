@@ -102,7 +102,7 @@ def test_a_loss_that_did_not_fall_warns(stage, monkeypatch):
     found = run.checks("vpmoe_stage1")["heldout_loss_fell"]
     assert (found.passed, found.severity.value) == (False, "WARN")
     assert found.description == "held-out loss 12.200 → 12.500 nats per token"
-    assert stage.store.require("tiny", "vpmoe_stage1").blocked_by == ()
+    assert stage.store.blocked_by(stage.store.require("tiny", "vpmoe_stage1")) == ()
 
 
 def test_a_trainer_that_dies_leaves_nothing_published_and_goes_on_next_time(stage, monkeypatch):

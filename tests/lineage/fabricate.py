@@ -2,12 +2,13 @@
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vpmoe_assets.lineage.fingerprint import recipe_fingerprint
 from vpmoe_assets.lineage.record import CodeState, Draft, Record
+from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.workarea import WorkArea
 
@@ -54,16 +55,36 @@ def publish(
     run: Mapping[str, bytes] | None = None,
     experiment: str = "smoke",
     recipe_keys: Mapping[str, Any] | None = None,
+    checks: Sequence[Mapping[str, Any]] = (),
     **fields: Any,
 ) -> Record:
-    """Publish one artifact; without ``recipe_keys`` every call has a recipe of its own."""
+    """Publish one artifact; without ``recipe_keys`` every call has a recipe of its own.
+
+    Each of the checks has a name and says whether it passed; a verdict is stated for it.
+    """
     keys = {"variant": next(_counter)} if recipe_keys is None else dict(recipe_keys)
     fingerprint, payload = recipe(asset, inputs, **keys)
     with store.work_area(experiment, asset, fingerprint) as work:
         fill(work, FILES if files is None else files, manifest)
         for name, content in (run or {}).items():
             (work.path / name).write_bytes(content)
-        return store.publish(work, draft(payload, inputs, **fields))
+        record = store.publish(work, draft(payload, inputs, **fields))
+    for check in checks:
+        state_verdict(store, record, **check)
+    return record
+
+
+def state_verdict(store: Store, record: Record, **check: Any) -> None:
+    body = {
+        "check": check["name"],
+        "version": check.get("version", "1" * 64),
+        "outcome": "passed" if check["passed"] else "failed",
+        "blocking": check.get("blocking", True),
+        "severity": check.get("severity", "ERROR"),
+        "description": check.get("description", ""),
+        "metadata": check.get("metadata", {}),
+    }
+    store.statements.append(Statement.about(record, "verdict", body, author="vpmoe"))
 
 
 def damage(path: Path, offset: int = 0) -> None:

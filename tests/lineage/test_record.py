@@ -102,7 +102,7 @@ def test_any_changed_field_is_noticed(store, record):
         (lambda f: f["inputs"][0].update(asset=".."), "no name"),
         (lambda f: f["code"].update(git_sha=None), "code.git_sha"),
         (lambda f: f.update(surprise=1), "surprise"),
-        (lambda f: f.update(schema="vpmoe.artifact/2"), "schema 'vpmoe.artifact/2', expected"),
+        (lambda f: f.update(schema="vpmoe.artifact/3"), "schema 'vpmoe.artifact/3', expected"),
         (lambda f: f.update(sequence=0), "sequence"),
         (lambda f: f.update(started_utc="2026-01-31T11:00:00"), "offset"),
     ],

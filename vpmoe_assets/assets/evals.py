@@ -198,7 +198,7 @@ class _Evaluation:
 
     def result(self, plan: _Planned, *, reused: bool) -> dg.MaterializeResult:
         report = self.reports[plan.checkpoint]
-        return self.making.result(plan.step, report, reused=reused, metadata=_report_metadata)
+        return self.making.result(plan.step, report, plan.inputs, reused=reused, metadata=_report_metadata)
 
     def measure(self, due: Sequence[_Planned]) -> Iterator[dg.MaterializeResult]:
         """Run one job for all that is due, then publish each report."""

@@ -8,6 +8,7 @@ from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.making import asset_key
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.record import Record
+from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.store import StoreResource
 
@@ -52,7 +53,10 @@ def lineage_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
                     '```\nvpmoe sql "SELECT asset, version, digest FROM latest"\n```'
                 ),
             },
-            check_results=[_counts_equal_records(counts, records), _records_verify(problems, records)],
+            check_results=[
+                _counts_equal_records(counts, records, opened),
+                _records_verify(problems, records),
+            ],
         )
 
     return [lineage_index]
@@ -65,14 +69,16 @@ def _counted(database: Index) -> dict[str, int]:
     }
 
 
-def _counts_equal_records(counts: Mapping[str, int], records: Sequence[Record]) -> dg.AssetCheckResult:
+def _counts_equal_records(
+    counts: Mapping[str, int], records: Sequence[Record], store: Store
+) -> dg.AssetCheckResult:
     stated = {
         "artifacts": len(records),
         "inputs": sum(len(record.inputs) for record in records),
         "files": sum(
             len(record.files) + len(record.run_files) + (record.manifest is not None) for record in records
         ),
-        "checks": sum(len(record.checks) for record in records),
+        "checks": sum(len(store.findings(record)) for record in records),
     }
     differing = [
         f"{counts[name]} {name}, {stated[name]} in the records"

@@ -18,6 +18,7 @@ from typing import Any
 import dagster as dg
 
 from trainer.contract.schema.experiment import Experiment
+from vpmoe_assets.assets.judging import check_results, judge
 from vpmoe_assets.assets.presentation import record_metadata
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks.check import Check
@@ -25,7 +26,7 @@ from vpmoe_assets.errors import DataError, WorkerError
 from vpmoe_assets.lineage.errors import LineageError
 from vpmoe_assets.lineage.fingerprint import code_version, recipe_fingerprint, source_digests
 from vpmoe_assets.lineage.provenance import code_state, environment
-from vpmoe_assets.lineage.record import CheckOutcome, CodeState, Draft, Record
+from vpmoe_assets.lineage.record import CodeState, Draft, Record
 from vpmoe_assets.lineage.renewal import make_latest
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.workarea import WorkArea
@@ -45,7 +46,7 @@ class Step:
         recipe: Identity of the step: resolved, JSON-able.
         sources: sha256 of the files whose code decides the bytes, by path.
         seed: Of the step, if it draws random numbers; part of its identity.
-        checks: Run on the filled payload before it is published.
+        checks: Run on what is published, before anything is built on it.
     """
 
     experiment: Experiment
@@ -164,10 +165,7 @@ class Making:
         fingerprint_payload: dict[str, Any],
         started: str,
     ) -> Published:
-        """Run the checks on the filled payload and publish it with what they said.
-
-        A payload that failed a check is published too; where the check is blocking, what comes after refuses
-        it.
+        """Publish a filled payload; nothing is built on it before its checks have spoken.
 
         Args:
             step: That is made.
@@ -177,12 +175,11 @@ class Making:
             fingerprint_payload: What the fingerprint is the hash of.
             started: When making it began, ISO 8601.
         """
-        outcomes = tuple(self._outcome(check, build, inputs) for check in step.checks)
         record = self.store.publish(
             build.work,
             Draft(
                 fingerprint_payload=fingerprint_payload,
-                inputs=tuple(item.record.as_input() for item in inputs.values()),
+                inputs=tuple(item.as_input() for item in inputs.values()),
                 execution=dict(built.execution),
                 seed=step.seed,
                 code=build.code,
@@ -191,7 +188,7 @@ class Making:
                 started_utc=started,
                 finished_utc=utc_now(),
                 metrics=dict(built.metrics),
-                checks=outcomes,
+                blocking_checks=tuple(check.name for check in step.checks if check.blocking),
                 evals=tuple(built.evals),
                 details=dict(built.details),
                 dagster_run_id=self.context.run.run_id,
@@ -203,43 +200,36 @@ class Making:
         self,
         step: Step,
         item: Published,
+        inputs: Mapping[str, Published],
         *,
         reused: bool,
         metadata: Callable[[Published], Mapping[str, Any]] | None = None,
     ) -> dg.MaterializeResult:
-        """Index a published version and return what Dagster is told of it.
+        """Judge and index a published version, and return what Dagster is told of it.
+
+        A version that failed a check stays; where the check is blocking, what comes after refuses it.
 
         Args:
             step: That made it.
             item: The version.
+            inputs: By name; each name is the input's role.
             reused: Whether it had been made before.
             metadata: What the UI shows beyond the common entries.
         """
         record = item.record
+        found = judge(step.checks, item, inputs, self.store.statements, self.context.log.info)
         self.index.insert(record, self.store)
         shown = record_metadata(record, item.directory, self.store, reused=reused)
         return dg.MaterializeResult(
             asset_key=step.key,
             metadata=shown | dict(metadata(item) if metadata else {}),
             data_version=dg.DataVersion(record.digest),
-            check_results=[_check_result(outcome, step.key) for outcome in record.checks],
+            check_results=check_results(found, step.key),
             tags={"vpmoe/reused": str(reused).lower(), "vpmoe/version": record.version},
         )
 
     def _published(self, record: Record) -> Published:
         return Published(record, self.store.directory(record))
-
-    def _outcome(self, check: Check, build: Build, inputs: Mapping[str, Published]) -> CheckOutcome:
-        verdict = check.run(build, inputs)
-        self.context.log.info(f"{build.asset}: check {check.name} {'passed' if verdict.passed else 'FAILED'}")
-        return CheckOutcome(
-            name=check.name,
-            passed=verdict.passed,
-            blocking=check.blocking,
-            severity="ERROR" if check.blocking else "WARN",
-            description=verdict.description,
-            metadata=dict(verdict.metadata),
-        )
 
 
 def produced_asset(
@@ -272,7 +262,7 @@ def produced_asset(
         kinds: Dagster kinds.
         recipe: Identity of the step: resolved, JSON-able.
         sources: Files and directories, relative to the project, whose code decides the bytes.
-        checks: Run on the filled payload before it is published.
+        checks: Run on what is published, before anything is built on it.
         metadata: What the UI shows of a published version beyond the common entries.
         external: Digests of inputs that are not assets (a local folder), taken when the step runs.
         seed: Of the step, if it draws random numbers; part of its identity.
@@ -294,7 +284,7 @@ def produced_asset(
             there = [name for name in partial if making.ever_published(name)]
             upstream = making.published([*required, *there])
             item, reused = _made(making, step, function, upstream, external() if external else {})
-            return making.result(step, item, reused=reused, metadata=metadata)
+            return making.result(step, item, upstream, reused=reused, metadata=metadata)
 
         described: dict[str, Any] = {
             "key": step.key,
@@ -398,14 +388,3 @@ def utc_now() -> str:
 def _how(record: Record) -> str:
     """Say how an artifact was made, e.g. `device=cpu dp=2`."""
     return " ".join(f"{name}={value}" for name, value in sorted(record.execution.items())) or "device=cpu"
-
-
-def _check_result(outcome: CheckOutcome, key: dg.AssetKey) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(
-        asset_key=key,
-        check_name=outcome.name,
-        passed=outcome.passed,
-        severity=dg.AssetCheckSeverity.ERROR if outcome.severity == "ERROR" else dg.AssetCheckSeverity.WARN,
-        description=outcome.description or None,
-        metadata=dict(outcome.metadata),
-    )

@@ -1,58 +1,60 @@
 """Checks of the sources and the data group: thin adapters over the audits of the libraries."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from vpmoe_assets.build import Build, Published
+from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import Check, check
-from vpmoe_assets.file_audit import source_files_match
-from vpmoe_assets.harmony import audit
-from vpmoe_assets.text.audit import text_aligned
 from vpmoe_assets.verdict import Verdict
 
 _SAMPLE = 64
 """Conversations that openai-harmony renders again in every build."""
 
 
-def _manifest(build: Build) -> dict[str, Any]:
-    import orjson
-
-    return dict(orjson.loads(build.work.manifest.read_bytes()))
-
-
 @check("tokenizer_agrees")
-def tokenizer_agrees(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+def tokenizer_agrees(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     """Check the sha256 of the ranks, the special ids, and that tiktoken and openai-harmony agree."""
-    return audit.tokenizer_agrees(build.payload)
+    from vpmoe_assets.harmony import audit
+
+    return audit.tokenizer_agrees(item.payload)
 
 
 @check("files_match_manifest")
-def source_files(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+def source_files(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     """Every file has the sha256 and size that its manifest states, and no other file is there."""
-    return source_files_match(build.payload, _manifest(build))
+    from vpmoe_assets.file_audit import source_files_match
+
+    return source_files_match(item.payload, item.manifest)
 
 
 @check("manifest_matches_shards")
-def harmony_manifest(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+def harmony_manifest(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     """Check that the shards are exactly those of the manifest; skipped rows are counted."""
-    return audit.harmony_manifest_matches(build.payload, _manifest(build))
+    from vpmoe_assets.harmony import audit
+
+    return audit.harmony_manifest_matches(item.payload, item.manifest)
 
 
 @check("manifest_matches_shards")
-def kd_manifest(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+def kd_manifest(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     """Check that the files are exactly those of the manifest, and rows and tokens add up."""
-    return audit.kd_manifest_matches(build.payload, _manifest(build))
+    from vpmoe_assets.harmony import audit
+
+    return audit.kd_manifest_matches(item.payload, item.manifest)
 
 
 @check("arrays_aligned")
-def kd_aligned(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+def kd_aligned(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     """Tokens, loss mask and span have the same documents and keep the format's invariants."""
-    return audit.arrays_aligned(build.payload, _manifest(build))
+    from vpmoe_assets.harmony import audit
+
+    return audit.arrays_aligned(item.payload, item.manifest)
 
 
 @check("golden_conversation")
-def golden_conversation(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+def golden_conversation(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     """Check that the reference conversation renders to its known 132 tokens."""
+    from vpmoe_assets.harmony import audit
+
     return audit.golden_conversation(inputs["o200k_tokenizer"].payload)
 
 
@@ -60,11 +62,13 @@ def kd_sample(seed: int) -> Check:
     """Return the check that openai-harmony renders a seeded sample to exactly what the shards hold."""
 
     @check("sample_renders_alike")
-    def sample(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+    def sample(item: Published, inputs: Mapping[str, Published]) -> Verdict:
         """openai-harmony renders a seeded sample again; the shards hold exactly that."""
+        from vpmoe_assets.harmony import audit
+
         return audit.sample_renders_alike(
-            build.payload,
-            _manifest(build),
+            item.payload,
+            item.manifest,
             inputs["synth_harmony"].payload,
             inputs["synth_harmony"].manifest,
             inputs["o200k_tokenizer"].payload,
@@ -76,16 +80,18 @@ def kd_sample(seed: int) -> Check:
 
 
 @check("split_rule")
-def kd_split(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+def kd_split(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     """Check that the hash of every synth_id puts it where it stands."""
+    from vpmoe_assets.harmony import audit
+
     harmony = inputs["synth_harmony"]
-    return audit.split_rule_holds(_manifest(build), harmony.payload, harmony.manifest)
+    return audit.split_rule_holds(item.manifest, harmony.payload, harmony.manifest)
 
 
 @check("truncation_counts", blocking=False)
-def kd_truncation(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+def kd_truncation(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     """How many conversations were cut or dropped for their length; a warning above one in two."""
-    counts = {name: split["counts"] for name, split in _manifest(build)["splits"].items()}
+    counts = {name: split["counts"] for name, split in item.manifest["splits"].items()}
     rows = sum(split["kept"] for split in counts.values())
     touched = sum(
         value
@@ -97,18 +103,20 @@ def kd_truncation(build: Build, inputs: Mapping[str, Published]) -> Verdict:
 
 
 @check("documents_aligned")
-def healing_aligned(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+def healing_aligned(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     """Every document ends with its only EOD, ids lie in the vocabulary, counts are the manifest's."""
-    return text_aligned(build.payload, _manifest(build))
+    from vpmoe_assets.text.audit import text_aligned
+
+    return text_aligned(item.payload, item.manifest)
 
 
 def healing_budget(max_tokens: int) -> Check:
     """Return the check that the token budget is kept."""
 
     @check("token_budget")
-    def budget(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+    def budget(item: Published, inputs: Mapping[str, Published]) -> Verdict:
         """Check that the corpus has no more tokens than its budget."""
-        tokens = sum(split["tokens"] for split in _manifest(build)["splits"].values())
+        tokens = sum(split["tokens"] for split in item.manifest["splits"].values())
         return Verdict(
             max_tokens < 0 or tokens <= max_tokens,
             f"{tokens} tokens, budget {'none' if max_tokens < 0 else max_tokens}",

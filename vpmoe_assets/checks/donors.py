@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from trainer.contract.schema.sources import HubDonor, HubVocabulary, SeededDonor, SeededVocabulary
-from vpmoe_assets.build import Build, Published
+from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import Check, check
 from vpmoe_assets.errors import DonorError
 from vpmoe_assets.verdict import Verdict
@@ -13,7 +13,7 @@ def pinned_files(source: HubDonor | HubVocabulary | SeededDonor | SeededVocabula
     """Return the check that the files are the pinned ones and the tokenizer is the published one."""
 
     @check("pinned_files")
-    def pinned(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+    def pinned(item: Published, inputs: Mapping[str, Published]) -> Verdict:
         """Every pinned file has its sha256, and the tokenizer is byte for byte the published one."""
         from vpmoe_assets.donors import tokenizers
         from vpmoe_assets.lineage.digest import file_sha256
@@ -22,7 +22,7 @@ def pinned_files(source: HubDonor | HubVocabulary | SeededDonor | SeededVocabula
         published = tokenizers.QWEN3_TOKENIZER_SHA256 if qwen3 else tokenizers.O200K_TOKENIZER_SHA256
         pins = {tokenizers.TOKENIZER_NAME: published, **getattr(source, "files", {})}
         found = {
-            name: file_sha256(path) if (path := build.payload / name).is_file() else "absent" for name in pins
+            name: file_sha256(path) if (path := item.payload / name).is_file() else "absent" for name in pins
         }
         wrong = [
             f"{name}: {found[name]} found, {pin} pinned" for name, pin in pins.items() if found[name] != pin
@@ -40,13 +40,13 @@ def donor_architecture(donor: SeededDonor | HubDonor) -> Check:
     """Return the check that configuration and tensors are those of the experiment's donor."""
 
     @check("architecture")
-    def architecture(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+    def architecture(item: Published, inputs: Mapping[str, Published]) -> Verdict:
         """Configuration and tensors are those of the experiment's donor."""
         from trainer.contract.donor import donor_shapes
         from vpmoe_assets.donors.checkpoints import require_qwen3
 
         try:
-            require_qwen3(donor, build.payload)
+            require_qwen3(donor, item.payload)
         except DonorError as error:
             return Verdict(False, str(error), {})
         tensors = len(donor_shapes(donor))
@@ -60,16 +60,16 @@ def vocabulary_matrices(vocabulary: SeededVocabulary | HubVocabulary) -> Check:
     """Return the check that embedding and head fit the experiment's vocabulary, and every token has a row."""
 
     @check("vocabulary")
-    def matrices(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+    def matrices(item: Published, inputs: Mapping[str, Published]) -> Verdict:
         """Embedding and head have a row for every token; special ids are those of o200k Harmony."""
         from vpmoe_assets.donors.checkpoints import require_vocabulary
         from vpmoe_assets.harmony.tokenizer import SPECIAL_IDS, load_ranks
 
         try:
-            require_vocabulary(vocabulary, build.payload)
+            require_vocabulary(vocabulary, item.payload)
         except DonorError as error:
             return Verdict(False, str(error), {})
-        ids = _token_ids(build)
+        ids = _token_ids(item)
         ranks = load_ranks(inputs["o200k_tokenizer"].payload)
         wrong = [name for name, number in SPECIAL_IDS.items() if ids.get(name) != number]
         fits = max(ids.values()) < vocabulary.vocab_size and not wrong
@@ -84,11 +84,11 @@ def vocabulary_matrices(vocabulary: SeededVocabulary | HubVocabulary) -> Check:
     return matrices
 
 
-def _token_ids(build: Build) -> dict[str, int]:
+def _token_ids(item: Published) -> dict[str, int]:
     import orjson
 
     from vpmoe_assets.donors.tokenizers import TOKENIZER_NAME
 
-    content = orjson.loads((build.payload / TOKENIZER_NAME).read_bytes())
+    content = orjson.loads((item.payload / TOKENIZER_NAME).read_bytes())
     added = {token["content"]: int(token["id"]) for token in content["added_tokens"]}
     return {**content["model"]["vocab"], **added}

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from vpmoe_assets.build import Build, Published
-from vpmoe_assets.checks.check import Check, check, job_summary
+from vpmoe_assets.build import Published
+from vpmoe_assets.checks.check import Check, check
 from vpmoe_assets.verdict import Verdict
 
 _DIVERGED_NATS = 0.5
@@ -14,8 +14,8 @@ def measured(name: str, description: str, *, blocking: bool) -> Check:
     """Return the check that passes on what the conversion itself found, after it had read back its result."""
 
     @check(name, blocking=blocking, description=description)
-    def found(build: Build, inputs: Mapping[str, Published]) -> Verdict:
-        finding = job_summary(build)["checks"].get(name)
+    def found(item: Published, inputs: Mapping[str, Published]) -> Verdict:
+        finding = item.summary["checks"].get(name)
         if finding is None:
             return Verdict(False, f"the conversion did not measure {name}", {})
         return Verdict(bool(finding["passed"]), str(finding["description"]), dict(finding["metadata"]))
@@ -27,8 +27,8 @@ def distance(name: str, column: str, description: str) -> Check:
     """Return the check that no layer's output points away from the source's."""
 
     @check(name, blocking=False, description=description)
-    def cosine(build: Build, inputs: Mapping[str, Published]) -> Verdict:
-        cosines = [row[column] for row in job_summary(build)["layers"]]
+    def cosine(item: Published, inputs: Mapping[str, Published]) -> Verdict:
+        cosines = [row[column] for row in item.summary["layers"]]
         mean = sum(cosines) / len(cosines)
         return Verdict(
             min(cosines) > 0,
@@ -45,9 +45,9 @@ def distance(name: str, column: str, description: str) -> Check:
     blocking=False,
     description=f"The held-out loss ends at most {_DIVERGED_NATS} nats above its start.",
 )
-def loss_not_diverged(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+def loss_not_diverged(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     """Compare the held-out loss at the end with that at the start."""
-    found = job_summary(build)
+    found = item.summary
     start, end = found["heldout_loss_start"], found["heldout_loss_end"]
     return Verdict(
         end <= start + _DIVERGED_NATS,

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 
-from vpmoe_assets.build import Build, Published
-from vpmoe_assets.checks.check import check, job_summary
+from vpmoe_assets.build import Published
+from vpmoe_assets.checks.check import check
 from vpmoe_assets.verdict import Verdict
 
 
 @check("resume_drift")
-def resume_drift(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+def resume_drift(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     """The last steps, repeated from their checkpoint, end in the same bits as the run itself."""
-    found = job_summary(build)
+    found = item.summary
     drift, details = found["resume_drift"], found["resume_check"] or {}
     if drift is None:
         return Verdict(False, "the trainer did not repeat its last steps, so nothing is known", {})
@@ -19,9 +19,9 @@ def resume_drift(build: Build, inputs: Mapping[str, Published]) -> Verdict:
 
 
 @check("router_alive")
-def router_alive(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+def router_alive(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     """The routers send tokens to more than one expert."""
-    router = job_summary(build)["router"] or {}
+    router = item.summary["router"] or {}
     if not router:
         return Verdict(False, "the trainer reported no router health for a mixture of experts", {})
     active = router["moe/router_agg/experts_active_mean"]
@@ -29,9 +29,9 @@ def router_alive(build: Build, inputs: Mapping[str, Published]) -> Verdict:
 
 
 @check("heldout_loss_fell", blocking=False)
-def heldout_loss_fell(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+def heldout_loss_fell(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     """Loss on the valid split is lower than before."""
-    found = job_summary(build)
+    found = item.summary
     start, end = found["heldout_loss_start"], found["heldout_loss_end"]
     details = {"start": start, "end": end, "uniform": found["uniform_loss"]}
     return Verdict(end < start, f"held-out loss {start:.3f} → {end:.3f} nats per token", details)

@@ -1,5 +1,6 @@
 """`vpmoe ls`, `show`, `path`, `verify`: read the store itself, no index needed."""
 
+import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,7 @@ def show(asset: str, experiment: str | None, as_json: bool) -> None:
             {
                 "record": record.to_dict() | {"record_digest": record.record_digest},
                 "directory": str(store.directory(record)),
+                "checks": [dataclasses.asdict(finding) for finding in store.findings(record)],
                 "ancestry": [_node(node) for node in nodes],
             }
         )
@@ -124,13 +126,12 @@ def show(asset: str, experiment: str | None, as_json: bool) -> None:
     for name, value in facts.items():
         if value not in (None, ""):
             click.echo(f"{name:<12} {value}")
-    if record.checks:
+    if found := store.findings(record):
         click.echo("\nchecks")
-        for check in record.checks:
-            state = "passed" if check.passed else "FAILED, blocks" if check.blocking else "failed"
-            click.echo(
-                f"  {state:<15} {check.name}" + (f": {check.description}" if check.description else "")
-            )
+        for finding in found:
+            state = f"{finding.outcome}, blocks" if finding.blocks else finding.outcome
+            said = f": {finding.description}" if finding.description else ""
+            click.echo(f"  {state:<20} {finding.check}{said}")
     if record.metrics:
         click.echo("\nmetrics")
         for name, value in sorted(record.metrics.items()):
@@ -223,11 +224,13 @@ def _summary(store: "Store", record: "Record", stale: str | None) -> dict[str, A
     from vpmoe_assets.lineage.integrity import payload_problems
 
     damage = payload_problems(store.directory(record), record, None)
+    found = store.findings(record)
+    blocking = [finding for finding in found if finding.blocks]
     state = "ok"
     if damage:
         state = f"damaged: {damage[0].path} {damage[0].message}"
-    elif record.blocked_by:
-        state = f"blocked: {record.blocked_by[0].name}"
+    elif blocking:
+        state = f"blocked: {blocking[0].check}"
     elif stale:
         state = f"stale: {stale}"
     return {
@@ -237,8 +240,8 @@ def _summary(store: "Store", record: "Record", stale: str | None) -> dict[str, A
         "digest": record.digest,
         "bytes": record.size,
         "published_utc": record.published_utc,
-        "checks": len(record.checks),
-        "checks_passed": sum(check.passed for check in record.checks),
+        "checks": len(found),
+        "checks_passed": sum(finding.outcome == "passed" for finding in found),
         "stale": stale,
         "state": state,
     }

@@ -51,3 +51,11 @@ class IndexCorruptError(LineageError):
 
 class QueryError(LineageError):
     """The SQL is wrong, or would write."""
+
+
+class StatementError(LineageError):
+    """Statements about a record were altered, or one is refused; the message says which and why."""
+
+
+class EvidenceMissing(LineageError):  # noqa: N818
+    """A check judges what a run left behind, and that was cleaned away."""

@@ -136,7 +136,7 @@ class Index:
             raise IndexLockedError(str(error)) from error
 
     def _insert(self, record: Record, store: Store) -> None:
-        rows = rows_of(record, store.directory(record))
+        rows = rows_of(record, store.directory(record), store.findings(record))
         import duckdb
 
         with self._open(read_only=False, wait_s=_WRITER_WAIT_S) as database:
@@ -168,7 +168,7 @@ class Index:
             database.execute("INSERT INTO meta VALUES (?)", (SCHEMA_VERSION,))
             for record in store.records():
                 database.begin()
-                _replace(database, record, rows_of(record, store.directory(record)))
+                _replace(database, record, rows_of(record, store.directory(record), store.findings(record)))
                 database.commit()
         Path(f"{self.path}.wal").unlink(missing_ok=True)
         os.replace(fresh, self.path)

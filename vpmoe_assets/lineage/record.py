@@ -11,6 +11,10 @@ Metric names that the views of the index know (give them where they apply): `par
 A format's manifest stays a file of its own beside `payload/`; the record holds its hash, and the hash of
 its canonical content without the volatile fields, which is what downstream fingerprints may use. It is not
 embedded: a corpus of ten thousand shards would double every record of its ancestry.
+
+A record never changes. What is believed about it (verdicts of checks, acceptances, restorations) are
+statements about its digest, in `vpmoe_assets.lineage.statements`. Records of schema 1 held their verdicts
+themselves; they stay readable and verifiable, and are never rewritten.
 """
 
 import json
@@ -34,7 +38,8 @@ from trainer.contract.canonical import UnstableValueError, canonical_json, sha25
 from vpmoe_assets.lineage.digest import FileEntry, merkle_root, safe_relative
 from vpmoe_assets.lineage.errors import LineageError, RecordError
 
-SCHEMA: Literal["vpmoe.artifact/1"] = "vpmoe.artifact/1"
+SCHEMA: Literal["vpmoe.artifact/2"] = "vpmoe.artifact/2"
+EARLIER: Literal["vpmoe.artifact/1"] = "vpmoe.artifact/1"
 RECORD_NAME = ".artifact.json"
 MANIFEST_NAME = "manifest.json"
 
@@ -75,22 +80,75 @@ Timestamp = Annotated[str, AfterValidator(_timestamp)]
 Scalar = bool | int | float | str | None
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """What records and statements are made of: immutable, no unknown fields, no NaN."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
-class InputRef(_Frozen):
-    """An artifact that another was made from."""
+class InputRef(Frozen):
+    """An artifact that another was made from.
+
+    Attributes:
+        acceptance: Id of the statement by which a person had accepted the input as equivalent to what present
+        code
+            would make, where it counted as up to date by that alone.
+    """
 
     asset: Name
     version: Name
     digest: Sha256
     record_digest: Sha256
     role: str
+    acceptance: Sha256 | None = None
 
 
-class CheckOutcome(_Frozen):
-    """What one check of the artifact found; a failed blocking one stops everything below."""
+class Origin(Frozen):
+    """The artifact whose files another record names again: of another experiment, or an earlier version."""
+
+    experiment: Name
+    asset: Name
+    version: Name
+    record_digest: Sha256
+
+
+class Objects(Frozen):
+    """Objects of the store, by sha256, that together are enough to repeat the step.
+
+    Attributes:
+        sources: The project's source files, as the step ran them.
+        experiment: The experiment's TOML, as written.
+        resolved_experiment: The same with every default written out, as canonical JSON.
+        run_config: Dagster's run configuration, as canonical JSON.
+        packages: Every installed package with version and hash, as canonical JSON.
+        patch: Difference between the commit and the source files; None for a clean tree.
+    """
+
+    sources: Sha256 | None = None
+    experiment: Sha256 | None = None
+    resolved_experiment: Sha256 | None = None
+    run_config: Sha256 | None = None
+    packages: Sha256 | None = None
+    patch: Sha256 | None = None
+
+
+class Attempt(Frozen):
+    """One start of the work, from its beginning to its end; the last one delivered.
+
+    Attributes:
+        started_utc: ISO 8601 with offset, also `ended_utc` (null where it was killed and nobody saw the end).
+        ended: `done`, `interrupted`, `failed: reason`, `killed`.
+        resumed_from: Step of the checkpoint that it went on from, or null.
+    """
+
+    started_utc: Timestamp
+    ended_utc: Timestamp | None = None
+    ended: str = "done"
+    resumed_from: int | None = None
+
+
+class CheckOutcome(Frozen):
+    """What one check of the artifact found, in records of schema 1; now it is a statement."""
 
     name: str
     passed: bool
@@ -100,7 +158,7 @@ class CheckOutcome(_Frozen):
     metadata: Stable = Field(default_factory=dict)
 
 
-class CodeState(_Frozen):
+class CodeState(Frozen):
     """The code that ran; see `vpmoe_assets.lineage.provenance.code_state`."""
 
     git_sha: GitSha
@@ -109,7 +167,7 @@ class CodeState(_Frozen):
     source_digest: Sha256
 
 
-class ManifestRef(_Frozen):
+class ManifestRef(Frozen):
     """The file `manifest.json` beside `payload/`: its bytes, and its content without volatile fields."""
 
     size: int
@@ -117,7 +175,7 @@ class ManifestRef(_Frozen):
     content_sha256: Sha256
 
 
-class EvalScore(_Frozen):
+class EvalScore(Frozen):
     """One score of one object: a task of a suite, or the suite itself (`task` = `"mean"`)."""
 
     object_asset: Name
@@ -131,7 +189,7 @@ class EvalScore(_Frozen):
     stderr: float | None = None
 
 
-class PerfFigure(_Frozen):
+class PerfFigure(Frozen):
     """One measured speed or size."""
 
     name: str
@@ -141,7 +199,7 @@ class PerfFigure(_Frozen):
     context: Stable = Field(default_factory=dict)
 
 
-class Draft(_Frozen):
+class Draft(Frozen):
     """What the maker of an artifact states; the store adds files, digests, version and sequence.
 
     Attributes:
@@ -150,6 +208,11 @@ class Draft(_Frozen):
         environment: From `vpmoe_assets.lineage.provenance.environment`.
         started_utc: ISO 8601 with offset, also `finished_utc`.
         details: What the format or a checkpoint adds: student spec, transform, tokenizer, tokens consumed, …
+        objects: What is kept of sources, configuration and packages.
+        blocking_checks: Names of the blocking checks it has to pass; one without a verdict blocks as well.
+        original: Whose files these are, where they were not made anew.
+        attempts: Every start of the work, where it took more than this process.
+        checks: Of a record of schema 1.
     """
 
     fingerprint_payload: Stable
@@ -167,12 +230,16 @@ class Draft(_Frozen):
     perf: tuple[PerfFigure, ...] = ()
     details: Stable = Field(default_factory=dict)
     dagster_run_id: str | None = None
+    objects: Objects = Objects()
+    blocking_checks: tuple[str, ...] = ()
+    original: Origin | None = None
+    attempts: tuple[Attempt, ...] = ()
 
 
 class Record(Draft):
     """One published artifact. Construct it through `vpmoe_assets.lineage.store.Store.publish`."""
 
-    schema_: Literal["vpmoe.artifact/1"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["vpmoe.artifact/1", "vpmoe.artifact/2"] = Field(default=SCHEMA, alias="schema")
     experiment: Name
     asset: Name
     version: Name
@@ -192,18 +259,21 @@ class Record(Draft):
             raise RecordError("the fingerprint is not the sha256 of its payload")
         if merkle_root(self.files) != self.digest:
             raise RecordError("the content digest is not the Merkle root of the file list")
+        other = _LATER if self.earlier else _FORMER
+        if misplaced := sorted(other & self.model_fields_set - _empty(self)):
+            raise RecordError(f"{', '.join(misplaced)}: not in a record of schema {self.schema_}")
         return self
+
+    @property
+    def earlier(self) -> bool:
+        """Whether it is of schema 1: its fingerprint covers other things, and its verdicts are in it."""
+        return self.schema_ == EARLIER
 
     @property
     def recipe(self) -> dict[str, Any]:
         """The resolved recipe, from the fingerprint's payload."""
         recipe: dict[str, Any] = self.fingerprint_payload.get("recipe", {})
         return recipe
-
-    @property
-    def blocked_by(self) -> tuple[CheckOutcome, ...]:
-        """Blocking checks that failed."""
-        return tuple(check for check in self.checks if check.blocking and not check.passed)
 
     @property
     def size(self) -> int:
@@ -215,7 +285,7 @@ class Record(Draft):
         """sha256 of the canonical JSON of every field."""
         return record_digest(self)
 
-    def as_input(self, role: str | None = None) -> InputRef:
+    def as_input(self, role: str | None = None, acceptance: str | None = None) -> InputRef:
         """Return the reference by which a child names this artifact; its role is the asset by default."""
         return InputRef(
             asset=self.asset,
@@ -223,11 +293,27 @@ class Record(Draft):
             digest=self.digest,
             record_digest=self.record_digest,
             role=role or self.asset,
+            acceptance=acceptance,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values, without the record digest."""
-        return self.model_dump(by_alias=True)
+        """Return the fields that its schema has as plain JSON values, without the record digest."""
+        fields = self.model_dump(by_alias=True, exclude=set(_LATER if self.earlier else _FORMER))
+        if self.earlier:
+            for reference in fields["inputs"]:
+                del reference["acceptance"]
+        return fields
+
+
+_LATER = frozenset({"objects", "blocking_checks", "original", "attempts"})
+"""Fields that schema 1 had not."""
+_FORMER = frozenset({"checks"})
+"""Fields that only schema 1 had."""
+
+
+def _empty(record: Record) -> set[str]:
+    """Names of fields that say nothing."""
+    return {name for name in _LATER | _FORMER if getattr(record, name) in ((), None, Objects())}
 
 
 def record_digest(record: Record) -> str:
@@ -253,9 +339,9 @@ def read_record(path: Path) -> Record:
         fields = json.loads(path.read_bytes())
     except ValueError as error:
         raise RecordError(f"{path}: not a JSON record ({error}); {_REMEDY}") from error
-    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
+    if not isinstance(fields, dict) or fields.get("schema") not in (SCHEMA, EARLIER):
         found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
-        raise RecordError(f"{path}: schema {found!r}, expected {SCHEMA!r}")
+        raise RecordError(f"{path}: schema {found!r}, expected {SCHEMA!r} or {EARLIER!r}")
     stated = fields.pop("record_digest", None)
     try:
         actual = sha256_json(fields)

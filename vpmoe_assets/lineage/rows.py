@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import orjson
 from trainer.contract.canonical import canonical_json, sha256_json
 from vpmoe_assets.lineage.fingerprint import code_version
 from vpmoe_assets.lineage.record import MANIFEST_NAME, EvalScore, Record
+from vpmoe_assets.lineage.standing import Finding
 
 Row = tuple[Any, ...]
 
@@ -20,12 +21,13 @@ MOST_STEPS = 1000
 """Steps of one curve kept in the index, at most."""
 
 
-def rows_of(record: Record, directory: Path) -> dict[str, list[Row]]:
+def rows_of(record: Record, directory: Path, found: Sequence[Finding]) -> dict[str, list[Row]]:
     """Return the rows of every table that describe one artifact, in a fixed order.
 
     Args:
         record: The artifact.
         directory: Of its version; the manifest and the training curve are read from there.
+        found: The last word on each of its checks.
     """
     key = (record.experiment, record.asset, record.version)
     points, unreadable = _metric_points(directory / "run" / METRICS_FILE)
@@ -33,7 +35,7 @@ def rows_of(record: Record, directory: Path) -> dict[str, list[Row]]:
     if unreadable:
         metrics.append((*key, "unreadable_metric_lines", float(unreadable), None))
     return {
-        "artifacts": [_artifact(record)],
+        "artifacts": [_artifact(record, any(finding.blocks for finding in found))],
         "runs": [_run(record)],
         "inputs": [
             (*key, ref.role, ref.asset, ref.version, ref.digest, ref.record_digest) for ref in record.inputs
@@ -42,10 +44,7 @@ def rows_of(record: Record, directory: Path) -> dict[str, list[Row]]:
         "shards": [(*key, *shard) for shard in _shards(directory / MANIFEST_NAME)],
         "metrics": metrics,
         "metric_points": [(*key, *point) for point in points],
-        "checks": [
-            (*key, c.name, c.passed, c.blocking, c.severity, c.description, canonical_json(c.metadata))
-            for c in record.checks
-        ],
+        "checks": [(*key, *_check(finding)) for finding in found],
         "evals": [
             (*key, e.object_asset, e.object_version, e.suite, e.task, *_score(e)) for e in record.evals
         ],
@@ -53,7 +52,7 @@ def rows_of(record: Record, directory: Path) -> dict[str, list[Row]]:
     }
 
 
-def _artifact(record: Record) -> Row:
+def _artifact(record: Record, blocked: bool) -> Row:
     code = record.code
     sources = record.fingerprint_payload.get("sources", {})
     return (
@@ -70,7 +69,7 @@ def _artifact(record: Record) -> Row:
         record.size,
         len(record.files),
         _utc(record.published_utc),
-        bool(record.blocked_by),
+        blocked,
         record.seed,
         code.git_sha,
         code.git_dirty,
@@ -185,6 +184,17 @@ def _points(step: int, fields: dict[str, Any]) -> Iterator[Row]:
     for name, value in sorted(fields.items()):
         if name not in ("step", "iteration") and type(value) in (int, float) and math.isfinite(value):
             yield step, name, float(value)
+
+
+def _check(finding: Finding) -> Row:
+    return (
+        finding.check,
+        finding.outcome == "passed",
+        finding.blocking,
+        finding.severity,
+        finding.description,
+        canonical_json(dict(finding.metadata)),
+    )
 
 
 def _score(e: EvalScore) -> Row:

@@ -56,6 +56,8 @@ from vpmoe_assets.lineage.redaction import (
     redact_files,
     secret_values,
 )
+from vpmoe_assets.lineage.standing import Finding, findings
+from vpmoe_assets.lineage.statements import Statements
 from vpmoe_assets.lineage.volatile import without_volatile
 from vpmoe_assets.lineage.workarea import WorkArea
 
@@ -84,6 +86,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
+        self.statements = Statements(self.root)
         self._hasher = HashCache(self.root / ".work" / "digests.sqlite")
 
     # Where things are.
@@ -180,7 +183,7 @@ class Store:
         Raises:
             ArtifactMissing: There is none.
             ArtifactDamaged: Its record, payload or manifest is not what was published; names each file.
-            ArtifactBlocked: One of its blocking checks failed.
+            ArtifactBlocked: One of its blocking checks did not pass.
         """
         name = f"{experiment}/{asset}" + (f"@{version}" if version else "")
         try:
@@ -198,15 +201,23 @@ class Store:
             raise ArtifactDamaged(
                 f"{name} is damaged: {listed}{more}. Remove {self.directory(record)} and materialise it again"
             )
-        if failed := record.blocked_by:
-            reasons = "; ".join(f"{check.name}: {check.description or 'failed'}" for check in failed)
+        if failed := self.blocked_by(record):
+            reasons = "; ".join(f"{found.check}: {found.description or found.outcome}" for found in failed)
             raise ArtifactBlocked(f"{name} (version {record.version}) is blocked by its checks: {reasons}")
         return record
 
+    def findings(self, record: Record) -> tuple[Finding, ...]:
+        """Return the last word on each check of a version."""
+        return findings(record, self.statements.about(record.record_digest))
+
+    def blocked_by(self, record: Record) -> tuple[Finding, ...]:
+        """Return what keeps others from building on a version: checks that failed, or never spoke."""
+        return tuple(finding for finding in self.findings(record) if finding.blocks)
+
     def reusable(self, experiment: str, asset: str, fingerprint: str) -> Record | None:
-        """Return the newest version with this fingerprint that is intact and not blocked, or None."""
+        """Return the newest version with this fingerprint that is intact, or None; blocked or not."""
         for record in reversed(self.scan(experiment, asset)[0]):
-            if record.fingerprint != fingerprint or record.blocked_by:
+            if record.fingerprint != fingerprint:
                 continue
             if not payload_problems(self.directory(record), record, self._hasher):
                 return record

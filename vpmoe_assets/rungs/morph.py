@@ -8,8 +8,8 @@ where they barely change the function.
 from collections.abc import Mapping
 
 from trainer.contract.schema.rungs.morph import MorphRecipe
-from vpmoe_assets.build import Build, Published
-from vpmoe_assets.checks.check import Check, check, job_summary
+from vpmoe_assets.build import Published
+from vpmoe_assets.checks.check import Check, check
 from vpmoe_assets.checks.rungs import distance, measured
 from vpmoe_assets.rung import CALIBRATED, RungAsset
 from vpmoe_assets.verdict import Verdict
@@ -28,9 +28,9 @@ def checks(recipe: MorphRecipe) -> list[Check]:
 
 
 @check("tpa_fit", blocking=False)
-def tpa_fit(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+def tpa_fit(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     """Fitted tensor products are closer to the dense projections than zero is, in every layer."""
-    rows = job_summary(build)["layers"]
+    rows = item.summary["layers"]
     errors = {
         projection: [
             row[f"{projection}_relative_mse"]

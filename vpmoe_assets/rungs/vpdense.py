@@ -8,7 +8,7 @@ text. RoPE, full attention, no sinks, no value residual.
 from collections.abc import Mapping
 
 from trainer.contract.schema.rungs.vpdense import DenseRecipe
-from vpmoe_assets.build import Build, Published
+from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import Check, check
 from vpmoe_assets.checks.rungs import distance, measured
 from vpmoe_assets.rung import CALIBRATED, RungAsset
@@ -33,7 +33,7 @@ def interleave_identity(recipe: DenseRecipe) -> Check:
     """
 
     @check("interleave_identity")
-    def interleaved(build: Build, inputs: Mapping[str, Published]) -> Verdict:
+    def interleaved(item: Published, inputs: Mapping[str, Published]) -> Verdict:
         """Each query group holds its pooled queries, then its key, then its value."""
         import numpy as np
 
@@ -41,7 +41,7 @@ def interleave_identity(recipe: DenseRecipe) -> Check:
         from vpmoe_assets.donors.tensors import read_float32
 
         donor, model = inputs[recipe.source].payload, recipe.architecture.model
-        theirs, ours = weight_files(donor), weight_files(build.payload)
+        theirs, ours = weight_files(donor), weight_files(item.payload)
         groups, dim = model.num_query_groups, model.head_dim
         queries = model.num_attention_heads // groups
         worst = 0.0
