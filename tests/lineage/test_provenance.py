@@ -84,6 +84,58 @@ def test_a_repository_without_commits_and_a_machine_without_git_are_errors_too(t
         code_state(tmp_path)
 
 
+@pytest.fixture
+def other(tmp_path):
+    """Another repository, with a commit and a changed file of its own."""
+    root = tmp_path / "other"
+    root.mkdir()
+    (root / "file").write_text("one\n")
+    git(root, "init", "-q")
+    git(root, "add", ".")
+    git(root, "commit", "-q", "-m", "elsewhere")
+    (root / "file").write_text("two\n")
+    return root
+
+
+LEAKS = {
+    "a hook of another repository": {"GIT_DIR": "{other}/.git", "GIT_INDEX_FILE": "{other}/.git/index"},
+    "a linked worktree": {"GIT_DIR": "{other}/.git", "GIT_COMMON_DIR": "{other}/.git"},
+    "a tree elsewhere": {"GIT_WORK_TREE": "{other}"},
+    "an index elsewhere": {"GIT_INDEX_FILE": "{other}/.git/index"},
+    "objects elsewhere": {"GIT_OBJECT_DIRECTORY": "{other}/.git/objects"},
+    "a namespace": {"GIT_NAMESPACE": "elsewhere"},
+    "settings, numbered": {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "core.worktree",
+        "GIT_CONFIG_VALUE_0": "{other}",
+    },
+    "settings, in one line": {"GIT_CONFIG_PARAMETERS": "'core.worktree'='{other}'"},
+    "settings, in a file": {"GIT_CONFIG_GLOBAL": "{other}/config"},
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_the_commit_is_the_checkouts_whatever_the_environment_says_of_another(
+    checkout, other, monkeypatch, leak
+):
+    (other / "config").write_text(f"[core]\n\tworktree = {other}\n")
+    told = code_state(checkout)
+    assert (told["git_dirty"], told["patch_digest"]) == (False, None)
+    for name, value in LEAKS[leak].items():
+        monkeypatch.setenv(name, value.format(other=other))
+    assert code_state(checkout) == told
+
+
+def test_a_plain_copy_inside_another_repository_does_not_take_its_commit(other, monkeypatch):
+    copy = other / "vendored"
+    copy.mkdir()
+    (copy / "a.py").write_text("A = 1\n")
+    (other / ".gitignore").write_text("vendored/\n")
+    monkeypatch.delenv("VPMOE_GIT_SHA", raising=False)
+    with pytest.raises(ProvenanceError, match="holds none of its files"):
+        code_state(copy)
+
+
 def test_environment_is_canonical_json_with_versions_and_without_heavy_imports(monkeypatch):
     import sys
 

@@ -50,6 +50,10 @@ _SOURCE_GLOBS = (
     "requirements.lock",
 )
 _SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+# What only bounds git's search for the checkout, or says where git is installed. Every other GIT_ variable can
+# put a repository, a tree, an index or settings of somebody else in the place of the checkout's: git itself sets
+# GIT_DIR and GIT_INDEX_FILE while a hook runs, and some people export GIT_DIR for a repository of their dotfiles.
+_HARMLESS_TO_GIT = {"GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH"}
 
 
 def code_state(root: Path = ROOT) -> dict[str, Any]:
@@ -68,6 +72,8 @@ def code_state(root: Path = ROOT) -> dict[str, Any]:
     """
     try:
         sha = _git(root, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
+        if not _git(root, "ls-files", "--", "."):
+            raise ProvenanceError(f"the git repository around {root} holds none of its files")
     except ProvenanceError as error:
         sha, dirty, patch = _declared_commit(error), os.environ.get("VPMOE_GIT_DIRTY", "1") != "0", None
     else:
@@ -137,12 +143,18 @@ def _difference(root: Path) -> tuple[bool, str | None]:
 
 
 def _git(root: Path, *arguments: str) -> bytes:
+    """Ask git about the checkout that `root` lies in, whatever the environment says of another one."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name in _HARMLESS_TO_GIT
+    }
     try:
         result = subprocess.run(
             ["git", "-C", str(root), *arguments],
             capture_output=True,
             check=False,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
+            env={**inherited, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
         )
     except FileNotFoundError as error:
         raise ProvenanceError("git is not installed") from error
