@@ -15,6 +15,7 @@ import pytest
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.resources import launcher
 from vpmoe_assets.resources.trainer import TrainerResource
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,10 +193,11 @@ def copy_store(source: Path, target: Path) -> Path:
     return Path(shutil.copytree(source, target, symlinks=True))
 
 
-def stand_in_trainer(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> TrainerResource:
-    """A trainer resource that runs ``programs/stand_in_training.py``; put in place of the real one."""
+def stand_in_trainer(monkeypatch: pytest.MonkeyPatch, program: str, **settings: Any) -> TrainerResource:
+    """A resource whose jobs are run by a program of ``programs/`` in place of the trainer."""
     monkeypatch.setenv("PYTHONPATH", str(PROGRAMS))
-    return TrainerResource(**{"module": "stand_in_training", "poll_s": 0.05, "grace_s": 20.0, **settings})
+    monkeypatch.setattr(launcher, "PROGRAM", program)
+    return TrainerResource(**{"poll_s": 0.05, "grace_s": 20.0, "wandb": "disabled", **settings})
 
 
 def payload_bytes(directory: Path, suffixes: Sequence[str] = ("",)) -> dict[str, bytes]:

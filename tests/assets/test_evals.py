@@ -15,6 +15,7 @@ from vpmoe_assets.assets.evals import SHARED_INPUTS, eval_name, evals_assets
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.resources import launcher
 from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.store import StoreResource
 from vpmoe_assets.resources.trainer import TrainerResource
@@ -55,7 +56,7 @@ class Evals:
             resources={
                 "store": StoreResource(),
                 "index": IndexResource(),
-                "trainer": TrainerResource(module="stand_in_evaluation", poll_s=0.05, wandb="disabled"),
+                "trainer": TrainerResource(poll_s=0.05, wandb="disabled"),
             },
             raise_on_error=raises,
         )
@@ -78,6 +79,7 @@ class Evals:
 @pytest.fixture
 def evals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evals:
     monkeypatch.setenv("PYTHONPATH", str(PROGRAMS))
+    monkeypatch.setattr(launcher, "PROGRAM", "stand_in_evaluation")
     monkeypatch.setenv("VPMOE_ARTIFACTS", str(tmp_path / "artifacts"))
     monkeypatch.setenv("VPMOE_LEASE_DIR", str(tmp_path / "leases"))
     return Evals(tmp_path)

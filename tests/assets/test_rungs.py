@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.assets.graphs import PROGRAMS, Graph
+from tests.assets.graphs import Graph, stand_in_trainer
 from tests.lineage.fabricate import publish
 from trainer.contract.schema.experiment import load_experiment
 from trainer.contract.schema.rungs.ladder import RECIPES
 from vpmoe_assets import rungs
 from vpmoe_assets.assets.plots import layer_profile
 from vpmoe_assets.assets.rungs import rung_assets
-from vpmoe_assets.resources.trainer import TrainerResource
 from vpmoe_assets.rung import load_rung
 
 LADDER = {
@@ -34,10 +33,7 @@ LADDER = {
 @pytest.fixture
 def ladder(tiny, monkeypatch) -> Graph:
     """The experiment from a rung that is there already: the depth step is the first to be made."""
-    monkeypatch.setenv("PYTHONPATH", str(PROGRAMS))
-    trainer = TrainerResource(
-        module="stand_in_conversion", poll_s=0.05, grace_s=20.0, wandb="disabled", nproc=2, dp=2
-    )
+    trainer = stand_in_trainer(monkeypatch, "stand_in_conversion", nproc=2, dp=2)
     tiny.resources = {"trainer": trainer}
     publish(tiny.store, "vpdense_28_healed", experiment="tiny", files={"config.json": b"{}"})
     return tiny

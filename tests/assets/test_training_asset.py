@@ -5,16 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.assets.graphs import PROGRAMS, Graph
+from tests.assets.graphs import Graph, stand_in_trainer
 from vpmoe_assets.lineage.errors import ArtifactBlocked
-from vpmoe_assets.resources.trainer import TrainerResource
 
 
 @pytest.fixture
 def stage(tiny, monkeypatch) -> Graph:
-    monkeypatch.setenv("PYTHONPATH", str(PROGRAMS))
-    trainer = TrainerResource(module="stand_in_training", poll_s=0.05, grace_s=20.0, wandb="disabled")
-    tiny.resources = {"trainer": trainer}
+    tiny.resources = {"trainer": stand_in_trainer(monkeypatch, "stand_in_training")}
     return tiny
 
 

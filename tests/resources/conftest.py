@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 
 from tests.resources.launched import PROGRAMS, PROVENANCE, TEST_ENV
+from vpmoe_assets.resources import launcher
 from vpmoe_assets.resources.trainer import TrainerResource, TrainerResult
 
 
@@ -30,7 +31,7 @@ Run = Callable[..., tuple[dg.ExecuteInProcessResult, TrainerResult | None]]
 
 
 @pytest.fixture
-def run_stand_in(tmp_path: Path) -> Run:
+def run_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs one job inside a Dagster step and returns Dagster's result and the trainer's, if it had one."""
 
     def run(
@@ -39,6 +40,7 @@ def run_stand_in(tmp_path: Path) -> Run:
         instance: dg.DagsterInstance | None = None,
         fingerprint: str = "a" * 64,
         command: str = "evaluate",
+        program: str = "stand_in_trainer",
         **settings: Any,
     ) -> tuple[dg.ExecuteInProcessResult, TrainerResult | None]:
         results: list[TrainerResult] = []
@@ -61,7 +63,8 @@ def run_stand_in(tmp_path: Path) -> Run:
                 )
             )
 
-        defaults = {"module": "stand_in_trainer", "poll_s": 0.1, "grace_s": 20.0}
+        monkeypatch.setattr(launcher, "PROGRAM", program)
+        defaults = {"poll_s": 0.1, "grace_s": 20.0}
         result = dg.materialize(
             [made],
             instance=instance or dg.DagsterInstance.ephemeral(),

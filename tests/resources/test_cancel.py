@@ -71,14 +71,14 @@ class Site:
         """The stand-in with an invented GPU a rank, or the real trainer on the CPU with a tiny model."""
         if not self.real:
             recipe = {"steps": 100_000, "step_s": 0.2, "save_s": self.save_s}
-            how = {"command": "evaluate", "module": "stand_in_trainer", "device": "cuda", "inputs": {}}
+            how = {"command": "evaluate", "program": "stand_in_trainer", "device": "cuda", "inputs": {}}
             return {**how, "recipe": recipe, "nproc": self.nproc}
         from tests.trainer.train.train_jobs import tiny_recipe, write_conversations
 
         never = dict.fromkeys(("training.save_interval", "training.eval_interval"), 100_000)
         recipe = tiny_recipe(steps=100_000, **never, **{"training.log_interval": 1})
         inputs = {"synth_kd_v1": str(write_conversations(self.root / "data"))}
-        how = {"command": "train", "module": "slow_trainer", "device": "cpu", "inputs": inputs}
+        how = {"command": "train", "program": "slow_trainer", "device": "cpu", "inputs": inputs}
         return {**how, "recipe": recipe, "nproc": self.nproc}
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:

@@ -13,7 +13,7 @@ from typing import Literal
 import psutil
 import pytest
 
-from vpmoe_assets.resources import bound, torchrun
+from vpmoe_assets.resources import bound, launcher, torchrun
 from vpmoe_assets.resources.launcher import Launch, LauncherNotAvailableError, available, find
 from vpmoe_assets.resources.launchers import local
 from vpmoe_assets.resources.leases import Gpu, GpusBusyError, lease
@@ -24,7 +24,7 @@ BOUND = [sys.executable, "-I", "-S", str(bound.__file__)]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
 
 
-def launch(tmp_path: Path, nproc: int, device: Literal["cpu", "cuda"] = "cpu", **settings: str) -> Launch:
+def launch(tmp_path: Path, nproc: int, device: Literal["cpu", "cuda"] = "cpu") -> Launch:
     return Launch(
         command="train",
         experiment="smoke",
@@ -36,7 +36,6 @@ def launch(tmp_path: Path, nproc: int, device: Literal["cpu", "cuda"] = "cpu", *
         marker=uuid.uuid4().hex,
         grace_s=600.0,
         wait_s=0.0,
-        **settings,
     )
 
 
@@ -85,7 +84,8 @@ def test_gpus_are_leased_by_the_launcher_that_runs_here_from_before_the_job_unti
     monkeypatch.setattr(local, "lease", functools.partial(lease, gpus=lambda: TWO))
     (tmp_path / "show.py").write_text("import os; print('sees', os.environ['CUDA_VISIBLE_DEVICES'])\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    first, second = (launch(tmp_path, 1, "cuda", module="show") for _ in range(2))
+    monkeypatch.setattr(launcher, "PROGRAM", "show")
+    first, second = (launch(tmp_path, 1, "cuda") for _ in range(2))
     with local.reserve(first, print) as handle:
         assert handle.devices == ("Invented A",)
         busy = pytest.raises(GpusBusyError, match="GPU-invented-0: smoke/vpmoe_stage1")

@@ -17,11 +17,12 @@ from tests.resources.launched import carrying, failure_message
 from trainer.contract.schema.base import parse
 from trainer.contract.schema.job import Job
 from vpmoe_assets.resources import trainer
-from vpmoe_assets.resources.launcher import Launch
+from vpmoe_assets.resources.launcher import Launch, available
 from vpmoe_assets.resources.launchers import local
 from vpmoe_assets.resources.leases import Lease
 from vpmoe_assets.resources.process_record import RECORD_NAME, Orchestrator, ProcessRecord
 from vpmoe_assets.resources.processes import MARKER_ENV, Log
+from vpmoe_assets.resources.trainer import TrainerResource
 
 pytestmark = pytest.mark.slow
 
@@ -134,8 +135,23 @@ def test_an_empty_deliverable_is_no_success(run_stand_in) -> None:
 
 
 def test_a_module_that_cannot_start_is_explained(run_stand_in) -> None:
-    result, _ = run_stand_in({"steps": 1}, module="no_such_trainer")
+    result, _ = run_stand_in({"steps": 1}, program="no_such_trainer")
     assert "No module named no_such_trainer" in failure_message(result)
+
+
+def test_no_setting_changes_the_program_and_only_launchers_that_exist_are_offered() -> None:
+    @dg.asset
+    def made(trainer: TrainerResource) -> None: ...
+
+    with pytest.raises(dg.DagsterInvalidConfigError, match='unexpected config entry "module"'):
+        dg.materialize(
+            [made],
+            resources={"trainer": TrainerResource()},
+            run_config={"resources": {"trainer": {"config": {"module": "other"}}}},
+        )
+    offered = TrainerResource.model_fields["launcher"].description
+    assert offered == f"What starts the processes: {' or '.join(available())}."
+    assert "slurm" not in available()
 
 
 def test_a_job_whose_heart_stops_is_killed_with_its_stack(run_stand_in, test_id, tmp_path) -> None:

@@ -12,6 +12,9 @@ from typing import Literal, Protocol, cast
 from trainer.contract.status import JOB_NAME
 from vpmoe_assets.resources.processes import Log
 
+PROGRAM = "trainer"
+"""What `python -m` runs. No setting: another program would make other bytes, and no record would name it."""
+
 _PACKAGE = Path(__file__).with_name("launchers")
 
 
@@ -39,7 +42,6 @@ class Launch:
         grace_s: Time that a rank may take to write a checkpoint after a signal, in seconds.
         wait_s: Time to wait for devices that others hold, in seconds.
         dagster_run_id: Run that asks for it, or None.
-        module: What `python -m` runs.
     """
 
     command: str
@@ -53,12 +55,11 @@ class Launch:
     grace_s: float
     wait_s: float
     dagster_run_id: str | None = None
-    module: str = "trainer"
 
     @property
     def trainer(self) -> list[str]:
         """The command line of one rank."""
-        return [sys.executable, "-m", self.module, self.command, "--job", str(self.work_dir / JOB_NAME)]
+        return [sys.executable, "-m", PROGRAM, self.command, "--job", str(self.work_dir / JOB_NAME)]
 
 
 class Handle(Protocol):

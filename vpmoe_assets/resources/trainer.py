@@ -88,9 +88,6 @@ class TrainerResource(dg.ConfigurableResource):
         default=86400.0, description="How long to wait for GPUs that others hold, in seconds."
     )
     poll_s: float = Field(default=1.0, description="Time between two looks at the job's files, in seconds.")
-    module: str = Field(
-        default="trainer", description="What `python -m` runs; it obeys the trainer's contract."
-    )
 
     def execution(self) -> dict[str, Any]:
         """Return the settings that the job and the record are told."""
@@ -251,7 +248,6 @@ class TrainerResource(dg.ConfigurableResource):
             grace_s=self.grace_s,
             wait_s=self.lease_wait_s,
             dagster_run_id=context.run.run_id,
-            module=self.module,
         )
         try:
             with place.reserve(launch, context.log.info) as handle:

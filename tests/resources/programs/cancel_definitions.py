@@ -12,6 +12,7 @@ from pathlib import Path
 import dagster as dg
 
 from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.resources import launcher
 from vpmoe_assets.resources.launchers import local
 from vpmoe_assets.resources.leases import Gpu, lease
 from vpmoe_assets.resources.trainer import TrainerResource
@@ -21,6 +22,7 @@ local.lease = functools.partial(lease, gpus=lambda: FAKE_GPUS)
 
 FINGERPRINT = "f" * 64
 JOB = json.loads(os.environ["CANCEL_JOB"])
+launcher.PROGRAM = JOB["program"]
 
 
 @dg.asset(pool="gpu")
@@ -49,7 +51,6 @@ defs = dg.Definitions(
             device=JOB["device"],
             nproc=JOB["nproc"],
             dp=JOB["nproc"],
-            module=JOB["module"],
             wandb="disabled",
             grace_s=240.0,
             poll_s=0.2,
