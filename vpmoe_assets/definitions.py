@@ -24,11 +24,13 @@ made = [
     *rung_assets(experiment),
     *distill_assets(experiment),
 ]
-names = {key.path[-1] for asset in made for key in asset.keys}
-checkpoints = [name for name in experiment.ladder() if name in names]
+names = {step.asset for produced in made for step in produced.steps}
+made += evals_assets(experiment, [name for name in experiment.ladder() if name in names])
+steps = {step.asset: step for produced in made for step in produced.steps}
+"""What makes each asset, by its bare name: for whoever asks what present code would make."""
 
 defs = dg.Definitions(
-    assets=[*made, *evals_assets(experiment, checkpoints), *lineage_assets(experiment)],
+    assets=[*(produced.definition for produced in made), *lineage_assets(experiment)],
     resources={"store": StoreResource(), "index": IndexResource(), "trainer": TrainerResource()},
     # Steps are few and heavy: a process for each would cost more than the small ones take.
     executor=dg.in_process_executor,

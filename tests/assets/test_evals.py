@@ -50,7 +50,7 @@ class Evals:
 
     def run(self, *assets: str, raises: bool = True) -> dg.ExecuteInProcessResult:
         return dg.materialize(
-            evals_assets(self.experiment, LADDER),
+            [produced.definition for produced in evals_assets(self.experiment, LADDER)],
             selection=[dg.AssetKey(["tiny", asset]) for asset in assets],
             instance=self.instance,
             resources={

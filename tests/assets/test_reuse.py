@@ -8,7 +8,7 @@ import pytest
 
 from tests.assets.graphs import DATA, ROOT, Graph, payload_bytes
 from tests.lineage.fabricate import damage, publish, recipe
-from vpmoe_assets.assets import making as production
+from vpmoe_assets.assets import produced as production
 from vpmoe_assets.lineage import fingerprint
 from vpmoe_assets.lineage.record import RECORD_NAME
 from vpmoe_assets.lineage.renewal import make_latest

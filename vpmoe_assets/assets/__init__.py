@@ -1,1 +1,1 @@
-"""The asset graph, one module per group; every asset goes through `vpmoe_assets.assets.making`."""
+"""The asset graph, one module per group; every asset goes through `vpmoe_assets.assets.produced`."""

@@ -6,12 +6,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import dagster as dg
-
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
-from vpmoe_assets.assets.making import produced_asset
 from vpmoe_assets.assets.presentation import table
+from vpmoe_assets.assets.produced import produced_asset
+from vpmoe_assets.assets.step import Produced
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import data as checks
 
@@ -31,12 +30,12 @@ _TOKENS = ["trainer/contract/canonical.py", "trainer/contract/indexed.py"] + [
 ]
 
 
-def data_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
+def data_assets(experiment: Experiment) -> list[Produced]:
     """Return the `data` group of an experiment."""
     return [_synth_harmony(experiment), _synth_kd_v1(experiment), _healing_text_v1(experiment)]
 
 
-def _synth_harmony(experiment: Experiment) -> dg.AssetsDefinition:
+def _synth_harmony(experiment: Experiment) -> Produced:
     harmony = experiment.data.synth_harmony
 
     @produced_asset(
@@ -82,7 +81,7 @@ def _synth_harmony(experiment: Experiment) -> dg.AssetsDefinition:
     return synth_harmony
 
 
-def _synth_kd_v1(experiment: Experiment) -> dg.AssetsDefinition:
+def _synth_kd_v1(experiment: Experiment) -> Produced:
     kd = experiment.data.synth_kd_v1
 
     @produced_asset(
@@ -142,7 +141,7 @@ def _synth_kd_v1(experiment: Experiment) -> dg.AssetsDefinition:
     return synth_kd_v1
 
 
-def _healing_text_v1(experiment: Experiment) -> dg.AssetsDefinition:
+def _healing_text_v1(experiment: Experiment) -> Produced:
     healing = experiment.data.healing_text_v1
 
     @produced_asset(

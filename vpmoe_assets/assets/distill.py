@@ -9,8 +9,9 @@ import orjson
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
 from trainer.contract.status import LOG_NAME, METRICS_NAME
-from vpmoe_assets.assets.making import produced_asset
 from vpmoe_assets.assets.plots import loss_curve
+from vpmoe_assets.assets.produced import produced_asset
+from vpmoe_assets.assets.step import Produced
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import training as checks
 
@@ -41,7 +42,7 @@ TRAINING_SOURCES = (
 )
 
 
-def distill_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
+def distill_assets(experiment: Experiment) -> list[Produced]:
     """Return the `distill` group of an experiment."""
     recipe = experiment.train_recipe("vpmoe_stage1")
     parent = ["vpmoe"] if recipe.init == "checkpoint" else []

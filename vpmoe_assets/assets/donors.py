@@ -4,13 +4,12 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-import dagster as dg
-
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
 from trainer.contract.schema.sources import HubDonor, HubVocabulary, SeededDonor, SeededVocabulary
-from vpmoe_assets.assets.making import produced_asset
 from vpmoe_assets.assets.presentation import table
+from vpmoe_assets.assets.produced import produced_asset
+from vpmoe_assets.assets.step import Produced
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import data as data_checks
 from vpmoe_assets.checks import donors as checks
@@ -23,7 +22,7 @@ _SOURCES = [
 ]
 
 
-def donor_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
+def donor_assets(experiment: Experiment) -> list[Produced]:
     """Return the donors of an experiment; one that starts from a seeded student has none."""
     donor, vocabulary = experiment.sources.qwen3_0_6b, experiment.sources.gpt_oss_20b
     if donor is None or vocabulary is None:
@@ -31,7 +30,7 @@ def donor_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
     return [_qwen3_0_6b(experiment, donor), _gpt_oss_20b(experiment, vocabulary)]
 
 
-def _qwen3_0_6b(experiment: Experiment, donor: SeededDonor | HubDonor) -> dg.AssetsDefinition:
+def _qwen3_0_6b(experiment: Experiment, donor: SeededDonor | HubDonor) -> Produced:
     @produced_asset(
         experiment,
         group="sources",
@@ -66,7 +65,7 @@ def _qwen3_0_6b(experiment: Experiment, donor: SeededDonor | HubDonor) -> dg.Ass
     return qwen3_0_6b
 
 
-def _gpt_oss_20b(experiment: Experiment, vocabulary: SeededVocabulary | HubVocabulary) -> dg.AssetsDefinition:
+def _gpt_oss_20b(experiment: Experiment, vocabulary: SeededVocabulary | HubVocabulary) -> Produced:
     @produced_asset(
         experiment,
         group="sources",

@@ -13,15 +13,10 @@ from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
 from trainer.contract.status import LOG_NAME, PAYLOAD_NAME
 from vpmoe_assets.assets.ladder import ladder_report
-from vpmoe_assets.assets.making import (
-    Making,
-    Step,
-    asset_key,
-    code_reference,
-    explained,
-    utc_now,
-)
+from vpmoe_assets.assets.making import Making, utc_now
 from vpmoe_assets.assets.presentation import table
+from vpmoe_assets.assets.produced import code_reference, explained
+from vpmoe_assets.assets.step import Produced, Step, asset_key
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.evaluation.scores import core8_table, scores
 from vpmoe_assets.lineage.errors import ArtifactMissing
@@ -57,7 +52,7 @@ def eval_name(checkpoint: str) -> str:
     return f"eval_{checkpoint}"
 
 
-def evals_assets(experiment: Experiment, checkpoints: Sequence[str]) -> list[dg.AssetsDefinition]:
+def evals_assets(experiment: Experiment, checkpoints: Sequence[str]) -> list[Produced]:
     """Return the `evals` group of an experiment.
 
     Args:
@@ -95,15 +90,22 @@ def _plan(
     experiment: Experiment, checkpoint: str, measured: Sequence[str], sources: Mapping[str, str]
 ) -> _Planned:
     recipe = _recipe(experiment, [checkpoint], measured)
-    step = Step(experiment, eval_name(checkpoint), recipe, sources, experiment.seed)
-    return _Planned(checkpoint, step, recipe["checkpoints"][checkpoint].get("compare_to"))
+    before = recipe["checkpoints"][checkpoint].get("compare_to")
+    step = Step(
+        experiment,
+        eval_name(checkpoint),
+        recipe,
+        sources,
+        experiment.seed,
+        inputs=(checkpoint, *SHARED_INPUTS, *([] if before is None else [eval_name(before)])),
+    )
+    return _Planned(checkpoint, step, before)
 
 
 def _spec(plan: _Planned) -> dg.AssetSpec:
-    before = [] if plan.before is None else [eval_name(plan.before)]
     return dg.AssetSpec(
         plan.step.key,
-        deps=[asset_key(plan.step.experiment, name) for name in (plan.checkpoint, *SHARED_INPUTS, *before)],
+        deps=[asset_key(plan.step.experiment, name) for name in plan.step.inputs],
         description=(
             f"What `{plan.checkpoint}` scores, and what changed since the checkpoint before.\n\n"
             "CORE-8, held-out losses of text and conversations, copying of numbers, validity of "
@@ -117,11 +119,16 @@ def _spec(plan: _Planned) -> dg.AssetSpec:
     )
 
 
-def _evaluations(experiment: Experiment, checkpoints: Sequence[str]) -> dg.AssetsDefinition:
+def _evaluations(experiment: Experiment, checkpoints: Sequence[str]) -> Produced:
     sources = source_digests([Path(source) for source in EVALUATION_SOURCES])
-    specs = [_spec(_plan(experiment, name, checkpoints, sources)) for name in checkpoints]
+    plans = [_plan(experiment, name, checkpoints, sources) for name in checkpoints]
 
-    @dg.multi_asset(specs=specs, can_subset=True, name=f"{experiment.name}__evaluations", pool="gpu")
+    @dg.multi_asset(
+        specs=[_spec(plan) for plan in plans],
+        can_subset=True,
+        name=f"{experiment.name}__evaluations",
+        pool="gpu",
+    )
     def evaluations(
         context: dg.AssetExecutionContext,
         store: StoreResource,
@@ -136,7 +143,7 @@ def _evaluations(experiment: Experiment, checkpoints: Sequence[str]) -> dg.Asset
             making = Making(experiment, context, store.open(), index, trainer)
             yield from _Evaluation(making, checkpoints, sources).complete(asked)
 
-    return evaluations
+    return Produced(evaluations, tuple(plan.step for plan in plans))
 
 
 @dataclass

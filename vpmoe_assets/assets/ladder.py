@@ -8,12 +8,13 @@ import dagster as dg
 import orjson
 
 from trainer.contract.schema.experiment import Experiment
-from vpmoe_assets.assets.making import produced_asset
+from vpmoe_assets.assets.produced import produced_asset
+from vpmoe_assets.assets.step import Produced
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.evaluation.ladder import Rung, images, page, write_ladder
 
 
-def ladder_report(experiment: Experiment, evaluations: Mapping[str, str]) -> dg.AssetsDefinition:
+def ladder_report(experiment: Experiment, evaluations: Mapping[str, str]) -> Produced:
     """Return the asset that draws the ladder.
 
     Args:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import dagster as dg
 
 from trainer.contract.schema.experiment import Experiment
-from vpmoe_assets.assets.making import asset_key
+from vpmoe_assets.assets.step import asset_key
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.store import Store

@@ -1,18 +1,14 @@
-"""How every asset is made: inputs required, fingerprint taken, reused or built, checked, published, indexed.
+"""A Dagster step at work: its inputs required, its artifact reused or published, judged and indexed.
 
-An asset module states what an asset *is* (inputs by parameter name, recipe, source files, checks) and how to
-fill its payload; everything that must be the same for all of them is here, once. `produced_asset` is for an
-asset with a step of its own; a step that makes several goes by `Step` and `Making` itself.
+`produced_asset` is for an asset with a step of its own; a step that makes several goes by `Step` and `Making`
+itself.
 """
 
-import inspect
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -20,11 +16,8 @@ import dagster as dg
 from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.judging import check_results, judge
 from vpmoe_assets.assets.presentation import record_metadata
+from vpmoe_assets.assets.step import Step
 from vpmoe_assets.build import Build, Built, Published
-from vpmoe_assets.checks.check import Check
-from vpmoe_assets.errors import DataError, WorkerError
-from vpmoe_assets.lineage.errors import LineageError
-from vpmoe_assets.lineage.fingerprint import code_version, recipe_fingerprint, source_digests
 from vpmoe_assets.lineage.provenance import code_state, environment
 from vpmoe_assets.lineage.record import CodeState, Draft, Record
 from vpmoe_assets.lineage.renewal import make_latest
@@ -32,66 +25,7 @@ from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.workarea import WorkArea
 from vpmoe_assets.project import ROOT
 from vpmoe_assets.resources.index import IndexResource
-from vpmoe_assets.resources.store import StoreResource
 from vpmoe_assets.resources.trainer import TrainerResource
-
-
-@dataclass(frozen=True)
-class Step:
-    """What makes an asset, before its inputs are known.
-
-    Attributes:
-        experiment: The experiment in force.
-        asset: Bare name.
-        recipe: Identity of the step: resolved, JSON-able.
-        sources: sha256 of the files whose code decides the bytes, by path.
-        seed: Of the step, if it draws random numbers; part of its identity.
-        checks: Run on what is published, before anything is built on it.
-    """
-
-    experiment: Experiment
-    asset: str
-    recipe: Mapping[str, Any]
-    sources: Mapping[str, str]
-    seed: int | None = None
-    checks: Sequence[Check] = ()
-
-    @property
-    def key(self) -> dg.AssetKey:
-        """Of the asset."""
-        return asset_key(self.experiment, self.asset)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Recipe and seed."""
-        return dict(self.recipe) if self.seed is None else {**self.recipe, "seed": self.seed}
-
-    @property
-    def code_version(self) -> str:
-        """Identity and sources, hashed, for Dagster."""
-        return code_version(self.identity, self.sources)[:16]
-
-    @property
-    def check_specs(self) -> list[dg.AssetCheckSpec]:
-        """Of the checks, for Dagster."""
-        return [
-            dg.AssetCheckSpec(
-                check.name, asset=self.key, blocking=check.blocking, description=check.description
-            )
-            for check in self.checks
-        ]
-
-    def fingerprint(
-        self, inputs: Mapping[str, Published], external: Mapping[str, str] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        """Return the recipe fingerprint and the payload it is the hash of.
-
-        Args:
-            inputs: By name; each name is the input's role.
-            external: Digests of inputs that are not assets.
-        """
-        digests = {name: item.record.digest for name, item in inputs.items()}
-        return recipe_fingerprint(self.identity, self.sources, digests | dict(external or {}))
 
 
 @dataclass(frozen=True)
@@ -230,154 +164,6 @@ class Making:
 
     def _published(self, record: Record) -> Published:
         return Published(record, self.store.directory(record))
-
-
-def produced_asset(
-    experiment: Experiment,
-    *,
-    group: str,
-    kinds: set[str],
-    recipe: Mapping[str, Any],
-    sources: Sequence[str | Path],
-    checks: Sequence[Check] = (),
-    metadata: Callable[[Published], Mapping[str, Any]] | None = None,
-    external: Callable[[], Mapping[str, str]] | None = None,
-    seed: int | None = None,
-    trains: bool = False,
-    pool: str | None = "gpu",
-    partial: Sequence[str] = (),
-    name: str | None = None,
-    description: str | None = None,
-    inputs: Sequence[str] | None = None,
-) -> Callable[[Callable[..., Built]], dg.AssetsDefinition]:
-    """Turn a function `(build, *inputs) -> Built` into an asset whose every version is a recorded artifact.
-
-    The function's name is the asset's, its docstring the UI's description, and each parameter after the first
-    names an upstream asset, handed over as `Published`. Where one function makes several assets, name,
-    description and inputs are given instead.
-
-    Args:
-        experiment: The experiment in force.
-        group: Dagster group.
-        kinds: Dagster kinds.
-        recipe: Identity of the step: resolved, JSON-able.
-        sources: Files and directories, relative to the project, whose code decides the bytes.
-        checks: Run on what is published, before anything is built on it.
-        metadata: What the UI shows of a published version beyond the common entries.
-        external: Digests of inputs that are not assets (a local folder), taken when the step runs.
-        seed: Of the step, if it draws random numbers; part of its identity.
-        trains: Whether it launches a trainer job.
-        pool: Of such a job; None for a short one that need not queue (a job on CUDA takes its GPU by a lease,
-            in the pool or not).
-        partial: Names of further upstream assets, handed over by keyword, each only if it was ever published.
-        name: Of the asset, in place of the function's.
-        description: In place of the docstring.
-        inputs: Names of upstream assets, in place of the parameters'; handed over by keyword.
-    """
-
-    def decorate(function: Callable[..., Built]) -> dg.AssetsDefinition:
-        digests = source_digests([Path(source) for source in sources])
-        step = Step(experiment, name or function.__name__, recipe, digests, seed, checks)
-        required = _parameters(function) if inputs is None else list(inputs)
-
-        def make(making: Making) -> dg.MaterializeResult:
-            there = [name for name in partial if making.ever_published(name)]
-            upstream = making.published([*required, *there])
-            item, reused = _made(making, step, function, upstream, external() if external else {})
-            return making.result(step, item, upstream, reused=reused, metadata=metadata)
-
-        described: dict[str, Any] = {
-            "key": step.key,
-            "description": description or inspect.getdoc(function),
-            "group_name": group,
-            "kinds": kinds,
-            "code_version": step.code_version,
-            "deps": [asset_key(experiment, name) for name in [*required, *partial]],
-            "check_specs": step.check_specs,
-            "metadata": code_reference(function),
-        }
-        return _training_asset(step, make, described, pool) if trains else _asset(step, make, described)
-
-    return decorate
-
-
-def _parameters(function: Callable[..., Built]) -> list[str]:
-    """Return the names of a function's parameters after the first."""
-    parameters = inspect.signature(function).parameters.values()
-    return [item.name for item in parameters if item.kind is not item.VAR_KEYWORD][1:]
-
-
-def _made(
-    making: Making,
-    step: Step,
-    function: Callable[..., Built],
-    upstream: Mapping[str, Published],
-    external: Mapping[str, str],
-) -> tuple[Published, bool]:
-    """Return the artifact of a step with these inputs, and whether it had been made before."""
-    fingerprint, payload = step.fingerprint(upstream, external)
-    with making.work_area(step.asset, fingerprint) as work:
-        if (item := making.reused(step, work, fingerprint)) is not None:
-            return item, True
-        build, started = making.build(step, work, fingerprint), utc_now()
-        built = function(build, **upstream)
-        return making.publish(step, build, built, upstream, payload, started), False
-
-
-def _asset(
-    step: Step, make: Callable[[Making], dg.MaterializeResult], described: Mapping[str, Any]
-) -> dg.AssetsDefinition:
-    @dg.asset(**described)
-    def computed(
-        context: dg.AssetExecutionContext, store: StoreResource, index: IndexResource
-    ) -> dg.MaterializeResult:
-        with explained(step.asset):
-            return make(Making(step.experiment, context, store.open(), index))
-
-    return computed
-
-
-def _training_asset(
-    step: Step,
-    make: Callable[[Making], dg.MaterializeResult],
-    described: Mapping[str, Any],
-    pool: str | None,
-) -> dg.AssetsDefinition:
-    @dg.asset(**described, pool=pool)
-    def trained(
-        context: dg.AssetExecutionContext,
-        store: StoreResource,
-        index: IndexResource,
-        trainer: TrainerResource,
-    ) -> dg.MaterializeResult:
-        with explained(step.asset):
-            return make(Making(step.experiment, context, store.open(), index, trainer))
-
-    return trained
-
-
-@contextmanager
-def explained(asset: str) -> Iterator[None]:
-    """Show a user what the message of an error says, and not where in the code it was raised."""
-    try:
-        yield
-    except (LineageError, DataError, WorkerError) as error:
-        raise dg.Failure(f"{asset}: {error}", allow_retries=False) from None
-
-
-def asset_key(experiment: Experiment, asset: str) -> dg.AssetKey:
-    """Return `<experiment>/<asset>`."""
-    return dg.AssetKey([experiment.name, asset])
-
-
-def code_reference(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the metadata by which the UI links to a function's source."""
-    code = function.__code__
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", dg.BetaWarning)  # the UI's link to the source; pinned with dagster
-        reference = dg.LocalFileCodeReference(file_path=code.co_filename, line_number=code.co_firstlineno)
-        value = dg.CodeReferencesMetadataValue(code_references=[reference])
-    return {"dagster/code_references": value}
 
 
 def utc_now() -> str:

@@ -10,9 +10,10 @@ from trainer.contract.schema.experiment import Experiment
 from trainer.contract.schema.rungs.rung import ConversionRecipe
 from trainer.contract.status import LOG_NAME
 from vpmoe_assets.assets.distill import TRAINING_SOURCES, train, training_metadata
-from vpmoe_assets.assets.making import produced_asset
 from vpmoe_assets.assets.plots import layer_profile
 from vpmoe_assets.assets.presentation import table
+from vpmoe_assets.assets.produced import produced_asset
+from vpmoe_assets.assets.step import Produced
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import rungs as checks
 from vpmoe_assets.checks.check import Check
@@ -26,7 +27,7 @@ resume checkpoints.
 """
 
 
-def rung_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
+def rung_assets(experiment: Experiment) -> list[Produced]:
     """Return the `rungs` group of an experiment: those rungs that it says how to make."""
     assets = []
     for rung, settings in experiment.rungs.items():
@@ -37,7 +38,7 @@ def rung_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
     return assets
 
 
-def _conversion(experiment: Experiment, rung: str) -> dg.AssetsDefinition:
+def _conversion(experiment: Experiment, rung: str) -> Produced:
     recipe = experiment.convert_recipe(rung)
     shown, description = load_rung(recipe.step)
 
@@ -72,7 +73,7 @@ def conversion_checks(recipe: ConversionRecipe) -> list[Check]:
     return [readable, *rung.checks(recipe)]
 
 
-def _healing(experiment: Experiment, rung: str) -> dg.AssetsDefinition:
+def _healing(experiment: Experiment, rung: str) -> Produced:
     recipe = experiment.train_recipe(f"{rung}_healed")
     text = ["healing_text_v1"] if recipe.harmony_fraction < 1 else []
     conversations = ["synth_kd_v1"] if recipe.harmony_fraction > 0 else []

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
-
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
-from vpmoe_assets.assets.making import produced_asset
 from vpmoe_assets.assets.presentation import table
+from vpmoe_assets.assets.produced import produced_asset
+from vpmoe_assets.assets.step import Produced
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import data as checks
 from vpmoe_assets.lineage.digest import FileEntry, file_sha256, merkle_root
@@ -19,7 +18,7 @@ from vpmoe_assets.lineage.digest import FileEntry, file_sha256, merkle_root
 _HARMONY = "vpmoe_assets/harmony"
 
 
-def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
+def sources_assets(experiment: Experiment) -> list[Produced]:
     """Return the `sources` group of an experiment."""
     return [
         _o200k_tokenizer(experiment),
@@ -29,7 +28,7 @@ def sources_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
     ]
 
 
-def _o200k_tokenizer(experiment: Experiment) -> dg.AssetsDefinition:
+def _o200k_tokenizer(experiment: Experiment) -> Produced:
     tokenizer = experiment.sources.tokenizer
 
     @produced_asset(
@@ -54,7 +53,7 @@ def _o200k_tokenizer(experiment: Experiment) -> dg.AssetsDefinition:
     return o200k_tokenizer
 
 
-def _synth(experiment: Experiment) -> dg.AssetsDefinition:
+def _synth(experiment: Experiment) -> Produced:
     source = experiment.sources.synth
 
     @produced_asset(
@@ -95,7 +94,7 @@ def _synth(experiment: Experiment) -> dg.AssetsDefinition:
     return synth
 
 
-def _healing_corpus(experiment: Experiment) -> dg.AssetsDefinition:
+def _healing_corpus(experiment: Experiment) -> Produced:
     source = experiment.sources.healing_corpus
 
     @produced_asset(
@@ -129,7 +128,7 @@ def _healing_corpus(experiment: Experiment) -> dg.AssetsDefinition:
     return healing_corpus
 
 
-def _core8_bundle(experiment: Experiment) -> list[dg.AssetsDefinition]:
+def _core8_bundle(experiment: Experiment) -> list[Produced]:
     """Return the bundle where the experiment evaluates anything."""
     source = experiment.sources.core8
     if experiment.evaluation is None or source is None:
