@@ -1,0 +1,29 @@
+"""What a process really loaded of this project: evidence beside the closure, which is only computed."""
+
+import sys
+from collections.abc import Iterable
+
+from vpmoe_assets.codebase.bystanders import BYSTANDERS, bystander
+from vpmoe_assets.codebase.closure import Closure
+from vpmoe_assets.codebase.tree import PACKAGES, SourceTree
+
+
+def loaded_modules() -> list[str]:
+    """Return the modules of this project that this process has loaded by now, sorted."""
+    return sorted(name for name in list(sys.modules) if name.partition(".")[0] in PACKAGES)
+
+
+def unexplained(tree: SourceTree, closure: Closure, loaded: Iterable[str]) -> list[str]:
+    """Return the loaded modules that are neither in a step's closure nor stand by, sorted.
+
+    A module stands by that is a bystander, or that one brings along by an import at its top level. What a
+    bystander imports inside a function is not excused: an asset's function imports its step so.
+
+    Args:
+        tree: The sources.
+        closure: Of the step.
+        loaded: By the process that made it.
+    """
+    beside = tree.brought_along(name for name in tree.modules if bystander(name) is not None)
+    code = {name for name, path in tree.modules.items() if path in closure.sources}
+    return sorted(set(loaded) - code - beside - set(BYSTANDERS))
