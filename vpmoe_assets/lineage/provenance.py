@@ -50,7 +50,7 @@ _SOURCE_GLOBS = (
     "requirements.lock",
 )
 _SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-# What only bounds git's search for the checkout, or says where git is installed. Every other GIT_ variable can
+# What only bounds git's search for the checkout, or says where git is installed. Any other GIT_ variable can
 # put a repository, tree, index or settings of somebody else in the place of the checkout's: git itself sets
 # GIT_DIR and GIT_INDEX_FILE while a hook runs, some people export GIT_DIR for a repository of their dotfiles.
 _HARMLESS_TO_GIT = {"GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH"}
