@@ -14,7 +14,9 @@ from vpmoe_assets.project import experiment_name
 from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.store import StoreResource
 from vpmoe_assets.resources.trainer import TrainerResource
+from vpmoe_assets.selection_guard import install as guard_selections
 
+guard_selections()
 experiment = load_experiment(experiment_name())
 
 made = [
