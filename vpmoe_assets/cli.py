@@ -8,11 +8,15 @@ from typing import Any
 import click
 
 from trainer.contract.pipe import leave_unread
-from vpmoe_assets.commands.artifacts import ls, path, show, verify
 from vpmoe_assets.commands.data import data
-from vpmoe_assets.commands.index import index, sql
+from vpmoe_assets.commands.index import index
 from vpmoe_assets.commands.jobs import reap
+from vpmoe_assets.commands.ls import ls
+from vpmoe_assets.commands.path import path
 from vpmoe_assets.commands.reports import reports
+from vpmoe_assets.commands.show import show
+from vpmoe_assets.commands.sql import sql
+from vpmoe_assets.commands.verify import verify
 from vpmoe_assets.lineage.errors import LineageError
 
 

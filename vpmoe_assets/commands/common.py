@@ -11,6 +11,8 @@ import click
 from vpmoe_assets import project
 
 if TYPE_CHECKING:
+    from vpmoe_assets.lineage.index import Index
+    from vpmoe_assets.lineage.record import Record
     from vpmoe_assets.lineage.store import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -26,6 +28,13 @@ def open_store() -> "Store":
     from vpmoe_assets.lineage.store import Store
 
     return Store(project.store_root())
+
+
+def open_index() -> "Index":
+    """Return the index of this environment's store."""
+    from vpmoe_assets.lineage.index import Index
+
+    return Index(project.store_root() / "index.duckdb")
 
 
 def experiment_in_force(option: str | None) -> str:
@@ -45,6 +54,24 @@ def asset_named(text: str, experiment: str | None) -> tuple[str, str, str | None
     name, _, version = text.partition("@")
     prefix, _, asset = name.rpartition("/")
     return (prefix or experiment_in_force(experiment)), asset, version or None
+
+
+def find_record(store: "Store", experiment: str, asset: str, version: str | None) -> "Record":
+    """Return the latest (or the named) version of an asset.
+
+    Raises:
+        ArtifactMissing: There is none; says what there is.
+    """
+    from vpmoe_assets.lineage.errors import ArtifactMissing
+
+    record = store.find(experiment, asset, version)
+    if record is None:
+        known = (
+            ", ".join(store.versions(experiment, asset) if version else store.assets(experiment)) or "none"
+        )
+        wanted = f"{experiment}/{asset}" + (f"@{version}" if version else "")
+        raise ArtifactMissing(f"{wanted} is not in {store.root}; there is: {known}")
+    return record
 
 
 @contextmanager

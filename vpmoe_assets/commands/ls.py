@@ -1,0 +1,99 @@
+"""`vpmoe ls`: the latest version of every asset, and where it stands."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vpmoe_assets.commands.common import (
+    experiment_in_force,
+    experiment_option,
+    human_bytes,
+    json_option,
+    open_store,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from vpmoe_assets.lineage.record import Record
+    from vpmoe_assets.lineage.store import Store
+
+
+@click.command()
+@experiment_option
+@json_option
+def ls(experiment: str | None, as_json: bool) -> None:
+    """List the latest version of every asset.
+
+    STATE says whether it may be built on: blocked by a check, damaged (a file is missing or has another size;
+    `vpmoe verify` reads the contents too), or stale because something it came from has a newer version.
+
+    \b
+    Examples:
+      vpmoe ls
+      vpmoe ls -e full --json
+    """  # noqa: D301
+    from vpmoe_assets.lineage.graph import stale_reasons
+
+    store, name = open_store(), experiment_in_force(experiment)
+    latest: dict[str, Record] = {}
+    unreadable: dict[str, str] = {}
+    for asset in store.assets(name):
+        records, damaged = store.scan(name, asset)
+        if records:
+            latest[asset] = records[-1]
+        for broken in damaged:
+            unreadable[f"{asset}@{broken.version}"] = str(broken.error)
+    stale = stale_reasons(latest)
+    rows = [_summary(store, record, stale.get(asset)) for asset, record in latest.items()]
+    if as_json:
+        print_json({"experiment": name, "artifacts": rows, "unreadable": unreadable})
+        return
+    if not rows and not unreadable:
+        click.echo(f"no artifacts of experiment {name} in {store.root}")
+        return
+    print_table(
+        ("ASSET", "VERSION", "DIGEST", "SIZE", "PUBLISHED", "CHECKS", "STATE"),
+        [
+            (
+                r["asset"],
+                r["version"],
+                r["digest"][:8],
+                human_bytes(r["bytes"]),
+                r["published_utc"][:16],
+                f"{r['checks_passed']}/{r['checks']}" if r["checks"] else "-",
+                r["state"],
+            )
+            for r in rows
+        ],
+        right=("SIZE",),
+    )
+    for where, error in unreadable.items():
+        click.echo(f"unreadable: {where}: {error}", err=True)
+
+
+def _summary(store: "Store", record: "Record", stale: str | None) -> dict[str, Any]:
+    from vpmoe_assets.lineage.integrity import payload_problems
+
+    damage = payload_problems(store.directory(record), record, None)
+    found = store.findings(record)
+    blocking = [finding for finding in found if finding.blocks]
+    state = "ok"
+    if damage:
+        state = f"damaged: {damage[0].path} {damage[0].message}"
+    elif blocking:
+        state = f"blocked: {blocking[0].check}"
+    elif stale:
+        state = f"stale: {stale}"
+    return {
+        "asset": record.asset,
+        "version": record.version,
+        "sequence": record.sequence,
+        "digest": record.digest,
+        "bytes": record.size,
+        "published_utc": record.published_utc,
+        "checks": len(found),
+        "checks_passed": sum(finding.outcome == "passed" for finding in found),
+        "stale": stale,
+        "state": state,
+    }

@@ -1,0 +1,103 @@
+"""`vpmoe show`: all that is known of one artifact."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vpmoe_assets.commands.common import (
+    asset_named,
+    experiment_option,
+    find_record,
+    human_bytes,
+    json_option,
+    open_store,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from vpmoe_assets.lineage.graph import Node
+
+
+@click.command()
+@click.argument("asset")
+@experiment_option
+@json_option
+def show(asset: str, experiment: str | None, as_json: bool) -> None:
+    """Show the record of one artifact: what it is, how it was made, and the tree of what it came from.
+
+    \b
+    Examples:
+      vpmoe show synth_kd_v1
+      vpmoe show vpmoe_stage1@20260131.2-0a1b2c3d --json
+    """  # noqa: D301
+    from vpmoe_assets.lineage.graph import ancestry
+
+    store = open_store()
+    record = find_record(store, *asset_named(asset, experiment))
+    nodes = list(ancestry(store, record))
+    if as_json:
+        print_json(
+            {
+                "record": record.to_dict() | {"record_digest": record.record_digest},
+                "directory": str(store.directory(record)),
+                "checks": [dataclasses.asdict(finding) for finding in store.findings(record)],
+                "ancestry": [_node(node) for node in nodes],
+            }
+        )
+        return
+    code, environment = record.code, record.environment
+    packages = environment.get("packages") or {}
+    facts = {
+        "asset": f"{record.experiment}/{record.asset}",
+        "version": f"{record.version} (sequence {record.sequence})",
+        "digest": record.digest,
+        "record": record.record_digest,
+        "fingerprint": record.fingerprint,
+        "directory": store.directory(record),
+        "payload": f"{len(record.files)} files, {human_bytes(record.size)}",
+        "published": record.published_utc,
+        "ran": f"{record.started_utc} to {record.finished_utc}",
+        "code": code.git_sha + (" with uncommitted changes" if code.git_dirty else ""),
+        "execution": " ".join(f"{key}={value}" for key, value in sorted(record.execution.items())),
+        "environment": f"python {environment.get('python')}, torch {packages.get('torch')}, "
+        f"host {environment.get('host')}",
+        "command": " ".join(record.command),
+        "run": record.dagster_run_id,
+        "seed": record.seed,
+    }
+    for name, value in facts.items():
+        if value not in (None, ""):
+            click.echo(f"{name:<12} {value}")
+    if found := store.findings(record):
+        click.echo("\nchecks")
+        for finding in found:
+            state = f"{finding.outcome}, blocks" if finding.blocks else finding.outcome
+            said = f": {finding.description}" if finding.description else ""
+            click.echo(f"  {state:<20} {finding.check}{said}")
+    if record.metrics:
+        click.echo("\nmetrics")
+        for name, value in sorted(record.metrics.items()):
+            click.echo(f"  {name} = {value}")
+    click.echo("\nancestry")
+    for node in nodes:
+        click.echo("  " + _line(node))
+
+
+def _node(node: "Node") -> dict[str, Any]:
+    return {
+        "depth": node.depth,
+        **node.reference.model_dump(),
+        "present": node.record is not None,
+        "repeated": node.repeated,
+    }
+
+
+def _line(node: "Node") -> str:
+    reference = node.reference
+    role = f" as {reference.role}" if reference.role not in ("self", reference.asset) else ""
+    note = "" if node.record else "  NOT IN THE STORE"
+    if node.repeated:
+        note += "  (see above)"
+    stem = "   " * (node.depth - 1) + "└─ " if node.depth else ""
+    return f"{stem}{reference.asset}@{reference.version}  {reference.digest[:8]}{role}{note}"

@@ -1,0 +1,32 @@
+"""`vpmoe sql`: questions over all records at once."""
+
+import click
+
+from vpmoe_assets.commands.common import json_option, open_index, print_json, print_table
+
+
+@click.command()
+@click.argument("statement", metavar="STATEMENT")
+@json_option
+def sql(statement: str, as_json: bool) -> None:
+    """Answer a SELECT over the index of all experiments; nothing can be written.
+
+    Tables: artifacts, runs, inputs, files, shards, metrics, metric_points, checks, evals, perf.
+    Views: latest, ladder, ancestry, drift, leaderboard.
+
+    \b
+    Examples:
+      vpmoe sql "SELECT asset, version, bytes FROM latest ORDER BY bytes DESC"
+      vpmoe sql "SELECT * FROM drift" --json
+      vpmoe sql "DESCRIBE artifacts"
+    """  # noqa: D301
+    table = open_index().query(statement)
+    if as_json:
+        print_json([dict(zip(table.columns, row, strict=True)) for row in table.rows])
+    else:
+        numeric = [
+            name
+            for position, name in enumerate(table.columns)
+            if all(isinstance(row[position], int | float | None) for row in table.rows)
+        ]
+        print_table(table.columns, table.rows, right=numeric)
