@@ -1,33 +1,12 @@
-"""What the orchestrator knows of a rung beyond its recipe: how it is shown, checked and fingerprinted."""
+"""What the orchestrator knows of a rung beyond its recipe: how it is shown and checked."""
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from vpmoe_assets.checks.check import Check
-
-COMMON = (
-    "trainer/checkpoints/format.py",
-    "trainer/contract/canonical.py",
-    "trainer/contract/geometry.py",
-    "trainer/contract/layers.py",
-    "trainer/contract/pattern.py",
-    "trainer/contract/safetensors_header.py",
-    *(f"trainer/surgery/{name}.py" for name in ("tensorfile", "tensors", "weights")),
-)
-"""Files whose code decides the bytes of every rung."""
-
-CALIBRATED = (
-    "trainer/contract/fusions.py",
-    "trainer/contract/indexed.py",
-    "trainer/contract/words.py",
-    "trainer/data",
-    "trainer/model",
-    *(f"trainer/surgery/{name}.py" for name in ("calibration", "streams")),
-)
-"""And of those that are fitted on text."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +14,13 @@ class RungAsset:
     """One module of `vpmoe_assets.rungs` says this of its rung, under the name `RUNG`.
 
     Attributes:
-        sources: Files whose code decides its bytes, beyond `COMMON`.
         checks: Gets the recipe and returns the rung's checks, beyond that its files read back. What would
             make everything below wrong is blocking; what only says how much was lost is not.
         kinds: Dagster kinds.
-        external: Versions of programs of other projects that decide its bytes.
     """
 
-    sources: Sequence[str]
     checks: Callable[[Any], list[Check]]
     kinds: frozenset[str] = frozenset({"pytorch", "safetensors"})
-    external: Callable[[], Mapping[str, str]] | None = None
 
 
 def load_rung(step: str) -> tuple[RungAsset, str]:

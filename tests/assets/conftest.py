@@ -1,12 +1,13 @@
 """One tiny data set, made once, and graphs on copies of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.assets.graphs import DATA, Graph, Run, copy_store, write_experiment
+from tests.assets.graphs import DATA, Graph, ProjectCopy, Run, copy_store, write_experiment
+from vpmoe_assets.codebase.tree import current, replace_current
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +39,14 @@ def graph(tiny_made, tmp_path) -> Callable[..., Graph]:
         return Graph(toml, root)
 
     return make
+
+
+@pytest.fixture
+def project_copy(tmp_path) -> Iterator[ProjectCopy]:
+    """A copy of the sources, of which the code of every step is taken from now on."""
+    before = current()
+    yield ProjectCopy.make(tmp_path)
+    replace_current(before)
 
 
 @pytest.fixture(autouse=True)

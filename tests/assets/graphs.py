@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from vpmoe_assets.codebase.tree import PACKAGES, SourceTree, replace_current
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.store import Store
@@ -186,6 +187,27 @@ class Run:
         while error is not None and error.cause is not None:
             error = error.cause
         return error.message if error else ""
+
+
+@dataclass(frozen=True)
+class ProjectCopy:
+    """A copy of the sources, which stands for the project in this process."""
+
+    root: Path
+    memory: Path
+
+    @classmethod
+    def make(cls, directory: Path) -> "ProjectCopy":
+        root = directory / "project"
+        for package in PACKAGES:
+            shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+        copy = cls(root, directory / "codebase.json")
+        copy.read_again()
+        return copy
+
+    def read_again(self) -> None:
+        """Take note of edits, as a new process would."""
+        replace_current(SourceTree(self.root, memory=self.memory))
 
 
 def copy_store(source: Path, target: Path) -> Path:

@@ -1,16 +1,11 @@
 """What is in the graph, and what the identity of each step is taken over."""
 
-import ast
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from tests.assets.graphs import DATA, ROOT, Graph
-from vpmoe_assets.assets import produced as production
-from vpmoe_assets.lineage import fingerprint
+from tests.assets.graphs import Graph
 
 
 def described(definitions: dg.Definitions) -> Iterator[str]:
@@ -81,80 +76,3 @@ def test_a_changed_key_changes_the_versions_of_the_steps_that_it_decides(graph, 
 
 def test_a_changed_name_changes_no_version(graph):
     assert code_versions(graph()) == code_versions(graph({'name = "smoke"': 'name = "another"'}))
-
-
-@pytest.fixture
-def project_copy(tmp_path, monkeypatch) -> Path:
-    copy = tmp_path / "project"
-    for package in ("vpmoe_assets", "trainer"):
-        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(production, "source_digests", lambda paths: fingerprint.source_digests(paths, copy))
-    return copy
-
-
-def test_a_changed_file_changes_the_versions_of_the_steps_that_run_it_and_no_others(graph, project_copy):
-    mine = graph()
-    before = code_versions(mine)
-    harmony = project_copy / "vpmoe_assets" / "harmony"
-    for file, assets in (
-        (harmony / "truncate.py", {"synth_kd_v1"}),
-        (project_copy / "vpmoe_assets" / "generated" / "generator.py", {"synth"}),
-        (project_copy / "vpmoe_assets" / "generated" / "exercises" / "reading.py", {"synth"}),
-        (project_copy / "vpmoe_assets" / "cli.py", set()),
-        (project_copy / "vpmoe_assets" / "harmony" / "audit.py", set()),
-    ):
-        content = file.read_bytes()
-        file.write_bytes(content + b"# changed\n")
-        assert changed(before, code_versions(mine)) == assets, file
-        file.write_bytes(content)
-    assert code_versions(mine) == before
-    model = project_copy / "trainer" / "model" / "gpt.py"
-    model.write_bytes(model.read_bytes() + b"# changed\n")
-    assert "vpmoe_stage1" in changed(before, code_versions(mine))
-    assert not changed(before, code_versions(mine)) & {"synth", "synth_harmony", "synth_kd_v1"}
-
-
-# What the steps import and what cannot change a byte of a payload: messages, processes, crash recovery.
-LIBRARIES = (
-    "vpmoe_assets.harmony.",
-    "vpmoe_assets.text.",
-    "vpmoe_assets.generated.",
-    "vpmoe_assets.hub",
-    "trainer.contract.",
-)
-BYSTANDERS = {"completion", "data", "errors", "files", "pool"}  # data: the schema, resolved in the recipe
-# healing.py makes both the corpus and its tokens; each of the two steps uses half of what it imports. synth
-# takes the names of its columns from conversation.py, and no scaffold.
-OTHER_HALF = {
-    "healing_corpus": {"canonical", "indexed", "split"},
-    "healing_text_v1": {"documents", "hub"},
-    "synth": {"scaffold"},
-}
-
-
-def imported(file: Path) -> Iterator[Path]:
-    """Files of the harmony library that a file imports anywhere in it, not only for types."""
-    tree = ast.parse(file.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            node.body = []
-    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    for module in modules:
-        path = ROOT / Path(*module.split(".")).with_suffix(".py")
-        if module.startswith(LIBRARIES) and path.is_file():
-            yield path
-
-
-def test_the_sources_of_a_data_step_are_all_the_code_that_decides_its_bytes():
-    """Everything that a named file imports is named too, unless it cannot change a byte."""
-    from vpmoe_assets.definitions import steps as known
-
-    steps = {asset: step.sources for asset, step in known.items()}
-    assert set(DATA) <= set(steps)
-    missing = {}
-    for asset in DATA:
-        needed = {path.stem for source in steps[asset] for path in imported(ROOT / source)}
-        left_out = needed - {Path(source).stem for source in steps[asset]} - BYSTANDERS
-        if left_out - OTHER_HALF.get(asset, set()):
-            missing[asset] = sorted(left_out)
-    assert missing == {}

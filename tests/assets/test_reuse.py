@@ -2,14 +2,11 @@
 
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 
-from tests.assets.graphs import DATA, ROOT, Graph, payload_bytes
+from tests.assets.graphs import DATA, Graph, payload_bytes
 from tests.lineage.fabricate import damage, publish, recipe
-from vpmoe_assets.assets import produced as production
-from vpmoe_assets.lineage import fingerprint
 from vpmoe_assets.lineage.record import RECORD_NAME
 from vpmoe_assets.lineage.renewal import make_latest
 from vpmoe_assets.lineage.store import Store
@@ -109,20 +106,15 @@ def test_an_unreadable_newer_record_does_not_stay_in_the_way(tiny, graph):
     assert tiny.store.require("tiny", "synth_kd_v1").sequence == 3
 
 
-@pytest.fixture
-def project_copy(tmp_path, monkeypatch) -> Path:
-    """A copy of the sources, in which digests are taken from now on."""
-    copy = tmp_path / "project"
-    for package in ("vpmoe_assets", "trainer"):
-        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(production, "source_digests", lambda paths: fingerprint.source_digests(paths, copy))
-    return copy
-
-
 def test_a_changed_source_file_rebuilds_the_steps_that_run_it(tiny, project_copy):
-    assert set(tiny.make(*DATA).reused().values()) == {True}, "the same bytes elsewhere are the same code"
-    with (project_copy / "vpmoe_assets" / "harmony" / "render.py").open("a") as source:
-        source.write("# another comment\n")
+    render = project_copy.root / "vpmoe_assets" / "harmony" / "render.py"
+    assert set(tiny.make(*DATA).reused().values()) == {True}, "the same code elsewhere is the same code"
+    text = render.read_text()
+    render.write_text(text + "# a comment\n")
+    project_copy.read_again()
+    assert set(tiny.make(*DATA).reused().values()) == {True}, "a comment is no code"
+    render.write_text(text + "ADDED = 1\n")
+    project_copy.read_again()
     run = tiny.make(*DATA)
     assert [asset for asset, reused in run.reused().items() if not reused] == ["synth_kd_v1"]
     first, second = tiny.store.scan("tiny", "synth_kd_v1")[0]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vpmoe_assets.codebase.closure import Closure
 from vpmoe_assets.lineage.fingerprint import recipe_fingerprint
 from vpmoe_assets.lineage.record import CodeState, Draft, Record
 from vpmoe_assets.lineage.statements import Statement
@@ -14,11 +15,12 @@ from vpmoe_assets.lineage.workarea import WorkArea
 
 CODE = CodeState(git_sha="a" * 40, git_dirty=False, patch_digest=None, source_digest="b" * 64)
 FILES = {"data.bin": b"\x00\x01\x02" * 100, "sub/odd name\n€.txt": "häßlich".encode()}
+NO_CODE = Closure((), {}, {})
 _counter = itertools.count()
 
 
 def recipe(asset: str, inputs: tuple[Record, ...] = (), **keys: Any) -> tuple[str, dict[str, Any]]:
-    return recipe_fingerprint({"asset": asset, **keys}, {}, {ref.asset: ref.digest for ref in inputs})
+    return recipe_fingerprint({"asset": asset, **keys}, NO_CODE, {ref.asset: ref.digest for ref in inputs})
 
 
 def draft(payload: dict[str, Any], inputs: tuple[Record, ...] = (), **fields: Any) -> Draft:

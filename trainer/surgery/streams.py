@@ -19,7 +19,7 @@ from torch import nn
 from trainer.contract.geometry import geometry
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import ConfigError
-from trainer.model.backend import load_backend
+from trainer.model.backends.reference import BACKEND
 from trainer.model.config import transformer_config
 from trainer.model.context import forward_context
 from trainer.model.cross_entropy import chunked_cross_entropy
@@ -80,7 +80,7 @@ class StudentStream:
         self.layers = architecture.model.num_layers
         self._read, self._config = read, transformer_config(geometry(architecture))
         self._groups = ProcessGroupCollection.use_mpu_process_groups()
-        self._specs = block_spec(self._config, load_backend("reference")).layer_specs
+        self._specs = block_spec(self._config, BACKEND).layer_specs
         self._batches = [batch.to(self.device) for batch in batches]
         self._contexts = [
             forward_context(

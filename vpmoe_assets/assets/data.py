@@ -14,21 +14,6 @@ from vpmoe_assets.assets.step import Produced
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import data as checks
 
-_HARMONY = "vpmoe_assets/harmony"
-_ROWS = ["trainer/contract/canonical.py", "trainer/contract/scaffold.py"] + [
-    f"{_HARMONY}/{name}.py" for name in ("conversation", "rows", "synth_harmony", "sources", "split")
-]
-_KD = [
-    f"{_HARMONY}/{name}.py"
-    for name in (
-        *("tokenizer", "render", "truncate", "indexed", "kd", "kd_config", "kd_manifest"),
-        *("build", "unique"),
-    )
-]
-_TOKENS = ["trainer/contract/canonical.py", "trainer/contract/indexed.py"] + [
-    f"{_HARMONY}/{name}.py" for name in ("indexed", "split", "tokenizer")
-]
-
 
 def data_assets(experiment: Experiment) -> list[Produced]:
     """Return the `data` group of an experiment."""
@@ -43,7 +28,7 @@ def _synth_harmony(experiment: Experiment) -> Produced:
         group="data",
         kinds={"parquet", "openai"},
         recipe=plain(harmony),
-        sources=_ROWS,
+        roots=["vpmoe_assets.harmony.synth_harmony"],
         checks=[checks.harmony_manifest],
         metadata=_harmony_metadata,
     )
@@ -89,7 +74,7 @@ def _synth_kd_v1(experiment: Experiment) -> Produced:
         group="data",
         kinds={"dataset", "openai"},
         recipe=plain(kd),
-        sources=[*_ROWS, *_KD],
+        roots=["vpmoe_assets.harmony.build"],
         checks=[
             checks.kd_manifest,
             checks.kd_aligned,
@@ -149,7 +134,7 @@ def _healing_text_v1(experiment: Experiment) -> Produced:
         group="data",
         kinds={"dataset"},
         recipe=plain(healing),
-        sources=["vpmoe_assets/text/healing.py", *_TOKENS],
+        roots=["vpmoe_assets.text.healing"],
         checks=[checks.healing_aligned, checks.healing_budget(healing.max_tokens)],
         metadata=_healing_metadata,
     )

@@ -14,32 +14,7 @@ from vpmoe_assets.assets.produced import produced_asset
 from vpmoe_assets.assets.step import Produced
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import training as checks
-
-TRAINING_SOURCES = (
-    "trainer/contract/canonical.py",
-    "trainer/contract/fusions.py",
-    "trainer/contract/geometry.py",
-    "trainer/contract/indexed.py",
-    "trainer/contract/kinds.py",
-    "trainer/contract/layers.py",
-    "trainer/contract/pattern.py",
-    "trainer/contract/words.py",
-    "trainer/contract/depth.py",
-    "trainer/contract/partition.py",
-    "trainer/data",
-    "trainer/losses",
-    "trainer/model",
-    "trainer/optim",
-    "trainer/checkpoints/checksums.py",
-    "trainer/checkpoints/resume.py",
-    "trainer/checkpoints/format.py",
-    "trainer/job/distributed.py",
-    "trainer/train/engine.py",
-    "trainer/train/heldout.py",
-    "trainer/train/inputs.py",
-    "trainer/checkpoints/published.py",
-    "trainer/train/run.py",
-)
+from vpmoe_assets.codebase.words import job_roots
 
 
 def distill_assets(experiment: Experiment) -> list[Produced]:
@@ -52,7 +27,7 @@ def distill_assets(experiment: Experiment) -> list[Produced]:
         group="distill",
         kinds={"pytorch", "wandb"},
         recipe=plain(recipe),
-        sources=TRAINING_SOURCES,
+        roots=job_roots("train", plain(recipe)),
         checks=[checks.resume_drift, checks.router_alive, checks.heldout_loss_fell],
         metadata=training_metadata,
         seed=experiment.seed,

@@ -14,12 +14,8 @@ from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import data as data_checks
 from vpmoe_assets.checks import donors as checks
 
-_SOURCES = [
-    "trainer/contract/donor.py",
-    "trainer/contract/safetensors_header.py",
-    "vpmoe_assets/donors",
-    "vpmoe_assets/hub.py",
-]
+_SEEDED = ("vpmoe_assets.donors.checkpoints", "vpmoe_assets.donors.manifest")
+_HUB = ("vpmoe_assets.donors.download",)
 
 
 def donor_assets(experiment: Experiment) -> list[Produced]:
@@ -36,7 +32,7 @@ def _qwen3_0_6b(experiment: Experiment, donor: SeededDonor | HubDonor) -> Produc
         group="sources",
         kinds={"huggingface", "safetensors"},
         recipe=plain(donor),
-        sources=_SOURCES,
+        roots=_SEEDED if donor.kind == "seeded" else _HUB,
         checks=[data_checks.source_files, checks.pinned_files(donor), checks.donor_architecture(donor)],
         metadata=_donor_metadata,
         seed=experiment.seed if donor.kind == "seeded" else None,
@@ -48,14 +44,17 @@ def _qwen3_0_6b(experiment: Experiment, donor: SeededDonor | HubDonor) -> Produc
         small checkpoint of the same architecture with weights from the experiment's seed. The tokenizer is
         the real one either way.
         """
-        from vpmoe_assets.donors import checkpoints, download
-
         if donor.kind == "hub":
-            manifest = download.fetch_qwen3(donor, build.payload)
+            from vpmoe_assets.donors.download import fetch_qwen3
+
+            manifest = fetch_qwen3(donor, build.payload)
         else:
+            from vpmoe_assets.donors.checkpoints import write_seeded_qwen3
+            from vpmoe_assets.donors.manifest import donor_manifest
+
             shutil.rmtree(build.payload)  # of an attempt that was killed
-            checkpoints.write_seeded_qwen3(donor, experiment.seed, build.payload)
-            manifest = download.manifest(
+            write_seeded_qwen3(donor, experiment.seed, build.payload)
+            manifest = donor_manifest(
                 f"Qwen3 architecture with weights from seed {experiment.seed}, the real Qwen3 tokenizer.",
                 build.payload,
             )
@@ -71,7 +70,7 @@ def _gpt_oss_20b(experiment: Experiment, vocabulary: SeededVocabulary | HubVocab
         group="sources",
         kinds={"huggingface", "safetensors"},
         recipe=plain(vocabulary),
-        sources=[*_SOURCES, "vpmoe_assets/harmony/tokenizer.py"],
+        roots=[*_SEEDED, "vpmoe_assets.harmony.tokenizer"] if vocabulary.kind == "seeded" else _HUB,
         checks=[
             data_checks.source_files,
             checks.pinned_files(vocabulary),
@@ -87,16 +86,19 @@ def _gpt_oss_20b(experiment: Experiment, vocabulary: SeededVocabulary | HubVocab
         whole; `seeded` draws both matrices from the experiment's seed. The tokenizer is the real one either
         way.
         """
-        from vpmoe_assets.donors import checkpoints, download
-        from vpmoe_assets.harmony.tokenizer import load_ranks
-
         if vocabulary.kind == "hub":
-            manifest = download.fetch_vocabulary(vocabulary, build.payload, build.work.scratch / "downloads")
+            from vpmoe_assets.donors.download import fetch_vocabulary
+
+            manifest = fetch_vocabulary(vocabulary, build.payload, build.work.scratch / "downloads")
         else:
+            from vpmoe_assets.donors.checkpoints import write_seeded_gpt_oss
+            from vpmoe_assets.donors.manifest import donor_manifest
+            from vpmoe_assets.harmony.tokenizer import load_ranks
+
             shutil.rmtree(build.payload)
             ranks = load_ranks(o200k_tokenizer.payload)
-            checkpoints.write_seeded_gpt_oss(vocabulary, experiment.seed, ranks, build.payload)
-            manifest = download.manifest(
+            write_seeded_gpt_oss(vocabulary, experiment.seed, ranks, build.payload)
+            manifest = donor_manifest(
                 f"GPT-OSS vocabulary with matrices from seed {experiment.seed}, the real o200k tokenizer.",
                 build.payload,
             )

@@ -18,33 +18,16 @@ from vpmoe_assets.assets.presentation import table
 from vpmoe_assets.assets.produced import code_reference, explained
 from vpmoe_assets.assets.step import Produced, Step, asset_key
 from vpmoe_assets.build import Build, Built, Published
+from vpmoe_assets.codebase.tree import current
+from vpmoe_assets.codebase.words import job_roots
 from vpmoe_assets.evaluation.scores import core8_table, scores
 from vpmoe_assets.lineage.errors import ArtifactMissing
-from vpmoe_assets.lineage.fingerprint import source_digests
 from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.store import StoreResource
 from vpmoe_assets.resources.trainer import TrainerResource, TrainerResult
 
 SHARED_INPUTS = ("core8_bundle", "healing_text_v1", "synth_kd_v1", "o200k_tokenizer")
 """What every checkpoint is measured on, and the tokenizer of ours."""
-
-EVALUATION_SOURCES = (
-    "trainer/contract/canonical.py",
-    "trainer/contract/fusions.py",
-    "trainer/contract/geometry.py",
-    "trainer/contract/indexed.py",
-    "trainer/contract/layers.py",
-    "trainer/contract/pattern.py",
-    "trainer/contract/scaffold.py",
-    "trainer/contract/words.py",
-    "trainer/evaluate",
-    "trainer/model",
-    "trainer/checkpoints/format.py",
-    "trainer/checkpoints/published.py",
-    "trainer/checkpoints/tokenizers.py",
-    "trainer/data",
-    "trainer/decoding",
-)
 
 
 def eval_name(checkpoint: str) -> str:
@@ -86,16 +69,14 @@ def _recipe(experiment: Experiment, checkpoints: Sequence[str], measured: Sequen
     return recipe
 
 
-def _plan(
-    experiment: Experiment, checkpoint: str, measured: Sequence[str], sources: Mapping[str, str]
-) -> _Planned:
+def _plan(experiment: Experiment, checkpoint: str, measured: Sequence[str]) -> _Planned:
     recipe = _recipe(experiment, [checkpoint], measured)
     before = recipe["checkpoints"][checkpoint].get("compare_to")
     step = Step(
         experiment,
         eval_name(checkpoint),
         recipe,
-        sources,
+        current().closure(job_roots("evaluate", recipe)),
         experiment.seed,
         inputs=(checkpoint, *SHARED_INPUTS, *([] if before is None else [eval_name(before)])),
     )
@@ -120,8 +101,7 @@ def _spec(plan: _Planned) -> dg.AssetSpec:
 
 
 def _evaluations(experiment: Experiment, checkpoints: Sequence[str]) -> Produced:
-    sources = source_digests([Path(source) for source in EVALUATION_SOURCES])
-    plans = [_plan(experiment, name, checkpoints, sources) for name in checkpoints]
+    plans = [_plan(experiment, name, checkpoints) for name in checkpoints]
 
     @dg.multi_asset(
         specs=[_spec(plan) for plan in plans],
@@ -136,12 +116,10 @@ def _evaluations(experiment: Experiment, checkpoints: Sequence[str]) -> Produced
         trainer: TrainerResource,
     ) -> Iterator[dg.MaterializeResult]:
         chosen = {key.path[-1] for key in context.selected_asset_keys}
-        asked = [
-            _plan(experiment, name, checkpoints, sources) for name in checkpoints if eval_name(name) in chosen
-        ]
+        asked = [_plan(experiment, name, checkpoints) for name in checkpoints if eval_name(name) in chosen]
         with explained("evaluations"):
             making = Making(experiment, context, store.open(), index, trainer)
-            yield from _Evaluation(making, checkpoints, sources).complete(asked)
+            yield from _Evaluation(making, checkpoints).complete(asked)
 
     return Produced(evaluations, tuple(plan.step for plan in plans))
 
@@ -152,7 +130,6 @@ class _Evaluation:
 
     making: Making
     measured: Sequence[str]
-    sources: Mapping[str, str]
     started: str = field(default_factory=utc_now)
     reports: dict[str, Published] = field(default_factory=dict)
     """Evaluations that are in the store, by checkpoint."""
@@ -211,7 +188,8 @@ class _Evaluation:
         """Run one job for all that is due, then publish each report."""
         experiment, names = self.making.experiment, [plan.checkpoint for plan in due]
         recipe = _recipe(experiment, names, self.measured)
-        step = Step(experiment, "evaluations", recipe, self.sources, experiment.seed)
+        code = current().closure(job_roots("evaluate", recipe))
+        step = Step(experiment, "evaluations", recipe, code, experiment.seed)
         inputs = {name: item for plan in due for name, item in plan.inputs.items()}
         for plan in due:
             if plan.before is not None and plan.before not in names:

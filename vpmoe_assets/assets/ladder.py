@@ -27,7 +27,7 @@ def ladder_report(experiment: Experiment, evaluations: Mapping[str, str]) -> Pro
         group="evals",
         kinds={"markdown"},
         recipe={"checkpoints": list(evaluations)},
-        sources=["vpmoe_assets/evaluation/ladder.py"],
+        roots=["vpmoe_assets.evaluation.ladder"],
         metadata=_metadata,
         partial=list(evaluations.values()),
     )

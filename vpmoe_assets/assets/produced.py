@@ -8,7 +8,6 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -18,9 +17,9 @@ from vpmoe_assets.assets.making import Making, utc_now
 from vpmoe_assets.assets.step import Produced, Step, asset_key
 from vpmoe_assets.build import Built, Published
 from vpmoe_assets.checks.check import Check
+from vpmoe_assets.codebase.tree import current
 from vpmoe_assets.errors import DataError, WorkerError
 from vpmoe_assets.lineage.errors import LineageError
-from vpmoe_assets.lineage.fingerprint import source_digests
 from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.store import StoreResource
 from vpmoe_assets.resources.trainer import TrainerResource
@@ -32,7 +31,7 @@ def produced_asset(
     group: str,
     kinds: set[str],
     recipe: Mapping[str, Any],
-    sources: Sequence[str | Path],
+    roots: Sequence[str],
     checks: Sequence[Check] = (),
     metadata: Callable[[Published], Mapping[str, Any]] | None = None,
     external: Callable[[], Mapping[str, str]] | None = None,
@@ -55,7 +54,8 @@ def produced_asset(
         group: Dagster group.
         kinds: Dagster kinds.
         recipe: Identity of the step: resolved, JSON-able.
-        sources: Files and directories, relative to the project, whose code decides the bytes.
+        roots: Modules that make the bytes: of a library, or of a trainer's job (`job_roots`). They and all
+            that they import are the code of the step.
         checks: Run on what is published, before anything is built on it.
         metadata: What the UI shows of a published version beyond the common entries.
         external: Digests of inputs that are not assets (a local folder), taken when the step runs.
@@ -74,7 +74,7 @@ def produced_asset(
             experiment,
             name or function.__name__,
             recipe,
-            source_digests([Path(source) for source in sources]),
+            current().closure(roots),
             seed,
             checks,
             tuple(_parameters(function) if inputs is None else inputs),

@@ -9,7 +9,7 @@ from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
 from trainer.contract.schema.rungs.rung import ConversionRecipe
 from trainer.contract.status import LOG_NAME
-from vpmoe_assets.assets.distill import TRAINING_SOURCES, train, training_metadata
+from vpmoe_assets.assets.distill import train, training_metadata
 from vpmoe_assets.assets.plots import layer_profile
 from vpmoe_assets.assets.presentation import table
 from vpmoe_assets.assets.produced import produced_asset
@@ -17,7 +17,8 @@ from vpmoe_assets.assets.step import Produced
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import rungs as checks
 from vpmoe_assets.checks.check import Check
-from vpmoe_assets.rung import COMMON, load_rung
+from vpmoe_assets.codebase.words import job_roots
+from vpmoe_assets.rung import load_rung
 
 _HEALED = """
 `{rung}` after a short training run on text and conversations.
@@ -47,10 +48,9 @@ def _conversion(experiment: Experiment, rung: str) -> Produced:
         group="rungs",
         kinds=set(shown.kinds),
         recipe=plain(recipe),
-        sources=(*COMMON, *shown.sources),
+        roots=job_roots("convert", plain(recipe)),
         checks=conversion_checks(recipe),
         metadata=_conversion_metadata,
-        external=shown.external,
         seed=experiment.seed,
         trains=True,
         pool=None,
@@ -84,7 +84,7 @@ def _healing(experiment: Experiment, rung: str) -> Produced:
         group="rungs",
         kinds={"pytorch", "wandb"},
         recipe=plain(recipe),
-        sources=TRAINING_SOURCES,
+        roots=job_roots("train", plain(recipe)),
         checks=[checks.loss_not_diverged],
         metadata=training_metadata,
         seed=experiment.seed,

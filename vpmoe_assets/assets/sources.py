@@ -15,8 +15,6 @@ from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import data as checks
 from vpmoe_assets.lineage.digest import FileEntry, file_sha256, merkle_root
 
-_HARMONY = "vpmoe_assets/harmony"
-
 
 def sources_assets(experiment: Experiment) -> list[Produced]:
     """Return the `sources` group of an experiment."""
@@ -36,7 +34,7 @@ def _o200k_tokenizer(experiment: Experiment) -> Produced:
         group="sources",
         kinds={"openai", "file"},
         recipe=plain(tokenizer),
-        sources=[f"{_HARMONY}/tokenizer.py"],
+        roots=["vpmoe_assets.harmony.tokenizer"],
         checks=[checks.tokenizer_agrees],
     )
     def o200k_tokenizer(build: Build) -> Built:
@@ -61,12 +59,7 @@ def _synth(experiment: Experiment) -> Produced:
         group="sources",
         kinds={"parquet", "dataset"},
         recipe=_recipe(source),
-        sources=[
-            "vpmoe_assets/synth.py",
-            *(f"{_HARMONY}/{name}.py" for name in ("conversation", "rows")),
-            "vpmoe_assets/generated",
-            "vpmoe_assets/hub.py",
-        ],
+        roots=["vpmoe_assets.generated.generator" if source.kind == "generated" else "vpmoe_assets.synth"],
         checks=[checks.source_files],
         metadata=_source_metadata,
         external=lambda: _folder_digest("sources.synth", source),
@@ -78,16 +71,19 @@ def _synth(experiment: Experiment) -> Produced:
         `generated` rows are written by this project from the experiment's seed, and the manifest says so;
         `hub` takes PleIAs/SYNTH at a pinned revision, resumably; `parquet` takes a local folder.
         """
-        from vpmoe_assets.generated.generator import write_synth
-        from vpmoe_assets.synth import copy_parquet, fetch_synth
-
         if source.kind == "generated":
+            from vpmoe_assets.generated.generator import write_synth
+
             shutil.rmtree(build.payload)  # of an attempt that was killed: generated rows are cheap
             manifest = write_synth(build.payload, experiment.seed, source.rows)
         elif source.kind == "hub":
+            from vpmoe_assets.synth import fetch_synth
+
             source.require_pins("sources.synth")
             manifest = fetch_synth(source, build.payload)
         else:
+            from vpmoe_assets.synth import copy_parquet
+
             manifest = copy_parquet(_local_files("sources.synth", source), build.payload)
         return _with_manifest(build, source, manifest)
 
@@ -102,7 +98,7 @@ def _healing_corpus(experiment: Experiment) -> Produced:
         group="sources",
         kinds={"dataset", "json"},
         recipe={**_recipe(source), **_python_of(source)},
-        sources=["vpmoe_assets/text", f"{_HARMONY}/tokenizer.py", "vpmoe_assets/hub.py"],
+        roots=["vpmoe_assets.text.healing"],
         checks=[checks.source_files],
         metadata=_source_metadata,
         external=lambda: _folder_digest("sources.healing_corpus", source),
@@ -139,10 +135,7 @@ def _core8_bundle(experiment: Experiment) -> list[Produced]:
         group="sources",
         kinds={"dataset", "json"},
         recipe=plain(source),
-        sources=[
-            f"vpmoe_assets/evaluation/{name}.py"
-            for name in ("bundle", "builtin", "facts", "olmo_eval", "published", "tasks")
-        ],
+        roots=["vpmoe_assets.evaluation.bundle"],
         checks=[checks.source_files],
         metadata=_bundle_metadata,
     )

@@ -9,6 +9,7 @@ import dagster as dg
 from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import Check
+from vpmoe_assets.codebase.closure import Closure
 from vpmoe_assets.lineage.fingerprint import code_version, recipe_fingerprint
 
 
@@ -20,7 +21,7 @@ class Step:
         experiment: The experiment in force.
         asset: Bare name.
         recipe: Identity of the step: resolved, JSON-able.
-        sources: sha256 of the files whose code decides the bytes, by path.
+        closure: The code that decides its bytes.
         seed: Of the step, if it draws random numbers; part of its identity.
         checks: Run on what is published, before anything is built on it.
         inputs: Names of the assets that it is made from.
@@ -31,7 +32,7 @@ class Step:
     experiment: Experiment
     asset: str
     recipe: Mapping[str, Any]
-    sources: Mapping[str, str]
+    closure: Closure
     seed: int | None = None
     checks: Sequence[Check] = ()
     inputs: Sequence[str] = ()
@@ -50,8 +51,8 @@ class Step:
 
     @property
     def code_version(self) -> str:
-        """Identity and sources, hashed, for Dagster."""
-        return code_version(self.identity, self.sources)[:16]
+        """Identity and code, hashed, for Dagster."""
+        return code_version(self.identity, self.closure)[:16]
 
     @property
     def check_specs(self) -> list[dg.AssetCheckSpec]:
@@ -71,7 +72,7 @@ class Step:
         """
         digests = {name: item.record.digest for name, item in inputs.items()}
         outside = dict(self.external()) if self.external else {}
-        return recipe_fingerprint(self.identity, self.sources, digests | outside)
+        return recipe_fingerprint(self.identity, self.closure, digests | outside)
 
 
 @dataclass(frozen=True)

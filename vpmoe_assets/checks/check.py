@@ -1,15 +1,11 @@
 """What a check is, and the one way to write one: a function under `check`."""
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
-from trainer.contract.canonical import sha256_json
 from vpmoe_assets.build import Published
-from vpmoe_assets.lineage.fingerprint import source_digests
+from vpmoe_assets.codebase.tree import current
 from vpmoe_assets.verdict import Verdict
 
 Run = Callable[[Published, Mapping[str, Published]], Verdict]
@@ -42,8 +38,8 @@ class Check:
 
     @property
     def version(self) -> str:
-        """Of its code: the digest of what it runs."""
-        return _version(self.module)
+        """Of its code: the digest of its module and of what that runs."""
+        return current().closure([self.module]).digest
 
     @property
     def severity(self) -> str:
@@ -64,8 +60,3 @@ def check(name: str, *, blocking: bool = True, description: str | None = None) -
         return Check(name, run, blocking, description or inspect.getdoc(run) or "", run.__module__)
 
     return decorate
-
-
-@cache
-def _version(module: str) -> str:
-    return sha256_json(source_digests([Path(str(sys.modules[module].__file__))]))

@@ -83,7 +83,8 @@ class SourceTree:
         """Return the code that these modules consist of.
 
         Args:
-            roots: Dotted names of the modules that make the bytes, and of those that a recipe names.
+            roots: Dotted names of the modules that make the bytes, and of those that a recipe names. One that
+                stands by elsewhere counts where it is asked for.
 
         Raises:
             LookupError: A root is no module of the project.
@@ -136,11 +137,11 @@ class SourceTree:
         return now is not None and now == (self.content[path], known)
 
     def _reached(self, roots: Iterable[str]) -> set[str]:
-        found: set[str] = set()
-        waiting = self._known(roots, None)
+        asked, found = set(roots), set[str]()
+        waiting = self._known(asked, None)
         while waiting:
             name = waiting.pop()
-            if name not in found and bystander(name) is None:
+            if name not in found and (name in asked or bystander(name) is None):
                 found.add(name)
                 waiting += self._known(self.facts(self.modules[name]).imports, name)
         return found

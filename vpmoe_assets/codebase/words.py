@@ -9,6 +9,13 @@ from typing import Any
 
 from trainer.contract.words import BACKENDS, OBJECTIVES
 
+JOBS: Mapping[str, tuple[str, ...]] = {
+    "convert": ("trainer.job.startup", "trainer.surgery.convert"),
+    "evaluate": ("trainer.job.startup", "trainer.evaluate.evaluate"),
+    "train": ("trainer.job.startup", "trainer.train.run"),
+}
+"""What a command of the trainer does, command line and life of the job apart."""
+
 KEYS: Mapping[str, str] = {
     "training.backend": BACKENDS,
     "backend": BACKENDS,
@@ -31,6 +38,11 @@ FOLLOWED: Mapping[str, str] = {
 
 ROUTER_SUITE = "trainer.evaluate.router_health"
 """Asked of checkpoints with experts, without a word in the recipe."""
+
+
+def job_roots(command: str, recipe: Mapping[str, Any]) -> list[str]:
+    """Return the modules that a job consists of: those of its command, and those that its recipe names."""
+    return [*JOBS[command], *named_modules(recipe)]
 
 
 def named_modules(recipe: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from trainer.contract.donor import HF_EMBEDDING, HF_HEAD
 from trainer.contract.schema.sources import HubDonor, HubVocabulary
 from vpmoe_assets.donors.checkpoints import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
+from vpmoe_assets.donors.manifest import donor_manifest
 from vpmoe_assets.donors.tensors import copy_tensors
 from vpmoe_assets.donors.tokenizers import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from vpmoe_assets.errors import DonorError
@@ -20,7 +21,6 @@ from vpmoe_assets.hub import (
     require_commit,
     select_files,
 )
-from vpmoe_assets.lineage.digest import file_sha256
 
 NEEDED = (CONFIG_NAME, TOKENIZER_NAME)
 WELCOME = (TOKENIZER_CONFIG_NAME, "generation_config.json", INDEX_NAME)
@@ -53,7 +53,7 @@ def fetch_qwen3(
     files = _choose(source, listing, [*NEEDED, *weights], WELCOME)
     for file in files:
         fetch(hub, source.repo, "model", source.revision, file, directory, progress=progress)
-    return manifest(
+    return donor_manifest(
         f"{source.repo} at commit {source.revision}.", directory, repo=source.repo, revision=source.revision
     )
 
@@ -103,42 +103,13 @@ def fetch_vocabulary(
     copy_tensors(
         {name: downloads / weight_map[name] for name in (HF_EMBEDDING, HF_HEAD)}, directory / WEIGHTS_NAME
     )
-    return manifest(
+    return donor_manifest(
         f"Tokenizer, embedding and head of {source.repo} at commit {source.revision}.",
         directory,
         repo=source.repo,
         revision=source.revision,
         read=[{"path": file.path, "bytes": file.size, "sha256": file.sha256} for file in read],
     )
-
-
-def manifest(description: str, directory: Path, **more: Any) -> dict[str, Any]:
-    """Return what a donor's directory holds, with the sha256 of every file.
-
-    Args:
-        description: Of the donor, for people.
-        directory: Its files.
-        **more: Further keys, such as repository and commit.
-    """
-    shards = [
-        {
-            "path": path.relative_to(directory).as_posix(),
-            "bytes": path.stat().st_size,
-            "sha256": file_sha256(path),
-        }
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    ]
-    return {
-        "schema_version": "donor_v1",
-        "description": description,
-        **more,
-        "storage": {
-            "format": "safetensors",
-            "total_bytes": sum(shard["bytes"] for shard in shards),
-            "shards": shards,
-        },
-    }
 
 
 def _open(

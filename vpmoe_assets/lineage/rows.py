@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from trainer.contract.canonical import canonical_json, sha256_json
-from vpmoe_assets.lineage.fingerprint import code_version
+from vpmoe_assets.lineage.fingerprint import recorded_code_version
 from vpmoe_assets.lineage.record import MANIFEST_NAME, EvalScore, Record
 from vpmoe_assets.lineage.standing import Finding
 
@@ -54,14 +54,13 @@ def rows_of(record: Record, directory: Path, found: Sequence[Finding]) -> dict[s
 
 def _artifact(record: Record, blocked: bool) -> Row:
     code = record.code
-    sources = record.fingerprint_payload.get("sources", {})
     return (
         record.experiment,
         record.asset,
         record.version,
         record.sequence,
         record.fingerprint,
-        code_version(record.recipe, sources),
+        recorded_code_version(record.fingerprint_payload),
         sha256_json(record.recipe),
         record.digest,
         record.record_digest,

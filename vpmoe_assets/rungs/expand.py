@@ -17,4 +17,4 @@ def checks(recipe: ExpandRecipe) -> list[Check]:
     ]
 
 
-RUNG = RungAsset(sources=("trainer/contract/depth.py", "trainer/surgery/expand.py"), checks=checks)
+RUNG = RungAsset(checks=checks)

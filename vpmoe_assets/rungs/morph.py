@@ -11,7 +11,7 @@ from trainer.contract.schema.rungs.morph import MorphRecipe
 from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import Check, check
 from vpmoe_assets.checks.rungs import distance, measured
-from vpmoe_assets.rung import CALIBRATED, RungAsset
+from vpmoe_assets.rung import RungAsset
 from vpmoe_assets.verdict import Verdict
 
 
@@ -51,7 +51,4 @@ def tpa_fit(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     )
 
 
-RUNG = RungAsset(
-    sources=(*CALIBRATED, "trainer/surgery/morph.py", "trainer/surgery/als.py"),
-    checks=checks,
-)
+RUNG = RungAsset(checks=checks)

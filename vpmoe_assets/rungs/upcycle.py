@@ -21,7 +21,4 @@ def checks(recipe: UpcycleRecipe) -> list[Check]:
     ]
 
 
-RUNG = RungAsset(
-    sources=tuple(f"trainer/surgery/{name}.py" for name in ("upcycle", "expand", "vpdense")),
-    checks=checks,
-)
+RUNG = RungAsset(checks=checks)

@@ -5,9 +5,6 @@ others are rebuilt by the method of the experiment, rows without a token are the
 the donor's, in Hugging Face format.
 """
 
-from collections.abc import Mapping
-from importlib.metadata import version
-
 from trainer.contract.schema.rungs.vocabulary import VocabularyRecipe
 from vpmoe_assets.checks.check import Check
 from vpmoe_assets.checks.rungs import measured
@@ -33,17 +30,4 @@ def checks(recipe: VocabularyRecipe) -> list[Check]:
     ]
 
 
-def tool_version() -> Mapping[str, str]:
-    """Return the release of the program, another project's, that makes the rows: part of how."""
-    return {"external:mergekit": version("mergekit")}
-
-
-RUNG = RungAsset(
-    sources=(
-        "trainer/contract/donor.py",
-        *(f"trainer/surgery/{name}.py" for name in ("vocabulary", "tokens", "donor")),
-    ),
-    checks=checks,
-    kinds=frozenset({"huggingface", "safetensors"}),
-    external=tool_version,
-)
+RUNG = RungAsset(checks=checks, kinds=frozenset({"huggingface", "safetensors"}))

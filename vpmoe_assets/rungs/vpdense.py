@@ -11,7 +11,7 @@ from trainer.contract.schema.rungs.vpdense import DenseRecipe
 from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import Check, check
 from vpmoe_assets.checks.rungs import distance, measured
-from vpmoe_assets.rung import CALIBRATED, RungAsset
+from vpmoe_assets.rung import RungAsset
 from vpmoe_assets.verdict import Verdict
 
 
@@ -65,11 +65,4 @@ def interleave_identity(recipe: DenseRecipe) -> Check:
     return interleaved
 
 
-RUNG = RungAsset(
-    sources=(
-        *CALIBRATED,
-        "trainer/contract/donor.py",
-        *(f"trainer/surgery/{name}.py" for name in ("vpdense", "donor", "refit")),
-    ),
-    checks=checks,
-)
+RUNG = RungAsset(checks=checks)

@@ -14,6 +14,7 @@ from trainer.contract.schema.evaluate import EvaluateRecipe
 from trainer.contract.schema.experiment import Experiment, load_experiment
 from trainer.contract.schema.rungs.ladder import parse_convert_recipe
 from trainer.contract.schema.training import TrainRecipe
+from vpmoe_assets.codebase.closure import Closure
 from vpmoe_assets.lineage.fingerprint import recipe_fingerprint
 
 RUNGS = ("qwen3_0_6b_o200k", "vpdense0_5_28", "vpdense_28", "vpdense_80", "vpmoe")
@@ -51,7 +52,7 @@ tables = st.builds(
 
 
 def fingerprint(recipe):
-    return recipe_fingerprint(recipe, {}, {})[0]
+    return recipe_fingerprint(recipe, Closure((), {}, {}), {})[0]
 
 
 @settings(deadline=None)
