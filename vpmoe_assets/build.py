@@ -1,5 +1,6 @@
 """What an asset's function gets and returns: published inputs, the build to fill, what it says of it."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,13 @@ from vpmoe_assets.lineage.record import CodeState, EvalScore, InputRef, Record
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.workarea import WorkArea
 from vpmoe_assets.resources.trainer import TrainerResource, TrainerResult
+
+
+class Evidence(dict[str, Any]):
+    """What a job said of its deliverable; it may be of an earlier version, which did not say everything."""
+
+    def __missing__(self, key: str) -> Any:
+        raise EvidenceMissing(f"{SUMMARY_NAME} says nothing of {key}; it was measured by an earlier version")
 
 
 @dataclass(frozen=True)
@@ -48,16 +56,21 @@ class Published:
         return dict(orjson.loads((self.directory / "manifest.json").read_bytes()))
 
     @cached_property
-    def summary(self) -> dict[str, Any]:
-        """What the job that made it said of its deliverable.
+    def summary(self) -> Evidence:
+        """What the job that made it said of its deliverable, as recorded.
 
         Raises:
-            EvidenceMissing: It is no longer there.
+            EvidenceMissing: It is no longer there, or no longer what was published.
         """
+        path = self.run / SUMMARY_NAME
         try:
-            return dict(orjson.loads((self.run / SUMMARY_NAME).read_bytes()))
+            content = path.read_bytes()
         except FileNotFoundError:
-            raise EvidenceMissing(f"{self.run / SUMMARY_NAME} is no longer there") from None
+            raise EvidenceMissing(f"{path} is no longer there") from None
+        published = {entry.path: entry.sha256 for entry in self.record.run_files}.get(SUMMARY_NAME)
+        if hashlib.sha256(content).hexdigest() != published:
+            raise EvidenceMissing(f"{path} is not what was published with the artifact")
+        return Evidence(orjson.loads(content))
 
     def as_input(self) -> InputRef:
         """Return the reference by which what is made of it names it; its role is the asset."""

@@ -57,8 +57,8 @@ def test_what_a_check_blocks_stays_blocked_in_later_runs_until_it_passes(graph, 
     assert not later.success
     version = mine.latest("synth_harmony").version
     assert later.error() == (
-        "synth_kd_v1: tiny/synth_harmony "
-        f"(version {version}) is blocked by its checks: manifest_matches_shards: {FAULT}"
+        f"synth_kd_v1: tiny/synth_harmony (version {version}) is blocked by its checks: "
+        f"manifest_matches_shards: {FAULT}. Materialise it again, and its checks judge what is there anew"
     )
     assert mine.store.versions("tiny", "synth_kd_v1") == []
     with pytest.raises(ArtifactBlocked, match="manifest_matches_shards"):

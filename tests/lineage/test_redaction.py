@@ -95,7 +95,7 @@ def test_no_secret_of_the_environment_reaches_a_record(tmp_path, monkeypatch):
     text = (store.directory(record) / RECORD_NAME).read_text()
     assert secret not in text
     assert "short" not in text
-    (statement,) = store.statements.about(record.record_digest)
+    (statement,) = store.statements.about(record)
     assert statement.body["description"] == statement.body["metadata"]["m"] == REDACTED
     assert secret not in "".join(path.read_text() for path in store.statements.root.rglob("*.jsonl"))
     assert json.loads(text)["command"] == ["python", "-c", f"login('{REDACTED}')", "--password", REDACTED]

@@ -4,20 +4,26 @@ Verdicts are no part of an artifact. A check that is new or whose code has chang
 that is gone is retired; nothing is ever made again for a check.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
 
+from trainer.contract.canonical import canonical_json
 from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import Check
 from vpmoe_assets.lineage.errors import EvidenceMissing
+from vpmoe_assets.lineage.redaction import redact
 from vpmoe_assets.lineage.standing import Finding, findings
-from vpmoe_assets.lineage.statements import Statement, Statements
+from vpmoe_assets.lineage.statements import KINDS, PROGRAM, Statement, Statements
 
 Log = Callable[[str], None]
 
-_AUTHOR = "vpmoe"
+_log = logging.getLogger(__name__)
+
+_SAID = {"passed": "passed", "failed": "FAILED", "undetermined": "UNDETERMINED"}
 
 
 def judge(
@@ -29,10 +35,11 @@ def judge(
 ) -> tuple[Finding, ...]:
     """Bring the verdicts about an artifact up to date, and return the last word on each check.
 
-    A check runs where it has no verdict by its present code, and once more where the last one was a failure:
-    what it blamed may have been outside the artifact. Where it judges evidence that was cleaned away, the old
-    verdict stays, marked with the version that gave it; without one the outcome is undetermined, which
-    blocks, if the check does, until a person lets it pass.
+    A check runs where it has not passed by its present code: where it is new or has changed, and once more
+    after a failure, for what it blamed may have been outside the artifact, or in itself. Where it judges
+    evidence that was cleaned away, the old verdict stays, marked with the version that gave it; without one
+    the outcome is undetermined, which blocks, if the check does, until a person lets it pass. A check that
+    breaks down has failed.
 
     Args:
         checks: Of the asset, as the code has them now.
@@ -42,64 +49,71 @@ def judge(
         log: Told what is found.
     """
     known = {finding.check: finding for finding in _said(item, statements)}
+    asset = item.record.asset
     for check in checks:
         before = known.get(check.name)
-        version = check.version
-        if before is not None and before.outcome == "passed" and before.version == version:
+        if before is not None and _settled(before, check):
             continue
-        body = _verdict(check, version, item, inputs)
-        if body["outcome"] == "undetermined" and before is not None and _stands(before):
-            log(f"{item.record.asset}: check {check.name}: {body['description']}; {_kept(before)}")
+        after = _finding(check, item, inputs)
+        if after.outcome == "undetermined" and before is not None and _stands(before):
+            _keep(before, check, after.description, item, statements)
+            log(f"{asset}: check {check.name}: {after.description}; {_kept(before)}")
             continue
-        if before is None or _body(before) != body:
-            statements.append(Statement.about(item.record, "verdict", body, author=_AUTHOR))
-        log(f"{item.record.asset}: check {check.name} {_SAID[body['outcome']]}")
+        if before is None or _body(before) != _body(after):
+            statements.append(Statement.about(item.record, "verdict", _body(after), author=PROGRAM))
+        log(f"{asset}: check {check.name} {_SAID[after.outcome]}")
     for name in known.keys() - {check.name for check in checks}:
-        statements.append(Statement.about(item.record, "retired", {"check": name}, author=_AUTHOR))
-        log(f"{item.record.asset}: check {name} is no longer one of this asset's; its verdict counts no more")
+        statements.append(Statement.about(item.record, "retired", {"check": name}, author=PROGRAM))
+        log(f"{asset}: check {name} is no longer one of this asset's; its verdict counts no more")
     return _said(item, statements)
 
 
 def check_results(found: Sequence[Finding], key: dg.AssetKey) -> list[dg.AssetCheckResult]:
-    """Return the findings as Dagster shows them."""
+    """Return the findings as Dagster shows them, each with the version of the check that spoke."""
     return [
         dg.AssetCheckResult(
             asset_key=key,
             check_name=finding.check,
             passed=finding.outcome == "passed" or finding.waived_by is not None,
             severity=dg.AssetCheckSeverity(finding.severity),
-            description=finding.description or None,
-            metadata=dict(finding.metadata),
+            description=finding.reason or None,
+            metadata={
+                **finding.metadata,
+                "outcome": finding.outcome,
+                "check_version": finding.version or "of the earlier schema",
+            },
         )
         for finding in found
     ]
 
 
-_SAID = {"passed": "passed", "failed": "FAILED", "undetermined": "UNDETERMINED"}
-
-
 def _said(item: Published, statements: Statements) -> tuple[Finding, ...]:
-    return findings(item.record, statements.about(item.record.record_digest))
+    return findings(item.record, statements.about(item.record))
 
 
-def _verdict(check: Check, version: str, item: Published, inputs: Mapping[str, Published]) -> dict[str, Any]:
-    """Run a check and return the body of its statement."""
+def _settled(before: Finding, check: Check) -> bool:
+    """Whether a check has nothing to add to what it said."""
+    passed = before.outcome == "passed" and before.version == check.version
+    return passed and (before.blocking, before.severity) == (check.blocking, check.severity)
+
+
+def _finding(check: Check, item: Published, inputs: Mapping[str, Published]) -> Finding:
+    """Run a check; what it is not to blame for never ends the step that made the artifact."""
+    outcome, metadata = "undetermined", {}
     try:
         verdict = check.run(item, inputs)
-    except EvidenceMissing as missing:
-        outcome, description, metadata = "undetermined", str(missing), {}
-    else:
         outcome, description = "passed" if verdict.passed else "failed", verdict.description
         metadata = dict(verdict.metadata)
-    return {
-        "check": check.name,
-        "version": version,
-        "outcome": outcome,
-        "blocking": check.blocking,
-        "severity": check.severity,
-        "description": description,
-        "metadata": metadata,
-    }
+        canonical_json(metadata)
+    except EvidenceMissing as missing:
+        description = str(missing)
+    except Exception as error:
+        _log.warning("%s: check %s broke down", item.record.asset, check.name, exc_info=True)
+        outcome, description = "failed", f"the check broke down: {type(error).__name__}: {error}"
+        metadata = {}
+    return Finding(
+        check.name, outcome, check.blocking, check.severity, description, metadata, check.version
+    )
 
 
 def _stands(before: Finding) -> bool:
@@ -107,20 +121,29 @@ def _stands(before: Finding) -> bool:
     return before.outcome != "undetermined" or before.waived_by is not None
 
 
+def _keep(
+    before: Finding, check: Check, missing: str, item: Published, statements: Statements
+) -> None:
+    """State that an old verdict stays, once for each version of the check that found nothing to judge."""
+    if before.waived_by is not None:
+        return
+    if (before.blocking, before.severity) != (check.blocking, check.severity):
+        changed = replace(before, blocking=check.blocking, severity=check.severity)
+        statements.append(Statement.about(item.record, "verdict", _body(changed), author=PROGRAM))
+    elif check.version in (before.version, before.kept_for):
+        return
+    body = {"check": check.name, "version": check.version, "missing": missing}
+    statements.append(Statement.about(item.record, "kept", body, author=PROGRAM))
+
+
 def _kept(before: Finding) -> str:
     if before.waived_by is not None:
-        return "a person let it pass"
-    return f"its verdict by version {(before.version or 'of an earlier schema')[:12]} stays: {before.outcome}"
+        return f"it was {before.note}"
+    version = f"version {before.version[:12]}" if before.version else "a record of the earlier schema"
+    return f"the verdict of {version} stays: {before.outcome}"
 
 
 def _body(finding: Finding) -> dict[str, Any]:
-    """Return a finding as the body of a statement."""
-    return {
-        "check": finding.check,
-        "version": finding.version,
-        "outcome": finding.outcome,
-        "blocking": finding.blocking,
-        "severity": finding.severity,
-        "description": finding.description,
-        "metadata": dict(finding.metadata),
-    }
+    """Return a finding as the body of a statement, as it is once written and read again."""
+    body = {key: getattr(finding, key) for key in KINDS["verdict"]}
+    return dict(redact({**body, "metadata": dict(finding.metadata)}))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import Check, check
+from vpmoe_assets.lineage.errors import EvidenceMissing
 from vpmoe_assets.verdict import Verdict
 
 _DIVERGED_NATS = 0.5
@@ -17,7 +18,7 @@ def measured(name: str, description: str, *, blocking: bool) -> Check:
     def found(item: Published, inputs: Mapping[str, Published]) -> Verdict:
         finding = item.summary["checks"].get(name)
         if finding is None:
-            return Verdict(False, f"the conversion did not measure {name}", {})
+            raise EvidenceMissing(f"the conversion did not measure {name}")
         return Verdict(bool(finding["passed"]), str(finding["description"]), dict(finding["metadata"]))
 
     return found

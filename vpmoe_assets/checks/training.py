@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import check
+from vpmoe_assets.lineage.errors import EvidenceMissing
 from vpmoe_assets.verdict import Verdict
 
 
@@ -13,7 +14,7 @@ def resume_drift(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     found = item.summary
     drift, details = found["resume_drift"], found["resume_check"] or {}
     if drift is None:
-        return Verdict(False, "the trainer did not repeat its last steps, so nothing is known", {})
+        raise EvidenceMissing("the trainer did not repeat its last steps, so nothing is known")
     equal = drift == 0.0 and bool(details.get("state_equal"))
     return Verdict(equal, f"largest difference after resuming: {drift:g}", details)
 
@@ -23,7 +24,7 @@ def router_alive(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     """The routers send tokens to more than one expert."""
     router = item.summary["router"] or {}
     if not router:
-        return Verdict(False, "the trainer reported no router health for a mixture of experts", {})
+        raise EvidenceMissing("the trainer reported no router health for a mixture of experts")
     active = router["moe/router_agg/experts_active_mean"]
     return Verdict(active > 1, f"{active:.1f} experts active on average", router)
 

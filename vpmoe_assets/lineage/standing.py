@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from vpmoe_assets.lineage.record import Record
-from vpmoe_assets.lineage.statements import Statement
+from vpmoe_assets.lineage.statements import KINDS, Statement
 
 Outcome = Literal["passed", "failed", "undetermined"]
 
@@ -21,8 +21,11 @@ class Finding:
         severity: `WARN` or `ERROR`.
         description: One sentence for a reader.
         metadata: Measured values.
-        version: Of the check's code that said so; None for a record of schema 1.
+        version: Of the check's code that said so; None for a record of schema 1, or where nothing was said.
         waived_by: Id of the statement by which a person let it pass without a verdict.
+        note: What a reader has to know beside the verdict: who let it pass and why, or that a later version
+            of the check found no evidence to judge any more.
+        kept_for: Version of the check that found no evidence.
     """
 
     check: str
@@ -33,11 +36,18 @@ class Finding:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     version: str | None = None
     waived_by: str | None = None
+    note: str = ""
+    kept_for: str | None = None
 
     @property
     def blocks(self) -> bool:
         """Whether it keeps others from building on the artifact."""
         return self.blocking and self.outcome != "passed" and self.waived_by is None
+
+    @property
+    def reason(self) -> str:
+        """Description and note, for a reader."""
+        return "; ".join(filter(None, (self.description, self.note)))
 
 
 def findings(record: Record, statements: Sequence[Statement]) -> tuple[Finding, ...]:
@@ -61,21 +71,38 @@ def findings(record: Record, statements: Sequence[Statement]) -> tuple[Finding, 
             outcome.metadata,
         )
     for statement in statements:
-        body = statement.body
         if statement.kind == "verdict":
-            found[body["check"]] = Finding(
-                body["check"],
-                body["outcome"],
-                body["blocking"],
-                body["severity"],
-                body["description"],
-                body["metadata"],
-                body["version"],
-            )
+            found[statement.body["check"]] = Finding(**{key: statement.body[key] for key in KINDS["verdict"]})
         elif statement.kind == "retired":
-            found.pop(body["check"], None)
-        elif statement.kind == "waived":
-            now = found.get(body["check"])
-            if now is not None and now.outcome == "undetermined":
-                found[now.check] = replace(now, waived_by=statement.id)
+            found.pop(statement.body["check"], None)
+        elif statement.kind in ("waived", "kept") and (now := found.get(statement.body["check"])) is not None:
+            found[now.check] = _remarked(now, statement)
     return tuple(found.values())
+
+
+def refusal(found: Sequence[Finding], asset: str) -> str:
+    """Say which checks keep others from building on an artifact, and what to do.
+
+    Args:
+        found: Those that block; at least one.
+        asset: As a user names it.
+    """
+    reasons = "; ".join(f"{finding.check}: {finding.reason or finding.outcome}" for finding in found)
+    remedy = "Materialise it again, and its checks judge what is there anew"
+    if silent := [finding.check for finding in found if finding.outcome == "undetermined"]:
+        remedy += f"; where their evidence is gone, `vpmoe accept {asset} --check {silent[0]} --because TEXT`"
+    return f"{reasons}. {remedy}"
+
+
+def _remarked(now: Finding, statement: Statement) -> Finding:
+    if statement.kind == "kept":
+        version = f"version {now.version[:12]}" if now.version else "a record of the earlier schema"
+        return replace(
+            now,
+            note=f"the verdict is that of {version}, for the evidence is gone",
+            kept_for=statement.body["version"],
+        )
+    if now.outcome != "undetermined":
+        return now
+    note = f"let pass by {statement.author} on {statement.time[:10]}: {statement.reason}"
+    return replace(now, waived_by=statement.id, note=note)

@@ -2,12 +2,14 @@
 
 ::
 
-    artifacts/.statements/<first 2 hex digits>/<record digest>.jsonl      one statement a line, oldest first
+    artifacts/.statements/<experiment>/<asset>/<record digest>.jsonl      one statement a line, oldest first
 
-A record never changes; what is believed about it does. A line is written with one append under a lock and
-flushed to disk; a last line that a kill cut short is ignored, and the next statement starts a line of its
-own. The id of a statement is the sha256 of its canonical JSON, and each names the one before it about the
-same record, so that a line that was altered or taken out is noticed.
+A record never changes; what is believed about it does. The id of a statement is the sha256 of its canonical
+JSON, and each names the one before it about the same record, so a line that was altered or taken out is
+noticed (the last ones of a file, and a whole file, by whoever remembers them: the index does). A statement is
+one append under a lock, flushed to disk. It exists once its line has ended: what a kill cut short was never
+said, and the next statement takes its place. The files lie by asset, so that what was said about a record
+that is gone can still be found.
 """
 
 import getpass
@@ -20,30 +22,40 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
-from trainer.contract.canonical import canonical_json, sha256_json
+from trainer.contract.canonical import UnstableValueError, canonical_json, sha256_json
+from trainer.contract.files import sync
 from vpmoe_assets.lineage import locks
 from vpmoe_assets.lineage.errors import StatementError
-from vpmoe_assets.lineage.record import Frozen, Record, Sha256, Stable, Timestamp
+from vpmoe_assets.lineage.record import Frozen, Record, Sha256, Stable, Timestamp, safe_name
 from vpmoe_assets.lineage.redaction import redact, secret_values
 
 SCHEMA: Literal["vpmoe.statement/1"] = "vpmoe.statement/1"
 DIRECTORY = ".statements"
 
-Kind = Literal[
-    "verdict",  # what a check found; body: check, version, outcome, blocking, severity, description, metadata
-    "retired",  # a check is no longer among those of the asset; body: check
-    "waived",  # a person lets a blocking check without evidence pass; body: check
-    "accepted",  # a person says that other code or recipe makes the same; see `acceptance`
-    "withdrawn",  # of an acceptance; body: statement
-    "refuted",  # a repetition under an acceptance came out different; body: statement, digest
-    "reproduced",  # a repetition came out the same; body: fingerprint
-    "restored",  # its files were made again; body: run, lost
-    "verified",
-    "adopted",
-    "pinned",
-    "collected",
-    "signed",
-]
+KINDS: Mapping[str, frozenset[str]] = {
+    "verdict": frozenset(  # what a check found
+        {"check", "version", "outcome", "blocking", "severity", "description", "metadata"}
+    ),
+    "kept": frozenset({"check", "version", "missing"}),  # a later version could not judge: the verdict stays
+    "retired": frozenset({"check"}),  # a check is no longer one of the asset's
+    "waived": frozenset({"check"}),  # a person lets a blocking check without evidence pass
+    "accepted": frozenset(  # a person says that other code or another recipe makes the same; `acceptance`
+        {"fingerprint", "code", "recipe", "packages", "inputs", "difference"}
+    ),
+    "withdrawn": frozenset({"statement"}),  # of an acceptance, by a person
+    "refuted": frozenset({"statement", "digest", "by"}),  # making it with what was accepted came out different
+    "reproduced": frozenset({"fingerprint", "by"}),  # making it again came out the same
+    "restored": frozenset(),  # its files were made again
+    "verified": frozenset(),
+    "adopted": frozenset(),
+    "pinned": frozenset(),
+    "collected": frozenset(),
+    "signed": frozenset(),
+}
+"""Every kind, and the keys that its body has at least. A later program may know more: those are kept, unread."""
+
+PROGRAM = "vpmoe"
+"""The author of what the program itself finds."""
 
 _LOCK_WAIT_S = 60.0
 
@@ -52,17 +64,18 @@ class Statement(Frozen):
     """One fact about one record.
 
     Attributes:
+        kind: One of `KINDS`, or one that a later program wrote.
         record: Digest of the record.
         artifact: `experiment/asset/version`, for people and for a record that is gone.
         time: ISO 8601 with offset.
-        author: Who says so: `user@host` of a person, or the name of the program's part.
+        author: Who says so: `user@host` of a person, or the program.
         reason: Why, in a person's words; empty where the kind says it all.
         body: What the kind adds.
         previous: Id of the statement before it about the same record.
     """
 
     schema_: Literal["vpmoe.statement/1"] = Field(default=SCHEMA, alias="schema")
-    kind: Kind
+    kind: str
     record: Sha256
     artifact: str
     time: Timestamp
@@ -80,7 +93,7 @@ class Statement(Frozen):
     def about(
         cls,
         record: Record,
-        kind: Kind,
+        kind: str,
         body: Mapping[str, Any] | None = None,
         *,
         reason: str = "",
@@ -107,6 +120,7 @@ class Statements:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root) / DIRECTORY
+        self._read: dict[Path, tuple[tuple[int, int, int], tuple[Statement, ...]]] = {}
 
     def append(self, statement: Statement) -> Statement:
         """Add a statement, without credentials; it is on disk when this returns.
@@ -115,54 +129,81 @@ class Statements:
             The statement as written, with the one before it named.
 
         Raises:
-            StatementError: The earlier ones about the same record were altered: nothing is added to them.
+            StatementError: Its kind is unknown, its body lacks a key, or the earlier statements about the
+                same record were altered: nothing is added to those.
         """
-        path = self._path(statement.record)
+        if statement.kind not in KINDS:
+            raise StatementError(f"{statement.kind!r} is no kind of statement; there are {', '.join(KINDS)}")
+        _complete(statement, f"a statement about {statement.artifact}")
+        experiment, asset = _place(statement.artifact)
+        path = self._path(experiment, asset, statement.record)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locks.hold(path.with_suffix(".lock"), f"statements about {statement.artifact}", _LOCK_WAIT_S):
-            earlier = self.about(statement.record)
+        with locks.hold(path.parent / ".lock", f"statements about {experiment}/{asset}", _LOCK_WAIT_S):
+            earlier = self._statements(path)
             safe = redact({"reason": statement.reason, "body": statement.body}, secret_values())
             written = statement.model_copy(update={**safe, "previous": earlier[-1].id if earlier else None})
-            line = canonical_json(written.model_dump(by_alias=True) | {"id": written.id}) + "\n"
-            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                size = os.fstat(descriptor).st_size
-                whole = size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
-                os.write(descriptor, ("" if whole else "\n").encode() + line.encode("ascii"))
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            _append_line(path, canonical_json(written.model_dump(by_alias=True) | {"id": written.id}))
         return written
 
-    def about(self, record_digest: str) -> list[Statement]:
+    def about(self, record: Record) -> tuple[Statement, ...]:
         """Return the statements about a record, oldest first.
 
         Raises:
             StatementError: A line was altered, or one is missing; names file and line.
         """
-        path = self._path(record_digest)
-        try:
-            lines = path.read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return []
-        found: list[Statement] = []
-        for number, line in enumerate(lines, start=1):
-            statement = _parsed(line) if line else None
-            if statement is None:
-                if line and _is_json(line):
-                    raise StatementError(f"{path}:{number}: altered since it was written")
-                continue  # cut short by a kill, or empty
-            if statement.record != record_digest or statement.previous != (found[-1].id if found else None):
-                raise StatementError(f"{path}:{number}: does not follow the statement before it")
-            found.append(statement)
+        return self.about_digest(record.experiment, record.asset, record.record_digest)
+
+    def about_digest(self, experiment: str, asset: str, record_digest: str) -> tuple[Statement, ...]:
+        """Return the statements about a record that may be gone, oldest first.
+
+        Raises:
+            StatementError: As `about`.
+        """
+        return self._statements(self._path(experiment, asset, record_digest))
+
+    def of_asset(
+        self, experiment: str, asset: str, kind: str | None = None
+    ) -> dict[str, tuple[Statement, ...]]:
+        """Return the statements about every record of an asset, also of those that are gone, by record digest.
+
+        Args:
+            experiment: Name.
+            asset: Name.
+            kind: Only records about which something of this kind was said (then all that was said).
+
+        Raises:
+            StatementError: As `about`.
+        """
+        needle = None if kind is None else f'"kind":{json.dumps(kind)}'.encode("ascii")
+        found: dict[str, tuple[Statement, ...]] = {}
+        for path in sorted((self.root / safe_name(experiment) / safe_name(asset)).glob("*.jsonl")):
+            if needle is None or needle in path.read_bytes():
+                found[path.stem] = self._statements(path)
         return found
 
-    def records(self) -> Iterator[str]:
-        """Yield the digest of every record about which something is stated, sorted."""
-        yield from sorted(path.stem for path in self.root.glob("*/*.jsonl"))
+    def all(self) -> Iterator[Statement]:
+        """Yield every statement of the store, by experiment, asset and record, oldest first.
 
-    def _path(self, record_digest: str) -> Path:
-        return self.root / record_digest[:2] / f"{record_digest}.jsonl"
+        Raises:
+            StatementError: As `about`.
+        """
+        for path in sorted(self.root.glob("*/*/*.jsonl")):
+            yield from self._statements(path)
+
+    def _path(self, experiment: str, asset: str, record_digest: str) -> Path:
+        return self.root / safe_name(experiment) / safe_name(asset) / f"{record_digest}.jsonl"
+
+    def _statements(self, path: Path) -> tuple[Statement, ...]:
+        """Return the statements of a file; it is read again only when it has changed."""
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return ()
+        identity = (status.st_ino, status.st_size, status.st_ctime_ns)
+        known = self._read.get(path)
+        if known is None or known[0] != identity:
+            known = self._read[path] = (identity, tuple(_parsed(path)))
+        return known[1]
 
 
 def this_user() -> str:
@@ -176,19 +217,52 @@ def this_user() -> str:
     return f"{name}@{socket.gethostname()}"
 
 
-def _parsed(line: bytes) -> Statement | None:
-    try:
-        fields = json.loads(line)
-        stated = fields.pop("id")
-        statement = Statement.model_validate(fields)
-    except (ValueError, AttributeError, KeyError, ValidationError):
-        return None
-    return statement if statement.id == stated else None
+def _place(artifact: str) -> tuple[str, str]:
+    """Return experiment and asset of the artifact that a statement names."""
+    experiment, asset, _ = artifact.split("/")
+    return experiment, asset
 
 
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+def _append_line(path: Path, line: str) -> None:
+    new = not path.exists()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    with os.fdopen(descriptor, "r+b") as file:
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        if end != len(content):  # cut short by a kill
+            file.truncate(end)
+        file.seek(end)
+        file.write(line.encode("ascii") + b"\n")
+        file.flush()
+        os.fsync(descriptor)
+    if new:
+        sync(path.parent)
+
+
+def _parsed(path: Path) -> Iterator[Statement]:
+    """Yield the statements of a file, each checked against its id and the one before it."""
+    previous: str | None = None
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        where = f"{path}:{number}"
+        try:
+            fields = json.loads(line)
+            stated = fields.pop("id")
+            whole = sha256_json(fields) == stated
+        except (ValueError, AttributeError, TypeError, KeyError, UnstableValueError):
+            whole = False
+        if not whole:
+            raise StatementError(f"{where}: altered since it was written")
+        try:
+            statement = Statement.model_validate(fields)
+        except ValidationError as error:
+            raise StatementError(f"{where}: not a statement of schema {SCHEMA}: {error}") from error
+        if (statement.record, statement.previous) != (path.stem, previous):
+            raise StatementError(f"{where}: does not follow the statement before it")
+        _complete(statement, where)
+        previous = stated
+        yield statement
+
+
+def _complete(statement: Statement, where: str) -> None:
+    if missing := KINDS.get(statement.kind, frozenset()) - statement.body.keys():
+        raise StatementError(f"{where}: a {statement.kind} without {', '.join(sorted(missing))}")

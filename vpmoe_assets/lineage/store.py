@@ -56,7 +56,7 @@ from vpmoe_assets.lineage.redaction import (
     redact_files,
     secret_values,
 )
-from vpmoe_assets.lineage.standing import Finding, findings
+from vpmoe_assets.lineage.standing import Finding, findings, refusal
 from vpmoe_assets.lineage.statements import Statements
 from vpmoe_assets.lineage.volatile import without_volatile
 from vpmoe_assets.lineage.workarea import WorkArea
@@ -202,13 +202,14 @@ class Store:
                 f"{name} is damaged: {listed}{more}. Remove {self.directory(record)} and materialise it again"
             )
         if failed := self.blocked_by(record):
-            reasons = "; ".join(f"{found.check}: {found.description or found.outcome}" for found in failed)
-            raise ArtifactBlocked(f"{name} (version {record.version}) is blocked by its checks: {reasons}")
+            raise ArtifactBlocked(
+                f"{name} (version {record.version}) is blocked by its checks: {refusal(failed, asset)}"
+            )
         return record
 
     def findings(self, record: Record) -> tuple[Finding, ...]:
         """Return the last word on each check of a version."""
-        return findings(record, self.statements.about(record.record_digest))
+        return findings(record, self.statements.about(record))
 
     def blocked_by(self, record: Record) -> tuple[Finding, ...]:
         """Return what keeps others from building on a version: checks that failed, or never spoke."""
