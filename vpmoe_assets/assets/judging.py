@@ -16,7 +16,7 @@ from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import Check
 from vpmoe_assets.lineage.errors import EvidenceMissing
 from vpmoe_assets.lineage.redaction import redact
-from vpmoe_assets.lineage.standing import Finding, findings
+from vpmoe_assets.lineage.standing import Finding, Outcome, findings
 from vpmoe_assets.lineage.statements import KINDS, PROGRAM, Statement, Statements
 
 Log = Callable[[str], None]
@@ -99,7 +99,8 @@ def _settled(before: Finding, check: Check) -> bool:
 
 def _finding(check: Check, item: Published, inputs: Mapping[str, Published]) -> Finding:
     """Run a check; what it is not to blame for never ends the step that made the artifact."""
-    outcome, metadata = "undetermined", {}
+    outcome: Outcome = "undetermined"
+    metadata: dict[str, Any] = {}
     try:
         verdict = check.run(item, inputs)
         outcome, description = "passed" if verdict.passed else "failed", verdict.description
@@ -111,9 +112,7 @@ def _finding(check: Check, item: Published, inputs: Mapping[str, Published]) -> 
         _log.warning("%s: check %s broke down", item.record.asset, check.name, exc_info=True)
         outcome, description = "failed", f"the check broke down: {type(error).__name__}: {error}"
         metadata = {}
-    return Finding(
-        check.name, outcome, check.blocking, check.severity, description, metadata, check.version
-    )
+    return Finding(check.name, outcome, check.blocking, check.severity, description, metadata, check.version)
 
 
 def _stands(before: Finding) -> bool:
@@ -121,9 +120,7 @@ def _stands(before: Finding) -> bool:
     return before.outcome != "undetermined" or before.waived_by is not None
 
 
-def _keep(
-    before: Finding, check: Check, missing: str, item: Published, statements: Statements
-) -> None:
+def _keep(before: Finding, check: Check, missing: str, item: Published, statements: Statements) -> None:
     """State that an old verdict stays, once for each version of the check that found nothing to judge."""
     if before.waived_by is not None:
         return

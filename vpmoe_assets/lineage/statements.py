@@ -43,7 +43,7 @@ KINDS: Mapping[str, frozenset[str]] = {
         {"fingerprint", "code", "recipe", "packages", "inputs", "difference"}
     ),
     "withdrawn": frozenset({"statement"}),  # of an acceptance, by a person
-    "refuted": frozenset({"statement", "digest", "by"}),  # making it with what was accepted came out different
+    "refuted": frozenset({"statement", "digest", "by"}),  # made with what was accepted, it differs
     "reproduced": frozenset({"fingerprint", "by"}),  # making it again came out the same
     "restored": frozenset(),  # its files were made again
     "verified": frozenset(),
@@ -52,7 +52,7 @@ KINDS: Mapping[str, frozenset[str]] = {
     "collected": frozenset(),
     "signed": frozenset(),
 }
-"""Every kind, and the keys that its body has at least. A later program may know more: those are kept, unread."""
+"""Every kind, and the keys that its body has at least. A later program may know more: they are kept, unread."""
 
 PROGRAM = "vpmoe"
 """The author of what the program itself finds."""
@@ -164,7 +164,7 @@ class Statements:
     def of_asset(
         self, experiment: str, asset: str, kind: str | None = None
     ) -> dict[str, tuple[Statement, ...]]:
-        """Return the statements about every record of an asset, also of those that are gone, by record digest.
+        """Return what was said about every record of an asset, also of those that are gone, by record digest.
 
         Args:
             experiment: Name.
