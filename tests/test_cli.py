@@ -209,14 +209,16 @@ def test_reap_of_a_quiet_store_finds_nothing(store):
 
 def test_reports_exports_the_newest_evaluations_of_an_experiment(store, tmp_path):
     fails("reports", "--output", str(tmp_path / "none"))
-    for score in (1, 2):
-        report = json.dumps({"checkpoint_id": "vpmoe", "score": score}).encode()
-        publish(store, "eval_vpmoe", files={"vpmoe.json": b"{}"}, run={"vpmoe.json": report})
-    publish(store, "eval_vpmoe", experiment="other", files={"vpmoe.json": b"{}"}, run={"vpmoe.json": b"{}"})
+    for experiment, score in (("smoke", 1), ("smoke", 2), ("other", 3)):
+        report = {"checkpoint_id": "vpmoe", "config": {}, "score": score}
+        content = {"vpmoe.json": json.dumps(report).encode()}
+        files = {**content, "vpmoe.items.jsonl": b""}
+        publish(store, "eval_vpmoe", experiment=experiment, files=files, run=content)
     answer = json.loads(run("reports", "--output", str(tmp_path / "reports"), "--json").stdout)
     path = tmp_path / "reports" / "eval" / "core8" / "vpmoe.json"
     assert answer == {"experiment": "smoke", "written": [str(path)]}
-    assert json.loads(path.read_bytes())["score"] == 2
+    exported = json.loads(path.read_bytes())
+    assert (exported["score"], exported["config"], exported["delta"]) == (2, {"config": "smoke"}, None)
 
 
 @pytest.fixture(scope="module")

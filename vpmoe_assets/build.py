@@ -10,7 +10,9 @@ from typing import Any
 import dagster as dg
 import orjson
 
+from trainer.contract.attempts import Attempt
 from trainer.contract.schema.experiment import Experiment
+from trainer.contract.schema.job import Part
 from trainer.contract.status import SUMMARY_NAME
 from vpmoe_assets.lineage.errors import EvidenceMissing
 from vpmoe_assets.lineage.record import CodeState, EvalScore, InputRef, Record
@@ -119,6 +121,7 @@ class Build:
         *,
         alone: bool = False,
         verify_resume: bool = True,
+        parts: Mapping[str, Part] | None = None,
     ) -> TrainerResult:
         """Run a job of the trainer in the work area.
 
@@ -127,6 +130,7 @@ class Build:
             inputs: Of the job, by name.
             alone: In one process, whatever the layout of training runs is.
             verify_resume: At the end of a training run, repeat its last steps from their checkpoint.
+            parts: Of an evaluation: identity and directories of each checkpoint's measurement.
         """
         trainer = self.trainer.alone() if alone else self.trainer
         return trainer.run(
@@ -147,6 +151,7 @@ class Build:
             work_dir=self.work.path,
             output_dir=self.work.output,
             verify_resume=verify_resume,
+            parts=parts,
         )
 
 
@@ -159,9 +164,11 @@ class Built:
         details: What the format adds to the record.
         execution: How it ran; never part of the identity.
         evals: Scores of the objects it measured.
+        attempts: Every start of the job that filled it; none where no job did.
     """
 
     metrics: Mapping[str, bool | int | float | str | None] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     execution: Mapping[str, Any] = field(default_factory=dict)
     evals: Sequence[EvalScore] = ()
+    attempts: Sequence[Attempt] = ()

@@ -1,12 +1,16 @@
 """The first training stage as an asset; only the trainer itself is a stand-in."""
 
 import json
+import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from tests.assets.graphs import Graph, stand_in_trainer
 from vpmoe_assets.lineage.errors import ArtifactBlocked
+from vpmoe_assets.lineage.record import Attempt
+from vpmoe_assets.lineage.store import Store
 
 
 @pytest.fixture
@@ -52,6 +56,47 @@ def test_a_run_is_published_with_its_curve_checkpoints_and_provenance(stage):
         "router_alive": (True, True),
         "heldout_loss_fell": (True, False),
     }
+
+
+def test_a_run_that_was_cut_short_is_recorded_from_its_first_start_and_counts_the_time_it_worked(
+    stage, monkeypatch
+):
+    ask(monkeypatch, die_at=6)
+    assert not stage.run("vpmoe_stage1").success
+    time.sleep(1.5)
+    ask(monkeypatch)
+    stage.make("vpmoe_stage1")
+    record = stage.latest("vpmoe_stage1")
+    first, last = record.attempts
+    assert (first.resumed_from, last.resumed_from, last.ended) == (None, 5, "done")
+    assert first.ended.startswith("failed: vpmoe_stage1: ")
+    assert (record.started_utc, record.finished_utc) == (first.started_utc, last.ended_utc)
+    ((worked,),) = stage.index.query("SELECT duration_s FROM runs WHERE asset = 'vpmoe_stage1'").rows
+    assert worked == pytest.approx(_seconds(first) + _seconds(last))
+    between = datetime.fromisoformat(last.ended_utc) - datetime.fromisoformat(first.started_utc)
+    assert worked < between.total_seconds() - 1.4
+
+
+def test_a_job_that_was_finished_before_is_recorded_with_the_time_it_took(stage, monkeypatch):
+    real = Store.publish
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "publish", killed)
+    assert not stage.run("vpmoe_stage1").success
+    monkeypatch.setattr(Store, "publish", real)
+    monkeypatch.setenv("STAND_IN", json.dumps({"die_at": 1}))  # it is not run again
+    stage.make("vpmoe_stage1")
+    record = stage.latest("vpmoe_stage1")
+    (attempt,) = record.attempts
+    assert (record.started_utc, record.finished_utc) == (attempt.started_utc, attempt.ended_utc)
+    assert _seconds(attempt) > 0.1
+
+
+def _seconds(attempt: Attempt) -> float:
+    begin, end = (datetime.fromisoformat(text) for text in (attempt.started_utc, attempt.ended_utc))
+    return (end - begin).total_seconds()
 
 
 def test_a_run_that_was_made_is_not_trained_again_until_its_seed_changes(stage, graph, monkeypatch):

@@ -11,7 +11,7 @@ from vpmoe_assets.evaluation.ladder import Rung, markdown, page, write_ladder
 
 
 def rung(name: str, mean: float | None = 0.25, **metrics: float) -> Rung:
-    report: dict[str, Any] = {"metrics": dict(metrics), "refused": {}, "delta": None}
+    report: dict[str, Any] = {"metrics": dict(metrics), "refused": {}}
     if mean is not None:
         report |= {"core8_centered_mean": mean}
         report["metrics"] |= {"core8/centered_mean": mean, "core8/centered_mean_stderr": 0.05}
@@ -32,9 +32,7 @@ def test_the_table_has_a_row_a_checkpoint_and_a_dash_for_what_was_not_measured()
 
 def test_the_change_against_the_checkpoint_before_is_shown() -> None:
     worse = rung("student", 0.1)
-    worse = Rung(
-        worse.name, {**worse.report, "delta": {"core8_centered_mean": -0.15}}, None, None, tokens=20_480
-    )
+    worse = Rung(worse.name, worse.report, None, None, tokens=20_480, delta={"core8_centered_mean": -0.15})
     assert (
         markdown([worse], links=False)
         .splitlines()[2]

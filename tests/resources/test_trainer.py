@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import dagster as dg
 import psutil
@@ -106,6 +107,48 @@ def test_a_failed_job_goes_on_from_its_checkpoint(run_stand_in) -> None:
     assert (trained.resumed_from, trained.summary["started_after"]) == (4, 4)
     observed = [e.asset_observation_data.asset_observation for e in result.get_asset_observation_events()]
     assert [o.metadata["step"].value for o in observed] == [5, 6]
+
+
+def test_every_start_of_a_job_is_noted_with_its_end(run_stand_in) -> None:
+    run_stand_in({"steps": 6, "save_every": 2, "fail_at": 3})
+    run_stand_in({"steps": 6, "save_every": 2, "die_at": 5})
+    run_stand_in({"steps": 6, "save_every": 2})
+    _, again = run_stand_in({"steps": 6, "save_every": 2})
+    assert (again.reused, again.resumed_from) == (True, 4)
+    failed, died, done = again.attempts
+    assert failed.ended.startswith("failed: made: loss is NaN at step 3.")
+    assert died.ended.startswith("failed: made: the trainer ended with exit code 1")
+    assert (failed.resumed_from, died.resumed_from, done.resumed_from, done.ended) == (None, 2, 4, "done")
+    times = [at for attempt in again.attempts for at in (attempt.started_utc, attempt.ended_utc)]
+    assert times == sorted(times)
+
+
+@pytest.mark.parametrize(
+    ("status", "alive_s", "ended"),
+    [
+        ("running", 7.0, "killed"),
+        ("interrupted", 7.0, "interrupted"),
+        ("failed: loss is NaN", 7.0, "failed: loss is NaN"),
+        ("running", None, "killed"),
+    ],
+)
+def test_a_start_whose_orchestrator_was_killed_ends_with_the_last_that_is_known_of_it(
+    run_stand_in, tmp_path, status, alive_s, ended
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    begun = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    (work / "attempts.jsonl").write_text(json.dumps({"started_utc": begun.isoformat()}) + "\n")
+    (work / "STATUS").write_text(status + "\n")
+    (work / "heartbeat").write_text("{}")
+    seen = begun.timestamp() + (-60.0 if alive_s is None else alive_s)
+    for name in ("STATUS", "heartbeat"):
+        os.utime(work / name, (seen, seen))
+    _, trained = run_stand_in({"steps": 1})
+    killed, done = trained.attempts
+    assert killed.ended == ended
+    expected = None if alive_s is None else "2026-01-31T12:00:07.000+00:00"
+    assert (killed.ended_utc, done.ended) == (expected, "done")
 
 
 def test_work_of_another_recipe_is_refused(run_stand_in) -> None:

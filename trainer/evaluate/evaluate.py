@@ -1,46 +1,36 @@
-"""The `evaluate` command: every checkpoint of a job through every suite, in one process."""
+"""The `evaluate` command: every checkpoint of a job through every suite, in one process.
+
+Each checkpoint is measured for itself and delivered as soon as it is: what else the job measures changes
+nothing in its report, and neither does a checkpoint that cannot be measured.
+"""
 
 import gc
-import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.contract.canonical import canonical_json
-from trainer.contract.files import replace_text
-from trainer.contract.schema.base import ConfigError
-from trainer.contract.schema.evaluate import Checkpoint, EvaluateRecipe, MegatronCheckpoint
+from trainer.contract.schema.base import ConfigError, plain
+from trainer.contract.schema.evaluate import EvaluateRecipe, MegatronCheckpoint
 from trainer.contract.schema.job import Job
-from trainer.contract.status import PAYLOAD_NAME, SUMMARY_NAME
 from trainer.errors import EvaluationError, TokenizerMismatchError
+from trainer.evaluate.measurement import Measurement
 from trainer.evaluate.models import LanguageModel
 from trainer.evaluate.opening import is_checkpoint, open_model
-from trainer.evaluate.report import (
-    Report,
-    check_finite,
-    compose,
-    enveloped,
-    read_report,
-    require_commit,
-    write_report,
-)
+from trainer.evaluate.report import Report, check_finite, compose, enveloped, require_commit
 from trainer.evaluate.suite import Batching, SuiteContext, SuiteResult, find_suite
-from trainer.job.deliverable import WRITING_NAME, write_summary
+from trainer.job.deliverable import write_summary
 from trainer.job.distributed import session
 from trainer.job.metrics import MetricsLog
 from trainer.job.signals import StopRequest
 from trainer.job.workdir import LOGGER, WorkDir
 
 TOKENIZER_INPUT = "o200k_tokenizer"
-REPORT_INPUT = "eval_{}"
-"""Name of the input that holds the report of an object."""
 
 
 def evaluate(job: Job, work: WorkDir, stop: StopRequest, *, batching: Batching | None = None) -> None:
-    """Measure the checkpoints of a job and write its deliverable.
+    """Measure the checkpoints of a job, each into its own part of the deliverable.
 
     A task that an earlier start of the same job finished is not done again. Weights & Biases is not used.
 
@@ -51,9 +41,9 @@ def evaluate(job: Job, work: WorkDir, stop: StopRequest, *, batching: Batching |
         batching: How much to compute at once; by default what suits the device.
 
     Raises:
-        Interrupted: Stopped as asked; finished tasks are kept.
+        Interrupted: Stopped as asked; measured checkpoints and finished tasks are kept.
         ConfigError: The job lacks an input, or brings a checkpoint that its recipe does not name.
-        ValueError: A checkpoint, bundle, data set or baseline is not as it should be.
+        EvaluationError: Checkpoints cannot be measured; all others are.
     """
     recipe = job.evaluate_recipe()
     require_commit(job)
@@ -78,34 +68,32 @@ class Run:
         self.batching = Batching.default(device.type) if batching is None else batching
         self.inputs = {name: Path(given.path) for name, given in job.inputs.items()}
         self.digests = {name: given.digest for name, given in job.inputs.items()}
-        self.output = Path(job.output_dir)
-        self.seconds: dict[str, dict[str, float]] = {}
+        self.steps = 0
 
     def complete(self) -> None:
-        """Measure, write the payload, and the summary last."""
+        """Measure and deliver each checkpoint, and write the summary of the job last."""
         started = time.perf_counter()
         self.check_inputs()
-        baselines = self.baselines()
-        scratch, payload, beside = (self.output / name for name in (WRITING_NAME, PAYLOAD_NAME, "reports"))
-        for left in (scratch, payload, beside):
-            if left.exists():  # of an attempt that ended before its summary
-                shutil.rmtree(left)
-            if left is not payload:
-                left.mkdir(parents=True)
-        (self.output / SUMMARY_NAME).unlink(missing_ok=True)
+        measurements = {name: Measurement(name, self.job.part(name)) for name in self.recipe.checkpoints}
+        output = Path(self.job.output_dir)
+        output.mkdir(parents=True, exist_ok=True)
+        delivered: dict[str, dict[str, Any]] = {}
+        failed: dict[str, str] = {}
         log = MetricsLog(self.work.metrics)
-        reports: dict[str, Report] = {}
         try:
-            for name in measuring_order(self.recipe.checkpoints):
-                report = self.measure(name, baselines | reports, log)
-                reports[name] = report
-                write_report(report, scratch)
-                envelope = enveloped(report, self.job, self.inputs[name])
-                replace_text(beside / f"{name}.json", canonical_json(envelope, indent=1) + "\n")
+            for name, measurement in measurements.items():
+                try:
+                    delivered[name] = self.deliver(measurement, log)
+                except ConfigError:  # it is the job's, not this checkpoint's
+                    raise
+                except ValueError as error:
+                    LOGGER.error("%s cannot be measured: %s", name, error)
+                    failed[name] = str(error)
         finally:
             log.close()
-        scratch.rename(payload)
-        write_summary(self.output, self.summary(reports, time.perf_counter() - started))
+        if failed:
+            raise EvaluationError("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
+        write_summary(output, self.summary(delivered, time.perf_counter() - started))
 
     def check_inputs(self) -> None:
         """Refuse checkpoints that would silently be left out.
@@ -124,35 +112,36 @@ class Run:
                 f"{', '.join(self.recipe.checkpoints)}; name them there or leave them out"
             )
 
-    def baselines(self) -> dict[str, Report]:
-        """Report among the inputs that deltas are taken against.
+    def deliver(self, measurement: Measurement, log: MetricsLog) -> dict[str, Any]:
+        """Measure one checkpoint, write its part of the deliverable, and return what is said of it."""
+        name, began = measurement.name, time.perf_counter()
+        with measurement.at_work():
+            report, seconds = self.measure(measurement, log)
+            summary = {
+                "object": name,
+                "format": "megatron"
+                if isinstance(self.recipe.checkpoints[name], MegatronCheckpoint)
+                else "huggingface",
+                "metrics": dict(report.content["metrics"]),
+                "refused": report.content["refused"],
+                "seconds": seconds,
+                "wall_seconds": round(time.perf_counter() - began, 3),
+                **self.how(),
+            }
+            envelope = enveloped(report, self.job, measurement.part.recipe_fingerprint, self.inputs[name])
+            measurement.write(report, envelope, summary)
+        return summary
 
-        Raises:
-            EvaluationError: One is neither an input nor made earlier in this job.
-        """
-        found: dict[str, Report] = {}
-        for name, checkpoint in self.recipe.checkpoints.items():
-            wanted = checkpoint.compare_to
-            if wanted is not None and wanted not in self.recipe.checkpoints:
-                given = REPORT_INPUT.format(wanted)
-                if given not in self.inputs:
-                    raise EvaluationError(
-                        f"{name} is to be compared with {wanted}, whose report is missing: give the input "
-                        f"{given}, evaluate {wanted} in the same job, or set compare_to to null"
-                    )
-                found[wanted] = read_report(self.inputs[given], wanted)
-        return found
-
-    def measure(self, name: str, known: dict[str, Report], log: MetricsLog) -> Report:
-        """Run all suites on one checkpoint."""
-        checkpoint = self.recipe.checkpoints[name]
-        self.work.at(f"{name}: open", len(self.seconds))
+    def measure(self, measurement: Measurement, log: MetricsLog) -> tuple[Report, dict[str, float]]:
+        """Run all suites on one checkpoint; returns its report, and the seconds of each suite."""
+        name = measurement.name
+        self.work.at(f"{name}: open", self.steps)
         model = open_model(
             self.inputs[name],
             name=name,
             device=self.device,
             dtype=self.recipe.dtype,
-            expected=checkpoint,
+            expected=self.recipe.checkpoints[name],
             tokenizer=self.inputs.get(TOKENIZER_INPUT),
             backend=self.recipe.backend,
         )
@@ -166,14 +155,14 @@ class Run:
             inputs=self.inputs,
             digests=self.digests,
             seed=self.job.seed,
-            state=self.work.path / "evaluate" / name,
+            state=measurement.tasks,
             stop=self.stop,
             batching=self.batching,
-            beat=lambda task: self.work.at(f"{name}: {task}", len(self.seconds)),
+            beat=lambda task: self.work.at(f"{name}: {task}", self.steps),
         )
         results: dict[str, SuiteResult] = {}
         refused: dict[str, str] = {}
-        self.seconds[name] = {}
+        seconds: dict[str, float] = {}
         for suite in self.suites(model):
             began = time.perf_counter()
             try:
@@ -184,28 +173,20 @@ class Run:
                 continue
             check_finite(suite, list(result.metrics.items()))
             results[suite] = result
-            self.seconds[name][suite] = round(time.perf_counter() - began, 3)
+            seconds[suite] = round(time.perf_counter() - began, 3)
+            self.steps += 1
             log.write(
-                sum(map(len, self.seconds.values())),
+                self.steps,
                 {"object": name, "suite": suite, **{f"{name}/{key}": v for key, v in result.metrics.items()}},
             )
-            LOGGER.info("%s: %s in %.1f s", name, suite, self.seconds[name][suite])
-        wanted = checkpoint.compare_to
-        report = compose(
-            model,
-            self.recipe,
-            context,
-            results,
-            refused,
-            experiment=self.job.experiment,
-            baseline=None if wanted is None else known[wanted],
-        )
+            LOGGER.info("%s: %s in %.1f s", name, suite, seconds[suite])
+        report = compose(model, self.recipe, context, results, refused)
         self.say(report)
         del model
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return report
+        return report, seconds
 
     def suites(self, model: LanguageModel) -> tuple[str, ...]:
         """Return the recipe's suites, and the routers' health where there are routers."""
@@ -214,57 +195,37 @@ class Run:
         return (*self.recipe.suites, *routers)
 
     def say(self, report: Report) -> None:
-        """Log the score and, always, what it is against the rung before."""
-        content, change = report.content, report.content["delta"]
+        """Log the score."""
+        content = report.content
         if "core8_centered_mean" in content:
-            text = (
-                f"{report.name}: CORE-8 centred {content['core8_centered_mean']:+.4f} "
-                f"± {content['stderr']['core8_centered_mean']:.4f}"
+            LOGGER.info(
+                "%s: CORE-8 centred %+.4f ± %.4f",
+                report.name,
+                content["core8_centered_mean"],
+                content["stderr"]["core8_centered_mean"],
             )
-            if change is not None and "core8_centered_mean" in change:
-                text += f", {change['core8_centered_mean']:+.4f} against {change['compared_to']}"
-            LOGGER.info(text)
-        for name, value in (change or {}).get("metrics", {}).items():
-            if name.endswith("/nll"):
-                LOGGER.info("%s: %s %+.4f against %s", report.name, name, value, change["compared_to"])
 
-    def summary(self, reports: dict[str, Report], seconds: float) -> dict[str, Any]:
-        """Return what the orchestrator records of the job."""
+    def how(self) -> dict[str, Any]:
+        """Return how it is measured."""
+        gpus = [torch.cuda.get_device_name(self.device)] if self.device.type == "cuda" else []
+        return {
+            "dtype": self.recipe.dtype,
+            "execution": plain(self.job.execution),
+            "gpus": gpus,
+            "batching": {"rows": self.batching.rows, "tokens": self.batching.tokens},
+        }
+
+    def summary(self, delivered: dict[str, dict[str, Any]], seconds: float) -> dict[str, Any]:
+        """Return what is said of the job as a whole."""
         return {
             "command": self.job.command,
             "asset": self.job.asset,
             "experiment": self.job.experiment,
             "recipe_fingerprint": self.job.recipe_fingerprint,
             "objects": {
-                name: {
-                    "format": "megatron"
-                    if isinstance(self.recipe.checkpoints[name], MegatronCheckpoint)
-                    else "huggingface",
-                    "metrics": dict(report.content["metrics"]),
-                    "refused": report.content["refused"],
-                    "delta": report.content["delta"],
-                    "seconds": self.seconds[name],
-                }
-                for name, report in reports.items()
+                name: {**summary, "output_dir": self.job.part(name).output_dir}
+                for name, summary in delivered.items()
             },
-            "payload": sorted(path.name for path in (self.output / PAYLOAD_NAME).iterdir()),
-            "reports": [f"reports/{name}.json" for name in reports],
-            "dtype": self.recipe.dtype,
-            "device": self.device.type,
-            "batching": {"rows": self.batching.rows, "tokens": self.batching.tokens},
             "wall_seconds": round(seconds, 3),
+            **self.how(),
         }
-
-
-def measuring_order(checkpoints: Mapping[str, Checkpoint]) -> tuple[str, ...]:
-    """Return the checkpoints in the order of measuring: what another is compared with comes before it.
-
-    JSON objects have no order, so that of `checkpoints` means nothing.
-    """
-    done: list[str] = []
-    left = sorted(checkpoints)
-    while left:
-        ready = [name for name in left if checkpoints[name].compare_to not in left]
-        done += ready
-        left = [name for name in left if name not in ready]
-    return tuple(done)

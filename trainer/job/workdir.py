@@ -30,6 +30,7 @@ HEARTBEAT_SECONDS = 5.0
 """Half of the ten seconds that the contract with the orchestrator promises."""
 
 LOGGER = logging.getLogger("trainer")
+_FORM = logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
 
 
 class WorkDir:
@@ -129,9 +130,8 @@ class WorkDir:
         handlers: list[logging.Handler] = [logging.FileHandler(self.path / name, encoding="utf-8")]
         if self.leads:
             handlers.append(logging.StreamHandler(sys.stderr))
-        form = logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
         for handler in handlers:
-            handler.setFormatter(form)
+            handler.setFormatter(_FORM)
             LOGGER.addHandler(handler)
         LOGGER.setLevel(logging.INFO)
         propagate, LOGGER.propagate = LOGGER.propagate, False
@@ -142,3 +142,16 @@ class WorkDir:
             for handler in handlers:
                 LOGGER.removeHandler(handler)
                 handler.close()
+
+
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """Send what the log is told in the block to a file of its own too, which is appended to."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(_FORM)
+    LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        handler.close()

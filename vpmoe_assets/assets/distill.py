@@ -76,6 +76,7 @@ def train(build: Build, inputs: Mapping[str, Published], *, verify_resume: bool 
             if name in summary  # a dense model has no router
         },
         execution={**result.execution, "gpus": list(result.devices), "resumed_from": result.resumed_from},
+        attempts=result.attempts,
     )
 
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
-import orjson
 
 from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.produced import produced_asset
 from vpmoe_assets.assets.step import Produced
 from vpmoe_assets.build import Build, Built, Published
+from vpmoe_assets.evaluation.comparison import Report, before, delta, read_report
 from vpmoe_assets.evaluation.ladder import Rung, images, page, write_ladder
 
 
@@ -27,18 +27,23 @@ def ladder_report(experiment: Experiment, evaluations: Mapping[str, str]) -> Pro
         group="evals",
         kinds={"markdown"},
         recipe={"checkpoints": list(evaluations)},
-        roots=["vpmoe_assets.evaluation.ladder"],
+        roots=["vpmoe_assets.evaluation.comparison", "vpmoe_assets.evaluation.ladder"],
         metadata=_metadata,
         partial=list(evaluations.values()),
     )
     def ladder_report(build: Build, **evals: Published) -> Built:
         """The whole ladder on one page: scores with error bars, losses by span, format validity, cost.
 
-        It draws what has been evaluated so far. `run/ladder.html` is the page, with links to every record.
+        It draws what has been evaluated so far, each checkpoint with what changed since the one before.
+        `run/ladder.html` is the page, with links to every record.
         """
         shutil.rmtree(build.payload)
         build.payload.mkdir()
-        rungs = [_rung(build, item) for item in evals.values()]
+        reports = {name: _report(evals[of]) for name, of in evaluations.items() if of in evals}
+        rungs = [
+            _rung(build, evals[evaluations[name]], report, reports.get(before(list(evaluations), name) or ""))
+            for name, report in reports.items()
+        ]
         write_ladder(rungs, build.payload)
         text = page(rungs, images(build.payload), f"{build.experiment.name}: the ladder")
         (build.work.run / "ladder.html").write_text(text, encoding="utf-8")
@@ -47,13 +52,20 @@ def ladder_report(experiment: Experiment, evaluations: Mapping[str, str]) -> Pro
     return ladder_report
 
 
-def _rung(build: Build, evaluation: Published) -> Rung:
-    name = evaluation.record.details["object"]
-    measured = next(given for given in evaluation.record.inputs if given.asset == name)
-    record = build.store.find(build.experiment.name, name, measured.version)
-    report = orjson.loads((evaluation.payload / f"{name}.json").read_bytes())
-    link = None if record is None else f"../../../{name}/{measured.version}/.artifact.json"
-    return Rung.of(name, report, record, link)
+def _report(evaluation: Published) -> Report:
+    return read_report(evaluation.payload, evaluation.record.details["object"])
+
+
+def _rung(build: Build, evaluation: Published, report: Report, baseline: Report | None) -> Rung:
+    measured = next(given for given in evaluation.record.inputs if given.asset == report.name)
+    record = build.store.find(build.experiment.name, report.name, measured.version)
+    return Rung.of(
+        report.name,
+        report.content,
+        record,
+        None if baseline is None else delta(report, baseline),
+        None if record is None else f"../../../{report.name}/{measured.version}/.artifact.json",
+    )
 
 
 def _metadata(item: Published) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ itself.
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ from vpmoe_assets.assets.presentation import record_metadata
 from vpmoe_assets.assets.step import Step
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.lineage.provenance import code_state, environment
-from vpmoe_assets.lineage.record import CodeState, Draft, Record
+from vpmoe_assets.lineage.record import Attempt, CodeState, Draft, Record
 from vpmoe_assets.lineage.renewal import make_latest
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.workarea import WorkArea
@@ -107,8 +107,9 @@ class Making:
             built: What the maker says of it.
             inputs: By name; each name is the input's role.
             fingerprint_payload: What the fingerprint is the hash of.
-            started: When making it began, ISO 8601.
+            started: When making it began in this process, ISO 8601; a job may have been begun by another.
         """
+        attempts = [Attempt.model_validate(asdict(attempt)) for attempt in built.attempts]
         record = self.store.publish(
             build.work,
             Draft(
@@ -119,13 +120,14 @@ class Making:
                 code=build.code,
                 environment=dict(build.environment),
                 command=tuple(sys.argv),
-                started_utc=started,
-                finished_utc=utc_now(),
+                started_utc=attempts[0].started_utc if attempts else started,
+                finished_utc=(attempts[-1].ended_utc if attempts else None) or utc_now(),
                 metrics=dict(built.metrics),
                 blocking_checks=tuple(check.name for check in step.checks if check.blocking),
                 evals=tuple(built.evals),
                 details=dict(built.details),
                 dagster_run_id=self.context.run.run_id,
+                attempts=tuple(attempts),
             ),
         )
         return self._published(record)

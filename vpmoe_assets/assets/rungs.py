@@ -115,6 +115,7 @@ def convert(build: Build, recipe: ConversionRecipe, inputs: Mapping[str, Publish
         },
         details={**summary["provenance"], **summary["details"], "layers": summary["layers"]},
         execution={**result.execution, "gpus": list(result.devices)},
+        attempts=result.attempts,
     )
 
 

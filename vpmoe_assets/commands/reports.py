@@ -1,19 +1,17 @@
 """`vpmoe reports`: the small JSON reports that people keep in git."""
 
-import shutil
 from pathlib import Path
 
 import click
 
 from vpmoe_assets.commands.common import (
-    experiment_in_force,
     experiment_option,
     json_option,
     open_store,
     print_json,
+    user_errors,
 )
-
-EVAL_PREFIX = "eval_"
+from vpmoe_assets.project import experiment_name
 
 
 @click.command()
@@ -29,26 +27,24 @@ EVAL_PREFIX = "eval_"
 def reports(output: Path, experiment: str | None, as_json: bool) -> None:
     """Export the newest evaluation of every checkpoint to OUTPUT/eval/core8/<checkpoint>.json.
 
-    The files name the commit and the checkpoint's record, are small, and are meant for git. An evaluation
-    whose files are not what its record says is refused.
+    The files name the commit and the checkpoint's record, say what changed since the checkpoint before, are
+    small, and are meant for git. An evaluation whose files are not what its record says is refused.
 
     \b
     Examples:
       vpmoe reports
       vpmoe reports -e full --output /tmp/reports
     """  # noqa: D301
+    from trainer.contract.schema.base import ConfigError
+    from trainer.contract.schema.experiment import load_experiment
+    from vpmoe_assets.errors import DataError
+    from vpmoe_assets.evaluation.export import export_reports
+
     store = open_store()
-    name = experiment_in_force(experiment)
-    written: list[str] = []
-    for asset in store.assets(name):
-        if not asset.startswith(EVAL_PREFIX) or store.latest(name, asset) is None:
-            continue
-        record = store.require(name, asset)
-        checkpoint = asset.removeprefix(EVAL_PREFIX)
-        target = output / "eval" / "core8" / f"{checkpoint}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(store.directory(record) / "run" / f"{checkpoint}.json", target)
-        written.append(str(target))
+    with user_errors(ConfigError, DataError):
+        found = load_experiment(experiment or experiment_name())
+        name = found.name
+        written = [str(path) for path in export_reports(store, name, found.ladder(), output)]
     if as_json:
         print_json({"experiment": name, "written": written})
     elif written:

@@ -36,6 +36,7 @@ class Rung:
         parameters: Of the checkpoint; None where its record does not say.
         layers: Likewise.
         tokens: Spent on training this very step, 0 for a conversion.
+        delta: What changed since the checkpoint before; None where that was not evaluated.
         link: Where its record is, relative to the page; None without one.
     """
 
@@ -44,11 +45,17 @@ class Rung:
     parameters: int | None
     layers: int | None
     tokens: int
+    delta: Mapping[str, Any] | None = None
     link: str | None = None
 
     @classmethod
     def of(
-        cls, name: str, report: Mapping[str, Any], record: Record | None, link: str | None = None
+        cls,
+        name: str,
+        report: Mapping[str, Any],
+        record: Record | None,
+        delta: Mapping[str, Any] | None = None,
+        link: str | None = None,
     ) -> "Rung":
         """Return a rung by the record of its checkpoint; None for one that is no longer in the store."""
         metrics = {} if record is None else record.metrics
@@ -59,6 +66,7 @@ class Rung:
             parameters=_whole(metrics.get("parameters")),
             layers=_whole(metrics.get("num_layers")),
             tokens=int(spent.get("total", 0)),
+            delta=delta,
             link=link,
         )
 
@@ -77,7 +85,7 @@ class Rung:
             "tokens": self.tokens,
             "core8": self.report.get("core8_centered_mean"),
             "core8_stderr": self.metrics.get("core8/centered_mean_stderr"),
-            "delta": self.report["delta"],
+            "delta": self.delta,
             "metrics": dict(self.metrics),
             "refused": dict(self.report["refused"]),
         }
@@ -162,7 +170,7 @@ def page(rungs: Sequence[Rung], plots: Mapping[str, str], title: str) -> str:
 
 def _cells(rung: Rung) -> list[str]:
     core8, error = rung.report.get("core8_centered_mean"), rung.metrics.get("core8/centered_mean_stderr")
-    delta = (rung.report["delta"] or {}).get("core8_centered_mean")
+    delta = (rung.delta or {}).get("core8_centered_mean")
     return [
         _number(rung.layers),
         _number(rung.parameters),

@@ -67,9 +67,9 @@ def _other_suites(metrics: Mapping[str, Any], asset: str, version: str) -> list[
     return rows
 
 
-def core8_table(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+def core8_table(report: Mapping[str, Any], delta: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Return CORE-8 task by task, with the change since the checkpoint before; empty where it was not run."""
-    changes = (report["delta"] or {}).get("tasks", {})
+    changes = (delta or {}).get("tasks", {})
     return [
         {
             "task": task,

@@ -25,7 +25,8 @@ CREATE TABLE artifacts (
 CREATE TABLE runs (                     -- the run that made each artifact
     experiment VARCHAR NOT NULL, asset VARCHAR NOT NULL, version VARCHAR NOT NULL,
     dagster_run_id VARCHAR, command VARCHAR NOT NULL,
-    started_utc TIMESTAMP NOT NULL, finished_utc TIMESTAMP NOT NULL, duration_s DOUBLE NOT NULL,
+    started_utc TIMESTAMP NOT NULL, finished_utc TIMESTAMP NOT NULL,
+    duration_s DOUBLE NOT NULL,         -- worked, over all attempts; pauses between them do not count
     device VARCHAR, host VARCHAR, python VARCHAR, torch VARCHAR, megatron_core VARCHAR, cuda VARCHAR, lock_digest VARCHAR,
     execution JSON NOT NULL, environment JSON NOT NULL,
     PRIMARY KEY (experiment, asset, version)

@@ -136,7 +136,8 @@ class Attempt(Frozen):
     """One start of the work, from its beginning to its end; the last one delivered.
 
     Attributes:
-        started_utc: ISO 8601 with offset, also `ended_utc` (null where it was killed and nobody saw the end).
+        started_utc: ISO 8601 with offset, also `ended_utc` (of one that was killed the last sign of life, or
+            null).
         ended: `done`, `interrupted`, `failed: reason`, `killed`.
         resumed_from: Step of the checkpoint that it went on from, or null.
     """

@@ -91,7 +91,7 @@ def _run(record: Record) -> Row:
         " ".join(record.command),
         started,
         finished,
-        (finished - started).total_seconds(),
+        _worked_s(record),
         record.execution.get("device"),
         environment.get("host"),
         environment.get("python"),
@@ -102,6 +102,14 @@ def _run(record: Record) -> Row:
         canonical_json(record.execution),
         canonical_json(environment),
     )
+
+
+def _worked_s(record: Record) -> float:
+    """Return the time that was worked on an artifact, in seconds: of every start, and not of the pauses."""
+    spans = [(each.started_utc, each.ended_utc) for each in record.attempts] or [
+        (record.started_utc, record.finished_utc)
+    ]
+    return sum((_utc(end) - _utc(begin)).total_seconds() for begin, end in spans if end is not None)
 
 
 def _files(record: Record) -> Iterator[Row]:

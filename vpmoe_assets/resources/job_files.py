@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.contract import attempts
+from trainer.contract.attempts import Attempt
 from trainer.contract.status import (
+    ATTEMPTS_NAME,
     CHECKPOINTS_NAME,
     CONSOLE_NAME,
     HEARTBEAT_NAME,
@@ -15,6 +18,7 @@ from trainer.contract.status import (
     LOG_NAME,
     METRICS_NAME,
     PAYLOAD_NAME,
+    RUNNING,
     STATUS_NAME,
     SUMMARY_NAME,
     parse_status,
@@ -74,6 +78,31 @@ class WorkFiles:
         except FileNotFoundError:
             return "", ""
 
+    @property
+    def noted(self) -> Path:
+        """What is noted of each start of the job."""
+        return self.work_dir / ATTEMPTS_NAME
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Return the starts of the job, the first one first."""
+        return attempts.read(self.noted)
+
+    def note_end(self) -> None:
+        """Note how the last start ended, where whoever began it was killed before it could.
+
+        The job itself may have come to an end all the same, and then `STATUS` says which; else its last
+        heartbeat is the last that is known of it.
+        """
+        state, reason = self.status()
+        ended = state not in ("", RUNNING)
+        sign = self.work_dir / (STATUS_NAME if ended else HEARTBEAT_NAME)
+        try:
+            seen = sign.stat().st_mtime
+        except FileNotFoundError:
+            seen = 0.0
+        said = f"{state}: {reason}" if reason else state
+        attempts.end(self.noted, said if ended else attempts.KILLED, at_unix_s=seen)
+
     def clear_status(self) -> None:
         """Forget how the last attempt ended, so that it is not taken for the end of the next."""
         (self.work_dir / STATUS_NAME).unlink(missing_ok=True)
@@ -124,9 +153,18 @@ class WorkFiles:
         Raises:
             OutputIncompleteError: The payload is empty, or the summary is missing or no JSON object.
         """
-        payload, summary = self.output_dir / PAYLOAD_NAME, self.output_dir / SUMMARY_NAME
+        payload = self.output_dir / PAYLOAD_NAME
         if not payload.is_dir() or not any(payload.iterdir()):
             raise OutputIncompleteError(f"the job ended well and left nothing in {payload}")
+        return self.summary()
+
+    def summary(self) -> dict[str, Any]:
+        """`summary.json` of a finished job.
+
+        Raises:
+            OutputIncompleteError: It is missing, or no JSON object.
+        """
+        summary = self.output_dir / SUMMARY_NAME
         try:
             content = json.loads(summary.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError) as error:

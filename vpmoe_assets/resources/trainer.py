@@ -10,9 +10,10 @@ from typing import Any, Literal
 import dagster as dg
 from pydantic import Field
 
+from trainer.contract.attempts import Attempt, attempt
 from trainer.contract.files import replace_text
-from trainer.contract.schema.base import ConfigError, parse
-from trainer.contract.schema.job import Job
+from trainer.contract.schema.base import ConfigError, parse, plain
+from trainer.contract.schema.job import Job, Part
 from trainer.contract.status import DONE, FAILED, INTERRUPTED, JOB_NAME
 from vpmoe_assets.resources.job_files import OutputIncompleteError, WorkFiles
 from vpmoe_assets.resources.launcher import (
@@ -46,6 +47,7 @@ class TrainerResult:
         output_dir: Where `payload/` and `summary.json` are.
         devices: Names of the GPUs, empty on a CPU.
         execution: How it ran, for the record; never part of an artifact's identity.
+        attempts: Every start of it, those that were cut short too.
     """
 
     summary: dict[str, Any]
@@ -57,6 +59,7 @@ class TrainerResult:
     output_dir: Path
     devices: tuple[str, ...]
     execution: dict[str, Any]
+    attempts: tuple[Attempt, ...] = ()
 
 
 class TrainerResource(dg.ConfigurableResource):
@@ -124,10 +127,12 @@ class TrainerResource(dg.ConfigurableResource):
         work_dir: Path,
         output_dir: Path,
         verify_resume: bool = True,
+        parts: Mapping[str, Part] | None = None,
     ) -> TrainerResult:
         """Run one job to its end; the caller holds the lock of the work directory.
 
-        A job with the same fingerprint that is finished is not run again; one that was interrupted goes on.
+        A job with the same fingerprint that is finished is not run again; one that was interrupted goes on. A
+        job in parts is only asked for those that are not finished, so it is always run.
         When the Dagster run is cancelled, the trainer writes a checkpoint, no process is left, and the
         interrupt goes on.
 
@@ -144,6 +149,7 @@ class TrainerResource(dg.ConfigurableResource):
             work_dir: Where the job works and where a restart goes on.
             output_dir: Where `payload/` and `summary.json` are to appear.
             verify_resume: Whether a training run repeats its last steps from their checkpoint at the end.
+            parts: Of an evaluation, by checkpoint; the caller holds their work directories' locks as well.
 
         Raises:
             dagster.Failure: The job cannot be started, failed, stalled or left an incomplete deliverable. The
@@ -171,6 +177,7 @@ class TrainerResource(dg.ConfigurableResource):
                     "provenance": dict(provenance),
                     "work_dir": str(work_dir),
                     "output_dir": str(output_dir),
+                    "parts": {name: plain(part) for name, part in (parts or {}).items()},
                 },
                 origin="job",
             )
@@ -179,9 +186,12 @@ class TrainerResource(dg.ConfigurableResource):
             environment = wandb_environment(self.wandb, os.environ)
         except (ConfigError, LauncherNotAvailableError, WandbKeyMissingError) as error:
             raise dg.Failure(f"{asset}: the job cannot be started. {error}", allow_retries=False) from error
-        self._take_over(context, files, recipe_fingerprint)
-        if (summary := self._finished(context, files, asset, recipe_fingerprint)) is not None:
-            return self._result(files, summary, None, True, 0.0, ())
+        self.take_over(context, work_dir)
+        self._require_own(files, recipe_fingerprint)
+        if not parts and (summary := self._finished(context, files, asset, recipe_fingerprint)) is not None:
+            last = files.attempts()[-1:]
+            resumed_from = last[0].resumed_from if last else None
+            return self._result(files, summary, resumed_from, True, 0.0, ())
         replace_text(work_dir / JOB_NAME, job.model_dump_json(by_alias=True, indent=1) + "\n")
         files.clear_status()
         return self._launch(context, place, job, files, environment, steps)
@@ -200,25 +210,37 @@ class TrainerResource(dg.ConfigurableResource):
         context.log.info(f"{asset}: the job in {files.work_dir} is finished; not run again")
         return summary
 
-    def _take_over(self, context: dg.AssetExecutionContext, files: WorkFiles, fingerprint: str) -> None:
-        """Make sure that nobody else works here: ends what a killed orchestrator left, else refuses."""
+    def take_over(self, context: dg.AssetExecutionContext, work_dir: Path) -> None:
+        """Make sure that nobody else works in a directory: ends what a killed orchestrator left there.
+
+        Args:
+            context: Dagster context of the step: its instance and log.
+            work_dir: Of a job; the caller holds its lock.
+
+        Raises:
+            dagster.Failure: A job in it is being run by somebody else, or may still run elsewhere.
+        """
         try:
-            left = settle(
-                files.work_dir, grace_s=self.grace_s, instance=context.instance, log=context.log.warning
-            )
+            left = settle(work_dir, grace_s=self.grace_s, instance=context.instance, log=context.log.warning)
         except ValueError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
-        found = files.fingerprint()
         if left is not None and left.note:
-            problem = f"the job of {left.asset} in it {left.note}. Wait for it, or cancel that run."
-        elif found not in (None, fingerprint):
-            problem = (
-                f"it holds work of another recipe (fingerprint {found}, asked for {fingerprint}). "
-                "Remove that directory, or give this job its own."
+            raise dg.Failure(
+                f"Work directory {work_dir}: the job of {left.asset} in it {left.note}. Wait for it, or "
+                "cancel that run.",
+                allow_retries=False,
             )
-        else:
-            return
-        raise dg.Failure(f"Work directory {files.work_dir}: {problem}", allow_retries=False)
+        WorkFiles(work_dir, work_dir).note_end()
+
+    def _require_own(self, files: WorkFiles, fingerprint: str) -> None:
+        """Refuse a directory with the work of another recipe."""
+        found = files.fingerprint()
+        if found not in (None, fingerprint):
+            raise dg.Failure(
+                f"Work directory {files.work_dir}: it holds work of another recipe (fingerprint {found}, "
+                f"asked for {fingerprint}). Remove that directory, or give this job its own.",
+                allow_retries=False,
+            )
 
     def _launch(
         self,
@@ -250,15 +272,14 @@ class TrainerResource(dg.ConfigurableResource):
             dagster_run_id=context.run.run_id,
         )
         try:
-            with place.reserve(launch, context.log.info) as handle:
+            with (
+                place.reserve(launch, context.log.info) as handle,
+                attempt(files.noted, resumed_from),
+            ):
                 returncode = self._to_its_end(context, handle, watcher, files, job.asset)
+                summary = self._delivered(files, job, returncode)
         except LaunchError as error:
             raise dg.Failure(f"{job.asset}: {error}", allow_retries=False) from error
-        self._require_done(files, job.asset, returncode)
-        try:
-            summary = files.deliverable()
-        except OutputIncompleteError as error:
-            raise self._failure(files, job.asset, str(error)) from error
         seconds = time.monotonic() - begun
         return self._result(files, summary, resumed_from, False, seconds, handle.devices)
 
@@ -294,6 +315,18 @@ class TrainerResource(dg.ConfigurableResource):
         # Helpers can be left, and, when torchrun was killed, ranks that are writing a checkpoint.
         handle.stop(grace_s=self.grace_s, log=context.log.warning)
         return returncode
+
+    def _delivered(self, files: WorkFiles, job: Job, returncode: int) -> dict[str, Any]:
+        """Return the summary of a job that has ended well, with all that it was to deliver."""
+        self._require_done(files, job.asset, returncode)
+        try:
+            if not job.parts:
+                return files.deliverable()
+            for part in job.parts.values():
+                WorkFiles(Path(part.work_dir), Path(part.output_dir)).deliverable()
+            return files.summary()
+        except OutputIncompleteError as error:
+            raise self._failure(files, job.asset, str(error)) from error
 
     def _require_done(self, files: WorkFiles, asset: str, returncode: int) -> None:
         state, reason = files.status()
@@ -347,4 +380,5 @@ class TrainerResource(dg.ConfigurableResource):
             output_dir=files.output_dir,
             devices=devices,
             execution=self.execution(),
+            attempts=files.attempts(),
         )

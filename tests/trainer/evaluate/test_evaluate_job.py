@@ -1,4 +1,4 @@
-"""Whole evaluation jobs: reports, deltas, resuming, and what is refused before any work."""
+"""Whole evaluation jobs: reports, resuming, checkpoints that fail, and what is refused before any work."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,9 @@ from tests.trainer.evaluate.evaluation_inputs import (
     write_text,
 )
 from trainer.__main__ import main
+from trainer.contract import attempts
 from trainer.contract.schema.base import plain
-from trainer.contract.status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
+from trainer.contract.status import ATTEMPTS_NAME, EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 from trainer.evaluate import core8
 from trainer.evaluate.suite import SuiteContext
 
@@ -82,11 +83,24 @@ class EvaluationJob:
         (self.root / "job.json").write_text(json.dumps(self.content))
         return main(["evaluate", "--job", str(self.root / "job.json"), *flags])
 
-    def payload(self) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in sorted((self.root / "output" / "payload").iterdir())}
+    def output(self, name: str) -> Path:
+        return self.root / "output" / name
 
-    def report(self, name: str, where: str = "payload") -> dict[str, Any]:
-        return json.loads((self.root / "output" / where / f"{name}.json").read_text())
+    def payload(self, *names: str) -> dict[str, bytes]:
+        return {
+            path.name: path.read_bytes()
+            for name in names or self.content["recipe"]["checkpoints"]
+            for path in sorted((self.output(name) / "payload").iterdir())
+        }
+
+    def report(self, name: str) -> dict[str, Any]:
+        return json.loads((self.output(name) / "payload" / f"{name}.json").read_text())
+
+    def envelope(self, name: str) -> dict[str, Any]:
+        return json.loads((self.output(name) / f"{name}.json").read_text())
+
+    def attempts(self, name: str) -> list[str]:
+        return [each.ended or "open" for each in attempts.read(self.root / "work" / name / ATTEMPTS_NAME)]
 
     def summary(self) -> dict[str, Any]:
         return json.loads((self.root / "output" / "summary.json").read_text())
@@ -102,7 +116,6 @@ def make(tmp_path, inputs):
 
 def test_checkpoints_of_both_kinds_are_measured_in_one_process(make):
     job = make("job", "changed", "donor", "student", suites=("core8", "ppl"))
-    job.checkpoint("changed", compare_to="donor")
     assert job.run("--batch-rows", "3") == EXIT_DONE
     donor, changed, student = (job.report(name) for name in ("donor", "changed", "student"))
     for report in (donor, changed, student):
@@ -110,7 +123,6 @@ def test_checkpoints_of_both_kinds_are_measured_in_one_process(make):
         assert report["results"].keys() == report["stderr"]["tasks"].keys() == report["counts"].keys()
         assert (report["max_len"], report["dtype"]) == (512, "fp32")
         assert report["config"]["bundle_digest"] == "digest of core8_bundle"
-    assert donor["delta"] is None
     assert "another tokenizer" in donor["refused"]["ppl"]
     assert "ppl" not in donor["suites"]
     assert not student["refused"]
@@ -120,9 +132,13 @@ def test_checkpoints_of_both_kinds_are_measured_in_one_process(make):
 
     summary = job.summary()
     assert list(summary["objects"]) == ["changed", "donor", "student"]
-    assert summary["objects"]["student"]["metrics"] == student["metrics"]
+    student_alone = json.loads((job.output("student") / "summary.json").read_text())
+    assert summary["objects"]["student"]["metrics"] == student["metrics"] == student_alone["metrics"]
+    assert student_alone["seconds"].keys() == {"core8", "ppl", "router"}
     assert summary["batching"]["rows"] == 3
-    assert summary["payload"] == sorted(job.payload())
+    assert job.attempts("student") == ["done"]
+    assert "student: router in" in (job.root / "work" / "student" / "log.txt").read_text()
+    assert "donor" not in (job.root / "work" / "student" / "log.txt").read_text()
     lines = [json.loads(line) for line in (job.root / "work" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
     assert job.status() == "done\n"
@@ -132,12 +148,14 @@ def test_a_payload_is_the_same_bytes_again_and_its_envelope_names_commit_and_tim
     first, second = make("first", "student", suites=("core8", "ppl")), make("second", "student")
     second.content["recipe"]["suites"] = ["core8", "ppl"]
     second.content["provenance"]["git_sha"] = "f" * 40
+    second.content["experiment"] = "another"
     assert (first.run(), second.run()) == (EXIT_DONE, EXIT_DONE)
     assert first.payload() == second.payload()
     for text in first.payload().values():
         assert COMMIT.encode() not in text
         assert str(first.root).encode() not in text
-    envelope = first.report("student", "reports")
+        assert b"smoke" not in text
+    envelope = first.envelope("student")
     assert envelope["git_sha"] == COMMIT
     assert envelope["created_utc"].startswith("20")
     assert len(envelope["checkpoint_provenance_sha256"]) == 64
@@ -145,49 +163,43 @@ def test_a_payload_is_the_same_bytes_again_and_its_envelope_names_commit_and_tim
     assert {key: envelope[key] for key in content} == content
 
 
-def test_deltas_are_taken_against_a_report_from_an_earlier_job(make):
-    base = make("base", "donor")
-    assert base.run() == EXIT_DONE
-    job = make("job", "changed")
-    job.checkpoint("changed", compare_to="donor")
-    job.give("eval_donor", base.root / "output" / "payload")
-    assert job.run() == EXIT_DONE
-    ours, theirs, delta = job.report("changed"), base.report("donor"), job.report("changed")["delta"]
-    assert delta["compared_to"] == "donor"
-    assert delta["core8_centered_mean"] == ours["core8_centered_mean"] - theirs["core8_centered_mean"]
-    lines = [
-        [json.loads(line) for line in each.payload()[f"{name}.items.jsonl"].splitlines()]
-        for each, name in ((job, "changed"), (base, "donor"))
-    ]
-    for label, task in delta["tasks"].items():
-        mine, other = ({item["row"]: item for item in each if item["task"] == label} for each in lines)
-        gained = sum(mine[row]["correct"] and not other[row]["correct"] for row in mine)
-        lost = sum(other[row]["correct"] and not mine[row]["correct"] for row in mine)
-        assert (task["gained"], task["lost"]) == (gained, lost)
-        assert task["acc"] == pytest.approx((gained - lost) / 5)
-        assert task["acc"] == pytest.approx(ours["results"][label] - theirs["results"][label])
-        same = sum(
-            mine[row]["prediction"] == other[row]["prediction"]
-            and mine[row]["correct"] == other[row]["correct"]
-            for row in mine
-        )
-        assert task["agreement"] == same / 5
+def test_a_report_does_not_depend_on_what_else_is_measured(make):
+    together, alone = make("together", "donor", "changed"), make("alone", "changed")
+    assert (together.run(), alone.run()) == (EXIT_DONE, EXIT_DONE)
+    assert together.payload("changed") == alone.payload()
 
-    job.content["recipe"]["core8"]["max_per_task"] = 4
+
+def test_a_checkpoint_that_cannot_be_measured_keeps_no_other_from_it(make):
+    job = make("job", "donor", "changed")
+    job.checkpoint("donor", geometry={"num_hidden_layers": 28})
     assert job.run() == EXIT_FAILED
-    assert "other questions (config.max_per_task: 4 here, 5 there)" in job.status()
+    assert job.status().startswith("failed: EvaluationError: donor: ")
+    assert job.report("changed")["checkpoint_id"] == "changed"
+    assert (job.output("changed") / "summary.json").is_file()
+    assert not (job.output("donor") / "summary.json").exists()
     assert not (job.root / "output" / "summary.json").exists()
+    (ended,) = job.attempts("donor")
+    assert ended.startswith("failed: donor: ")
+    assert job.attempts("changed") == ["done"]
 
 
-def test_a_missing_baseline_is_refused_before_any_work(make, monkeypatch):
-    monkeypatch.setattr(core8, "evaluate_task", None)
-    job = make("job", "changed")
-    job.checkpoint("changed", compare_to="donor")
+def test_a_part_is_delivered_where_the_job_says_under_its_own_fingerprint(make, tmp_path):
+    job = make("job", "donor")
+    part = {
+        "recipe_fingerprint": "e" * 64,
+        "work_dir": str(tmp_path / "w"),
+        "output_dir": str(tmp_path / "o"),
+    }
+    job.content["parts"] = {"donor": part}
+    assert job.run() == EXIT_DONE
+    assert sorted(path.name for path in (tmp_path / "o" / "payload").iterdir()) == [
+        "donor.items.jsonl",
+        "donor.json",
+    ]
+    assert json.loads((tmp_path / "o" / "donor.json").read_text())["recipe_fingerprint"] == "e" * 64
+    assert any((tmp_path / "w" / ".tasks").iterdir())
+    job.content["parts"]["other"] = part
     assert job.run() == EXIT_FAILED
-    assert "compared with donor, whose report is missing: give the input eval_donor" in job.status()
-    job.give("eval_donor", job.root)
-    assert job.run() == EXIT_FAILED
-    assert "the baseline report of donor is missing" in job.status()
 
 
 def test_a_stopped_job_goes_on_with_the_next_task(make, monkeypatch):
@@ -203,8 +215,10 @@ def test_a_stopped_job_goes_on_with_the_next_task(make, monkeypatch):
 
     monkeypatch.setattr(core8, "evaluate_task", stopping)
     assert job.run() == EXIT_INTERRUPTED
-    assert not (job.root / "output" / "payload").exists()
+    assert (job.output("donor") / "summary.json").exists(), "delivered as soon as it is measured"
+    assert not (job.output("changed") / "payload").exists()
     assert job.status() == "interrupted\n"
+    assert (job.attempts("donor"), job.attempts("changed")) == (["done"], ["interrupted"])
     assert job.run() == EXIT_DONE
     assert asked[:6] + asked[7:] == list(dict.fromkeys(asked))
     assert asked[5] == asked[6]
@@ -233,7 +247,7 @@ def test_what_does_not_fit_is_refused(change, message, make):
     change(job)
     assert job.run() == EXIT_FAILED
     assert message in job.status()
-    assert not (job.root / "output" / "payload").exists()
+    assert not (job.root / "output" / "summary.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -245,7 +259,10 @@ def test_what_does_not_fit_is_refused(change, message, make):
         ),
         (lambda job: job.content["execution"].update(nproc=2, dp=2), "execution.nproc = 2"),
         (lambda job: job.content["recipe"].pop("core8"), "suites has 'core8'"),
-        (lambda job: job.checkpoint("donor", compare_to="donor"), "compared with each other in a circle"),
+        (
+            lambda job: job.checkpoint("donor", compare_to="changed"),
+            "checkpoints.donor.huggingface: unknown key",
+        ),
         (lambda job: job.content["recipe"].update(suite=[]), "nearest valid key is 'suites'"),
     ],
 )

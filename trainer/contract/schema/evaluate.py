@@ -59,12 +59,10 @@ class MegatronCheckpoint(Frozen):
 
     Attributes:
         architecture: What it must be built from; None takes what its own config says.
-        compare_to: Object whose report the deltas are taken against.
     """
 
     format: Literal["megatron"] = "megatron"
     architecture: Architecture | None = None
-    compare_to: Name | None = None
 
 
 class HuggingFaceCheckpoint(Frozen):
@@ -72,12 +70,10 @@ class HuggingFaceCheckpoint(Frozen):
 
     Attributes:
         geometry: Keys of its `config.json` and the values that they must have; None checks nothing.
-        compare_to: Object whose report the deltas are taken against.
     """
 
     format: Literal["huggingface"] = "huggingface"
     geometry: dict[str, Any] | None = None
-    compare_to: Name | None = None
 
 
 Checkpoint = Annotated[MegatronCheckpoint | HuggingFaceCheckpoint, Field(discriminator="format")]
@@ -114,13 +110,4 @@ class EvaluateRecipe(Frozen):
                         f"max_len = {self.max_len} is more than attention.max_sequence_length = {longest} of "
                         f"{name}; every checkpoint is measured with the same max_len, so lower it"
                     )
-        if circular := [name for name in sorted(self.checkpoints) if self._never_ends(name)]:
-            raise ValueError(f"checkpoints: {', '.join(circular)} are compared with each other in a circle")
         return self
-
-    def _never_ends(self, name: str) -> bool:
-        seen: set[str] = set()
-        while name in self.checkpoints and name not in seen:
-            seen.add(name)
-            name = self.checkpoints[name].compare_to or ""
-        return name in seen

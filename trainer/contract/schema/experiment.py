@@ -232,8 +232,7 @@ class Experiment(Frozen):
         """Return the complete recipe of an evaluation.
 
         Args:
-            objects: Checkpoints to measure (`"vpdense_28_healed"`); each is compared with the one before it
-                in `ladder`.
+            objects: Checkpoints to measure (`"vpdense_28_healed"`).
 
         Raises:
             ConfigError: The experiment has no such checkpoint, or no `[evaluation]`.
@@ -259,18 +258,16 @@ class Experiment(Frozen):
 
     def _checkpoint(self, name: str) -> Checkpoint:
         """Return what is expected of a checkpoint that is to be measured."""
-        ladder = self.ladder()
-        before = ladder[ladder.index(name) - 1] if ladder.index(name) else None
         donor = self.sources.qwen3_0_6b
         rung = STUDENT if name in self.stages else name.removesuffix(_HEALED)
         if isinstance(self.rungs.get(rung), RungConfig):
-            return MegatronCheckpoint(architecture=self.architecture(rung), compare_to=before)
+            return MegatronCheckpoint(architecture=self.architecture(rung))
         assert donor is not None
         keys = [key for key in Donor.model_fields if key != "num_layers"]
         geometry = {key: getattr(donor, key) for key in keys} | {"num_hidden_layers": donor.num_layers}
         if rung in self.rungs:
             geometry["vocab_size"] = self.sources.tokenizer.vocab_size
-        return HuggingFaceCheckpoint(geometry=geometry, compare_to=before)
+        return HuggingFaceCheckpoint(geometry=geometry)
 
     def rung_dtype(self, rung: str) -> Dtype:
         """Storage type of a Megatron rung: that of the run which trains it next."""

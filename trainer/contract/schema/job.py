@@ -95,6 +95,20 @@ class Execution(Frozen):
             raise ConfigError(problems)
 
 
+class Part(Frozen):
+    """One checkpoint of an evaluation: it has an identity of its own, and a place that outlives the job.
+
+    Attributes:
+        recipe_fingerprint: Of its measurement alone, whatever else the job measures.
+        work_dir: Where its finished tasks are kept, and measuring it goes on.
+        output_dir: Gets `payload/` and, last, `summary.json`, as soon as it is measured.
+    """
+
+    recipe_fingerprint: _Text
+    work_dir: _Text
+    output_dir: _Text
+
+
 class Provenance(Frozen):
     """The code that asked for the job."""
 
@@ -105,7 +119,12 @@ class Provenance(Frozen):
 
 
 class Job(Frozen):
-    """One job of the trainer."""
+    """One job of the trainer.
+
+    Attributes:
+        parts: Of an evaluation, by checkpoint; one that is not named works and delivers in a subdirectory of
+            the job's own directories.
+    """
 
     schema_: Literal["vpmoe.job/1"] = Field(alias="schema", default="vpmoe.job/1")
     command: Literal["convert", "train", "evaluate"]
@@ -119,6 +138,15 @@ class Job(Frozen):
     provenance: Provenance
     work_dir: _Text
     output_dir: _Text
+    parts: dict[Name, Part] = Field(default_factory=dict)
+
+    def part(self, checkpoint: str) -> Part:
+        """Return where a checkpoint of an evaluation is measured."""
+        return self.parts.get(checkpoint) or Part(
+            recipe_fingerprint=self.recipe_fingerprint,
+            work_dir=f"{self.work_dir}/{checkpoint}",
+            output_dir=f"{self.output_dir}/{checkpoint}",
+        )
 
     def train_recipe(self) -> TrainRecipe:
         """Return the recipe of a `train` job, checked against the job's layout.
@@ -152,7 +180,7 @@ class Job(Frozen):
 
         Raises:
             ConfigError: Another command, a malformed recipe, a checkpoint that the recipe names and the job
-                lacks, or more than one process.
+                lacks, a part that is none of them, or more than one process.
         """
         if self.command != "evaluate":
             raise ConfigError(
@@ -162,6 +190,10 @@ class Job(Frozen):
         self._require(
             (("checkpoints", name) for name in recipe.checkpoints), "an evaluation runs in one process"
         )
+        if unknown := sorted(self.parts.keys() - recipe.checkpoints.keys()):
+            raise ConfigError(
+                f"parts: {', '.join(unknown)} not among recipe.checkpoints, {', '.join(recipe.checkpoints)}"
+            )
         return recipe
 
     def _require(self, named: Iterable[tuple[str, str]], alone: str) -> None:
