@@ -35,12 +35,12 @@ class Attempt:
     ended: str | None = None
 
 
-def begin(path: Path, resumed_from: int | None = None) -> None:
+def begin_attempt(path: Path, resumed_from: int | None = None) -> None:
     """Note that a job starts."""
     _append(path, {"started_utc": _iso(datetime.now(UTC)), "resumed_from": resumed_from})
 
 
-def end(path: Path, ended: str, *, at_unix_s: float | None = None) -> None:
+def end_attempt(path: Path, ended: str, *, at_unix_s: float | None = None) -> None:
     """Note how the start that was begun last has ended; nothing where that is known.
 
     Args:
@@ -49,14 +49,14 @@ def end(path: Path, ended: str, *, at_unix_s: float | None = None) -> None:
         at_unix_s: When, or its last sign of life, in seconds; by default now. A time before its beginning is
             none of its own.
     """
-    known = read(path)
+    known = read_attempts(path)
     if not known or known[-1].ended is not None:
         return
     at = _iso(datetime.now(UTC) if at_unix_s is None else datetime.fromtimestamp(at_unix_s, UTC))
     _append(path, {"ended_utc": at if at >= known[-1].started_utc else None, "ended": ended})
 
 
-def read(path: Path) -> tuple[Attempt, ...]:
+def read_attempts(path: Path) -> tuple[Attempt, ...]:
     """Return the starts, the first one first; a line that a kill has torn says nothing."""
     found: list[Attempt] = []
     for line in _lines(path):
@@ -79,14 +79,14 @@ def attempt(
         stops: Exceptions by which the block says that it stopped as asked; others that are an `Exception`
             are failures.
     """
-    begin(path, resumed_from)
+    begin_attempt(path, resumed_from)
     try:
         yield
     except BaseException as error:
         stopped = isinstance(error, stops) or not isinstance(error, Exception)
-        end(path, INTERRUPTED if stopped else f"{FAILED}: {_first_line(error)}")
+        end_attempt(path, INTERRUPTED if stopped else f"{FAILED}: {_first_line(error)}")
         raise
-    end(path, DONE)
+    end_attempt(path, DONE)
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import attempts
+from trainer.contract.attempts import KILLED, attempt, end_attempt
 from trainer.contract.canonical import canonical_json
 from trainer.contract.files import replace_text
 from trainer.contract.schema.job import Part
@@ -50,8 +50,8 @@ class Measurement:
             directory.mkdir(parents=True, exist_ok=True)
         noted, log = self.work / ATTEMPTS_NAME, self.work / LOG_NAME
         if log.is_file():
-            attempts.end(noted, attempts.KILLED, at_unix_s=log.stat().st_mtime)
-        with logged_to(log), attempts.attempt(noted, stops=(Interrupted,)):
+            end_attempt(noted, KILLED, at_unix_s=log.stat().st_mtime)
+        with logged_to(log), attempt(noted, stops=(Interrupted,)):
             yield
 
     def write(self, report: Report, envelope: Mapping[str, Any], summary: Mapping[str, Any]) -> None:

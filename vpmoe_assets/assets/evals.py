@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 import orjson
 
-from trainer.contract import attempts
+from trainer.contract.attempts import read_attempts
 from trainer.contract.canonical import sha256_json
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
@@ -242,7 +242,7 @@ class _Evaluation:
             details={"object": report.name, "refused": report.content["refused"]},
             execution={**summary["execution"], "gpus": summary["gpus"], "seconds": summary["seconds"]},
             evals=scores(report.content, report.name, one.inputs[report.name].record.version),
-            attempts=attempts.read(one.work.path / ATTEMPTS_NAME),
+            attempts=read_attempts(one.work.path / ATTEMPTS_NAME),
         )
         build = replace(job, work=one.work, asset=step.asset, recipe=step.recipe, fingerprint=one.fingerprint)
         return self.making.publish(step, build, built, one.inputs, one.fingerprint_payload, utc_now())

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import attempts
-from trainer.contract.attempts import Attempt
+from trainer.contract.attempts import KILLED, Attempt, end_attempt, read_attempts
 from trainer.contract.status import (
     ATTEMPTS_NAME,
     CHECKPOINTS_NAME,
@@ -85,7 +84,7 @@ class WorkFiles:
 
     def attempts(self) -> tuple[Attempt, ...]:
         """Return the starts of the job, the first one first."""
-        return attempts.read(self.noted)
+        return read_attempts(self.noted)
 
     def note_end(self) -> None:
         """Note how the last start ended, where whoever began it was killed before it could.
@@ -101,7 +100,7 @@ class WorkFiles:
         except FileNotFoundError:
             seen = 0.0
         said = f"{state}: {reason}" if reason else state
-        attempts.end(self.noted, said if ended else attempts.KILLED, at_unix_s=seen)
+        end_attempt(self.noted, said if ended else KILLED, at_unix_s=seen)
 
     def clear_status(self) -> None:
         """Forget how the last attempt ended, so that it is not taken for the end of the next."""

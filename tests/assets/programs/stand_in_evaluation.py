@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from trainer.contract import attempts
+from trainer.contract.attempts import begin_attempt, end_attempt
 
 job = json.loads(Path(sys.argv[sys.argv.index("--job") + 1]).read_text())
 asked = json.loads(os.environ.get("STAND_IN", "{}"))
@@ -26,10 +26,10 @@ for name in job["recipe"]["checkpoints"]:
     part = job["parts"][name]
     own, place = Path(part["work_dir"]), Path(part["output_dir"])
     (place / "payload").mkdir(parents=True, exist_ok=True)
-    attempts.begin(own / "attempts.jsonl")
+    begin_attempt(own / "attempts.jsonl")
     (own / "log.txt").write_text(f"measures {name} with {', '.join(job['recipe']['checkpoints'])}\n")
     if name in asked.get("broken", []):
-        attempts.end(own / "attempts.jsonl", "failed: its weights are broken")
+        end_attempt(own / "attempts.jsonl", "failed: its weights are broken")
         failed.append(name)
         continue
     right = int(job["inputs"][name]["digest"][:4], 16) % 20
@@ -64,7 +64,7 @@ for name in job["recipe"]["checkpoints"]:
     (place / "payload" / f"{name}.items.jsonl").write_text("".join(json.dumps(i) + "\n" for i in items))
     envelope = {**report, "git_sha": job["provenance"]["git_sha"]}
     (place / f"{name}.json").write_text(json.dumps(envelope))
-    attempts.end(own / "attempts.jsonl", "done")
+    end_attempt(own / "attempts.jsonl", "done")
     summary = {"seconds": {"core8": 0.1}, "execution": job["execution"], "gpus": []}
     (place / "summary.json").write_text(json.dumps(summary))
 if failed:

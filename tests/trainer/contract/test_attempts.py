@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.contract.attempts import KILLED, Attempt, attempt, begin, end, read
+from trainer.contract.attempts import KILLED, Attempt, attempt, begin_attempt, end_attempt, read_attempts
 
 
 class Stop(Exception):  # noqa: N818
@@ -28,7 +28,7 @@ def test_a_start_says_when_it_began_and_how_it_ended(tmp_path: Path) -> None:
         raise Stop
     with pytest.raises(KeyboardInterrupt), attempt(path, 80):
         raise KeyboardInterrupt
-    found = read(path)
+    found = read_attempts(path)
     assert [(each.resumed_from, each.ended) for each in found] == [
         (None, "done"),
         (40, "failed: the loss is NaN"),
@@ -50,27 +50,27 @@ def test_one_that_was_killed_has_no_end_until_somebody_notes_its_last_sign_of_li
     child.stdout.readline()
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    (killed,) = read(path)
+    (killed,) = read_attempts(path)
     assert (killed.ended_utc, killed.ended) == (None, None)
-    end(path, KILLED, at_unix_s=time.time())
-    end(path, "done")  # it is known already
-    (killed,) = read(path)
+    end_attempt(path, KILLED, at_unix_s=time.time())
+    end_attempt(path, "done")  # it is known already
+    (killed,) = read_attempts(path)
     assert killed.ended == KILLED
     assert killed.ended_utc is not None
 
 
 def test_a_sign_of_life_from_before_its_beginning_is_none(tmp_path: Path) -> None:
     path = tmp_path / "attempts.jsonl"
-    begin(path)
-    end(path, KILLED, at_unix_s=time.time() - 60)
-    (found,) = read(path)
+    begin_attempt(path)
+    end_attempt(path, KILLED, at_unix_s=time.time() - 60)
+    (found,) = read_attempts(path)
     assert (found.ended_utc, found.ended) == (None, KILLED)
 
 
 def test_no_file_has_no_starts(tmp_path: Path) -> None:
-    assert read(tmp_path / "attempts.jsonl") == ()
-    end(tmp_path / "attempts.jsonl", "done")
-    assert read(tmp_path / "attempts.jsonl") == ()
+    assert read_attempts(tmp_path / "attempts.jsonl") == ()
+    end_attempt(tmp_path / "attempts.jsonl", "done")
+    assert read_attempts(tmp_path / "attempts.jsonl") == ()
 
 
 @given(st.integers(min_value=0, max_value=400))
@@ -82,9 +82,9 @@ def test_wherever_a_kill_tears_the_last_line_the_next_start_is_read(tmp_path_fac
         pass
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) - min(cut, len(whole))])
-    begin(path, 9)
-    end(path, "done")
-    found = read(path)
+    begin_attempt(path, 9)
+    end_attempt(path, "done")
+    found = read_attempts(path)
     assert (found[-1].resumed_from, found[-1].ended) == (9, "done")
     assert all(isinstance(each, Attempt) for each in found)
     assert len(found) <= 3

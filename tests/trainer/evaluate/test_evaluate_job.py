@@ -14,7 +14,7 @@ from tests.trainer.evaluate.evaluation_inputs import (
     write_text,
 )
 from trainer.__main__ import main
-from trainer.contract import attempts
+from trainer.contract.attempts import read_attempts
 from trainer.contract.schema.base import plain
 from trainer.contract.status import ATTEMPTS_NAME, EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 from trainer.evaluate import core8
@@ -100,7 +100,7 @@ class EvaluationJob:
         return json.loads((self.output(name) / f"{name}.json").read_text())
 
     def attempts(self, name: str) -> list[str]:
-        return [each.ended or "open" for each in attempts.read(self.root / "work" / name / ATTEMPTS_NAME)]
+        return [each.ended or "open" for each in read_attempts(self.root / "work" / name / ATTEMPTS_NAME)]
 
     def summary(self) -> dict[str, Any]:
         return json.loads((self.root / "output" / "summary.json").read_text())
