@@ -15,12 +15,12 @@ from vpmoe_assets.lineage.workarea import WorkArea
 
 CODE = CodeState(git_sha="a" * 40, git_dirty=False, patch_digest=None, source_digest="b" * 64)
 FILES = {"data.bin": b"\x00\x01\x02" * 100, "sub/odd name\n€.txt": "häßlich".encode()}
-NO_CODE = Closure((), {}, {})
+CODE_OF_STEP = Closure((), {"vpmoe_assets/synth.py": "c" * 64}, {"pyarrow": "21.0.0"})
 _counter = itertools.count()
 
 
 def recipe(asset: str, inputs: tuple[Record, ...] = (), **keys: Any) -> tuple[str, dict[str, Any]]:
-    return recipe_fingerprint({"asset": asset, **keys}, NO_CODE, {ref.asset: ref.digest for ref in inputs})
+    return recipe_fingerprint({"asset": asset, **keys}, CODE_OF_STEP, {ref.asset: ref.digest for ref in inputs})
 
 
 def draft(payload: dict[str, Any], inputs: tuple[Record, ...] = (), **fields: Any) -> Draft:
@@ -58,11 +58,13 @@ def publish(
     experiment: str = "smoke",
     recipe_keys: Mapping[str, Any] | None = None,
     checks: Sequence[Mapping[str, Any]] = (),
+    accepted: Mapping[str, str] | None = None,
     **fields: Any,
 ) -> Record:
     """Publish one artifact; without ``recipe_keys`` every call has a recipe of its own.
 
-    Each of the checks has a name and says whether it passed; a verdict is stated for it.
+    Each of the checks has a name and says whether it passed; a verdict is stated for it. Inputs that were
+    taken because a person had accepted them are named with the statement's id.
     """
     keys = {"variant": next(_counter)} if recipe_keys is None else dict(recipe_keys)
     fingerprint, payload = recipe(asset, inputs, **keys)
@@ -70,6 +72,8 @@ def publish(
         fill(work, FILES if files is None else files, manifest)
         for name, content in (run or {}).items():
             (work.path / name).write_bytes(content)
+        if accepted:
+            fields["inputs"] = tuple(item.as_input(acceptance=accepted.get(item.asset)) for item in inputs)
         record = store.publish(work, draft(payload, inputs, **fields))
     for check in checks:
         state_verdict(store, record, **check)

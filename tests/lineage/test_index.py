@@ -3,18 +3,21 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import duckdb
 import pytest
 
-from tests.lineage.fabricate import publish
+from tests.lineage.fabricate import publish, state_verdict
 from trainer.contract.canonical import sha256_json
 from vpmoe_assets.lineage import index as index_module
+from vpmoe_assets.lineage.changes import Changes
 from vpmoe_assets.lineage.errors import IndexCorruptError, IndexLockedError, QueryError
-from vpmoe_assets.lineage.index import TABLES, Index
+from vpmoe_assets.lineage.index import PATIENCE_S, TABLES, Index
 from vpmoe_assets.lineage.record import RECORD_NAME
 from vpmoe_assets.lineage.rows import MOST_STEPS
+from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
 
 KD_MANIFEST = {
@@ -54,7 +57,8 @@ HARMONY_MANIFEST = {
     }
 }
 
-VIEWS = ("latest", "ladder", "ancestry", "drift", "leaderboard")
+ACCEPTED = {"fingerprint": "f" * 64}
+VIEWS = ("latest", "ladder", "ancestry", "acceptances", "drift", "leaderboard")
 
 
 @pytest.fixture
@@ -69,7 +73,7 @@ def index(store):
 
 def put(store, index, *arguments, **fields):
     record = publish(store, *arguments, **fields)
-    index.insert(record, store)
+    assert index.update(store) is None
     return record
 
 
@@ -156,7 +160,7 @@ def test_the_digest_is_the_hash_of_the_sorted_record_digests(store, filled):
 def test_inserting_a_record_again_changes_nothing(store, filled):
     before = contents(filled)
     for record in list(store.records())[:3]:
-        filled.insert(record, store)
+        filled.update(store)
     assert contents(filled) == before
 
 
@@ -275,6 +279,32 @@ def test_ladder_orders_latest_checkpoints_by_descent(store, index):
     ]
 
 
+def test_lineage_shows_what_persons_accepted_and_what_they_took_back(store, index):
+    size = {"parameters": 10, "num_layers": 2}
+    donor = put(store, index, "donor", metrics=size)
+    accepted = store.statements.append(Statement.about(donor, "accepted", ACCEPTED, reason="renamed"))
+    rung = publish(store, "rung", (donor,), metrics=size, accepted={"donor": accepted.id})
+    put(store, index, "above", (rung,), metrics=size)
+    ancestry = "SELECT asset, ancestor_asset, acceptances FROM ancestry ORDER BY ALL"
+    assert index.query(ancestry).rows == [
+        ("above", "donor", [accepted.id]),
+        ("above", "rung", []),
+        ("rung", "donor", [accepted.id]),
+    ]
+    ladder = "SELECT asset, acceptances FROM ladder ORDER BY rung"
+    assert index.query(ladder).rows == [(name, [accepted.id]) for name in ("donor", "rung", "above")]
+    assert index.query("SELECT asset, reason, in_force FROM acceptances").rows == [("donor", "renamed", True)]
+    assert index.query("SELECT * FROM drift").rows == []
+    store.statements.append(Statement.about(donor, "withdrawn", {"statement": accepted.id}))
+    assert index.update(store) is None
+    assert index.query("SELECT in_force FROM acceptances").rows == [(False,)]
+    drift = "SELECT asset, reason, cause, used_version, acceptances FROM drift ORDER BY asset"
+    assert index.query(drift).rows == [
+        (name, "acceptance", "donor", donor.version, []) for name in ("above", "rung")
+    ]
+    assert index.query(ladder).rows[0] == ("donor", [])
+
+
 def test_leaderboard_ranks_the_newest_evaluation_of_each_object(store, index):
     def score(name, value, task="mean", version="1"):
         entry = {
@@ -309,8 +339,13 @@ def test_a_corrupt_file_is_reported_and_the_next_publication_repairs_it(store, f
     filled.path.write_bytes(garbage)
     with pytest.raises(IndexCorruptError, match="vpmoe index rebuild"):
         filled.query("SELECT 1 FROM artifacts")
-    record = store.require("smoke", "synth")
-    filled.insert(record, store)
+    assert filled.update(store) is None
+    with pytest.raises(IndexCorruptError):  # nothing has changed, so nobody has looked
+        filled.query("SELECT 1 FROM artifacts")
+    record = next(store.records())
+    with Changes(store.root).noted(f"{record.experiment}/{record.asset}/{record.version}"):
+        pass
+    assert filled.update(store) is None
     assert contents(filled) == before
 
 
@@ -328,20 +363,98 @@ def test_an_absent_index_is_reported_with_the_remedy(index):
         index.query("SELECT 1")
 
 
-def test_an_insert_makes_up_for_one_that_never_happened_and_for_a_removed_version(store, index):
+def test_an_update_takes_up_what_was_published_before_and_never_reached_the_index(store, index):
     put(store, index, "a")
-    forgotten = publish(store, "b")
+    publish(store, "b")
     put(store, index, "c")
     assert index.query("SELECT asset FROM artifacts ORDER BY 1").rows == [("a",), ("b",), ("c",)]
-    shutil.rmtree(store.directory(forgotten))
-    put(store, index, "d")
-    assert index.query("SELECT asset FROM artifacts ORDER BY 1").rows == [("a",), ("c",), ("d",)]
+
+
+def test_an_update_where_nothing_has_changed_does_not_open_the_file(store, index, monkeypatch):
+    put(store, index, "a")
+    monkeypatch.setattr(index_module, "opened", None)
+    assert index.update(store) is None
+
+
+def test_a_verdict_that_is_stated_later_replaces_the_rows_of_its_artifact(store, index):
+    record = put(store, index, "a", checks=[{"name": "rows", "passed": False}])
+    assert index.query("SELECT blocked FROM artifacts").rows == [(True,)]
+    state_verdict(store, record, name="rows", passed=True, version="2" * 64)
+    assert index.behind() == 1
+    assert index.update(store) is None
+    assert index.behind() == 0
+    assert index.query("SELECT blocked FROM artifacts").rows == [(False,)]
+    assert index.query("SELECT outcome, check_version FROM checks").rows == [("passed", "2" * 64)]
+    rows = index.query(
+        "SELECT kind, body->>'outcome', in_force FROM statements WHERE record_digest = ? ORDER BY position",
+        (record.record_digest,),
+    ).rows
+    assert rows == [("verdict", "failed", False), ("verdict", "passed", True)]
+
+
+def test_one_damaged_record_costs_the_others_nothing(store, index, monkeypatch):
+    broken = put(store, index, "broken")
+    path = store.directory(broken) / RECORD_NAME
+    path.chmod(0o644)
+    path.write_text("{}")
+    state_verdict(store, broken, name="x", passed=True)
+    publish(store, "fine")
+    monkeypatch.setattr(Index, "_rebuild", None)
+    missed = index.update(store)
+    assert missed.startswith("not brought up to date in the index: smoke/broken/")
+    assert "schema" in missed
+    assert index.query("SELECT asset FROM artifacts ORDER BY 1").rows == [("broken",), ("fine",)]
+    assert index.update(store) is None, "it is said once, and not at every publication"
+
+
+def test_altered_statements_are_named_and_end_nothing(store, index):
+    record = put(store, index, "a", checks=[{"name": "rows", "passed": True}])
+    (path,) = (store.root / ".statements").rglob("*.jsonl")
+    path.write_bytes(path.read_bytes().replace(b"passed", b"failed"))
+    with Changes(store.root).noted(f"smoke/a/{record.version}"):
+        pass
+    assert "altered" in index.update(store)
+    assert [left.artifact for left in index.rebuild(store)] == [f"smoke/a/{record.version}"]
+
+
+def test_a_manifest_that_is_not_the_one_published_describes_no_shards(store, index):
+    record = put(store, index, "synth_kd_v1", manifest=KD_MANIFEST)
+    assert index.query("SELECT count(*) FROM shards").rows == [(1,)]
+    path = store.directory(record) / "manifest.json"
+    path.chmod(0o644)
+    path.write_text("{")
+    assert index.rebuild(store) == []
+    assert index.query("SELECT count(*) FROM shards").rows == [(0,)]
+
+
+def test_an_index_that_cannot_be_written_is_a_warning(store, index):
+    put(store, index, "a")
+    index.path.unlink()
+    index.path.mkdir()
+    publish(store, "b")
+    assert "vpmoe index rebuild" in index.update(store)
+    index.path.rmdir()
+    assert index.update(store) is None
+    assert index.query("SELECT asset FROM artifacts ORDER BY 1").rows == [("a",), ("b",)]
+
+
+def test_a_note_that_cannot_be_written_ends_no_publication(store, index):
+    put(store, index, "a")
+    shutil.rmtree(store.root / ".work" / "index.pending")
+    (store.root / ".work" / "index.pending").write_text("in the way")
+    publish(store, "b")
+    assert "vpmoe index rebuild" in index.update(store)
+    (store.root / ".work" / "index.pending").unlink()
+    index.rebuild(store)
+    assert index.query("SELECT asset FROM artifacts ORDER BY 1").rows == [("a",), ("b",)]
 
 
 def test_an_index_of_another_schema_is_rebuilt(store, index):
     put(store, index, "a")
     with duckdb.connect(index.path) as database:
-        database.execute("UPDATE meta SET schema_version = 0")
+        database.execute("UPDATE meta SET schema_version = 1")
+    with pytest.raises(IndexCorruptError, match="another version"):
+        index.query("SELECT 1")
     put(store, index, "b")
     assert index.query("SELECT schema_version FROM meta").rows == [(index_module.SCHEMA_VERSION,)]
     assert index.query("SELECT count(*) FROM artifacts").rows == [(2,)]
@@ -353,25 +466,27 @@ def test_a_rebuild_leaves_out_unreadable_records_and_names_them(store, index):
     path = store.directory(broken) / RECORD_NAME
     path.chmod(0o644)
     path.write_text("{}")
-    damaged = index.rebuild(store)
-    assert [(d.asset, d.version) for d in damaged] == [("b", broken.version)]
+    assert [left.artifact for left in index.rebuild(store)] == [f"smoke/b/{broken.version}"]
     assert index.query("SELECT asset FROM artifacts").rows == [("a",)]
 
 
+HOLDERS = {
+    "a writer": 'duckdb.connect(sys.argv[1]).execute("BEGIN; DELETE FROM artifacts")',
+    "a notebook": 'duckdb.connect(sys.argv[1], read_only=True).execute("SELECT * FROM artifacts")',
+}
 HOLDER = """
 import sys, duckdb
-database = duckdb.connect(sys.argv[1])
-database.execute("BEGIN; DELETE FROM artifacts")
+database = {}
 print("held", flush=True)
 sys.stdin.read()
 """
 
 
 @pytest.fixture
-def held(store, filled):
-    """The index, locked by another process in the middle of a transaction."""
+def held(store, filled, holder):
+    """The index, open in another process: in the middle of a transaction, or only read."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(filled.path)],
+        [sys.executable, "-c", HOLDER.format(HOLDERS[holder]), str(filled.path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -382,37 +497,49 @@ def held(store, filled):
     process.communicate()
 
 
+@pytest.mark.parametrize("holder", ["a writer"])
 def test_a_reader_waits_briefly_then_says_who_holds_the_index(filled, held, monkeypatch):
     monkeypatch.setattr(index_module, "_READER_WAIT_S", 0.3)
     with pytest.raises(IndexLockedError, match=f"pid {held.pid}"):
         filled.query("SELECT count(*) FROM artifacts")
 
 
-def test_a_writer_waits_too_and_a_reader_gets_its_answer_once_the_holder_was_killed(
-    store, filled, held, monkeypatch
-):
-    monkeypatch.setattr(index_module, "_WRITER_WAIT_S", 0.3)
-    with pytest.raises(IndexLockedError, match=f"pid {held.pid}"):
-        filled.insert(store.require("smoke", "synth"), store)
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_an_update_waits_briefly_then_says_who_holds_the_index_and_is_made_up_for(store, filled, held):
+    publish(store, "new")
+    began = time.monotonic()
+    assert f"pid {held.pid}" in filled.update(store)
+    assert PATIENCE_S <= time.monotonic() - began < 2 * PATIENCE_S
+    began = time.monotonic()
+    assert f"pid {held.pid}" in filled.update(store), "who comes next tries once"
+    assert time.monotonic() - began < 0.5
     held.kill()
     held.wait()
     assert filled.query("SELECT count(*) FROM artifacts").rows == [(7,)]
+    assert filled.behind() == 1
+    assert filled.update(store) is None
+    assert filled.query("SELECT count(*) FROM artifacts").rows == [(8,)]
 
 
+@pytest.mark.parametrize("holder", HOLDERS)
 def test_a_rebuild_does_not_need_the_holder_to_let_go(store, filled, held):
+    publish(store, "new")
     filled.rebuild(store)
-    assert filled.query("SELECT count(*) FROM artifacts").rows == [(7,)]
+    assert filled.query("SELECT count(*) FROM artifacts").rows == [(8,)]
+    assert filled.behind() == 0
 
 
 INSERTER = """
 import sys
+import time
 from pathlib import Path
-from tests.lineage.fabricate import publish
+from tests.lineage.fabricate import publish, state_verdict
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.store import Store
 store = Store(Path(sys.argv[1]))
 for _ in range(4):
-    Index(store.root / "index.duckdb").insert(publish(store, sys.argv[2]), store)
+    publish(store, sys.argv[2])
+    assert Index(store.root / "index.duckdb").update(store) is None
 """
 
 

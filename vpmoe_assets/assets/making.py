@@ -154,7 +154,8 @@ class Making:
         """
         record = item.record
         found = judge(step.checks, item, inputs, self.store.statements, self.context.log.info)
-        self.index.insert(record, self.store)
+        if (missed := self.index.update(self.store)) is not None:
+            self.context.log.warning(missed)
         shown = record_metadata(record, item.directory, self.store, reused=reused)
         return dg.MaterializeResult(
             asset_key=step.key,

@@ -22,7 +22,7 @@ def rebuild(as_json: bool) -> None:
       vpmoe index rebuild
     """  # noqa: D301
     built = open_index()
-    damaged = built.rebuild(open_store())
+    left = built.rebuild(open_store())
     count = built.query("SELECT count(*) FROM artifacts").rows[0][0]
     if as_json:
         print_json(
@@ -30,12 +30,12 @@ def rebuild(as_json: bool) -> None:
                 "path": str(built.path),
                 "artifacts": count,
                 "digest": built.digest(),
-                "unreadable": {f"{d.experiment}/{d.asset}/{d.version}": str(d.error) for d in damaged},
+                "unreadable": {each.artifact: each.message for each in left},
             }
         )
     else:
         click.echo(f"{count} artifacts in {built.path}, digest {built.digest()}")
-        for broken in damaged:
-            click.echo(f"left out: {broken.error}", err=True)
-    if damaged:
+        for each in left:
+            click.echo(f"left out: {each.artifact}: {each.message}", err=True)
+    if left:
         sys.exit(1)

@@ -11,8 +11,8 @@ from vpmoe_assets.commands.common import json_option, open_index, print_json, pr
 def sql(statement: str, as_json: bool) -> None:
     """Answer a SELECT over the index of all experiments; nothing can be written.
 
-    Tables: artifacts, runs, inputs, files, shards, metrics, metric_points, checks, evals, perf.
-    Views: latest, ladder, ancestry, drift, leaderboard.
+    Tables: artifacts, runs, inputs, files, shards, sources, packages, metrics, metric_points, checks,
+    statements, evals, perf. Views: latest, ladder, ancestry, acceptances, drift, leaderboard.
 
     \b
     Examples:
@@ -20,7 +20,10 @@ def sql(statement: str, as_json: bool) -> None:
       vpmoe sql "SELECT * FROM drift" --json
       vpmoe sql "DESCRIBE artifacts"
     """  # noqa: D301
-    table = open_index().query(statement)
+    index = open_index()
+    table = index.query(statement)
+    if behind := index.behind():
+        click.echo(f"{behind} changed artifact{'s' * (behind != 1)} not in the index yet", err=True)
     if as_json:
         print_json([dict(zip(table.columns, row, strict=True)) for row in table.rows])
     else:

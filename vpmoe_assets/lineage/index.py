@@ -1,46 +1,61 @@
 """The DuckDB index over all records, for questions in SQL. Never the truth: it can be rebuilt at any time.
 
 One process writes at a time, under a lock of its own and in one short transaction; readers open the file
-read-only. A rebuild makes a new file and puts it in the place of the old one, so that no reader meets a half.
+read-only. A rebuild makes a new file and puts it in the place of the old one, so that no reader meets a half,
+and none of them is waited for.
+
+Nobody hands a record over: whoever changes the store notes it (`vpmoe_assets.lineage.changes`), and `update`
+takes up what is noted. So an update costs what has changed, and what one could not do is left to the next.
 """
 
 import contextlib
 import os
-import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.contract.canonical import sha256_json
 from vpmoe_assets.lineage import locks
-from vpmoe_assets.lineage.errors import BusyError, IndexCorruptError, IndexLockedError, QueryError
-from vpmoe_assets.lineage.record import RECORD_NAME, Record
-from vpmoe_assets.lineage.rows import rows_of
-from vpmoe_assets.lineage.store import Damaged, Store
+from vpmoe_assets.lineage.changes import Change, Changes
+from vpmoe_assets.lineage.database import HINT, created, one_line, opened
+from vpmoe_assets.lineage.errors import (
+    BusyError,
+    IndexCorruptError,
+    IndexLockedError,
+    LineageError,
+    QueryError,
+)
+from vpmoe_assets.lineage.record import Record
+from vpmoe_assets.lineage.rows import Rows, rows_of
+from vpmoe_assets.lineage.store import Store
 
 if TYPE_CHECKING:
     import duckdb
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 TABLES = (
     "artifacts",
     "runs",
     "inputs",
     "files",
     "shards",
+    "sources",
+    "packages",
     "metrics",
     "metric_points",
     "checks",
+    "statements",
     "evals",
     "perf",
 )
 
-_WRITER_WAIT_S = 60.0
+PATIENCE_S = 2.0
+"""How long a step waits for the index."""
+_REBUILD_WAIT_S = 60.0
 _READER_WAIT_S = 5.0
-_RETRY_S = 0.1
-_HINT = "run `vpmoe index rebuild`, which makes it again from the records"
+_BATCH = 100
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,19 @@ class Table:
     rows: list[tuple[Any, ...]]
 
 
+@dataclass(frozen=True)
+class Left:
+    """A version whose rows could not be made.
+
+    Attributes:
+        artifact: `experiment/asset/version`.
+        message: Why.
+    """
+
+    artifact: str
+    message: str
+
+
 class Index:
     """The index file.
 
@@ -65,34 +93,45 @@ class Index:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        self._changes = Changes(self.path.parent)
 
-    def insert(self, record: Record, store: Store) -> None:
-        """Add (or replace) one record; rebuilds everything where the file is absent, corrupt or out of step.
+    # Writing.
 
-        Raises:
-            IndexLockedError: Another process kept it locked for a minute. The artifact is published all the
-                same, and the next insert or a rebuild picks it up.
-        """
-        with self._writer():
-            if self.path.is_file():
-                try:
-                    self._insert(record, store)
-                    return
-                except IndexCorruptError:
-                    pass
-            self._rebuild(store)
+    def update(self, store: Store) -> str | None:
+        """Take up what has changed in a store; where nothing has, the file is not even opened.
 
-    def rebuild(self, store: Store) -> list[Damaged]:
-        """Make the index again from the records alone.
+        It is made again where it is absent, corrupt or of another version of this program.
 
         Returns:
-            The versions that are not in it because their record cannot be read.
+            None, or what could not be done, and why, for a log. Nobody's work ends for the index: what is
+            left stays noted for the next update, or for a rebuild.
+        """
+        try:
+            changes = self._changes.pending()
+            if not changes and self.path.is_file():
+                return None
+            # Whoever comes after one that waited in vain tries once.
+            patience = 0.0 if changes and changes[0].age_s > PATIENCE_S else PATIENCE_S
+            left = self._update(store, time.monotonic() + patience)
+        except Exception as error:  # whatever it is, what is made again at any time is not worth a step
+            return f"the index was not brought up to date: {one_line(error)}; {_LATER}"
+        if left:
+            return f"not brought up to date in the index: {_listed(left)}"
+        return None
+
+    def rebuild(self, store: Store) -> list[Left]:
+        """Make the index again from the records alone, whoever reads the present one.
+
+        Returns:
+            The versions that are not in it.
 
         Raises:
-            IndexLockedError: Another process kept it locked for a minute.
+            IndexLockedError: Another process kept writing for a minute.
         """
-        with self._writer():
+        with self._writer(_REBUILD_WAIT_S):
             return self._rebuild(store)
+
+    # Reading.
 
     def query(self, sql: str, parameters: tuple[Any, ...] = ()) -> Table:
         """Answer one read-only SQL statement; files and the network are out of its reach.
@@ -100,148 +139,171 @@ class Index:
         Raises:
             QueryError: The statement is wrong, or would change something.
             IndexLockedError: Another process is writing and did not finish in time; says which.
-            IndexCorruptError: The file is missing or unreadable.
+            IndexCorruptError: The file is missing, unreadable, or of another version of this program.
         """
         import duckdb
 
         try:
             statements = duckdb.extract_statements(sql)
         except duckdb.Error as error:
-            raise QueryError(_one_line(error)) from error
+            raise QueryError(one_line(error)) from error
         if len(statements) != 1:
             raise QueryError(f"one statement at a time, found {len(statements)}")
         if (kind := statements[0].type) not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
             raise QueryError(f"only SELECT (also WITH, SHOW, DESCRIBE, EXPLAIN) is answered, not {kind.name}")
-        with self._reader() as database:
+        with opened(self.path, read_only=True, wait_s=_READER_WAIT_S) as database:
+            self._of_this_version(database)
             try:
                 result = database.execute(sql, parameters)
                 return Table(tuple(column[0] for column in result.description or ()), result.fetchall())
             except duckdb.Error as error:
-                raise QueryError(_one_line(error)) from error
+                raise QueryError(one_line(error)) from error
 
     def digest(self) -> str:
-        """Return the sha256 over the sorted digests of the records in the index: its data version."""
+        """Return the sha256 over the sorted digests of the records in the index."""
         rows = self.query("SELECT record_digest FROM artifacts").rows
         return records_digest(str(row[0]) for row in rows)
 
-    # Writing.
+    def behind(self) -> int:
+        """Return how many changes of the store are not in it yet."""
+        return len({change.artifact for change in self._changes.pending()})
+
+    # Below: under the lock of whoever writes.
 
     @contextlib.contextmanager
-    def _writer(self) -> Iterator[None]:
+    def _writer(self, wait_s: float) -> Iterator[None]:
         lock = self.path.parent / ".work" / ".locks" / f"{self.path.stem}.lock"
         try:
-            with locks.hold(lock, f"the index {self.path}", _WRITER_WAIT_S):
+            with locks.hold(lock, f"the index {self.path}", wait_s):
                 yield
         except BusyError as error:
             raise IndexLockedError(str(error)) from error
 
-    def _insert(self, record: Record, store: Store) -> None:
-        rows = rows_of(record, store.directory(record), store.findings(record))
+    def _update(self, store: Store, deadline: float) -> list[Left]:
+        with self._writer(_until(deadline)):
+            if not self.path.is_file():
+                return self._rebuild(store)
+            changes = self._changes.pending()
+            try:
+                return self._apply(store, changes, deadline)
+            except IndexCorruptError:
+                return self._rebuild(store)
+
+    def _apply(self, store: Store, changes: Sequence[Change], deadline: float) -> list[Left]:
         import duckdb
 
-        with self._open(read_only=False, wait_s=_WRITER_WAIT_S) as database:
+        left: list[Left] = []
+        found: list[tuple[Key, Rows | None]] = []
+        for artifact in dict.fromkeys(change.artifact for change in changes):
+            experiment, asset, version = artifact.split("/")
             try:
-                version = database.execute("SELECT schema_version FROM meta").fetchall()
-                if version != [(SCHEMA_VERSION,)]:
-                    raise IndexCorruptError(f"{self.path} is of another version of this program; {_HINT}")
+                record = store.find(experiment, asset, version)
+                rows = None if record is None else _rows(store, record)
+            except (LineageError, OSError) as error:  # damaged: what was known of it stays
+                left.append(Left(artifact, one_line(error)))
+                continue
+            found.append(((experiment, asset, version), rows))
+        with opened(self.path, read_only=False, wait_s=_until(deadline)) as database:
+            try:
+                self._of_this_version(database)
                 database.begin()
-                _replace(database, record, rows)
-                count = database.execute("SELECT count(*) FROM artifacts").fetchall()[0][0]
+                _remove(database, [key for key, _ in found])
+                _add(database, [rows for _, rows in found if rows is not None])
                 database.commit()
             except duckdb.Error as error:
-                raise IndexCorruptError(f"{self.path}: {_one_line(error)}; {_HINT}") from error
-        # A publisher killed between record and index, or a version removed by hand, shows in the count.
-        if count != _published(store):
-            raise IndexCorruptError(
-                f"{self.path} has {count} artifacts, the store {_published(store)}; {_HINT}"
-            )
+                raise IndexCorruptError(f"{self.path}: {one_line(error)}; {HINT}") from error
+        self._changes.settle(changes)
+        return left
 
-    def _rebuild(self, store: Store) -> list[Damaged]:
-        import duckdb
-
+    def _rebuild(self, store: Store) -> list[Left]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        changes = self._changes.pending()
+        left: list[Left] = []
         fresh = self.path.with_name(f".{self.path.name}.new")
-        for leftover in (fresh, Path(f"{fresh}.wal")):
-            leftover.unlink(missing_ok=True)
-        with contextlib.closing(duckdb.connect(fresh, config={"threads": "1"})) as database:
-            database.execute(Path(__file__).with_name("index.sql").read_text())
+        with created(fresh) as database:
+            database.execute(Path(__file__).with_name("index.sql").read_text(encoding="utf-8"))
             database.execute("INSERT INTO meta VALUES (?)", (SCHEMA_VERSION,))
-            for record in store.records():
+            for batch in _batches(_everything(store, left)):
                 database.begin()
-                _replace(database, record, rows_of(record, store.directory(record), store.findings(record)))
+                _add(database, batch)
                 database.commit()
         Path(f"{self.path}.wal").unlink(missing_ok=True)
         os.replace(fresh, self.path)
-        return list(store.damaged())
+        self._changes.settle(changes)
+        return left
 
-    # Reading.
-
-    @contextlib.contextmanager
-    def _reader(self) -> Iterator["duckdb.DuckDBPyConnection"]:
-        if not self.path.is_file():
-            raise IndexCorruptError(f"there is no index at {self.path}; {_HINT}")
-        with self._open(read_only=True, wait_s=_READER_WAIT_S) as database:
-            yield database
-
-    @contextlib.contextmanager
-    def _open(self, read_only: bool, wait_s: float) -> Iterator["duckdb.DuckDBPyConnection"]:
+    def _of_this_version(self, database: "duckdb.DuckDBPyConnection") -> None:
         import duckdb
 
-        config = {"threads": "1"}
-        if read_only:
-            config |= {"enable_external_access": "false", "lock_configuration": "true"}
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                database = duckdb.connect(self.path, read_only=read_only, config=config)
-                break
-            except duckdb.Error as error:
-                if not _is_lock(error):
-                    raise IndexCorruptError(
-                        f"{self.path} is unreadable ({_one_line(error)}); {_HINT}"
-                    ) from error
-                if time.monotonic() > deadline:
-                    raise IndexLockedError(
-                        f"{self.path} is locked by {_lock_holder(error)} (waited {wait_s:.0f} s); "
-                        "try again when it has finished"
-                    ) from error
-                time.sleep(_RETRY_S)
-        with contextlib.closing(database):
-            yield database
+        try:
+            found = database.execute("SELECT schema_version FROM meta").fetchall()
+        except duckdb.Error as error:
+            raise IndexCorruptError(f"{self.path} is unreadable ({one_line(error)}); {HINT}") from error
+        if found != [(SCHEMA_VERSION,)]:
+            raise IndexCorruptError(f"{self.path} is of another version of this program; {HINT}")
 
 
-def records_digest(record_digests: Iterator[str] | list[str]) -> str:
+Key = tuple[str, str, str]
+"""Experiment, asset, version."""
+
+_LATER = "the next publication makes up for it, or `vpmoe index rebuild`"
+
+
+def records_digest(record_digests: Iterable[str]) -> str:
     """Return the sha256 of the canonical JSON of the sorted record digests."""
     return sha256_json(sorted(record_digests))
 
 
-def _replace(
-    database: "duckdb.DuckDBPyConnection", record: Record, rows: dict[str, list[tuple[Any, ...]]]
-) -> None:
-    key = (record.experiment, record.asset, record.version)
+def _until(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
+
+
+def _rows(store: Store, record: Record) -> Rows:
+    return rows_of(record, store.directory(record), store.statements.about(record.record_digest))
+
+
+def _everything(store: Store, left: list[Left]) -> Iterator[Rows]:
+    """Yield the rows of every record, and note those that have none."""
+    for experiment in store.experiments():
+        for asset in store.assets(experiment):
+            records, damaged = store.scan(experiment, asset)
+            left += [Left(f"{experiment}/{asset}/{bad.version}", one_line(bad.error)) for bad in damaged]
+            for record in records:
+                try:
+                    yield _rows(store, record)
+                except (LineageError, OSError) as error:
+                    left.append(Left(f"{experiment}/{asset}/{record.version}", one_line(error)))
+
+
+def _batches(rows: Iterator[Rows]) -> Iterator[list[Rows]]:
+    batch: list[Rows] = []
+    for each in rows:
+        batch.append(each)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _remove(database: "duckdb.DuckDBPyConnection", keys: Sequence[Key]) -> None:
     for table in TABLES:
-        database.execute(f"DELETE FROM {table} WHERE experiment = ? AND asset = ? AND version = ?", key)
-        if rows[table]:
+        for key in keys:
+            database.execute(f"DELETE FROM {table} WHERE experiment = ? AND asset = ? AND version = ?", key)
+
+
+def _add(database: "duckdb.DuckDBPyConnection", found: Sequence[Rows]) -> None:
+    for table in TABLES:
+        rows = [row for each in found for row in each[table]]
+        if rows:
             # Whole columns as lists: a hundred times faster than row by row for a curve of 10,000 points.
             types = [column[1] for column in database.execute(f"DESCRIBE {table}").fetchall()]
             columns = ", ".join(f"unnest(?::{kind}[])" for kind in types)
             database.execute(
-                f"INSERT INTO {table} SELECT {columns}", [list(c) for c in zip(*rows[table], strict=True)]
+                f"INSERT INTO {table} SELECT {columns}", [list(c) for c in zip(*rows, strict=True)]
             )
 
 
-def _published(store: Store) -> int:
-    return sum(1 for _ in store.root.glob(f"[!.]*/[!.]*/[!.]*/{RECORD_NAME}"))
-
-
-def _is_lock(error: Exception) -> bool:
-    return "lock on file" in str(error) or "different configuration" in str(error)
-
-
-def _lock_holder(error: Exception) -> str:
-    match = re.search(r"held in (.+?) \(PID (\d+)\)", str(error))
-    return f"pid {match[2]} ({match[1]})" if match else "another connection"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _listed(left: Sequence[Left]) -> str:
+    more = f"; and {len(left) - 3} more" if len(left) > 3 else ""
+    return "; ".join(f"{each.artifact}: {each.message}" for each in left[:3]) + more

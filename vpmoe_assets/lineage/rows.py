@@ -1,5 +1,6 @@
 """Rows of the index, derived from one record and the files beside it: no database here."""
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -12,39 +13,57 @@ import orjson
 from trainer.contract.canonical import canonical_json, sha256_json
 from vpmoe_assets.lineage.fingerprint import recorded_code_version
 from vpmoe_assets.lineage.record import MANIFEST_NAME, EvalScore, Record
-from vpmoe_assets.lineage.standing import Finding
+from vpmoe_assets.lineage.standing import Finding, findings
+from vpmoe_assets.lineage.statements import Statement
 
 Row = tuple[Any, ...]
+Rows = dict[str, list[Row]]
+"""Rows by table."""
 
 METRICS_FILE = "metrics.jsonl"
 MOST_STEPS = 1000
 """Steps of one curve kept in the index, at most."""
 
 
-def rows_of(record: Record, directory: Path, found: Sequence[Finding]) -> dict[str, list[Row]]:
+def rows_of(record: Record, directory: Path, statements: Sequence[Statement]) -> Rows:
     """Return the rows of every table that describe one artifact, in a fixed order.
 
     Args:
         record: The artifact.
         directory: Of its version; the manifest and the training curve are read from there.
-        found: The last word on each of its checks.
+        statements: About it, oldest first.
     """
     key = (record.experiment, record.asset, record.version)
+    found = findings(record, statements)
     points, unreadable = _metric_points(directory / "run" / METRICS_FILE)
     metrics: list[Row] = [(*key, name, *_scalar(value)) for name, value in sorted(record.metrics.items())]
     if unreadable:
         metrics.append((*key, "unreadable_metric_lines", float(unreadable), None))
+    sources = record.fingerprint_payload.get("sources", {})
     return {
         "artifacts": [_artifact(record, any(finding.blocks for finding in found))],
         "runs": [_run(record)],
         "inputs": [
-            (*key, ref.role, ref.asset, ref.version, ref.digest, ref.record_digest) for ref in record.inputs
+            (
+                *key,
+                ref.role,
+                ref.asset,
+                ref.version,
+                ref.digest,
+                ref.record_digest,
+                record.record_digest,
+                ref.acceptance,
+            )
+            for ref in record.inputs
         ],
         "files": [(*key, *file) for file in _files(record)],
-        "shards": [(*key, *shard) for shard in _shards(directory / MANIFEST_NAME)],
+        "shards": [(*key, *shard) for shard in _shards(directory / MANIFEST_NAME, record)],
+        "sources": [(*key, path, digest) for path, digest in sorted(sources.items())],
+        "packages": [(*key, *package) for package in _packages(record)],
         "metrics": metrics,
         "metric_points": [(*key, *point) for point in points],
         "checks": [(*key, *_check(finding)) for finding in found],
+        "statements": [(*key, *statement) for statement in _statements(statements)],
         "evals": [
             (*key, e.object_asset, e.object_version, e.suite, e.task, *_score(e)) for e in record.evals
         ],
@@ -76,7 +95,17 @@ def _artifact(record: Record, blocked: bool) -> Row:
         code.source_digest,
         canonical_json(record.recipe),
         canonical_json(record.details),
+        record.schema_,
+        *_original(record),
+        canonical_json(record.objects.model_dump(exclude_none=True)),
     )
+
+
+def _original(record: Record) -> tuple[str | None, str | None, str | None, str | None]:
+    origin = record.original
+    if origin is None:
+        return None, None, None, None
+    return origin.experiment, origin.asset, origin.version, origin.record_digest
 
 
 def _run(record: Record) -> Row:
@@ -101,6 +130,7 @@ def _run(record: Record) -> Row:
         environment.get("lock_digest"),
         canonical_json(record.execution),
         canonical_json(environment),
+        canonical_json([attempt.model_dump() for attempt in record.attempts]),
     )
 
 
@@ -120,15 +150,27 @@ def _files(record: Record) -> Iterator[Row]:
             yield area, entry.path, entry.size, entry.sha256
 
 
-def _shards(manifest: Path) -> Iterator[Row]:
+def _packages(record: Record) -> Iterator[Row]:
+    """Yield (package, version, whether the version decides the bytes)."""
+    deciding: dict[str, str] = record.fingerprint_payload.get("packages", {})
+    present: dict[str, str | None] = record.environment.get("packages") or {}
+    for name, version in sorted((present | deciding).items()):
+        if version is not None:
+            yield name, version, name in deciding
+
+
+def _shards(manifest: Path, record: Record) -> Iterator[Row]:
     """Yield (split, position, name, rows, tokens, row groups, bytes, sha256) of a dataset's manifest.
 
     Two shapes are known: `splits.<split>.shards[]` and `storage.shards[]`; a manifest with neither
-    describes no shards.
+    describes no shards, and neither does one that is not the one that was published.
     """
-    if not manifest.is_file():
+    if record.manifest is None or not manifest.is_file():
         return
-    content = json.loads(manifest.read_bytes())
+    written = manifest.read_bytes()
+    if hashlib.sha256(written).hexdigest() != record.manifest.sha256:
+        return
+    content = json.loads(written)
     if not isinstance(content, dict):
         return
     lists: list[tuple[str | None, Any]] = []
@@ -201,7 +243,43 @@ def _check(finding: Finding) -> Row:
         finding.severity,
         finding.description,
         canonical_json(dict(finding.metadata)),
+        finding.outcome,
+        finding.version,
+        finding.waived_by,
     )
+
+
+def _statements(statements: Sequence[Statement]) -> Iterator[Row]:
+    force = _in_force(statements)
+    for position, statement in enumerate(statements):
+        yield (
+            statement.record,
+            position,
+            statement.id,
+            statement.kind,
+            statement.author,
+            statement.reason,
+            _utc(statement.time),
+            canonical_json(statement.body),
+            statement.id in force,
+        )
+
+
+def _in_force(statements: Sequence[Statement]) -> set[str]:
+    """Return the ids of those statements that no later one about the same record took back or outdated."""
+    force: dict[tuple[str, str], str] = {}
+    for statement in statements:
+        subject = statement.body.get("check")
+        if statement.kind in ("verdict", "retired"):
+            force.pop(("waived", str(subject)), None)
+            force["verdict", str(subject)] = statement.id
+        elif statement.kind == "waived":
+            force["waived", str(subject)] = statement.id
+        else:
+            if statement.kind in ("withdrawn", "refuted"):
+                force.pop(("", str(statement.body.get("statement"))), None)
+            force["", statement.id] = statement.id
+    return set(force.values())
 
 
 def _score(e: EvalScore) -> Row:

@@ -25,6 +25,7 @@ from pydantic import Field, ValidationError
 from trainer.contract.canonical import UnstableValueError, canonical_json, sha256_json
 from trainer.contract.files import sync
 from vpmoe_assets.lineage import locks
+from vpmoe_assets.lineage.changes import Changes
 from vpmoe_assets.lineage.errors import StatementError
 from vpmoe_assets.lineage.record import Frozen, Record, Sha256, Stable, Timestamp, safe_name
 from vpmoe_assets.lineage.redaction import redact, secret_values
@@ -121,6 +122,7 @@ class Statements:
     def __init__(self, root: Path) -> None:
         self.root = Path(root) / DIRECTORY
         self._read: dict[Path, tuple[tuple[int, int, int], tuple[Statement, ...]]] = {}
+        self._changes = Changes(root)
 
     def append(self, statement: Statement) -> Statement:
         """Add a statement, without credentials; it is on disk when this returns.
@@ -138,7 +140,10 @@ class Statements:
         experiment, asset = _place(statement.artifact)
         path = self._path(experiment, asset, statement.record)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locks.hold(path.parent / ".lock", f"statements about {experiment}/{asset}", _LOCK_WAIT_S):
+        with (
+            self._changes.noted(statement.artifact),
+            locks.hold(path.parent / ".lock", f"statements about {experiment}/{asset}", _LOCK_WAIT_S),
+        ):
             earlier = self._statements(path)
             safe = redact({"reason": statement.reason, "body": statement.body}, secret_values())
             written = statement.model_copy(update={**safe, "previous": earlier[-1].id if earlier else None})

@@ -28,6 +28,7 @@ from typing import Any
 from trainer.contract.canonical import sha256_json
 from trainer.contract.files import replace_bytes, sync
 from vpmoe_assets.lineage import locks, workarea
+from vpmoe_assets.lineage.changes import Changes
 from vpmoe_assets.lineage.digest import file_sha256, merkle_root, scan_tree
 from vpmoe_assets.lineage.errors import (
     ArtifactBlocked,
@@ -87,6 +88,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         self.statements = Statements(self.root)
+        self._changes = Changes(self.root)
         self._hasher = HashCache(self.root / ".work" / "digests.sqlite")
 
     # Where things are.
@@ -323,10 +325,11 @@ class Store:
             (staged / workarea.PENDING_NAME).chmod(0o444)
             final = self.directory(record)
             final.parent.mkdir(parents=True, exist_ok=True)
-            staged.rename(final)
-            sync(final.parent)
-            (final / workarea.PENDING_NAME).rename(final / RECORD_NAME)
-            sync(final)
+            with self._changes.noted(f"{record.experiment}/{record.asset}/{record.version}"):
+                staged.rename(final)
+                sync(final.parent)
+                (final / workarea.PENDING_NAME).rename(final / RECORD_NAME)
+                sync(final)
         return record
 
     def _allot(self, experiment: str, asset: str, digest: str) -> tuple[str, int, str]:

@@ -6,13 +6,12 @@ import dagster as dg
 from pydantic import Field
 
 from vpmoe_assets.lineage.index import Index
-from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.project import store_root
 
 
 class IndexResource(dg.ConfigurableResource):
-    """Writes records into the index; it can be made again from them at any time."""
+    """Keeps the index up to date with the records; it can be made again from them at any time."""
 
     path: str = Field(
         default_factory=lambda: str(store_root() / "index.duckdb"),
@@ -23,6 +22,6 @@ class IndexResource(dg.ConfigurableResource):
         """Return the index."""
         return Index(Path(self.path))
 
-    def insert(self, record: Record, store: Store) -> None:
-        """Add a record; see `vpmoe_assets.lineage.index.Index.insert`."""
-        self.open().insert(record, store)
+    def update(self, store: Store) -> str | None:
+        """Take up what has changed; see `vpmoe_assets.lineage.index.Index.update`."""
+        return self.open().update(store)
