@@ -72,9 +72,8 @@ def publish(
         fill(work, FILES if files is None else files, manifest)
         for name, content in (run or {}).items():
             (work.path / name).write_bytes(content)
-        if accepted:
-            fields["inputs"] = tuple(item.as_input(acceptance=accepted.get(item.asset)) for item in inputs)
-        record = store.publish(work, draft(payload, inputs, **fields))
+        taken = tuple(item.as_input(acceptance=(accepted or {}).get(item.asset)) for item in inputs)
+        record = store.publish(work, draft(payload, **{"inputs": taken, **fields}))
     for check in checks:
         state_verdict(store, record, **check)
     return record
