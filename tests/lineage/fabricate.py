@@ -20,13 +20,20 @@ _counter = itertools.count()
 
 
 def recipe(asset: str, inputs: tuple[Record, ...] = (), **keys: Any) -> tuple[str, dict[str, Any]]:
-    return recipe_fingerprint({"asset": asset, **keys}, CODE_OF_STEP, {ref.asset: ref.digest for ref in inputs})
+    return recipe_fingerprint(
+        {"asset": asset, **keys}, CODE_OF_STEP, {ref.asset: ref.digest for ref in inputs}
+    )
 
 
-def draft(payload: dict[str, Any], inputs: tuple[Record, ...] = (), **fields: Any) -> Draft:
+def draft(
+    payload: dict[str, Any],
+    inputs: tuple[Record, ...] = (),
+    accepted: Mapping[str, str] | None = None,
+    **fields: Any,
+) -> Draft:
     values: dict[str, Any] = {
         "fingerprint_payload": payload,
-        "inputs": tuple(record.as_input() for record in inputs),
+        "inputs": tuple(given.as_input(acceptance=(accepted or {}).get(given.asset)) for given in inputs),
         "execution": {"device": "cpu", "dp": 1},
         "seed": 1234,
         "code": CODE,
@@ -72,8 +79,7 @@ def publish(
         fill(work, FILES if files is None else files, manifest)
         for name, content in (run or {}).items():
             (work.path / name).write_bytes(content)
-        taken = tuple(item.as_input(acceptance=(accepted or {}).get(item.asset)) for item in inputs)
-        record = store.publish(work, draft(payload, **{"inputs": taken, **fields}))
+        record = store.publish(work, draft(payload, inputs, accepted, **fields))
     for check in checks:
         state_verdict(store, record, **check)
     return record

@@ -17,7 +17,7 @@ from vpmoe_assets.lineage.errors import IndexCorruptError, IndexLockedError, Que
 from vpmoe_assets.lineage.index import PATIENCE_S, TABLES, Index
 from vpmoe_assets.lineage.record import RECORD_NAME
 from vpmoe_assets.lineage.rows import MOST_STEPS
-from vpmoe_assets.lineage.statements import Statement
+from vpmoe_assets.lineage.statements import KINDS, Statement
 from vpmoe_assets.lineage.store import Store
 
 KD_MANIFEST = {
@@ -57,7 +57,7 @@ HARMONY_MANIFEST = {
     }
 }
 
-ACCEPTED = {"fingerprint": "f" * 64}
+ACCEPTED = {key: "f" * 64 for key in KINDS["accepted"]}
 VIEWS = ("latest", "ladder", "ancestry", "acceptances", "drift", "leaderboard")
 
 
@@ -192,6 +192,11 @@ def test_rows_say_what_the_record_says(template):
     assert rows("SELECT DISTINCT duration_s, device, torch FROM runs") == [(90.0, "cpu", "2.11.0")]
     assert rows("SELECT recipe->>'asset' FROM artifacts WHERE asset = 'synth' AND experiment = 'full'") == [
         ("synth",)
+    ]
+    assert rows("SELECT DISTINCT path, digest FROM sources") == [("vpmoe_assets/synth.py", "c" * 64)]
+    assert rows("SELECT DISTINCT package, package_version, decides FROM packages ORDER BY 1") == [
+        ("pyarrow", "21.0.0", True),
+        ("torch", "2.11.0", False),
     ]
     assert rows("SELECT area, count(*) FROM files WHERE asset = 'vpmoe_stage1' GROUP BY 1 ORDER BY 1") == [
         ("payload", 2),

@@ -37,10 +37,10 @@ def lineage_assets(experiment: Experiment) -> list[dg.AssetsDefinition]:
         from vpmoe_assets.lineage.verify import verify_record
 
         opened, database = store.open(), index.open()
-        damaged = database.rebuild(opened)
+        left = database.rebuild(opened)
         records = list(opened.records())
         seen: set[str] = set()
-        problems = [str(bad.error) for bad in damaged]
+        problems = [each.message for each in left]
         for record in records:
             problems += [str(problem) for problem in verify_record(opened, record, seen=seen)]
         counts = _counted(database)

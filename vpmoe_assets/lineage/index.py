@@ -259,7 +259,7 @@ def _until(deadline: float) -> float:
 
 
 def _rows(store: Store, record: Record) -> Rows:
-    return rows_of(record, store.directory(record), store.statements.about(record.record_digest))
+    return rows_of(record, store.directory(record), store.statements.about(record))
 
 
 def _everything(store: Store, left: list[Left]) -> Iterator[Rows]:

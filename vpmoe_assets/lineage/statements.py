@@ -53,7 +53,7 @@ KINDS: Mapping[str, frozenset[str]] = {
     "collected": frozenset(),
     "signed": frozenset(),
 }
-"""Every kind, and the keys that its body has at least. A later program may know more: they are kept, unread."""
+"""Every kind, and the keys that its body has at least. A later program may know more: kept, unread."""
 
 PROGRAM = "vpmoe"
 """The author of what the program itself finds."""
