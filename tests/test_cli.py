@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from vpmoe_assets.cli import main
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.record import RECORD_NAME
 from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.resources.process_record import Orchestrator, ProcessRecord
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
@@ -202,6 +204,18 @@ def test_index_rebuild_names_records_that_it_had_to_leave_out(store, chain):
 def test_reap_of_a_quiet_store_finds_nothing(store):
     assert run("reap").output == "nothing to reap\n"
     assert json.loads(run("reap", "--json").output) == []
+
+
+def test_a_job_of_another_host_is_named_and_let_go_of_when_that_host_is_gone(store):
+    work = store.root / ".work" / "smoke" / "vpmoe_stage1-01234567"
+    work.mkdir(parents=True)
+    elsewhere = Orchestrator(1, 0.0, host="node-17", boot="b")
+    ProcessRecord("marker", elsewhere, (), "vpmoe_stage1", None, death_signal=True).write(work)
+    assert "vpmoe_stage1: runs or ran on host node-17" in run("reap").output
+    assert "other hosts on record: node-17" in fails("reap", "--host-gone", "node-7")
+    assert "is this machine" in fails("reap", "--host-gone", socket.gethostname())
+    assert run("reap", "--host-gone", "node-17").output.startswith("vpmoe_stage1: ended 0 processes")
+    assert run("reap").output == "nothing to reap\n"
 
 
 # data build.

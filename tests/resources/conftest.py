@@ -1,7 +1,10 @@
-"""A resource that runs the stand-in trainer inside a Dagster step."""
+"""A resource that runs the stand-in trainer inside a Dagster step; marked processes, as jobs have them."""
 
+import os
+import subprocess
+import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,9 @@ import dagster as dg
 import pytest
 
 from tests.resources.launched import PROGRAMS, PROVENANCE, TEST_ENV
+from tests.resources.marked import Start, process_marker
 from vpmoe_assets.resources import launcher
+from vpmoe_assets.resources.processes import MARKER_ENV, members
 from vpmoe_assets.resources.trainer import TrainerResource, TrainerResult
 
 
@@ -25,6 +30,40 @@ def test_id(monkeypatch: pytest.MonkeyPatch) -> str:
 def leases_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VPMOE_LEASE_DIR", str(tmp_path / "leases"))
     monkeypatch.setenv("PYTHONPATH", str(PROGRAMS))
+
+
+@pytest.fixture
+def marker() -> str:
+    return uuid.uuid4().hex
+
+
+@pytest.fixture
+def start(marker: str) -> Iterator[Start]:
+    """Starts a marked Python program and waits until it says that it is ready."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run(program: str, *arguments: str, mark: str = marker) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            env={**os.environ, MARKER_ENV: mark, "PYTHONFAULTHANDLER": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        return process
+
+    yield run
+    for process in started:
+        for left in members(process_marker(process)) if process.poll() is None else []:
+            left.kill()
+        process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()
 
 
 Run = Callable[..., tuple[dg.ExecuteInProcessResult, TrainerResult | None]]

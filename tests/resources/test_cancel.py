@@ -29,7 +29,7 @@ from tests.resources.launched import PROGRAMS, ROOT, TEST_ENV, carrying
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.resources.leases import Gpu, lease
 from vpmoe_assets.resources.process_record import RECORD_NAME
-from vpmoe_assets.resources.processes import reap
+from vpmoe_assets.resources.reaping import reap
 
 BIN = Path(sys.executable).parent
 GPUS = [Gpu("GPU-fake-0", "Invented"), Gpu("GPU-fake-1", "Invented")]
@@ -174,10 +174,10 @@ def kill_and_reap(site: Site) -> None:
     assert site.run().status == dg.DagsterRunStatus.STARTED
     with site.instance() as instance:
         assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 1
-        (reaped,) = reap(site.artifacts, grace_s=PATIENCE_S, instance=instance)
+        (reaped,) = reap(site.artifacts, grace_s=PATIENCE_S)  # which finds the instance by itself
         assert reaped.processes >= site.nproc
         assert (reaped.needed, reaped.run_failed) == ("none", True)  # it saved and left by itself
-        assert reap(site.artifacts, instance=instance) == []
+        assert reap(site.artifacts) == []
     assert site.run().is_failure
     site.assert_nothing_is_left()
     site.assert_checkpoint_is_complete()

@@ -11,7 +11,7 @@ from typing import Any, Self
 import psutil
 
 RECORD_NAME = ".process.json"
-SCHEMA = "vpmoe.process/1"
+SCHEMA = "vpmoe.process/2"
 
 
 def boot_id() -> str:
@@ -24,18 +24,36 @@ def boot_id() -> str:
 
 @dataclass(frozen=True)
 class Orchestrator:
-    """The process that started a job, by its id and its start time."""
+    """The process that executes a Dagster run and starts its jobs.
+
+    Attributes:
+        pid: Its id.
+        started: Its start time, by which it is told from a later process of the same id.
+        host: Machine.
+        boot: Boot of that machine.
+    """
 
     pid: int
     started: float
+    host: str = field(default_factory=socket.gethostname)
+    boot: str = field(default_factory=boot_id)
 
     @classmethod
     def this(cls) -> Self:
         """Return the record of this process."""
         return cls(os.getpid(), psutil.Process().create_time())
 
-    def alive(self) -> bool:
-        """Whether that very process still runs (ids are given out again)."""
+    @property
+    def here(self) -> bool:
+        """Whether it runs or ran on this machine."""
+        return self.host == socket.gethostname()
+
+    @property
+    def dead(self) -> bool:
+        """Whether it ran on this machine and is gone."""
+        return self.here and (self.boot != boot_id() or not self._runs())
+
+    def _runs(self) -> bool:
         try:
             process = psutil.Process(self.pid)
             return (
@@ -54,12 +72,10 @@ class ProcessRecord:
         orchestrator: Who started it; while that lives, the job is nobody else's business.
         command: The command line, for people.
         asset: Asset that is being made.
-        dagster_run_id: Run to be marked failed, or None.
+        dagster_run_id: Its Dagster run, or None.
         death_signal: Whether the kernel tells the job when the orchestrator dies (Linux).
         pid: Process id of the trainer or of torchrun, for people; None until it is started.
         started_unix_s: When.
-        host: Machine.
-        boot: Boot of that machine.
     """
 
     marker: str
@@ -70,8 +86,6 @@ class ProcessRecord:
     death_signal: bool
     pid: int | None = None
     started_unix_s: float = field(default_factory=time.time)
-    host: str = field(default_factory=socket.gethostname)
-    boot: str = field(default_factory=boot_id)
 
     def write(self, work_dir: Path) -> None:
         """Put the record into the work directory; a reader sees all of it or none."""
@@ -112,13 +126,3 @@ class ProcessRecord:
     def remove(work_dir: Path) -> None:
         """Take the record away: the job has ended."""
         (work_dir / RECORD_NAME).unlink(missing_ok=True)
-
-    @property
-    def here(self) -> bool:
-        """Whether the job ran on this machine."""
-        return self.host == socket.gethostname()
-
-    @property
-    def orphaned(self) -> bool:
-        """Whether it ran on this machine and its orchestrator is gone."""
-        return self.here and (self.boot != boot_id() or not self.orchestrator.alive())

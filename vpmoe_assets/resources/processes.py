@@ -1,4 +1,4 @@
-"""The processes of one trainer job: found, stopped and, after a crash of the orchestrator, reaped.
+"""The processes of one trainer job: found and stopped.
 
 A job is a tree that no process group holds together: torchrun puts every rank into a session of its own. What
 all of them share is a random marker in their environment, inherited over fork and exec. A process is
@@ -12,21 +12,17 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
 import psutil
 
-from vpmoe_assets.resources.process_record import RECORD_NAME, ProcessRecord
-
 MARKER_ENV = "VPMOE_JOB"
 _POLL_S = 0.5
 _DEBOUNCE_S = 5.0
 _HELPERS_S = 5.0
-_SKIPPED_DIRECTORIES = frozenset({"checkpoints", "output", "run", "wandb", ".scratch", ".staged"})
 
 Log = Callable[[str], None]
 
@@ -200,113 +196,3 @@ def _described(processes: list[psutil.Process]) -> str:
         with contextlib.suppress(psutil.Error):
             parts.append(f"{process.pid} ({' '.join(process.cmdline())[:80]})")
     return ", ".join(parts) or "nothing"
-
-
-@dataclass(frozen=True)
-class Reaped:
-    """What was found in one work directory and what was done about it.
-
-    Attributes:
-        work_dir: Where.
-        asset: Asset that was being made.
-        dagster_run_id: Its Dagster run.
-        processes: Processes that were still there.
-        needed: Last signal that was needed: "none" where they were exiting by themselves or had gone.
-        run_failed: Whether the Dagster run was marked failed by this call.
-        note: Why nothing was done, where nothing was.
-    """
-
-    work_dir: Path
-    asset: str
-    dagster_run_id: str | None
-    processes: int = 0
-    needed: str = "none"
-    run_failed: bool = False
-    note: str = ""
-
-
-def _records(store_root: Path) -> Iterator[Path]:
-    """Work directories with a process record. Checkpoints are not walked: they are many and large."""
-    for directory, children, files in os.walk(store_root / ".work"):
-        children[:] = sorted(set(children) - _SKIPPED_DIRECTORIES)
-        if RECORD_NAME in files:
-            yield Path(directory)
-
-
-def settle(
-    work_dir: Path, *, grace_s: float, instance: Any = None, log: Log = lambda message: None
-) -> Reaped | None:
-    """End what a dead orchestrator left behind in a work directory.
-
-    Args:
-        work_dir: The directory.
-        grace_s: Time for a checkpoint that is being written, in seconds.
-        instance: `DagsterInstance` in which the dead run is marked failed and its pool slots are freed; None
-            leaves Dagster alone.
-        log: Told what is done.
-
-    Returns:
-        What was done; None where no job had been left. A job on another machine, or one whose orchestrator is
-        alive, is left alone and the note says so.
-    """
-    record = ProcessRecord.read(work_dir)
-    if record is None:
-        return None
-    if not record.here:
-        note = f"runs or ran on host {record.host}: reap it there"
-        return Reaped(work_dir, record.asset, record.dagster_run_id, note=note)
-    if not record.orphaned:
-        note = f"is being run by process {record.orchestrator.pid}"
-        return Reaped(work_dir, record.asset, record.dagster_run_id, note=note)
-    left = len(members(record.marker))
-    # A job that the kernel told of its orchestrator's death is writing its checkpoint now: no second signal.
-    needed = end_job(
-        record.marker, command=record.command, grace_s=grace_s, interrupt=not record.death_signal, log=log
-    )
-    failed = instance is not None and _fail_run(instance, record)
-    ProcessRecord.remove(work_dir)
-    return Reaped(work_dir, record.asset, record.dagster_run_id, left, needed, failed)
-
-
-def _fail_run(instance: Any, record: ProcessRecord) -> bool:
-    """Mark the run of a dead orchestrator failed and frees the pool slots that it would hold for ever."""
-    run = record.dagster_run_id and instance.get_run_by_id(record.dagster_run_id)
-    if not run:
-        return False
-    unfinished = not run.is_finished
-    if unfinished:
-        instance.report_run_failed(
-            run,
-            f"Process {record.orchestrator.pid} on {record.host}, which executed this run, died; reaped.",
-        )
-    if instance.event_log_storage.supports_global_concurrency_limits:
-        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-    return unfinished
-
-
-def reap(
-    store_root: Path, *, grace_s: float = 600.0, instance: Any = None, log: Log = lambda message: None
-) -> list[Reaped]:
-    """End every job that a killed orchestrator left behind under a store, and close its Dagster run.
-
-    Args:
-        store_root: The store; all work directories under it are looked at.
-        grace_s: Time for a checkpoint that is being written, in seconds, for each job.
-        instance: Dagster instance; by default the one of `DAGSTER_HOME`, and none where that is not set.
-        log: Told what is done.
-
-    Returns:
-        One entry for each work directory with a job in it, also for those that were left alone.
-    """
-    if instance is None and os.environ.get("DAGSTER_HOME"):
-        import dagster as dg
-
-        with dg.DagsterInstance.get() as found:
-            return reap(store_root, grace_s=grace_s, instance=found, log=log)
-    reaped = []
-    for work_dir in _records(store_root):
-        log(f"Looking at {work_dir}")
-        done = settle(work_dir, grace_s=grace_s, instance=instance, log=log)
-        if done is not None:
-            reaped.append(done)
-    return reaped

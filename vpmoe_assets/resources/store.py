@@ -7,6 +7,9 @@ from pydantic import Field
 
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.project import store_root
+from vpmoe_assets.resources.instances import MisplacedInstanceError, require_lasting
+from vpmoe_assets.resources.reaping import close_dead_runs
+from vpmoe_assets.resources.run_record import record_run
 
 
 class StoreResource(dg.ConfigurableResource):
@@ -16,6 +19,25 @@ class StoreResource(dg.ConfigurableResource):
         default_factory=lambda: str(store_root()),
         description="Directory of all artifacts; by default $VPMOE_ARTIFACTS.",
     )
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Record which process executes the run, and close those whose process was killed.
+
+        Every step that makes an artifact has this resource, and Dagster sets it up before the first step of a
+        run and before it waits for a slot in a pool.
+
+        Raises:
+            dagster.Failure: The run would be recorded in an instance that nobody finds again.
+        """
+        if context.run is None or context.instance is None or context.log is None:
+            return  # opened outside a run
+        try:
+            require_lasting(context.instance)
+        except MisplacedInstanceError as error:
+            raise dg.Failure(str(error), allow_retries=False) from None
+        root = Path(self.root)
+        record_run(root, context.instance, context.run.run_id)
+        close_dead_runs(root, context.log.warning)
 
     def open(self) -> Store:
         """Return the store."""

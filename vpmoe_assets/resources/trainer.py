@@ -25,7 +25,8 @@ from vpmoe_assets.resources.launcher import (
     available,
     find,
 )
-from vpmoe_assets.resources.processes import new_marker, settle
+from vpmoe_assets.resources.processes import ProcessesRemainError, new_marker
+from vpmoe_assets.resources.reaping import settle
 from vpmoe_assets.resources.tail import MetricsTail
 from vpmoe_assets.resources.tracking import WandbKeyMissingError, wandb_environment
 from vpmoe_assets.resources.watcher import Limits, StalledError, Watcher
@@ -214,15 +215,15 @@ class TrainerResource(dg.ConfigurableResource):
         """Make sure that nobody else works in a directory: ends what a killed orchestrator left there.
 
         Args:
-            context: Dagster context of the step: its instance and log.
+            context: Dagster context of the step: its log.
             work_dir: Of a job; the caller holds its lock.
 
         Raises:
             dagster.Failure: A job in it is being run by somebody else, or may still run elsewhere.
         """
         try:
-            left = settle(work_dir, grace_s=self.grace_s, instance=context.instance, log=context.log.warning)
-        except ValueError as error:
+            left = settle(work_dir, grace_s=self.grace_s, log=context.log.warning)
+        except (ValueError, ProcessesRemainError) as error:
             raise dg.Failure(str(error), allow_retries=False) from error
         if left is not None and left.note:
             raise dg.Failure(

@@ -7,14 +7,13 @@ only.
 import functools
 import json
 import os
-from pathlib import Path
 
 import dagster as dg
 
-from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.resources import launcher
 from vpmoe_assets.resources.launchers import local
 from vpmoe_assets.resources.leases import Gpu, lease
+from vpmoe_assets.resources.store import StoreResource
 from vpmoe_assets.resources.trainer import TrainerResource
 
 FAKE_GPUS = [Gpu("GPU-fake-0", "Invented"), Gpu("GPU-fake-1", "Invented")]
@@ -26,8 +25,10 @@ launcher.PROGRAM = JOB["program"]
 
 
 @dg.asset(pool="gpu")
-def slow_checkpoint(context: dg.AssetExecutionContext, trainer: TrainerResource) -> dg.MaterializeResult:
-    with Store(Path(os.environ["VPMOE_ARTIFACTS"])).work_area("test", "slow_checkpoint", FINGERPRINT) as work:
+def slow_checkpoint(
+    context: dg.AssetExecutionContext, store: StoreResource, trainer: TrainerResource
+) -> dg.MaterializeResult:
+    with store.open().work_area("test", "slow_checkpoint", FINGERPRINT) as work:
         result = trainer.run(
             context,
             command=JOB["command"],
@@ -47,6 +48,7 @@ def slow_checkpoint(context: dg.AssetExecutionContext, trainer: TrainerResource)
 defs = dg.Definitions(
     assets=[slow_checkpoint],
     resources={
+        "store": StoreResource(),
         "trainer": TrainerResource(
             device=JOB["device"],
             nproc=JOB["nproc"],
@@ -54,7 +56,7 @@ defs = dg.Definitions(
             wandb="disabled",
             grace_s=240.0,
             poll_s=0.2,
-        )
+        ),
     },
     executor=dg.in_process_executor,
 )

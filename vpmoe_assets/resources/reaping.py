@@ -1,0 +1,233 @@
+"""After a crash of an orchestrator: its jobs are ended, its Dagster runs closed, their pool slots freed.
+
+There are two traces. `.process.json` in a work directory names a job's processes, and goes away when they
+have gone. The record of a run (`run_record.py`) names its Dagster instance, and goes away when the run is
+closed there; until then it stays, whatever happens, because nothing else knows of that run.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vpmoe_assets.resources.instances import InstanceUnavailableError, close_run
+from vpmoe_assets.resources.process_record import RECORD_NAME, Orchestrator, ProcessRecord
+from vpmoe_assets.resources.processes import Log, ProcessesRemainError, end_job, members
+from vpmoe_assets.resources.run_record import RunRecord, paths
+
+_SKIPPED_DIRECTORIES = frozenset({"checkpoints", "output", "run", "wandb", ".scratch", ".staged"})
+
+
+class HostNotGoneError(ValueError):
+    """A host was declared gone that is not, or on which nothing is recorded."""
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """What was found and what was done about it: one job, or one run that had none.
+
+    Attributes:
+        work_dir: Of the job.
+        asset: That the job was making.
+        dagster_run_id: Of the job's run, or of the run.
+        processes: Processes of the job that were still there.
+        needed: Last signal that was needed: "none" where they were exiting by themselves or had gone.
+        run_failed: Whether the Dagster run was marked failed by this call.
+        note: Why something was left as it is, and what to do about it.
+    """
+
+    work_dir: Path | None = None
+    asset: str | None = None
+    dagster_run_id: str | None = None
+    processes: int = 0
+    needed: str = "none"
+    run_failed: bool = False
+    note: str = ""
+
+
+def reap(store_root: Path, *, grace_s: float = 600.0, log: Log = lambda message: None) -> list[Reaped]:
+    """End every job that a killed orchestrator left behind under a store, and close its Dagster runs.
+
+    Args:
+        store_root: The store; all work directories under it are looked at.
+        grace_s: Time for a checkpoint that is being written, in seconds, for each job.
+        log: Told what is done.
+
+    Returns:
+        One entry for each work directory with a job in it, also for those that were left alone, and for each
+        run of a dead or foreign process that had no job.
+    """
+    jobs = []
+    for work_dir in _work_dirs(store_root):
+        log(f"Looking at {work_dir}")
+        try:
+            done = settle(work_dir, grace_s=grace_s, log=log)
+        except (ValueError, ProcessesRemainError) as error:
+            done = _unsettled(work_dir, str(error))
+        if done is not None:
+            jobs.append(done)
+    open_jobs = {job.dagster_run_id for job in jobs if job.note}
+    runs = [_closed(path) for path in paths(store_root) if path.stem not in open_jobs]
+    return _joined(jobs, [run for run in runs if run is not None])
+
+
+def settle(work_dir: Path, *, grace_s: float, log: Log = lambda message: None) -> Reaped | None:
+    """End the processes that a dead orchestrator left behind in a work directory.
+
+    Args:
+        work_dir: The directory.
+        grace_s: Time for a checkpoint that is being written, in seconds.
+        log: Told what is done.
+
+    Returns:
+        What was done; None where no job had been left. A job on another machine, or one whose orchestrator is
+        alive, is left alone and the note says so.
+
+    Raises:
+        ValueError: What says so is not a record of a job.
+        ProcessesRemainError: Some could not be ended.
+    """
+    record = ProcessRecord.read(work_dir)
+    if record is None:
+        return None
+    if not record.orchestrator.dead:
+        note = _elsewhere(record.orchestrator)
+        return Reaped(work_dir, record.asset, record.dagster_run_id, note=note)
+    left = len(members(record.marker))
+    # A job that the kernel told of its orchestrator's death is writing its checkpoint now: no second signal.
+    needed = end_job(
+        record.marker, command=record.command, grace_s=grace_s, interrupt=not record.death_signal, log=log
+    )
+    ProcessRecord.remove(work_dir)
+    return Reaped(work_dir, record.asset, record.dagster_run_id, left, needed)
+
+
+def close_dead_runs(store_root: Path, log: Log) -> None:
+    """Close the runs of killed processes of this machine, so that none of their pool slots is waited for.
+
+    Args:
+        store_root: The store whose runs are looked at.
+        log: Told of each run that was closed, and of each that could not be.
+    """
+    for path in paths(store_root):
+        done = _closed(path)
+        if done is not None and done.run_failed:
+            log(f"Run {done.dagster_run_id}, whose process was killed, is marked failed.")
+        elif done is not None and not _is_elsewhere(path):
+            log(done.note)
+
+
+def give_up_host(store_root: Path, host: str) -> list[Reaped]:
+    """Take a machine for gone: its jobs count as ended, its runs are closed, its work directories are free.
+
+    Args:
+        store_root: The store.
+        host: Name of the machine, exactly as it is recorded.
+
+    Raises:
+        HostNotGoneError: It is this machine, or no job and no run of it is recorded.
+    """
+    if host == socket.gethostname():
+        raise HostNotGoneError(f"{host} is this machine; `vpmoe reap` alone ends what was left on it")
+    hosts = set()
+    jobs = []
+    for work_dir in _work_dirs(store_root):
+        record = ProcessRecord.read(work_dir)
+        if record is None:
+            continue
+        hosts.add(record.orchestrator.host)
+        if record.orchestrator.host == host:
+            ProcessRecord.remove(work_dir)
+            jobs.append(Reaped(work_dir, record.asset, record.dagster_run_id))
+    runs = []
+    for path in paths(store_root):
+        run = RunRecord.read(path)
+        hosts.add(run.orchestrator.host)
+        if run.orchestrator.host == host:
+            runs.append(_close(path, run, f"Host {host}, which executed this run, is gone"))
+    if not jobs and not runs:
+        others = ", ".join(sorted(hosts - {socket.gethostname()})) or "none"
+        raise HostNotGoneError(f"nothing is recorded on host {host!r}; other hosts on record: {others}")
+    return _joined(jobs, runs)
+
+
+def _work_dirs(store_root: Path) -> Iterator[Path]:
+    """Work directories with a process record. Checkpoints are not walked: they are many and large."""
+    for directory, children, files in os.walk(store_root / ".work"):
+        children[:] = sorted(set(children) - _SKIPPED_DIRECTORIES)
+        if RECORD_NAME in files:
+            yield Path(directory)
+
+
+def _unsettled(work_dir: Path, problem: str) -> Reaped:
+    try:
+        record = ProcessRecord.read(work_dir)
+    except ValueError:
+        record = None
+    if record is None:
+        return Reaped(work_dir, note=problem)
+    return Reaped(work_dir, record.asset, record.dagster_run_id, note=problem)
+
+
+def _elsewhere(orchestrator: Orchestrator) -> str:
+    if orchestrator.here:
+        return f"is being run by process {orchestrator.pid}"
+    host = orchestrator.host
+    return (
+        f"runs or ran on host {host}: reap it there, or, if that machine is gone for good, with "
+        f"`vpmoe reap --host-gone {host}`"
+    )
+
+
+def _is_elsewhere(path: Path) -> bool:
+    try:
+        return not RunRecord.read(path).orchestrator.here
+    except (ValueError, FileNotFoundError):
+        return False
+
+
+def _closed(path: Path) -> Reaped | None:
+    """Close the run of a record whose process is dead; None where there is nothing to say of it."""
+    try:
+        run = RunRecord.read(path)
+    except FileNotFoundError:  # its process ended just now
+        return None
+    except ValueError as error:
+        return Reaped(dagster_run_id=path.stem, note=str(error))
+    process = run.orchestrator
+    if process.here and not process.dead:
+        return None
+    if not process.here:
+        return Reaped(dagster_run_id=run.run_id, note=_elsewhere(process))
+    done = _close(
+        path, run, f"Process {process.pid} on {process.host}, which executed this run, died; reaped."
+    )
+    return done if done.run_failed or done.note else None
+
+
+def _close(path: Path, run: RunRecord, why: str) -> Reaped:
+    try:
+        with run.instance.open() as instance:
+            failed = close_run(instance, run.run_id, why)
+    except InstanceUnavailableError as error:
+        note = (
+            f"run {run.run_id} could not be closed: {error}. Bring it back and run `vpmoe reap` again; "
+            f"if it was removed on purpose, remove {path}"
+        )
+        return Reaped(dagster_run_id=run.run_id, note=note)
+    path.unlink(missing_ok=True)
+    return Reaped(dagster_run_id=run.run_id, run_failed=failed)
+
+
+def _joined(jobs: list[Reaped], runs: list[Reaped]) -> list[Reaped]:
+    """Say of each job what became of its run, and list the runs without a job after them."""
+    closed = {run.dagster_run_id: run for run in runs}
+    told = [
+        replace(job, run_failed=run.run_failed, note=job.note or run.note)
+        if (run := closed.get(job.dagster_run_id))
+        else job
+        for job in jobs
+    ]
+    of_jobs = {job.dagster_run_id for job in jobs}
+    return told + [run for run in runs if run.dagster_run_id not in of_jobs]
