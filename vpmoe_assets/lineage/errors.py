@@ -41,6 +41,14 @@ class ArtifactBlocked(LineageError):  # noqa: N818
     """A blocking check of the artifact failed, so nothing may be built on it."""
 
 
+class ObjectMissing(LineageError):  # noqa: N818
+    """An object that a record names is not in the store."""
+
+
+class ObjectDamaged(LineageError):  # noqa: N818
+    """The content of an object is not what its name says."""
+
+
 class IndexLockedError(LineageError):
     """Another process is writing the index."""
 

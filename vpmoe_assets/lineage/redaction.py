@@ -64,6 +64,16 @@ def secret_values(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
     return tuple(sorted(values, key=lambda value: (-len(value), value)))
 
 
+def find_secret(content: bytes, environ: Mapping[str, str] | None = None) -> tuple[str, int] | None:
+    """Return the name of a secret variable whose value stands in `content`, and in which line, or None."""
+    for name, value in sorted((os.environ if environ is None else environ).items()):
+        if is_secret_name(name) and len(value) >= _SHORTEST_SECRET:
+            at = content.find(os.fsencode(value))
+            if at >= 0:
+                return name, content.count(b"\n", 0, at) + 1
+    return None
+
+
 def redact_text(text: str, secrets: Sequence[str] = ()) -> str:
     """Return `text` with every secret that one of the nets catches replaced by `[redacted]`."""
     return _INLINE.sub(_hide_value, _without_credentials(text, secrets))
