@@ -11,7 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import trainer
 from trainer.contract.pipe import quiet_when_unread
+from trainer.contract.sources import ForeignSourcesError, require_meant
+from trainer.contract.status import EXIT_FAILED
 from trainer.count import command as count_command
 from trainer.generate import command as generate_command
 
@@ -170,6 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = build_parser().parse_args(arguments)
+    try:
+        require_meant("trainer", trainer.__file__)
+    except ForeignSourcesError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
     # Read when torch is imported. OpenMP's threads spin at the end of every parallel region by default, which
     # on a machine with other work to do makes a step ten times slower; waiting passively costs nothing
     # measurable.
@@ -184,7 +192,6 @@ def _run(options: argparse.Namespace, recipe_of: Callable[["Job"], object], work
     """Run a job once it is known to be one of this command, and Megatron once the job has its heartbeat."""
     from trainer.contract.schema.base import ConfigError
     from trainer.contract.schema.job import load_job
-    from trainer.contract.status import EXIT_FAILED
     from trainer.job.lifecycle import run_job
 
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from tests.resources.launched import PROGRAMS, PROVENANCE, TEST_ENV
+from tests.resources.launched import PROGRAMS, PROVENANCE, ROOT, TEST_ENV
 from tests.resources.marked import Start, process_marker
 from vpmoe_assets.resources import launcher
 from vpmoe_assets.resources.processes import MARKER_ENV, members
@@ -97,6 +97,7 @@ def run_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
                     seed=1,
                     inputs={"donor": (tmp_path / "donor", "d")},
                     provenance=PROVENANCE,
+                    sources=ROOT,
                     work_dir=tmp_path / "work",
                     output_dir=tmp_path / "work" / "output",
                 )

@@ -30,6 +30,7 @@ def launch(tmp_path: Path, nproc: int, device: Literal["cpu", "cuda"] = "cpu") -
         experiment="smoke",
         asset="vpmoe_stage1",
         work_dir=tmp_path,
+        sources=ROOT,
         device=device,
         nproc=nproc,
         environment=dict(os.environ),

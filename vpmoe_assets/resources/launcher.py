@@ -35,9 +35,11 @@ class Launch:
         experiment: Experiment that it is for.
         asset: Asset that is being made.
         work_dir: Work directory; `job.json` is in it, `console.txt` will be.
+        sources: Directory of the sources that every process of the job runs from: its working directory.
         device: Where tensors live; on "cuda" each rank has one GPU.
         nproc: Number of ranks.
-        environment: Whole environment of the orchestrator's job, the launcher's own additions apart.
+        environment: Whole environment of the job, the launcher's own additions apart; Python finds `sources`
+            first in it.
         marker: Random name of this start.
         grace_s: Time that a rank may take to write a checkpoint after a signal, in seconds.
         wait_s: Time to wait for devices that others hold, in seconds.
@@ -48,6 +50,7 @@ class Launch:
     experiment: str
     asset: str
     work_dir: Path
+    sources: Path
     device: Literal["cpu", "cuda"]
     nproc: int
     environment: Mapping[str, str]

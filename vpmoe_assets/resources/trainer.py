@@ -15,6 +15,7 @@ from trainer.contract.files import replace_text
 from trainer.contract.schema.base import ConfigError, parse, plain
 from trainer.contract.schema.job import Job, Part
 from trainer.contract.status import DONE, FAILED, INTERRUPTED, JOB_NAME
+from vpmoe_assets.codebase.running import running_from
 from vpmoe_assets.resources.job_files import OutputIncompleteError, WorkFiles
 from vpmoe_assets.resources.launcher import (
     Handle,
@@ -125,6 +126,7 @@ class TrainerResource(dg.ConfigurableResource):
         seed: int,
         inputs: Mapping[str, tuple[Path | str, str]],
         provenance: Mapping[str, Any],
+        sources: Path,
         work_dir: Path,
         output_dir: Path,
         verify_resume: bool = True,
@@ -146,7 +148,8 @@ class TrainerResource(dg.ConfigurableResource):
             recipe_fingerprint: Identity of recipe, sources and inputs.
             seed: Seed of the job.
             inputs: Path and content digest of each input by its name.
-            provenance: `git_sha`, `git_dirty`, `source_digest`, `lock_digest`.
+            provenance: `git_sha`, `git_dirty`, `source_digest`, `lock_digest`, `snapshot`.
+            sources: Directory of the sources that the job runs from, whatever is edited meanwhile.
             work_dir: Where the job works and where a restart goes on.
             output_dir: Where `payload/` and `summary.json` are to appear.
             verify_resume: Whether a training run repeats its last steps from their checkpoint at the end.
@@ -184,7 +187,7 @@ class TrainerResource(dg.ConfigurableResource):
             )
             steps = job.train_recipe().steps if command == "train" else None
             place = find(self.launcher)
-            environment = wandb_environment(self.wandb, os.environ)
+            environment = running_from(sources, wandb_environment(self.wandb, os.environ))
         except (ConfigError, LauncherNotAvailableError, WandbKeyMissingError) as error:
             raise dg.Failure(f"{asset}: the job cannot be started. {error}", allow_retries=False) from error
         self.take_over(context, work_dir)
@@ -195,7 +198,7 @@ class TrainerResource(dg.ConfigurableResource):
             return self._result(files, summary, resumed_from, True, 0.0, ())
         replace_text(work_dir / JOB_NAME, job.model_dump_json(by_alias=True, indent=1) + "\n")
         files.clear_status()
-        return self._launch(context, place, job, files, environment, steps)
+        return self._launch(context, place, job, files, sources, environment, steps)
 
     def _finished(
         self, context: dg.AssetExecutionContext, files: WorkFiles, asset: str, fingerprint: str
@@ -249,6 +252,7 @@ class TrainerResource(dg.ConfigurableResource):
         place: Launcher,
         job: Job,
         files: WorkFiles,
+        sources: Path,
         environment: dict[str, str],
         steps: int | None,
     ) -> TrainerResult:
@@ -264,6 +268,7 @@ class TrainerResource(dg.ConfigurableResource):
             experiment=job.experiment,
             asset=job.asset,
             work_dir=files.work_dir,
+            sources=sources,
             device=self.device,
             nproc=self.nproc,
             environment=environment,

@@ -20,6 +20,7 @@ FAKE_GPUS = [Gpu("GPU-fake-0", "Invented"), Gpu("GPU-fake-1", "Invented")]
 local.lease = functools.partial(lease, gpus=lambda: FAKE_GPUS)
 
 FINGERPRINT = "f" * 64
+ROOT = Path(__file__).resolve().parents[3]
 JOB = json.loads(os.environ["CANCEL_JOB"])
 launcher.PROGRAM = JOB["program"]
 
@@ -39,6 +40,7 @@ def slow_checkpoint(
             seed=1,
             inputs={name: (path, "d" * 64) for name, path in JOB["inputs"].items()},
             provenance={"git_sha": "0" * 40, "git_dirty": False, "source_digest": "s", "lock_digest": "l"},
+            sources=ROOT,
             work_dir=work.path,
             output_dir=work.output,
         )

@@ -110,12 +110,17 @@ class Part(Frozen):
 
 
 class Provenance(Frozen):
-    """The code that asked for the job."""
+    """The code that asked for the job.
+
+    Attributes:
+        snapshot: sha256 of the archive of the sources that the job was started from, where there is one.
+    """
 
     git_sha: _Text
     git_dirty: bool
     source_digest: _Text
     lock_digest: _Text
+    snapshot: _Text | None = None
 
 
 class Job(Frozen):

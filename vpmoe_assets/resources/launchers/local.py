@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from trainer.contract.status import CONSOLE_NAME
-from vpmoe_assets.project import ROOT
 from vpmoe_assets.resources import bound
 from vpmoe_assets.resources.launcher import Launch
 from vpmoe_assets.resources.leases import Lease, lease
@@ -74,7 +73,7 @@ class LocalHandle:
         with (launch.work_dir / CONSOLE_NAME).open("ab") as console:
             self.process = subprocess.Popen(
                 command_line(launch),
-                cwd=ROOT,
+                cwd=launch.sources,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=console,
@@ -101,18 +100,19 @@ class LocalHandle:
 def command_line(launch: Launch) -> list[str]:
     """Return the command line of the job's first process."""
     if launch.nproc == 1:
-        return [*_bound("SIGINT"), *launch.trainer]
+        return [*_bound(launch, "SIGINT"), *launch.trainer]
     return [
-        *_bound("SIGINT"),
+        *_bound(launch, "SIGINT"),
         *(sys.executable, "-m", "vpmoe_assets.resources.torchrun"),
         *("--shutdown-timeout", str(int(launch.grace_s) + 30), "--"),
         *("--nnodes=1", f"--nproc-per-node={launch.nproc}", "--max-restarts=0"),
         *("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"),
         *(f"--rdzv-id={launch.marker}", "--no-python"),
-        *_bound("SIGTERM"),
+        *_bound(launch, "SIGTERM"),
         *launch.trainer,
     ]
 
 
-def _bound(name: str) -> list[str]:
-    return [sys.executable, "-I", "-S", str(bound.__file__), name]
+def _bound(launch: Launch, name: str) -> list[str]:
+    program = launch.sources.joinpath(*bound.__name__.split(".")).with_suffix(".py")
+    return [sys.executable, "-I", "-S", str(program), name]
