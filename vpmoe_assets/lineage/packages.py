@@ -1,0 +1,28 @@
+"""What is installed: every distribution with its version, and the hash of the list of its files."""
+
+import hashlib
+import re
+from functools import cache
+from importlib import metadata
+
+
+@cache
+def installed_packages() -> tuple[dict[str, str | None], ...]:
+    """Return `{name, version, record_sha256}` of every installed distribution, by name; found out once.
+
+    `record_sha256` is the sha256 of its `RECORD`, which holds a sha256 of each installed file; null where
+    the installer wrote none. Of two distributions of one name the one counts that Python would import.
+    """
+    found: dict[str, dict[str, str | None]] = {}
+    for distribution in metadata.distributions():
+        name, version = distribution.metadata["Name"], distribution.metadata["Version"]
+        if not name:  # what an installer left behind when it was interrupted; nothing can be imported by it
+            continue
+        files = distribution.read_text("RECORD")
+        entry = {
+            "name": name,
+            "version": version,
+            "record_sha256": None if files is None else hashlib.sha256(files.encode()).hexdigest(),
+        }
+        found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), entry)
+    return tuple(found[name] for name in sorted(found))
