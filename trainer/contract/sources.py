@@ -34,7 +34,7 @@ def require_meant(package: str, file: str | None, environment: Mapping[str, str]
     expected = os.path.join(os.path.realpath(meant), *package.split("."), "__init__.py")
     if file is None or os.path.realpath(file) != expected:
         raise ForeignSourcesError(
-            f"{package} was loaded from {file}, and {SOURCES_ENV} says that this job runs from {meant}. Something "
-            "puts another copy first: look at PYTHONPATH, at .pth files and sitecustomize in site-packages. To "
-            f"run that copy by hand, unset {SOURCES_ENV}."
+            f"{package} was loaded from {file}, and {SOURCES_ENV} says that this job runs from {meant}. "
+            "Something puts another copy first: look at PYTHONPATH, at .pth files and at sitecustomize in "
+            f"site-packages. To run that copy by hand, unset {SOURCES_ENV}."
         )

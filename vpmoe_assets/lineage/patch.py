@@ -73,7 +73,15 @@ def _difference(root: Path, commit: str, entries: Mapping[str, bytes], blobs: li
         for number, blob in enumerate(blobs):
             (scratch / f"{number}").write_bytes(blob)
         names = "".join(f"{scratch / str(number)}\n" for number in range(len(blobs)))
-        git(root, "hash-object", "-w", "--no-filters", "--stdin-paths", stdin=names.encode(), environment=apart)
+        git(
+            root,
+            "hash-object",
+            "-w",
+            "--no-filters",
+            "--stdin-paths",
+            stdin=names.encode(),
+            environment=apart,
+        )
         git(root, "read-tree", commit, environment=apart)
         lines = [what + b"\t" + prefix + os.fsencode(path) + b"\0" for path, what in sorted(entries.items())]
         git(root, "update-index", "-z", "--index-info", stdin=b"".join(lines), environment=apart)
