@@ -15,7 +15,9 @@ from trainer.contract.schema.experiment import Experiment
 from trainer.contract.schema.job import Part
 from trainer.contract.status import SUMMARY_NAME
 from vpmoe_assets.lineage.errors import EvidenceMissing
-from vpmoe_assets.lineage.record import CodeState, EvalScore, InputRef, Record
+from vpmoe_assets.lineage.kept import laid_out
+from vpmoe_assets.lineage.objects import ObjectStore
+from vpmoe_assets.lineage.record import CodeState, EvalScore, InputRef, Objects, Record
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.workarea import WorkArea
 from vpmoe_assets.resources.trainer import TrainerResource, TrainerResult
@@ -88,7 +90,8 @@ class Build:
         work: The locked work area; it survives a crash, and the next build of the same fingerprint finds it.
         recipe: The resolved recipe.
         fingerprint: sha256 over recipe, sources and inputs.
-        code: Git state of the checkout.
+        code: Git state of the sources.
+        objects: What is kept of them and of the configuration, to repeat the step.
     """
 
     context: dg.AssetExecutionContext
@@ -99,6 +102,7 @@ class Build:
     recipe: Mapping[str, Any]
     fingerprint: str
     code: CodeState
+    objects: Objects
     environment: Mapping[str, Any]
     _trainer: TrainerResource | None = None
 
@@ -123,7 +127,7 @@ class Build:
         verify_resume: bool = True,
         parts: Mapping[str, Part] | None = None,
     ) -> TrainerResult:
-        """Run a job of the trainer in the work area.
+        """Run a job of the trainer in the work area, from the sources as they were read.
 
         Args:
             command: Of the trainer.
@@ -133,6 +137,9 @@ class Build:
             parts: Of an evaluation: identity and directories of each checkpoint's measurement.
         """
         trainer = self.trainer.alone() if alone else self.trainer
+        snapshot = self.objects.sources
+        if snapshot is None:
+            raise RuntimeError(f"asset {self.asset}: no sources were kept that a job could run from")
         return trainer.run(
             self.context,
             command=command,
@@ -147,7 +154,9 @@ class Build:
                 "git_dirty": self.code.git_dirty,
                 "source_digest": self.code.source_digest,
                 "lock_digest": self.environment["lock_digest"],
+                "snapshot": snapshot,
             },
+            sources=laid_out(ObjectStore(self.store.root), snapshot),
             work_dir=self.work.path,
             output_dir=self.work.output,
             verify_resume=verify_resume,

@@ -113,7 +113,7 @@ def test_everything_a_job_starts_is_loaded_from_its_sources(tmp_path, sources, e
 
 @pytest.fixture
 def hijacked(tmp_path) -> dict[str, str]:
-    """An environment whose site hooks put the checkout before everything else, when modules are looked for."""
+    """An environment whose site hooks find the trainer in the checkout, before Python looks anywhere."""
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(
         "import sys\n"

@@ -18,12 +18,14 @@ from vpmoe_assets.assets.judging import check_results, judge
 from vpmoe_assets.assets.presentation import record_metadata
 from vpmoe_assets.assets.step import Step
 from vpmoe_assets.build import Build, Built, Published
-from vpmoe_assets.lineage.provenance import code_state, environment
-from vpmoe_assets.lineage.record import Attempt, CodeState, Draft, Record
+from vpmoe_assets.codebase.unchanged import SourcesChangedError, loaded_here, require_unchanged
+from vpmoe_assets.lineage.kept import keep
+from vpmoe_assets.lineage.objects import ObjectStore
+from vpmoe_assets.lineage.provenance import code_of, environment
+from vpmoe_assets.lineage.record import Attempt, Draft, Record
 from vpmoe_assets.lineage.renewal import make_latest
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.workarea import WorkArea
-from vpmoe_assets.project import ROOT
 from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.trainer import TrainerResource
 
@@ -76,7 +78,16 @@ class Making:
         return self._published(renewed)
 
     def build(self, step: Step, work: WorkArea, fingerprint: str) -> Build:
-        """Return what the asset's function works with; the state of code and machine is taken now."""
+        """Return what the asset's function works with; what is said of code and machine is said now.
+
+        What an earlier attempt left in the work area is used again unless source files were saved meanwhile
+        that run in this process: it may be of the code in between.
+        """
+        if (here := loaded_here(step.closure)) and not work.begun_with(step.tree.state(here)):
+            self.context.log.warning(
+                f"{step.asset}: begun anew, because source files were saved since an earlier attempt began"
+            )
+        code = code_of(step.tree)
         return Build(
             context=self.context,
             experiment=self.experiment,
@@ -85,7 +96,15 @@ class Making:
             asset=step.asset,
             recipe=step.recipe,
             fingerprint=fingerprint,
-            code=CodeState.model_validate(code_state(ROOT)),
+            code=code.state,
+            objects=keep(
+                ObjectStore(self.store.root),
+                step.tree,
+                code,
+                experiment=self.experiment.written,
+                resolved=self.experiment.model_dump(mode="json", by_alias=True),
+                run_config=self.context.run.run_config,
+            ),
             environment=environment(),
             _trainer=self.trainer,
         )
@@ -108,7 +127,16 @@ class Making:
             inputs: By name; each name is the input's role.
             fingerprint_payload: What the fingerprint is the hash of.
             started: When making it began in this process, ISO 8601; a job may have been begun by another.
+
+        Raises:
+            SourcesChangedError: Source files that run in this process were saved while it was made; what was
+                made is removed.
         """
+        try:
+            require_unchanged(step.tree, loaded_here(step.closure))
+        except SourcesChangedError:
+            build.work.clear()
+            raise
         attempts = [Attempt.model_validate(asdict(attempt)) for attempt in built.attempts]
         record = self.store.publish(
             build.work,
@@ -118,6 +146,7 @@ class Making:
                 execution=dict(built.execution),
                 seed=step.seed,
                 code=build.code,
+                objects=build.objects,
                 environment=dict(build.environment),
                 command=tuple(sys.argv),
                 started_utc=attempts[0].started_utc if attempts else started,

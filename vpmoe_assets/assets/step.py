@@ -1,7 +1,7 @@
 """What makes an asset, before its inputs are known: its identity and its checks."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
@@ -10,6 +10,7 @@ from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import Check
 from vpmoe_assets.codebase.closure import Closure
+from vpmoe_assets.codebase.tree import SourceTree, current
 from vpmoe_assets.lineage.fingerprint import code_version, recipe_fingerprint
 
 
@@ -27,6 +28,7 @@ class Step:
         inputs: Names of the assets that it is made from.
         partial: Names of further ones, each used only if it was ever published.
         external: Digests of inputs that are not assets (a local folder), taken when the step runs.
+        tree: The sources as they were read.
     """
 
     experiment: Experiment
@@ -38,6 +40,7 @@ class Step:
     inputs: Sequence[str] = ()
     partial: Sequence[str] = ()
     external: Callable[[], Mapping[str, str]] | None = None
+    tree: SourceTree = field(default_factory=current)
 
     @property
     def key(self) -> dg.AssetKey:

@@ -8,15 +8,17 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
+from trainer.contract.canonical import sha256_json
 from vpmoe_assets.codebase.bystanders import bystander
 from vpmoe_assets.codebase.closure import Closure, module_name, with_parents
 from vpmoe_assets.codebase.facts import Facts
 from vpmoe_assets.codebase.memory import FactsMemory
+from vpmoe_assets.codebase.snapshot import pack
 from vpmoe_assets.codebase.toolchain import deciding_packages
 from vpmoe_assets.project import ROOT, store_root
 
@@ -70,6 +72,11 @@ class SourceTree:
     def modules(self) -> Mapping[str, str]:
         """Path of every module, by dotted name."""
         return {module_name(path): path for path in self.content if path.endswith(".py")}
+
+    @cached_property
+    def archive(self) -> bytes:
+        """All files as one archive; see `vpmoe_assets.codebase.snapshot`."""
+        return pack(self.content)
 
     def facts(self, path: str) -> Facts:
         """Return what a source says of itself.
@@ -128,6 +135,14 @@ class SourceTree:
         """
         return sorted(path for path in set(paths) if not self._stayed(path))
 
+    def state(self, paths: Iterable[str]) -> str:
+        """Return a digest of how the file system told these files apart from any other state of theirs.
+
+        It differs as soon as one was saved again, be it with the same content.
+        """
+        known = {path: astuple(self._identity[path]) for path in sorted(set(paths))}
+        return sha256_json({"root": str(self.root), "files": known})
+
     def _stayed(self, path: str) -> bool:
         known = self._identity.get(path)
         if known is None or (self.root == ROOT and known.changed_ns > _STARTED_NS - _TICK_NS):
@@ -150,6 +165,14 @@ class SourceTree:
         """Return the modules of this tree among dotted names, with their packages and the importer's."""
         own = [] if importer is None else [importer]
         return [name for name in with_parents([*names, *own]) if name in self.modules]
+
+
+def is_source(path: str) -> bool:
+    """Say whether a file of this path, relative to the project, is one of its sources."""
+    pure = PurePosixPath(path)
+    if pure.parts[:1] and pure.parts[0] in PACKAGES:
+        return len(pure.parts) > 1 and pure.suffix in _CODE and "__pycache__" not in pure.parts
+    return any(len(pure.parts) == other.count("/") + 1 and pure.match(other) for other in _OTHER)
 
 
 def _paths(root: Path) -> Iterator[str]:

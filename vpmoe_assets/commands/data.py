@@ -88,12 +88,13 @@ def build(
       vpmoe data build --input synth/*.parquet --output kd --seq-len 1024 --valid-fraction 0.1 --workers 8
       vpmoe data build --input synth/ --output kd --shard 3 --of 16
     """  # noqa: D301
+    from vpmoe_assets.codebase.tree import current
     from vpmoe_assets.errors import WorkerError
     from vpmoe_assets.harmony.build import DEFAULT_SHARDS, build_kd, work_dir_of
     from vpmoe_assets.harmony.kd_config import KdConfig
     from vpmoe_assets.harmony.pool import Progress
     from vpmoe_assets.harmony.tokenizer import write_tokenizer
-    from vpmoe_assets.lineage.provenance import code_state
+    from vpmoe_assets.lineage.provenance import code_of
 
     if (shard is None) != (of_shards is None):
         raise click.UsageError("--shard and --of go together")
@@ -103,7 +104,7 @@ def build(
         raise click.UsageError(f"--workers must be at least 1, got {workers}")
     files = input_files([*inputs, *more])  # a shell expands --input *.parquet to one option and the rest
     with user_errors(ValueError, WorkerError):
-        scaffold, git_sha = _scaffold(**texts), code_state()["git_sha"]
+        scaffold, git_sha = _scaffold(**texts), code_of(current()).state.git_sha
         tokenizer_dir = work_dir_of(output) / "tokenizer"
         write_tokenizer(tokenizer_dir)
         if shard is not None and of_shards is not None:

@@ -30,7 +30,8 @@ class ObjectStore:
     """
 
     def __init__(self, root: Path) -> None:
-        self.directory = Path(root) / OBJECTS_NAME
+        self.root = Path(root)
+        self.directory = self.root / OBJECTS_NAME
 
     def path(self, sha256: str) -> Path:
         """Return where an object lies, whether it is there or not.

@@ -6,26 +6,24 @@ object directory of its own: git's own files stay as they are.
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from vpmoe_assets.codebase.tree import is_source
 from vpmoe_assets.lineage.git import git
 
 _FILE = b"100644"
 _PREFIXES = ("--src-prefix=a/", "--dst-prefix=b/")
 
 
-def source_patch(
-    root: Path, commit: str, content: Mapping[str, bytes], takes: Callable[[str], bool]
-) -> bytes | None:
+def source_patch(root: Path, commit: str, content: Mapping[str, bytes]) -> bytes | None:
     """Return what makes the sources of a commit into `content`, new and removed files included.
 
     Args:
         root: The project: the top of the checkout, or a directory in it. Paths in the patch are from the top.
         commit: Full hash.
         content: Bytes of every source file by its path relative to `root`.
-        takes: Says of a path relative to `root` whether it is one of a source file.
 
     Returns:
         The patch; None where there is no difference.
@@ -35,7 +33,7 @@ def source_patch(
     """
     before = _committed(root, commit)
     sha = hashlib.sha1 if len(commit) == 40 else hashlib.sha256
-    entries: dict[str, bytes] = {path: b"0 " + b"0" * len(commit) for path in before if takes(path)}
+    entries: dict[str, bytes] = {path: b"0 " + b"0" * len(commit) for path in before if is_source(path)}
     new: list[tuple[str, bytes]] = []
     for path, its in content.items():
         mode, known = before.get(path, (_FILE, b""))

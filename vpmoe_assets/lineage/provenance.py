@@ -4,15 +4,20 @@ import hashlib
 import os
 import platform
 import re
-import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 from trainer.contract.canonical import sha256_json
+from vpmoe_assets.codebase.tree import SourceTree, is_source
 from vpmoe_assets.lineage.digest import FileEntry, file_sha256, merkle_root
 from vpmoe_assets.lineage.errors import ProvenanceError
+from vpmoe_assets.lineage.git import git
+from vpmoe_assets.lineage.patch import source_patch
+from vpmoe_assets.lineage.record import CodeState
 from vpmoe_assets.lineage.redaction import redact
 from vpmoe_assets.project import ROOT
 
@@ -41,27 +46,29 @@ VARIABLES = re.compile(
 )
 """Environment variables that can change a result. Everything else stays out of the record."""
 
-_SOURCE_GLOBS = (
-    "vpmoe_assets/**/*.py",
-    "vpmoe_assets/**/*.sql",
-    "trainer/**/*.py",
-    "configs/*.toml",
-    "pyproject.toml",
-    "requirements.lock",
-)
 _SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-# What only bounds git's search for the checkout, or says where git is installed. Any other GIT_ variable can
-# put a repository, tree, index or settings of somebody else in the place of the checkout's: git itself sets
-# GIT_DIR and GIT_INDEX_FILE while a hook runs, some people export GIT_DIR for a repository of their dotfiles.
-_HARMLESS_TO_GIT = {"GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH"}
 
 
-def code_state(root: Path = ROOT) -> dict[str, Any]:
-    """Return `{git_sha, git_dirty, patch_digest, source_digest}` of the checkout at `root`.
+@dataclass(frozen=True)
+class Code:
+    """The code that runs.
 
-    `patch_digest` is the sha256 of what differs from the commit (the binary diff, and the digests of
-    untracked files), null when nothing does. `source_digest` is the Merkle root of the project's own
-    source, config and lock files, whether git knows them or not.
+    Attributes:
+        state: What a record says of it.
+        patch: What makes the sources of the commit into those that run, for `git apply`; None where they are
+            the same, or where no commit is at hand to compare with.
+    """
+
+    state: CodeState
+    patch: bytes | None
+
+
+def code_of(tree: SourceTree) -> Code:
+    """Return which commit the sources are of, and what differs.
+
+    The sources are those that were read, whatever lies on the disk by now; the rest of the checkout is looked
+    at as it is. `patch_digest` is over both differences, null where there is none; `source_digest` is the
+    Merkle root of the sources, whether git knows them or not.
 
     On a machine without git, or where the checkout is a plain copy, the commit comes from
     `VPMOE_GIT_SHA`; such a tree counts as dirty unless `VPMOE_GIT_DIRTY=0`, since nothing proves that
@@ -70,22 +77,30 @@ def code_state(root: Path = ROOT) -> dict[str, Any]:
     Raises:
         ProvenanceError: No commit can be established.
     """
+    root, patch, digest = tree.root, None, None
     try:
-        sha = _git(root, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
-        if not _git(root, "ls-files", "--", "."):
+        sha = git(root, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
+        if not git(root, "ls-files", "--", "."):
             raise ProvenanceError(f"the git repository around {root} holds none of its files")
     except ProvenanceError as error:
-        sha, dirty, patch = _declared_commit(error), os.environ.get("VPMOE_GIT_DIRTY", "1") != "0", None
+        sha, dirty = _declared_commit(error), os.environ.get("VPMOE_GIT_DIRTY", "1") != "0"
     else:
-        dirty, patch = _difference(root)
-    return {"git_sha": sha, "git_dirty": dirty, "patch_digest": patch, "source_digest": source_digest(root)}
+        patch = source_patch(root, sha, tree.content)
+        others = _others_changed(root, sha)
+        dirty = patch is not None or bool(others)
+        if dirty:
+            sources = None if patch is None else hashlib.sha256(patch).hexdigest()
+            digest = sha256_json({"sources": sources, "others": others})
+    state = CodeState(
+        git_sha=sha, git_dirty=dirty, patch_digest=digest, source_digest=source_digest(tree.content)
+    )
+    return Code(state, patch)
 
 
-def source_digest(root: Path = ROOT) -> str:
-    """Return the Merkle root of the project's source files (packages, configs, project file, lock)."""
-    files = {path for pattern in _SOURCE_GLOBS for path in root.glob(pattern) if path.is_file()}
+def source_digest(content: Mapping[str, bytes]) -> str:
+    """Return the Merkle root of source files (packages, configs, project file, lock)."""
     return merkle_root(
-        FileEntry(path.relative_to(root).as_posix(), path.stat().st_size, file_sha256(path)) for path in files
+        FileEntry(path, len(its), hashlib.sha256(its).hexdigest()) for path, its in content.items()
     )
 
 
@@ -128,42 +143,17 @@ def _declared_commit(error: ProvenanceError) -> str:
     return sha
 
 
-def _difference(root: Path) -> tuple[bool, str | None]:
-    """Say whether the tree differs from its commit, and give the digest of the difference."""
-    diff = _git(root, "diff", "--binary", "--no-color", "--no-ext-diff", "HEAD", "--", ".")
-    names = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", ".").split(b"\0")
-    untracked = {}
-    for name in sorted(filter(None, names)):
+def _others_changed(root: Path, commit: str) -> dict[str, str | None]:
+    """Return the files beside the sources that differ from the commit, new ones too, with their sha256."""
+    tracked = git(root, "diff", "--name-only", "--no-renames", "--relative", "-z", commit, "--", ".")
+    untracked = git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", ".")
+    found: dict[str, str | None] = {}
+    for name in sorted(filter(None, (tracked + untracked).split(b"\0"))):
         path = root / os.fsdecode(name)
-        if path.is_file():
-            untracked[os.fsencode(name).decode("utf-8", "backslashreplace")] = file_sha256(path)
-    if not diff and not untracked:
-        return False, None
-    return True, sha256_json({"diff": hashlib.sha256(diff).hexdigest(), "untracked": untracked})
-
-
-def _git(root: Path, *arguments: str) -> bytes:
-    """Ask git about the checkout that `root` lies in, whatever the environment says of another one."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("GIT_") or name in _HARMLESS_TO_GIT
-    }
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(root), *arguments],
-            capture_output=True,
-            check=False,
-            env={**inherited, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
-        )
-    except FileNotFoundError as error:
-        raise ProvenanceError("git is not installed") from error
-    if result.returncode:
-        lines = result.stderr.decode(errors="replace").strip().splitlines()
-        raise ProvenanceError(
-            f"git {arguments[0]}: {lines[0] if lines else f'exit code {result.returncode}'}"
-        )
-    return result.stdout
+        if not is_source(os.fsdecode(name)):
+            shown = name.decode("utf-8", "backslashreplace")
+            found[shown] = file_sha256(path) if path.is_file() else None
+    return found
 
 
 def _version(package: str) -> str | None:

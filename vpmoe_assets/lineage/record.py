@@ -160,7 +160,7 @@ class CheckOutcome(Frozen):
 
 
 class CodeState(Frozen):
-    """The code that ran; see `vpmoe_assets.lineage.provenance.code_state`."""
+    """The code that ran; see `vpmoe_assets.lineage.provenance.code_of`."""
 
     git_sha: GitSha
     git_dirty: bool

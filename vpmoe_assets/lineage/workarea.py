@@ -30,6 +30,7 @@ from vpmoe_assets.lineage.record import MANIFEST_NAME, RECORD_NAME
 
 PENDING_NAME = f"{RECORD_NAME}.pending"
 _STAGED, _JOURNAL, _FINGERPRINT, _SCRATCH = ".staged", ".moves.json", ".fingerprint", ".scratch"
+_BEGUN_WITH = ".begun-with"
 _UNPUBLISHED = {"output", "run", "heartbeat"}
 
 
@@ -89,7 +90,7 @@ class WorkArea:
 
     def is_empty(self) -> bool:
         """Say whether there is nothing in it to go on from."""
-        own = {_FINGERPRINT}
+        own = {_FINGERPRINT, _BEGUN_WITH}
         return all(set(names) <= own for _, _, names in os.walk(self.path))
 
     def prepare(self) -> None:
@@ -108,6 +109,22 @@ class WorkArea:
                 f"{self.path} holds work of fingerprint {found}, not {self.fingerprint}; "
                 "remove that directory"
             )
+
+    def begun_with(self, state: str) -> bool:
+        """Make sure that what lies here was begun with the code in a certain state, or start over.
+
+        Args:
+            state: Of the code, as `vpmoe_assets.codebase.tree.SourceTree.state` tells it.
+
+        Returns:
+            False where the area held work that was begun otherwise, which is removed.
+        """
+        marker = self.path / _BEGUN_WITH
+        same = (marker.read_text() if marker.exists() else "") == state or self.is_empty()
+        if not same:
+            self.clear()
+        replace_bytes(marker, state.encode())
+        return same
 
     def stage(self) -> Path:
         """Move what is to be published into one directory of the published layout and return it."""

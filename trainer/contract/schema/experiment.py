@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import (
@@ -89,6 +89,12 @@ class Experiment(Frozen):
     training: TrainingConfig
     stages: Stages
     evaluation: Evaluation | None = None
+    _written: str = PrivateAttr(default="")
+
+    @property
+    def written(self) -> str:
+        """The text that it was read from; empty where it was not read from a file."""
+        return self._written
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -334,7 +340,8 @@ def load_experiment(name_or_path: str | Path) -> Experiment:
     """
     path = _locate(name_or_path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes().decode()
+        raw = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"not valid TOML: {error}", origin=str(path)) from None
     merged, inherited = inherit(raw, WITHOUT_GEOMETRY)
@@ -346,6 +353,7 @@ def load_experiment(name_or_path: str | Path) -> Experiment:
             f"name: found {experiment.name!r}; expected {name_or_path!r}, as the file is called",
             origin=path.name,
         )
+    experiment._written = text
     return experiment
 
 

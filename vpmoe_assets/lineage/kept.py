@@ -1,0 +1,85 @@
+"""What is kept of a step beside its artifact, so that the record alone is enough to repeat it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vpmoe_assets.codebase.snapshot import lay_out
+from vpmoe_assets.codebase.tree import SourceTree
+from vpmoe_assets.lineage.objects import ObjectStore, refuse_secrets
+from vpmoe_assets.lineage.packages import installed_packages
+from vpmoe_assets.lineage.provenance import Code
+from vpmoe_assets.lineage.record import Objects
+from vpmoe_assets.lineage.redaction import redact
+
+_SOURCES = Path(".work", ".sources")
+
+
+def keep(
+    objects: ObjectStore,
+    tree: SourceTree,
+    code: Code,
+    *,
+    experiment: str,
+    resolved: Mapping[str, Any],
+    run_config: Mapping[str, Any],
+) -> Objects:
+    """Keep what a step is made with, and return the objects by which its record names it.
+
+    Args:
+        objects: Where.
+        tree: The sources that it runs.
+        code: What is said of them.
+        experiment: TOML of the experiment, as written; empty where it was written nowhere.
+        resolved: The experiment with every default written out.
+        run_config: Dagster's; kept without its secrets.
+
+    Raises:
+        SecretFoundError: A file holds the value of a secret variable of the environment, or the experiment a
+            credential; says which, and where.
+    """
+    return Objects(
+        sources=keep_sources(objects, tree),
+        experiment=objects.put(experiment.encode(), "the experiment's TOML") if experiment else None,
+        resolved_experiment=objects.put_json(_plain(resolved), "the experiment"),
+        run_config=objects.put_json(redact(_plain(run_config)), "the run configuration"),
+        packages=objects.put_json(installed_packages(), "the list of packages"),
+        patch=None if code.patch is None else objects.put(code.patch, "the patch of the sources"),
+    )
+
+
+def keep_sources(objects: ObjectStore, tree: SourceTree) -> str:
+    """Keep the sources as they were read, and return the sha256 of their archive."""
+    for path, content in tree.content.items():
+        refuse_secrets(content, path)
+    return objects.put(tree.archive, "the archive of the sources")
+
+
+def laid_out(objects: ObjectStore, sources: str) -> Path:
+    """Return a directory that holds kept sources, and nothing else, for programs to run from.
+
+    It is shared by all that run from these sources, and compared with the object each time.
+
+    Args:
+        objects: Where they are kept.
+        sources: sha256 of their archive.
+
+    Raises:
+        ObjectMissing: The object is not there.
+        ObjectDamaged: It is not what its name says.
+    """
+    directory = objects.root / _SOURCES / sources
+    lay_out(objects.get(sources), directory)
+    return directory
+
+
+def _plain(value: Mapping[str, Any]) -> Any:
+    """Return a mapping as plain JSON values; Dagster's are of classes of its own."""
+    return json.loads(json.dumps(value, default=_plainly))
+
+
+def _plainly(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
