@@ -579,3 +579,12 @@ def test_scaling_an_optimizer_keeps_the_proportions_of_its_rates(lr):
     assert scaled.lr == lr
     assert scaled.normuon_aux_lr / lr == pytest.approx(0.15)
     assert scaled.decoupled_lr is None
+
+
+def test_an_experiment_keeps_the_text_that_it_was_read_from_and_is_equal_without_it(tmp_path):
+    smoke = load_experiment("smoke")
+    (tmp_path / "smoke.toml").write_bytes(smoke.written.replace("\n", "\r\n").encode() + b"# mine\r\n")
+    mine = load_experiment(tmp_path / "smoke.toml")
+    assert mine.written.endswith("# mine\r\n")
+    assert mine == smoke
+    assert "written" not in mine.model_dump()

@@ -2,10 +2,11 @@
 
 import difflib
 import tomllib
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import (
@@ -89,12 +90,11 @@ class Experiment(Frozen):
     training: TrainingConfig
     stages: Stages
     evaluation: Evaluation | None = None
-    _written: str = PrivateAttr(default="")
 
-    @property
+    @cached_property
     def written(self) -> str:
         """The text that it was read from; empty where it was not read from a file."""
-        return self._written
+        return ""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -353,7 +353,7 @@ def load_experiment(name_or_path: str | Path) -> Experiment:
             f"name: found {experiment.name!r}; expected {name_or_path!r}, as the file is called",
             origin=path.name,
         )
-    experiment._written = text
+    experiment.__dict__["written"] = text  # beside the fields: it is no part of what makes two of them equal
     return experiment
 
 
