@@ -11,7 +11,8 @@ import pytest
 from tests.assets.graphs import PROGRAMS, write_experiment
 from tests.lineage.fabricate import publish
 from trainer.contract.schema.experiment import load_experiment
-from vpmoe_assets.assets.evals import SHARED_INPUTS, eval_name, evals_assets
+from vpmoe_assets.assets.evals import SHARED_INPUTS, evals_assets
+from vpmoe_assets.evaluation.names import eval_name
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.store import Store

@@ -75,7 +75,7 @@ def write_config(
     """
     config = {
         "schema": SCHEMA,
-        "architecture": plain(architecture, nulls=True),
+        "architecture": plain(architecture),
         "dtype": dtype,
         "parameters": parameters,
         "tensors": tensors,

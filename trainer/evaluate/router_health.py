@@ -8,7 +8,7 @@ from trainer.evaluate.megatron import MegatronModel
 from trainer.evaluate.models import LanguageModel
 from trainer.evaluate.ppl import CONVERSATION_INPUT
 from trainer.evaluate.suite import SuiteContext, SuiteResult
-from trainer.job.metrics import router_metrics
+from trainer.model.router_metrics import router_metrics
 
 BATCH_TOKENS = 8192
 """Whole conversations with at least this many tokens together, or the whole held-out split."""

@@ -22,10 +22,11 @@ from trainer.data.sampler import collate
 from trainer.errors import NonFiniteGradientError
 from trainer.job.distributed import Layout, seed_everything, together
 from trainer.job.lifecycle import JobError
-from trainer.job.metrics import Value, router_metrics
+from trainer.job.metrics import Value
 from trainer.losses.common.objective import load_objective
 from trainer.model.gpt import VPGPTModel
 from trainer.model.init import require_filled
+from trainer.model.router_metrics import router_metrics
 from trainer.optim.freezing import train_only_layers
 from trainer.optim.optimizer import Optimizer
 from trainer.optim.schedule import lr_fraction, thaw_fraction

@@ -29,9 +29,7 @@ from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.codebase.tree import current
 from vpmoe_assets.codebase.words import job_roots
 from vpmoe_assets.errors import DataError
-from vpmoe_assets.evaluation.comparison import before, delta, read_report, sentences
-from vpmoe_assets.evaluation.export import EVAL_PREFIX
-from vpmoe_assets.evaluation.scores import core8_table, scores
+from vpmoe_assets.evaluation.names import eval_name
 from vpmoe_assets.lineage.errors import ArtifactMissing, LineageError
 from vpmoe_assets.lineage.workarea import WorkArea
 from vpmoe_assets.resources.index import IndexResource
@@ -40,11 +38,6 @@ from vpmoe_assets.resources.trainer import TrainerResource
 
 SHARED_INPUTS = ("core8_bundle", "healing_text_v1", "synth_kd_v1", "o200k_tokenizer")
 """What every checkpoint is measured on, and the tokenizer of ours."""
-
-
-def eval_name(checkpoint: str) -> str:
-    """Return the asset that measures a checkpoint."""
-    return f"{EVAL_PREFIX}{checkpoint}"
 
 
 def evals_assets(experiment: Experiment, checkpoints: Sequence[str]) -> list[Produced]:
@@ -234,6 +227,9 @@ class _Evaluation:
 
     def publish(self, one: _Due, job: Build) -> Published:
         """Publish one checkpoint's report."""
+        from vpmoe_assets.evaluation.comparison import read_report
+        from vpmoe_assets.evaluation.scores import scores
+
         step = one.plan.step
         summary = orjson.loads((one.work.output / SUMMARY_NAME).read_bytes())
         report = read_report(one.work.payload, one.plan.checkpoint)
@@ -251,6 +247,8 @@ class _Evaluation:
         self, plan: _Plan, report: Published, inputs: Mapping[str, Published], *, reused: bool
     ) -> dg.MaterializeResult:
         """Return what Dagster is told, with what changed since the checkpoint before as things are now."""
+        from vpmoe_assets.evaluation.comparison import sentences
+
         against, change = self.change(plan.checkpoint, report)
         for line in sentences(plan.checkpoint, change) if change else ():
             self.making.context.log.info(line)
@@ -262,6 +260,8 @@ class _Evaluation:
 
     def change(self, checkpoint: str, report: Published) -> tuple[str, dict[str, Any] | None]:
         """Return what a checkpoint is compared with, in words, and the difference where there is one."""
+        from vpmoe_assets.evaluation.comparison import before, delta, read_report
+
         against = before(self.checkpoints, checkpoint)
         if against is None:
             return "nothing: the first of its ladder", None
@@ -276,6 +276,8 @@ class _Evaluation:
 
 
 def _report_metadata(item: Published, against: str, change: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    from vpmoe_assets.evaluation.scores import core8_table
+
     name = item.record.details["object"]
     report = orjson.loads((item.payload / f"{name}.json").read_bytes())
     shown: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -10,8 +10,10 @@ from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.produced import produced_asset
 from vpmoe_assets.assets.step import Produced
 from vpmoe_assets.build import Build, Built, Published
-from vpmoe_assets.evaluation.comparison import Report, before, delta, read_report
-from vpmoe_assets.evaluation.ladder import Rung, images, page, write_ladder
+
+if TYPE_CHECKING:
+    from vpmoe_assets.evaluation.comparison import Report
+    from vpmoe_assets.evaluation.ladder import Rung
 
 
 def ladder_report(experiment: Experiment, evaluations: Mapping[str, str]) -> Produced:
@@ -37,6 +39,9 @@ def ladder_report(experiment: Experiment, evaluations: Mapping[str, str]) -> Pro
         It draws what has been evaluated so far, each checkpoint with what changed since the one before.
         `run/ladder.html` is the page, with links to every record.
         """
+        from vpmoe_assets.evaluation.comparison import before
+        from vpmoe_assets.evaluation.ladder import images, page, write_ladder
+
         shutil.rmtree(build.payload)
         build.payload.mkdir()
         reports = {name: _report(evals[of]) for name, of in evaluations.items() if of in evals}
@@ -52,11 +57,16 @@ def ladder_report(experiment: Experiment, evaluations: Mapping[str, str]) -> Pro
     return ladder_report
 
 
-def _report(evaluation: Published) -> Report:
+def _report(evaluation: Published) -> "Report":
+    from vpmoe_assets.evaluation.comparison import read_report
+
     return read_report(evaluation.payload, evaluation.record.details["object"])
 
 
-def _rung(build: Build, evaluation: Published, report: Report, baseline: Report | None) -> Rung:
+def _rung(build: Build, evaluation: Published, report: "Report", baseline: "Report | None") -> "Rung":
+    from vpmoe_assets.evaluation.comparison import delta
+    from vpmoe_assets.evaluation.ladder import Rung
+
     measured = next(given for given in evaluation.record.inputs if given.asset == report.name)
     record = build.store.find(build.experiment.name, report.name, measured.version)
     return Rung.of(
@@ -69,6 +79,8 @@ def _rung(build: Build, evaluation: Published, report: Report, baseline: Report 
 
 
 def _metadata(item: Published) -> Mapping[str, Any]:
+    from vpmoe_assets.evaluation.ladder import images
+
     plots = "\n\n".join(f"![{name}]({source})" for name, source in images(item.payload).items())
     return {
         "page": dg.MetadataValue.path(item.directory / "run" / "ladder.html"),

@@ -13,7 +13,7 @@ BYSTANDERS: Mapping[str, str] = {
     "trainer.contract.status": "names of the files by which the two processes talk; none is in a payload",
     "trainer.job.deliverable": "renames a finished payload and writes the summary beside it",
     "trainer.job.lifecycle": "log, heartbeat, STATUS and exit code of a job",
-    "trainer.job.metrics": "the curve and the health of the routers, for people, beside the payload",
+    "trainer.job.metrics": "writes the curve, beside the payload",
     "trainer.job.signals": "asks a job to stop; what it then does is the step's own code",
     "trainer.job.workdir": "log, heartbeat and paths of the work directory",
     "trainer.train.drift": "repeats the last steps after the weights are written, and only compares",
@@ -24,8 +24,7 @@ BYSTANDERS: Mapping[str, str] = {
     "vpmoe_assets.checks": "judge what is published; a check has a version of its own",
     "vpmoe_assets.codebase": "finds out what the code of a step is",
     "vpmoe_assets.definitions": "assembles the graph",
-    "vpmoe_assets.lineage.record": "the record of an input; its payload is in the fingerprint by its digest",
-    "vpmoe_assets.lineage.store": "keeps what was made",
+    "vpmoe_assets.lineage.errors": "end a step, so that nothing is published; no step catches one",
     "vpmoe_assets.resources": "starts jobs, watches them and tells Dagster",
     "vpmoe_assets.rungs": "how a rung is shown and checked",
 }

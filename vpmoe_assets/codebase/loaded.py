@@ -1,11 +1,15 @@
 """What a process really loaded of this project: evidence beside the closure, which is only computed."""
 
+import ast
 import sys
 from collections.abc import Iterable
 
-from vpmoe_assets.codebase.bystanders import BYSTANDERS, bystander
+from vpmoe_assets.codebase.bystanders import bystander
 from vpmoe_assets.codebase.closure import Closure
+from vpmoe_assets.codebase.syntax import tree_digest
 from vpmoe_assets.codebase.tree import PACKAGES, SourceTree
+
+_SAYS_NOTHING = tree_digest(ast.Module([], []))
 
 
 def loaded_modules() -> list[str]:
@@ -17,13 +21,15 @@ def unexplained(tree: SourceTree, closure: Closure, loaded: Iterable[str]) -> li
     """Return the loaded modules that are neither in a step's closure nor stand by, sorted.
 
     A module stands by that is a bystander, or that one brings along by an import at its top level. What a
-    bystander imports inside a function is not excused: an asset's function imports its step so.
+    bystander imports inside a function is not excused: an asset's function imports its step so. A package
+    whose `__init__` holds a docstring is loaded by whoever lists it.
 
     Args:
         tree: The sources.
         closure: Of the step.
         loaded: By the process that made it.
     """
+    packages = {name for name, path in tree.modules.items() if tree.facts(path).digest == _SAYS_NOTHING}
     beside = tree.brought_along(name for name in tree.modules if bystander(name) is not None)
     code = {name for name, path in tree.modules.items() if path in closure.sources}
-    return sorted(set(loaded) - code - beside - set(BYSTANDERS))
+    return sorted(set(loaded) - code - beside - packages)

@@ -51,6 +51,7 @@ NEUTRAL: Mapping[str, str] = {
     "filelock": "locks",
     "huggingface_hub": "fetches files that are held to a pinned commit and sha256",
     "megatron": "recorded, and compared under `strict_toolchain`",
+    "pydantic": "its error is caught where openai-harmony refuses a conversation",
     "torch": "recorded, and compared under `strict_toolchain`",
     "tqdm": "bars on a terminal",
 }

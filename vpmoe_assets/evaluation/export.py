@@ -7,9 +7,8 @@ from typing import Any
 
 from trainer.contract.canonical import canonical_json
 from vpmoe_assets.evaluation.comparison import Report, before, delta, read_report
+from vpmoe_assets.evaluation.names import eval_name
 from vpmoe_assets.lineage.store import Store
-
-EVAL_PREFIX = "eval_"
 
 
 def export_reports(store: Store, experiment: str, ladder: Sequence[str], output: Path) -> list[Path]:
@@ -25,8 +24,8 @@ def export_reports(store: Store, experiment: str, ladder: Sequence[str], output:
         LineageError: An evaluation is damaged.
         DataError: Two evaluations cannot be compared.
     """
-    evaluated = [name for name in ladder if store.latest(experiment, EVAL_PREFIX + name) is not None]
-    found = {name: store.require(experiment, EVAL_PREFIX + name) for name in evaluated}
+    evaluated = [name for name in ladder if store.latest(experiment, eval_name(name)) is not None]
+    found = {name: store.require(experiment, eval_name(name)) for name in evaluated}
     written = []
     reports = {name: read_report(store.payload(record), name) for name, record in found.items()}
     for name, record in found.items():

@@ -14,9 +14,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vpmoe_assets.lineage.record import Record
+if TYPE_CHECKING:
+    from vpmoe_assets.lineage.record import Record
 
 SCHEMA = "vpmoe.ladder_report/1"
 NLL_PARTS = ("text", "reasoning", "final")
@@ -53,7 +54,7 @@ class Rung:
         cls,
         name: str,
         report: Mapping[str, Any],
-        record: Record | None,
+        record: "Record | None",
         delta: Mapping[str, Any] | None = None,
         link: str | None = None,
     ) -> "Rung":

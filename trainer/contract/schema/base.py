@@ -156,7 +156,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 
 
-def plain(model: BaseModel, *, nulls: bool = False) -> dict[str, Any]:
+def plain(model: BaseModel) -> dict[str, Any]:
     """Return the table as JSON values, in the order of declaration: what a fingerprint is taken over.
 
     Defaults are written out. Left out are an optional key that is not set (None, its default), and a
@@ -164,29 +164,28 @@ def plain(model: BaseModel, *, nulls: bool = False) -> dict[str, Any]:
 
     Args:
         model: The table.
-        nulls: Write optional keys that are not set as null. Published weights say so in their `config.json`.
     """
-    return _pruned(model, model.model_dump(mode="json", by_alias=True), nulls)
+    return _pruned(model, model.model_dump(mode="json", by_alias=True))
 
 
-def _pruned(value: Any, dumped: Any, nulls: bool) -> Any:
+def _pruned(value: Any, dumped: Any) -> Any:
     if isinstance(value, BaseModel):
         return {
-            field.alias or name: _pruned(getattr(value, name), dumped[field.alias or name], nulls)
+            field.alias or name: _pruned(getattr(value, name), dumped[field.alias or name])
             for name, field in type(value).model_fields.items()
-            if not _is_absent(field, getattr(value, name), nulls)
+            if not _is_absent(field, getattr(value, name))
         }
     if isinstance(value, Mapping):
-        return {key: _pruned(value[key], item, nulls) for key, item in dumped.items()}
+        return {key: _pruned(value[key], item) for key, item in dumped.items()}
     if isinstance(value, tuple | list):
-        return [_pruned(*pair, nulls) for pair in zip(value, dumped, strict=True)]
+        return [_pruned(*pair) for pair in zip(value, dumped, strict=True)]
     return dumped
 
 
-def _is_absent(field: FieldInfo, value: Any, nulls: bool) -> bool:
+def _is_absent(field: FieldInfo, value: Any) -> bool:
     if any(isinstance(item, Neutral) for item in field.metadata):
         return bool(value == field.default)
-    return value is None and field.default is None and not nulls
+    return value is None and field.default is None
 
 
 def parse[M: BaseModel](
