@@ -57,7 +57,7 @@ HARMONY_MANIFEST = {
     }
 }
 
-ACCEPTED = {key: "f" * 64 for key in KINDS["accepted"]}
+ACCEPTED = dict.fromkeys(KINDS["accepted"], "f" * 64)
 VIEWS = ("latest", "ladder", "ancestry", "acceptances", "drift", "leaderboard")
 
 

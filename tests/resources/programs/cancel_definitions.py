@@ -10,6 +10,7 @@ import os
 
 import dagster as dg
 
+from vpmoe_assets.project import ROOT
 from vpmoe_assets.resources import launcher
 from vpmoe_assets.resources.launchers import local
 from vpmoe_assets.resources.leases import Gpu, lease
@@ -20,7 +21,6 @@ FAKE_GPUS = [Gpu("GPU-fake-0", "Invented"), Gpu("GPU-fake-1", "Invented")]
 local.lease = functools.partial(lease, gpus=lambda: FAKE_GPUS)
 
 FINGERPRINT = "f" * 64
-ROOT = Path(__file__).resolve().parents[3]
 JOB = json.loads(os.environ["CANCEL_JOB"])
 launcher.PROGRAM = JOB["program"]
 
