@@ -41,7 +41,7 @@ KINDS: Mapping[str, frozenset[str]] = {
     "retired": frozenset({"check"}),  # a check is no longer one of the asset's
     "waived": frozenset({"check"}),  # a person lets a blocking check without evidence pass
     "accepted": frozenset(  # a person says that other code or another recipe makes the same; `acceptance`
-        {"fingerprint", "code", "recipe", "packages", "inputs", "difference"}
+        {"own", "digest", "fingerprint", "code", "recipe", "packages", "inputs", "difference", "shown_by"}
     ),
     "withdrawn": frozenset({"statement"}),  # of an acceptance, by a person
     "refuted": frozenset({"statement", "digest", "by"}),  # made with what was accepted, it differs
@@ -53,7 +53,7 @@ KINDS: Mapping[str, frozenset[str]] = {
     "collected": frozenset(),
     "signed": frozenset(),
 }
-"""Every kind, and the keys that its body has at least. A later program may know more: kept, unread."""
+"""Every kind, and the keys that its body has at least. Kinds of a later program are kept, unread."""
 
 PROGRAM = "vpmoe"
 """The author of what the program itself finds."""
@@ -105,11 +105,18 @@ class Statement(Frozen):
             kind=kind,
             record=record.record_digest,
             artifact=f"{record.experiment}/{record.asset}/{record.version}",
-            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            time=_now(),
             author=author or this_user(),
             reason=reason,
             body=dict(body or {}),
         )
+
+    def followed_by(
+        self, kind: str, body: Mapping[str, Any], *, reason: str = "", author: str | None = None
+    ) -> Self:
+        """Return a statement of now about the same record, which may be gone."""
+        fields = {"kind": kind, "time": _now(), "author": author or this_user(), "reason": reason}
+        return self.model_copy(update={**fields, "body": dict(body), "previous": None})
 
 
 class Statements:
@@ -209,6 +216,10 @@ class Statements:
         if known is None or known[0] != identity:
             known = self._read[path] = (identity, tuple(_parsed(path)))
         return known[1]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def this_user() -> str:

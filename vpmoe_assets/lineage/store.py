@@ -222,9 +222,13 @@ class Store:
         for record in reversed(self.scan(experiment, asset)[0]):
             if record.fingerprint != fingerprint:
                 continue
-            if not payload_problems(self.directory(record), record, self._hasher):
+            if self.intact(record):
                 return record
         return None
+
+    def intact(self, record: Record) -> bool:
+        """Whether the files of a version are what was published."""
+        return not payload_problems(self.directory(record), record, self._hasher)
 
     # Making one.
 
