@@ -25,6 +25,7 @@ COMMANDS = (
     ["show"],
     ["path"],
     ["verify"],
+    ["accept"],
     ["sql"],
     ["index", "rebuild"],
     ["data", "build"],
@@ -130,7 +131,7 @@ def test_show_tells_how_an_artifact_was_made_and_what_it_came_from(store, chain)
         "a" * 40,
         "device=cpu",
         "passed",
-        "aligned: 3 arrays",
+        "aligned (version 111111111111): 3 arrays",
     ):
         assert part in text
     assert f"└─ synth@{synth.version}  {synth.digest[:8]}" in text

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from trainer.contract.pipe import leave_unread
+from vpmoe_assets.commands.accept import accept
 from vpmoe_assets.commands.data import data
 from vpmoe_assets.commands.index import index
 from vpmoe_assets.commands.jobs import reap
@@ -41,14 +42,14 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="vpmoe")
 def main() -> None:
-    """Look at artifacts and their lineage, verify them, ask questions in SQL, build data.
+    """Look at artifacts and their lineage, verify and accept them, ask questions in SQL, build data.
 
     ASSET is the bare name for the current experiment ($VPMOE_EXPERIMENT, default smoke; -e for another),
     optionally with @VERSION. Every command takes --json and has examples under --help.
     """
 
 
-for _command in (ls, show, path, verify, sql, index, data, reports, reap):
+for _command in (ls, show, path, verify, accept, sql, index, data, reports, reap):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import dagster as dg
 
 from vpmoe_assets.lineage.graph import ancestry
 from vpmoe_assets.lineage.record import RECORD_NAME, Record
+from vpmoe_assets.lineage.remarks import Remarks
 from vpmoe_assets.lineage.store import Store
 
 
@@ -34,6 +35,8 @@ def record_metadata(record: Record, directory: Path, store: Store, *, reused: bo
         "recipe": dg.MetadataValue.json(record.recipe),
         "execution": dg.MetadataValue.json(record.execution),
     }
+    if remarks := Remarks(store).about(record):
+        shown["accepted"] = dg.MetadataValue.md("\n".join(f"- {remark.line()}" for remark in remarks))
     for name, value in record.metrics.items():
         if isinstance(value, bool):
             shown[name] = dg.MetadataValue.bool(value)
@@ -49,6 +52,7 @@ def record_metadata(record: Record, directory: Path, store: Store, *, reused: bo
 def provenance_tree(store: Store, record: Record) -> str:
     """Return the ancestry of a record as a nested markdown list."""
     lines = []
+    remarks = Remarks(store)
     for node in ancestry(store, record):
         note = "" if node.record is not None else " — **no longer in the store**"
         if node.repeated:
@@ -56,6 +60,8 @@ def provenance_tree(store: Store, record: Record) -> str:
         indent = "  " * node.depth
         reference = node.reference
         lines.append(f"{indent}- `{reference.asset}` {reference.version} · {reference.digest[:12]}{note}")
+        beside = remarks.own(record) if node.depth == 0 else [remarks.on(record.experiment, reference)]
+        lines += [f"{indent}  - **{remark.line()}**" for remark in beside if remark is not None]
     return "\n".join(lines)
 
 

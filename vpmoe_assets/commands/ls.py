@@ -15,7 +15,10 @@ from vpmoe_assets.commands.common import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vpmoe_assets.lineage.record import Record
+    from vpmoe_assets.lineage.remarks import Remark
     from vpmoe_assets.lineage.store import Store
 
 
@@ -26,7 +29,8 @@ def ls(experiment: str | None, as_json: bool) -> None:
     """List the latest version of every asset.
 
     STATE says whether it may be built on: blocked by a check, damaged (a file is missing or has another size;
-    `vpmoe verify` reads the contents too), or stale because something it came from has a newer version.
+    `vpmoe verify` reads the contents too), or stale because something it came from has a newer version; and
+    whether it counts, or was made from something that counts, because a person accepted it (`vpmoe accept`).
 
     \b
     Examples:
@@ -34,6 +38,7 @@ def ls(experiment: str | None, as_json: bool) -> None:
       vpmoe ls -e full --json
     """  # noqa: D301
     from vpmoe_assets.lineage.graph import stale_reasons
+    from vpmoe_assets.lineage.remarks import Remarks
 
     store, name = open_store(), experiment_in_force(experiment)
     latest: dict[str, Record] = {}
@@ -45,7 +50,10 @@ def ls(experiment: str | None, as_json: bool) -> None:
         for broken in damaged:
             unreadable[f"{asset}@{broken.version}"] = str(broken.error)
     stale = stale_reasons(latest)
-    rows = [_summary(store, record, stale.get(asset)) for asset, record in latest.items()]
+    remarks = Remarks(store)
+    rows = [
+        _summary(store, record, stale.get(asset), remarks.about(record)) for asset, record in latest.items()
+    ]
     if as_json:
         print_json({"experiment": name, "artifacts": rows, "unreadable": unreadable})
         return
@@ -72,7 +80,9 @@ def ls(experiment: str | None, as_json: bool) -> None:
         click.echo(f"unreadable: {where}: {error}", err=True)
 
 
-def _summary(store: "Store", record: "Record", stale: str | None) -> dict[str, Any]:
+def _summary(
+    store: "Store", record: "Record", stale: str | None, remarks: "Sequence[Remark]"
+) -> dict[str, Any]:
     from vpmoe_assets.lineage.integrity import payload_problems
 
     damage = payload_problems(store.directory(record), record, None)
@@ -85,6 +95,10 @@ def _summary(store: "Store", record: "Record", stale: str | None) -> dict[str, A
         state = f"blocked: {blocking[0].check}"
     elif stale:
         state = f"stale: {stale}"
+    # What nobody stands by any more counts first: the rest is for `vpmoe show`.
+    told = [remark for remark in remarks if remark.void and not remark.own] or list(remarks[-1:])
+    if told:
+        state += f"; {told[0].short()}"
     return {
         "asset": record.asset,
         "version": record.version,
@@ -96,4 +110,5 @@ def _summary(store: "Store", record: "Record", stale: str | None) -> dict[str, A
         "checks_passed": sum(finding.outcome == "passed" for finding in found),
         "stale": stale,
         "state": state,
+        "remarks": [remark.to_dict() for remark in remarks],
     }

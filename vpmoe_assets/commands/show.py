@@ -17,6 +17,7 @@ from vpmoe_assets.commands.common import (
 
 if TYPE_CHECKING:
     from vpmoe_assets.lineage.graph import Node
+    from vpmoe_assets.lineage.remarks import Remark
 
 
 @click.command()
@@ -32,17 +33,20 @@ def show(asset: str, experiment: str | None, as_json: bool) -> None:
       vpmoe show vpmoe_stage1@20260131.2-0a1b2c3d --json
     """  # noqa: D301
     from vpmoe_assets.lineage.graph import ancestry
+    from vpmoe_assets.lineage.remarks import Remarks
 
     store = open_store()
     record = find_record(store, *asset_named(asset, experiment))
     nodes = list(ancestry(store, record))
+    remarks = Remarks(store)
     if as_json:
         print_json(
             {
                 "record": record.to_dict() | {"record_digest": record.record_digest},
                 "directory": str(store.directory(record)),
                 "checks": [dataclasses.asdict(finding) for finding in store.findings(record)],
-                "ancestry": [_node(node) for node in nodes],
+                "remarks": [remark.to_dict() for remark in remarks.about(record)],
+                "ancestry": [_node(node, remarks.on(record.experiment, node.reference)) for node in nodes],
             }
         )
         return
@@ -73,21 +77,29 @@ def show(asset: str, experiment: str | None, as_json: bool) -> None:
         click.echo("\nchecks")
         for finding in found:
             state = f"{finding.outcome}, blocks" if finding.blocks else finding.outcome
-            said = f": {finding.description}" if finding.description else ""
-            click.echo(f"  {state:<20} {finding.check}{said}")
+            version = f" (version {finding.version[:12]})" if finding.version else ""
+            said = f": {finding.reason}" if finding.reason else ""
+            click.echo(f"  {state:<20} {finding.check}{version}{said}")
     if record.metrics:
         click.echo("\nmetrics")
         for name, value in sorted(record.metrics.items()):
             click.echo(f"  {name} = {value}")
+    if said_of_it := remarks.own(record):
+        click.echo("\naccepted")
+        for remark in said_of_it:
+            click.echo(f"  {remark.line()}")
     click.echo("\nancestry")
     for node in nodes:
         click.echo("  " + _line(node))
+        if (beside := remarks.on(record.experiment, node.reference)) is not None:
+            click.echo("  " + "   " * node.depth + f"! {beside.line()}")
 
 
-def _node(node: "Node") -> dict[str, Any]:
+def _node(node: "Node", remark: "Remark | None") -> dict[str, Any]:
     return {
         "depth": node.depth,
         **node.reference.model_dump(),
+        "remark": remark and remark.to_dict(),
         "present": node.record is not None,
         "repeated": node.repeated,
     }

@@ -76,13 +76,24 @@ def acceptances(statements: Sequence[Statement]) -> tuple[Acceptance, ...]:
 
 
 def acceptances_of(record: Record, statements: Statements) -> tuple[Acceptance, ...]:
-    """Return all acceptances of a record, and of the one whose files it names again in its experiment."""
+    """Return all acceptances of a record, and of those whose files it only names again, oldest first.
+
+    A version that was made the latest once more has a record of its own; the files, the code that made them,
+    the experiment and so what a person said of them are the same.
+    """
     found = acceptances(statements.about(record))
-    origin = record.original
-    if origin is not None and (origin.experiment, origin.asset) == (record.experiment, record.asset):
-        earlier = acceptances(statements.about_digest(record.experiment, record.asset, origin.record_digest))
-        found = (*(known for known in earlier if known.statement.body["own"] == record.fingerprint), *found)
-    return found
+    if record.original is None:
+        return found
+    others = statements.of_asset(record.experiment, record.asset, "accepted")
+    linked = [
+        known
+        for digest, said in others.items()
+        if digest != record.record_digest
+        for known in acceptances(said)
+        if known.statement.body["own"] == record.fingerprint
+        and known.statement.body["files_of"] == record.original.record_digest
+    ]
+    return (*linked, *found)
 
 
 def active_acceptance(record: Record, statements: Statements, fingerprint: str) -> Acceptance | None:
@@ -152,10 +163,15 @@ def accepting(
             _refuse_again(name, earlier)
     if difference is None:
         difference = Difference.between(record.fingerprint_payload, payload)
+        if not difference:
+            raise StatementError(
+                f"{name}: what differs from its fingerprint is neither code, recipe nor package"
+            )
     _require_named(name, "recipe", "--recipe", difference.recipe, named.recipe)
     _require_named(name, "packages", "--package", difference.packages, named.packages)
     body = {
         "own": record.fingerprint,
+        "files_of": record.original.record_digest if record.original else record.record_digest,
         "digest": record.digest,
         "fingerprint": fingerprint,
         "code": sha256_json(dict(payload["sources"])),
@@ -269,14 +285,13 @@ def _require_named(
     """Refuse what is not named, and a name that does not differ: it would be a slip of the pen."""
     differing_names = {change.name for change in differing}
     if stray := sorted(set(named) - differing_names):
-        raise StatementError(
-            f"{name}: {option} {stray[0]} does not differ; what does: {', '.join(map(str, differing)) or 'nothing'}"
-        )
+        known = "; ".join(map(str, differing)) or "nothing"
+        raise StatementError(f"{name}: {option} {stray[0]} does not differ; what does: {known}")
     if missing := [change for change in differing if change.name not in set(named)]:
         options = " ".join(f"{option} {change.name}" for change in missing)
+        listed = "; ".join(map(str, missing))
         raise StatementError(
-            f"{name}: its {what} differ: {'; '.join(map(str, missing))}. Where that makes no difference, name "
-            f"each: {options}"
+            f"{name}: its {what} differ: {listed}. Where that makes no difference, name each: {options}"
         )
 
 

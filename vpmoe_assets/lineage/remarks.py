@@ -124,6 +124,14 @@ class Remarks:
         """Return the acceptances by which artifacts counted that this one came from, nearest first."""
         return list(self._of_inputs(record).values())
 
+    def made_under(self, experiment: str, statement: str) -> list[Record]:
+        """Return what was made from an artifact that counted by an acceptance, and all that came of it."""
+        return [
+            record
+            for record in self._store.records(experiment)
+            if any(remark.statement == statement for remark in self.inherited(record))
+        ]
+
     def on(self, experiment: str, reference: InputRef) -> Remark | None:
         """Return the acceptance by which an input counted when it was used, or None.
 

@@ -75,6 +75,8 @@ def findings(record: Record, statements: Sequence[Statement]) -> tuple[Finding, 
             found[statement.body["check"]] = Finding(**{key: statement.body[key] for key in KINDS["verdict"]})
         elif statement.kind == "retired":
             found.pop(statement.body["check"], None)
+        elif statement.kind == "withdrawn":
+            _withdraw(found, statement.body["statement"])
         elif statement.kind in ("waived", "kept") and (now := found.get(statement.body["check"])) is not None:
             found[now.check] = _remarked(now, statement)
     return tuple(found.values())
@@ -92,6 +94,12 @@ def refusal(found: Sequence[Finding], asset: str) -> str:
     if silent := [finding.check for finding in found if finding.outcome == "undetermined"]:
         remedy += f"; where their evidence is gone, `vpmoe accept {asset} --check {silent[0]} --because TEXT`"
     return f"{reasons}. {remedy}"
+
+
+def _withdraw(found: dict[str, Finding], waiver: str) -> None:
+    for name, finding in found.items():
+        if finding.waived_by == waiver:
+            found[name] = replace(finding, waived_by=None, note="")
 
 
 def _remarked(now: Finding, statement: Statement) -> Finding:

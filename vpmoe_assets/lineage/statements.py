@@ -41,7 +41,10 @@ KINDS: Mapping[str, frozenset[str]] = {
     "retired": frozenset({"check"}),  # a check is no longer one of the asset's
     "waived": frozenset({"check"}),  # a person lets a blocking check without evidence pass
     "accepted": frozenset(  # a person says that other code or another recipe makes the same; `acceptance`
-        {"own", "digest", "fingerprint", "code", "recipe", "packages", "inputs", "difference", "shown_by"}
+        {
+            *("own", "files_of", "digest", "fingerprint", "code", "recipe", "packages", "inputs"),
+            *("difference", "shown_by"),
+        }
     ),
     "withdrawn": frozenset({"statement"}),  # of an acceptance, by a person
     "refuted": frozenset({"statement", "digest", "by"}),  # made with what was accepted, it differs
@@ -192,6 +195,10 @@ class Statements:
             if needle is None or needle in path.read_bytes():
                 found[path.stem] = self._statements(path)
         return found
+
+    def assets(self, experiment: str) -> list[str]:
+        """Return the assets of an experiment about whose records something was said, sorted."""
+        return sorted(path.name for path in (self.root / safe_name(experiment)).glob("*/"))
 
     def all(self) -> Iterator[Statement]:
         """Yield every statement of the store, by experiment, asset and record, oldest first.

@@ -1,0 +1,106 @@
+"""What present code and recipe would make: the steps of the code location, for verbs that compare with them.
+
+The code location is loaded by name, as Dagster loads it. No verb imports it, so that those which only look at
+the store answer in half a second.
+"""
+
+import os
+import runpy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
+
+from vpmoe_assets.commands.common import user_errors
+
+if TYPE_CHECKING:
+    from vpmoe_assets.build import Published
+    from vpmoe_assets.codebase.closure import Closure
+    from vpmoe_assets.lineage.store import Store
+
+CODE_LOCATION = "vpmoe_assets.definitions"
+
+
+class PresentStep(Protocol):
+    """The part of `vpmoe_assets.assets.step.Step` that a verb needs."""
+
+    @property
+    def asset(self) -> str:
+        """Bare name."""
+
+    @property
+    def closure(self) -> "Closure":
+        """The code that decides its bytes."""
+
+    @property
+    def inputs(self) -> "tuple[str, ...]":
+        """Names of the assets that it is made from."""
+
+    @property
+    def partial(self) -> "tuple[str, ...]":
+        """Names of further ones, each used only if it was ever published."""
+
+    def fingerprint(self, inputs: "Mapping[str, Published]") -> tuple[str, dict[str, Any]]:
+        """Return the recipe fingerprint and the payload it is the hash of."""
+
+
+def load_steps(experiment: str) -> tuple[str, dict[str, PresentStep]]:
+    """Return the name of an experiment and what makes each of its assets, in the order of the graph.
+
+    Args:
+        experiment: A name, or the path of its TOML file.
+    """
+    from trainer.contract.schema.base import ConfigError
+
+    before = os.environ.get("VPMOE_EXPERIMENT")
+    os.environ["VPMOE_EXPERIMENT"] = experiment
+    try:
+        with user_errors(ConfigError):
+            loaded = runpy.run_module(CODE_LOCATION)
+    finally:
+        if before is None:
+            del os.environ["VPMOE_EXPERIMENT"]
+        else:
+            os.environ["VPMOE_EXPERIMENT"] = before
+    return loaded["experiment"].name, loaded["steps"]
+
+
+def step_of(steps: Mapping[str, PresentStep], experiment: str, asset: str) -> PresentStep:
+    """Return what makes an asset.
+
+    Raises:
+        ClickException: Nothing in the experiment does.
+    """
+    if asset not in steps:
+        import difflib
+
+        near = difflib.get_close_matches(asset, steps, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; it has: {', '.join(steps)}"
+        raise click.ClickException(f"experiment {experiment} makes no asset {asset!r}{hint}")
+    return steps[asset]
+
+
+def present_identity(
+    step: PresentStep, store: "Store", experiment: str
+) -> tuple[str, dict[str, Any]] | list[str]:
+    """Return the fingerprint, and its payload, that an asset made now would have.
+
+    Args:
+        step: That makes it.
+        store: With the latest artifacts that it would be made from.
+        experiment: Name.
+
+    Returns:
+        Both, or the names of the inputs that were never published.
+    """
+    from vpmoe_assets.build import Published
+
+    inputs: dict[str, Published] = {}
+    missing: list[str] = []
+    for name in (*step.inputs, *step.partial):
+        record = store.latest(experiment, name)
+        if record is not None:
+            inputs[name] = Published(record, store.directory(record))
+        elif name not in step.partial:
+            missing.append(name)
+    return missing or step.fingerprint(inputs)
