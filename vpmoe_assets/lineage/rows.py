@@ -277,7 +277,7 @@ def _in_force(statements: Sequence[Statement]) -> set[str]:
             force["waived", str(subject)] = statement.id
         else:
             if statement.kind in ("withdrawn", "refuted"):
-                force.pop(("", str(statement.body.get("statement"))), None)
+                force = {key: known for key, known in force.items() if known != statement.body["statement"]}
             force["", statement.id] = statement.id
     return set(force.values())
 
