@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup ladder test lint hooks format ui lock results clean
+.PHONY: help setup ladder test lint hooks format ui lock results clean always
 
 PYTHON ?= python3
 # The machine's uv if it has one, else a pinned one inside the project.
@@ -17,7 +17,7 @@ help:  ## list the targets
 .uv/bin/uv: requirements-uv.lock
 	$(PYTHON) -m venv .uv
 	.uv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
-	@touch $@
+	@test -e $@ || echo DAGSTER_DISABLE_TELEMETRY=1 > $@
 
 ifeq ($(UV),.uv/bin/uv)
 $(STAMP): .uv/bin/uv
@@ -26,17 +26,28 @@ $(STAMP): requirements.lock pyproject.toml .python-version
 	@test -x $(BIN)/python || $(UV) venv --quiet --python "$$(cat .python-version)" .venv
 	$(UV) pip sync --quiet --compile-bytecode --require-hashes requirements.lock
 	$(UV) pip install --quiet --no-deps --editable .
-	@touch $@
+	@test -e $@ || echo DAGSTER_DISABLE_TELEMETRY=1 > $@
 
-setup: $(STAMP)  ## make the locked environment in .venv
+# Dagster reads .env where a command is started, before any code of this project, and finds its instance by it. The
+# path is absolute because PWD, which only shells keep, may name another directory. Other lines are left alone, and so
+# is a DAGSTER_HOME without the note at its end.
+NOTE := \# written by make
+DAGSTER_HOME_LINE := DAGSTER_HOME='$(CURDIR)' $(NOTE)
+.env: always
+	@test -e $@ || echo DAGSTER_DISABLE_TELEMETRY=1 > $@
+	@if grep -v -e '$(NOTE)$$' -e '$${PWD}' $@ | grep -q '^DAGSTER_HOME='; then :; \
+	elif ! grep -qxF "$(DAGSTER_HOME_LINE)" $@; then \
+	  { grep -v '^DAGSTER_HOME=' $@; echo "$(DAGSTER_HOME_LINE)"; } > $@.new; mv $@.new $@; fi
 
-ladder: $(STAMP)  ## materialise the whole graph of the smoke experiment
+setup: $(STAMP) .env  ## make the locked environment in .venv, and .env for Dagster
+
+ladder: $(STAMP) .env  ## materialise the whole graph of the smoke experiment
 	$(BIN)/dagster asset materialize -m vpmoe_assets.definitions --select '*'
 
-ui: $(STAMP)  ## open the Dagster UI on http://127.0.0.1:3000
+ui: $(STAMP) .env  ## open the Dagster UI on http://127.0.0.1:3000
 	$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p 3000
 
-test: $(STAMP) lint  ## lint, then run every test this machine can run
+test: $(STAMP) .env lint  ## lint, then run every test this machine can run
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 lint: $(STAMP)  ## ruff, mypy, and who may import whom
