@@ -1,15 +1,18 @@
 """Locks between processes: taken with `flock`, so the system releases them when their holder is killed.
 
-Beside each lock a small JSON file says who holds it, for the message to whoever waits. It may outlive a
-killed holder; it is read only while the lock is really held.
+A process forked while its parent holds a lock does not hold it, and so does not keep it from anybody when the
+parent is gone. Beside each lock a small JSON file says who holds it, for the message to whoever waits. It may
+outlive a killed holder; it is read only while the lock is really held.
 """
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,26 +37,48 @@ def hold(path: Path, what: str, wait_s: float) -> Iterator[None]:
     Raises:
         BusyError: Still held after `wait_s`; the message names the holder.
     """
-    import filelock
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path, thread_local=False)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    _open.add(descriptor)
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        if wait_s > 0:
-            _log.warning("waiting up to %.0f s for %s, held by %s", wait_s, what, holder(path))
-        try:
-            lock.acquire(timeout=wait_s, poll_interval=_POLL_S)
-        except filelock.Timeout as error:
-            raise BusyError(
-                f"{what} is held by {holder(path)}; wait for it, or end that process (waited {wait_s:.0f} s)"
-            ) from error
-    try:
+        if not _taken(descriptor):
+            if wait_s > 0:
+                _log.warning("waiting up to %.0f s for %s, held by %s", wait_s, what, holder(path))
+            deadline = time.monotonic() + wait_s
+            while not _taken(descriptor):
+                if time.monotonic() >= deadline:
+                    raise BusyError(
+                        f"{what} is held by {holder(path)}; wait for it, or end that process "
+                        f"(waited {wait_s:.0f} s)"
+                    )
+                time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
         _sign(path)
         yield
     finally:
-        lock.release()
+        if descriptor in _open:  # else this is a forked process, and it was closed there
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            _open.discard(descriptor)
+            os.close(descriptor)
+
+
+def _taken(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _let_go() -> None:
+    """Close, in a forked process, what its parent has open: the lock stays the parent's."""
+    for descriptor in _open:
+        os.close(descriptor)
+    _open.clear()
+
+
+_open: set[int] = set()
+"""Descriptors of the locks that this process holds or waits for."""
+os.register_at_fork(after_in_child=_let_go)
 
 
 def holder(path: Path) -> str:
