@@ -1,6 +1,7 @@
 """Distillation stages: training runs of the student."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -9,7 +10,7 @@ import orjson
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
 from trainer.contract.status import LOG_NAME, METRICS_NAME
-from vpmoe_assets.assets.plots import loss_curve
+from vpmoe_assets.assets.plots import drawn_once, loss_curve
 from vpmoe_assets.assets.produced import produced_asset
 from vpmoe_assets.assets.step import Produced
 from vpmoe_assets.build import Build, Built, Published
@@ -86,7 +87,11 @@ def training_metadata(item: Published) -> Mapping[str, Any]:
     shown: dict[str, Any] = {"log": dg.MetadataValue.path(run / LOG_NAME)}
     metrics = run / METRICS_NAME
     if metrics.is_file():
-        with metrics.open("rb") as lines:
-            points = [orjson.loads(line) for line in lines]
-        shown["curve"] = dg.MetadataValue.md(loss_curve(points))
+        curve = drawn_once(item, "curve", lambda: loss_curve(_points(metrics)))
+        shown["curve"] = dg.MetadataValue.md(curve or "")
     return shown
+
+
+def _points(metrics: Path) -> list[dict[str, Any]]:
+    with metrics.open("rb") as lines:
+        return [orjson.loads(line) for line in lines]

@@ -1,9 +1,38 @@
-"""Plots as markdown images, small enough for the event log."""
+"""Plots as markdown images, small enough for the event log.
+
+One costs a tenth of a second or more, and an artifact that is reused shows the same one again: `drawn_once`
+keeps it in the store's `.work/plots`, which may be deleted at any time.
+"""
 
 import base64
+import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+from trainer.contract.files import replace_text
+from vpmoe_assets.build import Published
+
+
+def drawn_once(item: Published, name: str, draw: Callable[[], str | None]) -> str | None:
+    """Return a plot of an artifact as drawn before by the present code, or draw it.
+
+    Args:
+        item: The artifact; what is drawn follows from its record and files alone.
+        name: Of the plot, among those of the artifact.
+        draw: Returns the markdown, or None where there is nothing to see.
+    """
+    folder = item.directory.parents[2] / ".work" / "plots"
+    kept = folder / f"{item.record.record_digest}-{name}-{_code()}.md"
+    try:
+        text = kept.read_text(encoding="ascii")
+    except FileNotFoundError:
+        text = draw() or ""
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(kept, text, durable=False)
+    return text or None
 
 
 def loss_curve(points: Sequence[dict[str, Any]], most: int = 2000) -> str:
@@ -62,6 +91,12 @@ def layer_profile(rows: Sequence[Mapping[str, Any]], most: int = 6) -> str | Non
         axes.grid(alpha=0.3)
     panels[-1].set_xlabel("layer")
     return _image(figure, "measured layer by layer")
+
+
+@cache
+def _code() -> str:
+    """Return what tells plots of this code from those of another."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 
 
 def _is_number(value: object) -> bool:

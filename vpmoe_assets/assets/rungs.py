@@ -10,7 +10,7 @@ from trainer.contract.schema.experiment import Experiment
 from trainer.contract.schema.rungs.rung import ConversionRecipe
 from trainer.contract.status import LOG_NAME
 from vpmoe_assets.assets.distill import train, training_metadata
-from vpmoe_assets.assets.plots import layer_profile
+from vpmoe_assets.assets.plots import drawn_once, layer_profile
 from vpmoe_assets.assets.presentation import table
 from vpmoe_assets.assets.produced import produced_asset
 from vpmoe_assets.assets.step import Produced
@@ -124,6 +124,6 @@ def _conversion_metadata(item: Published) -> Mapping[str, Any]:
     shown: dict[str, Any] = {"log": dg.MetadataValue.path(run / LOG_NAME)}
     if layers:
         shown["layers"] = table(layers)
-        if (plot := layer_profile(layers)) is not None:
+        if (plot := drawn_once(item, "profile", lambda: layer_profile(layers))) is not None:
             shown["profile"] = dg.MetadataValue.md(plot)
     return shown
