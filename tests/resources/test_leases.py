@@ -1,10 +1,15 @@
 """GPU leases, with invented devices: everything but the list of devices is real."""
 
+import multiprocessing
 import os
+import shutil
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +17,7 @@ import pytest
 from vpmoe_assets.resources.leases import (
     Gpu,
     GpusBusyError,
+    LeasesUnusableError,
     NoGpuError,
     lease,
     lease_dir,
@@ -157,3 +163,110 @@ def test_a_machine_without_a_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(pynvml, "nvmlInit", fail)
     assert list_gpus() == []
+
+
+def test_the_lock_file_of_another_user_is_opened_where_the_kernel_forbids_to_create_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = os.open
+
+    def protected(path: str | Path, flags: int, *arguments: int, **options: int) -> int:
+        """As `fs.protected_regular` has it in a sticky directory, were every file another user's."""
+        if flags & os.O_CREAT and os.path.exists(path):
+            raise PermissionError(13, "Permission denied", path)
+        return whole(path, flags, *arguments, **options)
+
+    with leased(4):
+        pass  # the files are there now
+    monkeypatch.setattr(os, "open", protected)
+    with leased(4):
+        pass
+
+
+def test_a_lock_file_is_for_everybody_from_its_first_moment_whatever_the_umask() -> None:
+    before = os.umask(0o077)
+    try:
+        with leased(1):
+            mode = (lease_dir() / "GPU-000.lock").stat().st_mode
+            assert stat.S_IMODE(mode) == 0o666
+            assert stat.S_IMODE(lease_dir().stat().st_mode) == 0o1777
+            assert [path.name for path in lease_dir().iterdir()] == ["GPU-000.lock"]
+    finally:
+        os.umask(before)
+
+
+def test_two_who_make_a_lock_file_at_once_lock_the_same_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def late(source: str, target: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        with leased(1):  # somebody is faster, and holds it
+            link(source, lease_dir() / "taken-in-between")
+        with pytest.raises(FileExistsError):
+            link(source, target)
+        raise FileExistsError
+
+    monkeypatch.setattr(os, "link", late)
+    with leased(1), pytest.raises(GpusBusyError), lease(1, holder=holder(), wait_s=0, gpus=lambda: GPUS[:1]):
+        pass
+
+
+@pytest.fixture
+def common_directory() -> Iterator[Path]:
+    """A directory below one that every user may enter, which pytest's own are not."""
+    top = Path(tempfile.mkdtemp())
+    top.chmod(0o1777)
+    yield top / "leases"
+    shutil.rmtree(top)
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users")
+
+
+def as_user(number: int, work: Callable[[], None]) -> int:
+    """Do something in a forked process of another user; return its exit code."""
+
+    def run() -> None:
+        os.setgroups([])
+        os.setgid(number)
+        os.setuid(number)
+        work()
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(60)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+@as_root
+def test_users_take_turns_with_the_lock_files_of_each_other(common_directory: Path) -> None:
+    def take_all() -> None:
+        with leased(4, directory=common_directory):
+            pass
+
+    def take_one() -> None:
+        with leased(1, directory=common_directory):
+            pass
+
+    assert as_user(65534, take_one) == 0  # makes the directory and one file
+    assert as_user(65533, take_all) == 0  # makes the other three
+    assert as_user(65534, take_all) == 0  # the directory is its own, these three are not
+    assert as_user(0, take_all) == 0
+    with leased(1, directory=common_directory):
+        assert as_user(65533, take_all) != 0
+
+
+@as_root
+def test_a_file_that_a_user_may_not_open_is_named_with_the_remedy(common_directory: Path) -> None:
+    common_directory.mkdir()
+    (common_directory / "GPU-000.lock").touch(0o600)
+
+    def refused() -> None:
+        with (
+            pytest.raises(LeasesUnusableError, match=r"GPU-000\.lock.*VPMOE_LEASE_DIR"),
+            leased(1, directory=common_directory),
+        ):
+            pass
+
+    assert as_user(65534, refused) == 0

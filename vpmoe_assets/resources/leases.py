@@ -32,6 +32,10 @@ class GpusBusyError(LaunchError):
     """The GPUs are leased to other jobs, and the time to wait for them is over."""
 
 
+class LeasesUnusableError(LaunchError):
+    """The lock files of this machine's GPUs cannot be opened by this user."""
+
+
 @dataclass(frozen=True)
 class Gpu:
     """One device: its UUID, which `CUDA_VISIBLE_DEVICES` takes, and its product name."""
@@ -141,6 +145,7 @@ def lease(
     Raises:
         NoGpuError: The machine has fewer devices than asked for.
         GpusBusyError: Not enough became free in time; the message names the holders.
+        LeasesUnusableError: The lock files cannot be opened.
     """
     if count == 0:
         yield Lease()
@@ -153,10 +158,7 @@ def lease(
             'Lower nproc, make more devices visible, or set device = "cpu"; '
             "`nvidia-smi -L` lists what the driver sees."
         )
-    where = directory or lease_dir()
-    where.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(PermissionError):  # made by another user, who did this already
-        where.chmod(0o1777)
+    where = _for_everybody(directory or lease_dir())
     deadline, remind = time.monotonic() + wait_s, 0.0
     while True:
         held = _acquire(devices, count, where, holder)
@@ -179,6 +181,25 @@ def lease(
         for _, descriptor in held:
             os.ftruncate(descriptor, 0)
             os.close(descriptor)  # without LOCK_UN: a process of the job that still lives keeps the lock
+
+
+def _for_everybody(directory: Path) -> Path:
+    """Return the directory of the lock files, made for all users of this machine where it is missing."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(directory, error) from error
+    with contextlib.suppress(PermissionError):  # made by another user, who did this already
+        directory.chmod(0o1777)
+    return directory
+
+
+def _unusable(path: Path, error: OSError) -> LeasesUnusableError:
+    return LeasesUnusableError(
+        f"{path}, by which GPUs are leased, cannot be used ({error.strerror}). All users who share this "
+        "machine's GPUs have to read and write the files there; remove it if it is a leftover, or set "
+        f"{LEASE_DIR_ENV} to a directory that all of them can write to, the same for all."
+    )
 
 
 def _file_name(gpu: Gpu) -> str:
@@ -207,10 +228,8 @@ def _acquire(
 
 
 def _lock(path: Path) -> int | None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = _open(path)
     try:
-        with contextlib.suppress(PermissionError):
-            os.fchmod(descriptor, 0o666)  # past the umask, so that other users can lock it
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The lock of a killed job is free once its first process is gone, though a rank may still use the
         # device.
@@ -224,6 +243,36 @@ def _lock(path: Path) -> int | None:
         raise
     os.close(descriptor)
     return None
+
+
+def _open(path: Path) -> int:
+    """Open a lock file of whichever user, made where it is missing.
+
+    Without O_CREAT where it is there: in a sticky directory that everybody may write to, Linux refuses that
+    for a file of another user (`fs.protected_regular`).
+
+    Raises:
+        LeasesUnusableError: This user may neither open nor make it.
+    """
+    try:
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            _make(path)
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def _make(path: Path) -> None:
+    """Make an empty file that every user may lock: past the umask, and so before it has its name."""
+    descriptor, scratch = tempfile.mkstemp(dir=path.parent)
+    try:
+        os.fchmod(descriptor, 0o666)
+        with contextlib.suppress(FileExistsError):  # somebody else was faster
+            os.link(scratch, path)
+    finally:
+        os.close(descriptor)
+        os.unlink(scratch)
 
 
 def _read(path: Path) -> dict[str, object]:
