@@ -17,6 +17,7 @@ from vpmoe_assets.commands.path import path
 from vpmoe_assets.commands.reports import reports
 from vpmoe_assets.commands.show import show
 from vpmoe_assets.commands.sql import sql
+from vpmoe_assets.commands.upgrade import upgrade
 from vpmoe_assets.commands.verify import verify
 from vpmoe_assets.lineage.errors import LineageError
 
@@ -49,7 +50,7 @@ def main() -> None:
     """
 
 
-for _command in (ls, show, path, verify, accept, sql, index, data, reports, reap):
+for _command in (ls, show, path, verify, accept, upgrade, sql, index, data, reports, reap):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ from vpmoe_assets.lineage.standing import Finding
 from vpmoe_assets.lineage.statements import PROGRAM, Statement, Statements
 from vpmoe_assets.lineage.store import Store
 
+EARLIER_RELEASES = {"external:mergekit": "mergekit"}
+"""Inputs of schema 1 that are releases of packages."""
+
 
 @dataclass(frozen=True)
 class Acceptance:
@@ -99,7 +102,7 @@ def acceptances_of(record: Record, statements: Statements) -> tuple[Acceptance, 
 def active_acceptance(record: Record, statements: Statements, fingerprint: str) -> Acceptance | None:
     """Return the acceptance by which a record counts for a fingerprint, or None."""
     for found in reversed(acceptances_of(record, statements)):
-        same_inputs = found.statement.body["inputs"] == record.fingerprint_payload.get("inputs", {})
+        same_inputs = found.statement.body["inputs"] == recorded_inputs(record)
         if found.active and found.fingerprint == fingerprint and same_inputs:
             return found
     return None
@@ -134,6 +137,7 @@ def accepting(
     shown_by: Mapping[str, str],
     difference: Difference | None = None,
     named: Named | None = None,
+    unknown: Sequence[str] = (),
 ) -> Statement:
     """Return the statement that present code and recipe make what a record's own made.
 
@@ -145,6 +149,7 @@ def accepting(
         shown_by: Where the difference can be looked at: `{"snapshot": sha256}` or `{"commit": sha}`.
         difference: Between the record's own and the present, where it does not follow from both payloads.
         named: Keys of the recipe and packages that the person covers.
+        unknown: What cannot be shown, and is taken on the person's word.
 
     Raises:
         StatementError: It is refused; says why, and what to do.
@@ -155,7 +160,7 @@ def accepting(
         raise StatementError(f"{name}: say why, with --because")
     if fingerprint == record.fingerprint:
         raise StatementError(f"{name}: present code and recipe are those it was made with; nothing to accept")
-    own_inputs, inputs = record.fingerprint_payload.get("inputs", {}), payload["inputs"]
+    own_inputs, inputs = recorded_inputs(record), payload["inputs"]
     if own_inputs != inputs:
         raise StatementError(f"{name}: its inputs are not the present ones ({_inputs(own_inputs, inputs)})")
     for earlier in said:
@@ -180,8 +185,20 @@ def accepting(
         "inputs": dict(inputs),
         "difference": difference.to_json(),
         "shown_by": dict(shown_by),
+        "unknown": list(unknown),
     }
     return Statement.about(record, "accepted", body, reason=reason)
+
+
+def recorded_inputs(record: Record) -> dict[str, str]:
+    """Return the digests of an artifact's inputs by role, as its fingerprint has them.
+
+    In schema 1 the release of a program stood among them; now it is one of the packages.
+    """
+    inputs = record.fingerprint_payload.get("inputs", {})
+    return {
+        role: digest for role, digest in inputs.items() if not (record.earlier and role in EARLIER_RELEASES)
+    }
 
 
 def withdrawing(found: Acceptance, *, reason: str) -> Statement:

@@ -57,10 +57,10 @@ class Remark:
         said = self.found.statement
         text = (
             f"{what} as the same by {said.author} on {said.time[:10]} ({self.statement[:12]}), because: "
-            f"{said.reason}. It covers {self.found.difference or 'no known difference'}"
+            f"{said.reason}. It covers {self.found.difference or 'no difference'}"
         )
-        for line in said.body.get("unknown", ()):
-            text += f"; not shown: {line}"
+        if unknown := said.body["unknown"]:
+            text += f"; NOT SHOWN: {'; '.join(unknown)}"
         return text + self._outcome()
 
     def short(self) -> str:
@@ -92,7 +92,7 @@ class Remark:
             "reason": said and said.reason,
             "fingerprint": said and said.body["fingerprint"],
             "difference": said and said.body["difference"],
-            "unknown": list(said.body.get("unknown", ())) if said else [],
+            "unknown": said and said.body["unknown"],
             "ended_by": ended and {"author": ended.author, "time": ended.time, "reason": ended.reason},
             "text": self.line(),
         }

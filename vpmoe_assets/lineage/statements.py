@@ -43,7 +43,7 @@ KINDS: Mapping[str, frozenset[str]] = {
     "accepted": frozenset(  # a person says that other code or another recipe makes the same; `acceptance`
         {
             *("own", "files_of", "digest", "fingerprint", "code", "recipe", "packages", "inputs"),
-            *("difference", "shown_by"),
+            *("difference", "shown_by", "unknown"),
         }
     ),
     "withdrawn": frozenset({"statement"}),  # of an acceptance, by a person
