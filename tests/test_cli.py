@@ -26,6 +26,7 @@ COMMANDS = (
     ["path"],
     ["verify"],
     ["accept"],
+    ["upgrade"],
     ["sql"],
     ["index", "rebuild"],
     ["data", "build"],

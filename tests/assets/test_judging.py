@@ -42,7 +42,7 @@ class Scripted(Check):
 
 
 def check(run, name="rows", *, code="1", blocking=True) -> Scripted:
-    return Scripted(name, run, blocking, "Rows are there.", __name__, code * 64)
+    return Scripted(name, run, blocking, "Rows are there.", code * 64)
 
 
 def passes(item, inputs):

@@ -1,10 +1,17 @@
 """`vpmoe upgrade`: artifacts of the earlier schema count again, by a person's word on what can be shown."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpmoe_assets.commands.common import experiment_option, json_option, open_store, print_json
+from vpmoe_assets.commands.common import (
+    experiment_in_force,
+    experiment_option,
+    json_option,
+    open_store,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,7 +70,14 @@ def upgrade(
         raise click.UsageError(
             "name the ASSETs that are accepted, or give --yes for all that show everything"
         )
-    store = open_store()
+    store, name = open_store(), experiment_in_force(experiment)
+    latest = (store.find(name, asset, None) for asset in store.assets(name))
+    if not any(record is not None and record.earlier for record in latest):
+        if as_json:
+            print_json({"experiment": name, "artifacts": []})
+        else:
+            click.echo(f"no latest version of experiment {name} is of the earlier schema")
+        return
     name, steps = load_steps(experiment or project.experiment_name())
     for asset in assets:
         step_of(steps, name, asset)
@@ -72,11 +86,13 @@ def upgrade(
         rows = work.run()
     if as_json:
         print_json({"experiment": name, "artifacts": rows})
-        return
-    if not rows:
-        click.echo(f"no latest version of experiment {name} is of the earlier schema")
-    for row in rows:
-        _print(row)
+    else:
+        for row in rows:
+            _print(row)
+    if any(
+        row["state"] == "refused" or (row["asset"] in assets and row["state"] != "accepted") for row in rows
+    ):
+        sys.exit(1)
 
 
 class _Upgrade:
@@ -191,7 +207,7 @@ def _print(row: "Mapping[str, Any]") -> None:
     click.echo(f"{row['asset']}@{row['version']}: {row['state']}")
     for mark, lines in (
         ("  = ", row["shown"]),
-        ("  ≠ ", [*row["differs"], *(f"input {name} is another one now" for name in row["unequal_inputs"])]),
+        ("  ≠ ", [*row["differs"], *row["unequal_inputs"]]),
         ("  ? ", row["unknown"]),
         ("  ! ", [row["reason"]] if "reason" in row else []),
     ):

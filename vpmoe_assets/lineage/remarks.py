@@ -55,12 +55,11 @@ class Remark:
         if self.found is None:
             return f"{what} by statement {self.statement[:12]}, which is NO LONGER IN THE STORE"
         said = self.found.statement
+        covers = [*self.found.difference.lines(), *(f"NOT SHOWN: {each}" for each in said.body["unknown"])]
         text = (
             f"{what} as the same by {said.author} on {said.time[:10]} ({self.statement[:12]}), because: "
-            f"{said.reason}. It covers {self.found.difference or 'no difference'}"
+            f"{said.reason}. It covers {'; '.join(covers) or 'no difference'}"
         )
-        if unknown := said.body["unknown"]:
-            text += f"; NOT SHOWN: {'; '.join(unknown)}"
         return text + self._outcome()
 
     def short(self) -> str:

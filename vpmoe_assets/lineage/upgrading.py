@@ -145,13 +145,21 @@ def compare(
         shown.append("recipe: every value is the same")
     packages = tuple(_packages(record, tree, own, closure, shown, unknown))
     own_inputs, inputs = recorded_inputs(record), dict(payload["inputs"])
-    unequal = tuple(
-        sorted(role for role in own_inputs.keys() | inputs.keys() if own_inputs.get(role) != inputs.get(role))
-    )
+    unequal = tuple(_unequal(own_inputs, inputs))
     if not unequal:
         shown.append("inputs: each has the same digest" if inputs else "inputs: it has none")
     difference = Difference(sources, recipe, packages)
     return Comparison(record, fingerprint, payload, tuple(shown), tuple(unknown), difference, unequal)
+
+
+def _unequal(own: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    for role in sorted(own.keys() | now.keys()):
+        if role not in now:
+            yield f"{role} is an input no more"
+        elif role not in own:
+            yield f"{role} is an input now"
+        elif own[role] != now[role]:
+            yield f"input {role} is another one now ({own[role][:8]} → {now[role][:8]})"
 
 
 def _tree(record: Record, commits: Commits, shown: list[str], unknown: list[str]) -> SourceTree | None:
