@@ -74,5 +74,6 @@ def test_a_changed_key_changes_the_versions_of_the_steps_that_it_decides(graph, 
     assert changed(before, after) & (known | {"vpmoe_stage1"}) == assets
 
 
-def test_a_changed_name_changes_no_version(graph):
-    assert code_versions(graph()) == code_versions(graph({'name = "smoke"': 'name = "another"'}))
+@pytest.mark.parametrize("top", ['name = "another"', 'name = "tiny"\nstrict_toolchain = true'])
+def test_a_changed_name_or_strictness_changes_no_version(graph, top):
+    assert code_versions(graph()) == code_versions(graph({'name = "smoke"': top}))

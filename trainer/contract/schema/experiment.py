@@ -79,7 +79,12 @@ class Stages(NamedTables):
 
 
 class Experiment(Frozen):
-    """A whole experiment, every table resolved."""
+    """A whole experiment, every table resolved.
+
+    Attributes:
+        strict_toolchain: Reuse nothing that was made with another release of torch or megatron-core. The one
+            key that is in no recipe: it says what is good enough, not what is made.
+    """
 
     schema_: Literal["vpmoe.experiment/1"] = Field(alias="schema")
     name: Name
@@ -90,6 +95,7 @@ class Experiment(Frozen):
     training: TrainingConfig
     stages: Stages
     evaluation: Evaluation | None = None
+    strict_toolchain: bool = False
 
     @cached_property
     def written(self) -> str:
