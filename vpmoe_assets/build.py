@@ -92,6 +92,7 @@ class Build:
         fingerprint: sha256 over recipe, sources and inputs.
         code: Git state of the sources.
         objects: What is kept of them and of the configuration, to repeat the step.
+        loaded: Modules of the project that this process had loaded before.
     """
 
     context: dg.AssetExecutionContext
@@ -104,6 +105,7 @@ class Build:
     code: CodeState
     objects: Objects
     environment: Mapping[str, Any]
+    loaded: frozenset[str]
     _trainer: TrainerResource | None = None
 
     @property

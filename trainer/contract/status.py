@@ -13,7 +13,8 @@ work_dir/
   .tasks/         what an evaluation has finished of one checkpoint
 output_dir/
   payload/        the deliverable
-  summary.json    what is said of it; written last
+  modules.json    the project's modules that rank 0 had loaded by then
+  summary.json    what is said of the payload; written last
 ```
 """
 
@@ -27,6 +28,7 @@ CHECKPOINTS_NAME = "checkpoints"
 ATTEMPTS_NAME = "attempts.jsonl"
 TASKS_NAME = ".tasks"
 PAYLOAD_NAME = "payload"
+MODULES_NAME = "modules.json"
 SUMMARY_NAME = "summary.json"
 
 RUNNING = "running"

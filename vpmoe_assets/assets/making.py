@@ -18,6 +18,7 @@ from vpmoe_assets.assets.judging import check_results, judge
 from vpmoe_assets.assets.presentation import record_metadata
 from vpmoe_assets.assets.step import Step
 from vpmoe_assets.build import Build, Built, Published
+from vpmoe_assets.codebase.loaded import loaded_modules, unexplained, witnessed
 from vpmoe_assets.codebase.unchanged import SourcesChangedError, loaded_here, require_unchanged
 from vpmoe_assets.lineage.kept import keep
 from vpmoe_assets.lineage.objects import ObjectStore
@@ -106,6 +107,7 @@ class Making:
                 run_config=self.context.run.run_config,
             ),
             environment=environment(),
+            loaded=frozenset(loaded_modules()),
             _trainer=self.trainer,
         )
 
@@ -137,6 +139,12 @@ class Making:
         except SourcesChangedError:
             build.work.clear()
             raise
+        if unknown := unexplained(step.tree, step.closure, _loaded(build)):
+            self.context.log.warning(
+                f"{step.asset}: was made with {', '.join(unknown)}, which its fingerprint does not cover; "
+                "name where that is imported from in vpmoe_assets/codebase/words.py, or why it does not "
+                "matter in vpmoe_assets/codebase/bystanders.py"
+            )
         attempts = [Attempt.model_validate(asdict(attempt)) for attempt in built.attempts]
         record = self.store.publish(
             build.work,
@@ -201,6 +209,10 @@ class Making:
 def utc_now() -> str:
     """Return the time, ISO 8601 with milliseconds and offset."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _loaded(build: Build) -> list[str]:
+    return witnessed(build.work.output, build.work.run, build.loaded)
 
 
 def _how(record: Record) -> str:

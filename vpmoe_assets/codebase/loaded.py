@@ -1,9 +1,14 @@
 """What a process really loaded of this project: evidence beside the closure, which is only computed."""
 
 import ast
+import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
+from pathlib import Path
 
+from trainer.contract.canonical import canonical_json
+from trainer.contract.files import replace_text
+from trainer.contract.status import MODULES_NAME
 from vpmoe_assets.codebase.bystanders import bystander
 from vpmoe_assets.codebase.closure import Closure
 from vpmoe_assets.codebase.syntax import tree_digest
@@ -15,6 +20,24 @@ _SAYS_NOTHING = tree_digest(ast.Module([], []))
 def loaded_modules() -> list[str]:
     """Return the modules of this project that this process has loaded by now, sorted."""
     return sorted(name for name in list(sys.modules) if name.partition(".")[0] in PACKAGES)
+
+
+def witnessed(output: Path, run: Path, before: Set[str]) -> list[str]:
+    """Return the modules that were loaded to make something, and keep the evidence beside it.
+
+    Where a job made it, the job has left its own. Else this process did; it may have made other things
+    before, so what it had loaded by then says nothing about this one.
+
+    Args:
+        output: Where a job delivers.
+        run: Of the work area, for this process's evidence.
+        before: Modules that this process had loaded when it began.
+    """
+    if (left := output / MODULES_NAME).exists():
+        return [str(name) for name in json.loads(left.read_bytes())]
+    loaded = loaded_modules()
+    replace_text(run / MODULES_NAME, canonical_json(loaded, indent=1) + "\n")
+    return [name for name in loaded if name not in before]
 
 
 def unexplained(tree: SourceTree, closure: Closure, loaded: Iterable[str]) -> list[str]:

@@ -122,6 +122,8 @@ class SourceTree:
             if name not in found:
                 found.add(name)
                 waiting += self._known(self.facts(self.modules[name]).eager, name)
+        with self._lock:
+            self._memory.save()
         return found
 
     def changed(self, paths: Iterable[str]) -> list[str]:

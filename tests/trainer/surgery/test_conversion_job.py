@@ -53,7 +53,11 @@ def test_a_finished_conversion_says_all_there_is_to_say(parent, tmp_path):
     job = convert_job(tmp_path, recipe(), parent=parent)
     assert run(job) == EXIT_DONE
     assert status(job) == "done"
-    assert sorted(path.name for path in Path(job.output_dir).iterdir()) == ["payload", "summary.json"]
+    assert sorted(path.name for path in Path(job.output_dir).iterdir()) == [
+        "modules.json",
+        "payload",
+        "summary.json",
+    ]
     assert read_architecture(payload(job)) == morphed(num_layers=8)
     report = summary(job)
     assert report["payload"] == [
@@ -248,7 +252,11 @@ def test_a_signal_stops_between_tensors_and_the_next_start_gives_the_same_bytes(
     monkeypatch.undo()
     assert run(job) == EXIT_DONE
     assert files(payload(job)) == files(payload(whole))
-    assert sorted(path.name for path in Path(job.output_dir).iterdir()) == ["payload", "summary.json"]
+    assert sorted(path.name for path in Path(job.output_dir).iterdir()) == [
+        "modules.json",
+        "payload",
+        "summary.json",
+    ]
 
 
 class KilledError(SystemExit):
@@ -278,7 +286,11 @@ def test_a_conversion_that_was_killed_is_started_over(moment, parent, tmp_path, 
     assert run(job) == EXIT_DONE
     assert "removed what an interrupted conversion left" in capsys.readouterr().err
     assert summary(job)["checks"]["logits_bit_identical"]["passed"]
-    assert sorted(path.name for path in Path(job.output_dir).iterdir()) == ["payload", "summary.json"]
+    assert sorted(path.name for path in Path(job.output_dir).iterdir()) == [
+        "modules.json",
+        "payload",
+        "summary.json",
+    ]
 
 
 def test_the_interrupted_work_of_another_job_is_left_alone(parent, tmp_path, capsys):

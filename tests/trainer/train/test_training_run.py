@@ -46,7 +46,11 @@ def status(job: Job) -> str:
 
 def test_a_finished_job_leaves_payload_summary_and_status(finished):
     assert status(finished) == "done"
-    assert sorted(path.name for path in Path(finished.output_dir).iterdir()) == ["payload", "summary.json"]
+    assert sorted(path.name for path in Path(finished.output_dir).iterdir()) == [
+        "modules.json",
+        "payload",
+        "summary.json",
+    ]
     found = summary(finished)
     assert found["schema"] == "vpmoe.summary/1"
     assert found["steps"] == 8
