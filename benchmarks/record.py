@@ -12,10 +12,12 @@ import json
 import math
 import os
 import platform
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from vpmoe_assets.lineage.errors import ProvenanceError
+from vpmoe_assets.lineage.git import git
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.jsonl"
@@ -102,7 +104,7 @@ def commit() -> str:
         changed = _git(
             "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results.jsonl"
         )
-    except (OSError, subprocess.CalledProcessError):
+    except ProvenanceError:
         if given := os.environ.get("VPMOE_GIT_SHA"):
             return given
         raise RuntimeError(
@@ -146,8 +148,7 @@ def versions() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return git(ROOT, *arguments).decode().strip()
 
 
 def _processor() -> str:

@@ -188,6 +188,22 @@ def test_a_run_that_dagster_has_forgotten_is_no_obstacle(home: Home) -> None:
     assert not path_of(home.store, run_id).exists()
 
 
+def test_an_instance_that_cannot_be_written_to_ends_no_start(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*arguments: object) -> None:
+        raise RuntimeError("attempt to write a readonly database")
+
+    run_id = home.run(dead_orchestrator())
+    monkeypatch.setattr(dg.DagsterInstance, "report_run_failed", read_only)
+    said: list[str] = []
+    close_dead_runs(home.store, said.append)
+    (message,) = said
+    assert f"run {run_id} could not be closed" in message
+    assert "readonly database" in message
+    assert path_of(home.store, run_id).exists()
+
+
 @pytest.mark.parametrize("trouble", ["gone", "broken"])
 def test_the_evidence_stays_until_the_run_is_closed(
     home: Home, marker: str, tmp_path: Path, trouble: str

@@ -20,7 +20,7 @@ _THROW_AWAY = ".tmp_dagster_home_"  # how Dagster's commands name the instance t
 
 
 class InstanceUnavailableError(RuntimeError):
-    """An instance cannot be opened; the message names it."""
+    """An instance cannot be opened, or not be written to; the message names it."""
 
 
 class MisplacedInstanceError(RuntimeError):
@@ -64,11 +64,10 @@ class InstanceIdentity:
             raise InstanceUnavailableError(f"there is no Dagster instance at {self.root} any more")
         try:
             reference = deserialize_value(json.dumps(self.reference), InstanceRef)
-            instance = DagsterInstance.from_ref(reference)
-        except Exception as error:  # each kind of storage fails in its own way
+            with DagsterInstance.from_ref(reference) as instance:
+                yield instance
+        except Exception as error:  # each kind of storage fails in its own way, when opened or when used
             raise InstanceUnavailableError(f"the Dagster instance at {self.root}: {error}") from error
-        with instance:
-            yield instance
 
 
 def close_run(instance: "DagsterInstance", run_id: str, why: str) -> bool:

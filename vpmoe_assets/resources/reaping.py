@@ -183,7 +183,7 @@ def _elsewhere(orchestrator: Orchestrator) -> str:
 def _is_elsewhere(path: Path) -> bool:
     try:
         return not RunRecord.read(path).orchestrator.here
-    except (ValueError, FileNotFoundError):
+    except (ValueError, OSError):
         return False
 
 
@@ -193,7 +193,7 @@ def _closed(path: Path) -> Reaped | None:
         run = RunRecord.read(path)
     except FileNotFoundError:  # its process ended just now
         return None
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return Reaped(dagster_run_id=path.stem, note=str(error))
     process = run.orchestrator
     if process.here and not process.dead:
@@ -210,13 +210,13 @@ def _close(path: Path, run: RunRecord, why: str) -> Reaped:
     try:
         with run.instance.open() as instance:
             failed = close_run(instance, run.run_id, why)
-    except InstanceUnavailableError as error:
+        path.unlink(missing_ok=True)
+    except (InstanceUnavailableError, OSError) as error:
         note = (
             f"run {run.run_id} could not be closed: {error}. Bring it back and run `vpmoe reap` again; "
             f"if it was removed on purpose, remove {path}"
         )
         return Reaped(dagster_run_id=run.run_id, note=note)
-    path.unlink(missing_ok=True)
     return Reaped(dagster_run_id=run.run_id, run_failed=failed)
 
 
