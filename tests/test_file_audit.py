@@ -2,6 +2,8 @@
 
 import hashlib
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vpmoe_assets.file_audit import source_files_match
@@ -53,3 +55,25 @@ def test_the_table_of_a_bundle_counts_and_further_faults_are_counted(payload):
     verdict = source_files_match(payload, manifest(table=table))
     assert verdict.description == "a.bin is missing (and 1 more)"
     assert verdict.metadata == {"files": 3, "faults": ["a.bin is missing", "tasks.json is missing"]}
+
+
+def test_rows_are_counted_in_the_files(tmp_path):
+    table = pa.table({"a": [1, 2, 3]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    (tmp_path / "y.jsonl").write_bytes(b'{"a": 1}\n\n{"a": 2}\n')
+    for name, kind, rows in (("x.parquet", "parquet", 3), ("y.jsonl", "jsonl", 2)):
+        other = tmp_path / kind
+        other.mkdir()
+        (tmp_path / name).rename(other / name)
+        content = (other / name).read_bytes()
+        shard = {"path": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+        def judged(total, directory=other, kind=kind, **stated):
+            storage = {"format": kind, "shards": [shard | stated], **total}  # noqa: B023
+            return source_files_match(directory, {"storage": storage})
+
+        assert judged({}).passed
+        assert judged({"total_rows": rows}, rows=rows).passed
+        assert judged({}, rows=rows + 1).description == f"{name}: {rows} rows, the manifest says {rows + 1}"
+        wrong = judged({"total_rows": 7}, rows=rows)
+        assert wrong.description == f"all files: {rows} rows, the manifest says 7"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.assets.graphs import Graph, stand_in_trainer
+from tests.assets.programs.zero_weights import write_zero_rung
 from tests.lineage.fabricate import publish
 from trainer.contract.schema.experiment import load_experiment
 from trainer.contract.schema.rungs.ladder import RECIPES
@@ -31,11 +32,14 @@ LADDER = {
 
 
 @pytest.fixture
-def ladder(tiny, monkeypatch) -> Graph:
+def ladder(tiny, monkeypatch, tmp_path) -> Graph:
     """The experiment from a rung that is there already: the depth step is the first to be made."""
     trainer = stand_in_trainer(monkeypatch, "stand_in_conversion", nproc=2, dp=2)
     tiny.resources = {"trainer": trainer}
-    publish(tiny.store, "vpdense_28_healed", experiment="tiny", files={"config.json": b"{}"})
+    recipe = load_experiment(str(tiny.experiment)).convert_recipe("vpdense_80")
+    write_zero_rung(tmp_path / "parent", recipe.parent, recipe.parent_dtype)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "parent").iterdir()}
+    publish(tiny.store, "vpdense_28_healed", experiment="tiny", files=files)
     return tiny
 
 
@@ -133,10 +137,11 @@ def test_logits_that_differ_stop_the_rungs_below(ladder, monkeypatch):
 
 
 def test_what_was_not_measured_has_not_passed(ladder, monkeypatch):
-    ask(monkeypatch, unmeasured=["reload"])
+    ask(monkeypatch, unmeasured=["logits_bit_identical"])
     run = ladder.run("vpdense_80")
-    check = run.checks("vpdense_80")["reload"]
-    assert (check.passed, check.description) == (False, "the conversion did not measure reload")
+    check = run.checks("vpdense_80")["logits_bit_identical"]
+    words = "the conversion did not measure logits_bit_identical"
+    assert (check.passed, check.description) == (False, words)
 
 
 def test_the_profile_draws_columns_that_vary_over_layers():

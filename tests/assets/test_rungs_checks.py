@@ -108,11 +108,16 @@ def test_what_would_make_the_rungs_below_wrong_is_blocking():
         for rung in ("qwen3_0_6b_o200k", "vpdense0_5_28", "vpdense_28", "vpdense_80", "vpmoe")
     }
     assert blocking == {
-        "qwen3_0_6b_o200k": {"reload", "vocabulary_rows", "shared_tokens_copied", "rest_copied"},
-        "vpdense0_5_28": {"reload", "interleave_identity", "finite_logits"},
-        "vpdense_28": {"reload", "finite_logits"},
-        "vpdense_80": {"reload", "logits_bit_identical"},
-        "vpmoe": {"reload", "logits_bit_identical"},
+        "qwen3_0_6b_o200k": {
+            "weights_complete",
+            "rest_copied",
+            "vocabulary_rows",
+            "shared_tokens_copied",
+        },
+        "vpdense0_5_28": {"weights_complete", "interleave_identity", "finite_logits"},
+        "vpdense_28": {"weights_complete", "rest_copied", "finite_logits"},
+        "vpdense_80": {"weights_complete", "layers_copied", "logits_bit_identical"},
+        "vpmoe": {"weights_complete", "parent_kept", "logits_bit_identical"},
     }
 
 

@@ -26,7 +26,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, **what) -> None:
 def test_a_run_is_published_with_its_curve_checkpoints_and_provenance(stage):
     run = stage.make("vpmoe_stage1")
     record = stage.latest("vpmoe_stage1")
-    assert [entry.path for entry in record.files] == ["model-00001-of-00001.safetensors"]
+    assert [entry.path for entry in record.files] == ["config.json", "model.safetensors"]
     kept = {entry.path for entry in record.run_files}
     assert {"log.txt", "metrics.jsonl", "job.json", "summary.json", "checkpoints/iter_0000010/state"} <= kept
     assert "heartbeat" not in kept
@@ -52,6 +52,7 @@ def test_a_run_is_published_with_its_curve_checkpoints_and_provenance(stage):
     ladder = stage.index.query("SELECT asset, rung, layers, parameters, valid_loss, blocked FROM ladder").rows
     assert ladder == [("vpmoe_stage1", 0, 16, 1234, 11.0, False)]
     assert {name: (check.passed, check.blocking) for name, check in run.checks("vpmoe_stage1").items()} == {
+        "weights_complete": (True, True),
         "resume_drift": (True, True),
         "router_alive": (True, True),
         "heldout_loss_fell": (True, False),

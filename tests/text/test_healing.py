@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from trainer.contract.schema.sources import HubText, PydocTopics, TextFolder
 from vpmoe_assets.errors import DataError
+from vpmoe_assets.harmony.indexed import IndexedWriter
 from vpmoe_assets.harmony.tokenizer import EOD, VOCAB_SIZE, load_tiktoken, write_tokenizer
 from vpmoe_assets.hub import HubError, HubFile
 from vpmoe_assets.lineage.volatile import without_volatile
-from vpmoe_assets.text.audit import text_aligned
+from vpmoe_assets.text.audit import text_aligned, tokens_within_budget
 from vpmoe_assets.text.documents import split_paragraphs
 from vpmoe_assets.text.healing import (
     build_healing_corpus,
@@ -193,6 +194,25 @@ def test_the_token_budget_is_never_exceeded(tmp_path, tokenizer_dir):
         corpus, manifest, tmp_path / "text", tokenizer_dir=tokenizer_dir, max_tokens=budget - 1, **WHEN
     )
     assert sum(split["tokens"] for split in text["splits"].values()) == lengths[8]
+
+
+def test_the_budget_is_held_against_the_tokens_in_the_files(tmp_path, tokenizer_dir):
+    corpus, manifest = corpus_of(tmp_path, documents(40))
+    payload = tmp_path / "text"
+    text = build_healing_text(corpus, manifest, payload, tokenizer_dir=tokenizer_dir, **WHEN)
+    tokens = sum(split["tokens"] for split in text["splits"].values())
+    for most, passed in ((-1, True), (tokens, True), (tokens - 1, False)):
+        verdict = tokens_within_budget(payload, most)
+        assert (verdict.passed, verdict.metadata) == (passed, {"tokens": tokens})
+    prefix = payload / "train" / "healing_text_v1_tokens"
+    with IndexedWriter(payload / "train" / "unstated", np.int32) as writer:
+        writer.append(np.arange(9, dtype=np.int32), [9])
+        writer.finish()
+    assert tokens_within_budget(payload, tokens).description == f"{tokens + 9} tokens, budget {tokens}"
+    with prefix.with_suffix(".bin").open("ab") as file:
+        file.write(b"more")
+    assert "its index says" in tokens_within_budget(payload, -1).description
+    assert not tokens_within_budget(tmp_path / "nothing", -1).passed
 
 
 def test_shards_hold_the_given_number_of_rows(tmp_path):

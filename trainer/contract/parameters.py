@@ -72,6 +72,14 @@ def parameters(arch: Architecture) -> tuple[Parameter, ...]:
     return tuple(_model(arch))
 
 
+def layer_and_part(name: str) -> tuple[int | None, str]:
+    """Return the 1-based number of a parameter's layer (None outside of layers) and the rest of its name."""
+    if not name.startswith("decoder.layers."):
+        return None, name
+    index, _, part = name.removeprefix("decoder.layers.").partition(".")
+    return int(index) + 1, part
+
+
 def _model(arch: Architecture) -> Iterator[Parameter]:
     model = arch.model
     table = (arch.vocab_size, model.hidden_size)

@@ -6,6 +6,7 @@ import torch
 
 from trainer.contract.depth import layer_origins
 from trainer.contract.layers import layer_kinds
+from trainer.contract.parameters import layer_and_part
 from trainer.contract.schema.rungs.expand import ExpandRecipe
 from trainer.model.value_residual import initial_logit
 from trainer.surgery.step import Conversion, Outcome, Verdict
@@ -39,7 +40,7 @@ def convert(conversion: Conversion, out: WeightsWriter) -> Outcome:
     with WeightsReader(conversion.source) as source:
         source.require_rung(recipe.parent, recipe.parent_dtype)
         for name, spec in out.specs.items():
-            number, part = split_name(name)
+            number, part = layer_and_part(name)
             if number is None:
                 out.write(name, source.read(name))
                 continue
@@ -86,14 +87,6 @@ def check(conversion: Conversion, payload: Path, outcome: Outcome) -> None:
         f"logits over {agreement.tokens} seeded tokens equal the parent's bit for bit",
         agreement.describe(),
     )
-
-
-def split_name(name: str) -> tuple[int | None, str]:
-    """1-based layer number (None outside the layers) and the rest of a Megatron parameter name."""
-    if not name.startswith("decoder.layers."):
-        return None, name
-    index, _, part = name.removeprefix("decoder.layers.").partition(".")
-    return int(index) + 1, part
 
 
 def _recipe(conversion: Conversion) -> ExpandRecipe:

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from trainer.contract.layers import dense_ffn_hidden_size, layer_kinds, moe_layers
+from trainer.contract.parameters import layer_and_part
 from trainer.contract.schema.architecture import MoeConfig
 from trainer.contract.schema.rungs.upcycle import UpcycleRecipe
-from trainer.surgery.expand import split_name
 from trainer.surgery.step import Conversion, Outcome, Verdict
 from trainer.surgery.tensors import LAYER
 from trainer.surgery.vpdense import keep_largest
@@ -74,7 +74,7 @@ def convert(conversion: Conversion, out: WeightsWriter) -> Outcome:
         if narrow is not None:
             transform["layer1_neurons"] = narrow.tolist()
         for name in out.specs:
-            number, part = split_name(name)
+            number, part = layer_and_part(name)
             if number in layers and part.startswith("mlp."):
                 continue  # made from the whole FFN, below
             value = source.read(name)

@@ -15,6 +15,7 @@ from vpmoe_assets.assets.produced import produced_asset
 from vpmoe_assets.assets.step import Produced
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import training as checks
+from vpmoe_assets.checks.rungs import weights_complete
 from vpmoe_assets.codebase.words import job_roots
 
 
@@ -29,7 +30,12 @@ def distill_assets(experiment: Experiment) -> list[Produced]:
         kinds={"pytorch", "wandb"},
         recipe=plain(recipe),
         roots=job_roots("train", plain(recipe)),
-        checks=[checks.resume_drift, checks.router_alive, checks.heldout_loss_fell],
+        checks=[
+            weights_complete(recipe.architecture, recipe.training.dtype),
+            checks.resume_drift,
+            checks.router_alive,
+            checks.heldout_loss_fell,
+        ],
         metadata=training_metadata,
         seed=experiment.seed,
         trains=True,

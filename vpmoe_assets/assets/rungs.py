@@ -65,12 +65,9 @@ def _conversion(experiment: Experiment, rung: str) -> Produced:
 
 
 def conversion_checks(recipe: ConversionRecipe) -> list[Check]:
-    """Return the checks of a rung that is made by a conversion: that it reads back, and its own."""
+    """Return the checks of a rung that is made by a conversion."""
     rung, _ = load_rung(recipe.step)
-    readable = checks.measured(
-        "reload", "Every tensor, read back from its file, is what was computed.", blocking=True
-    )
-    return [readable, *rung.checks(recipe)]
+    return rung.checks(recipe)
 
 
 def _healing(experiment: Experiment, rung: str) -> Produced:
@@ -85,7 +82,10 @@ def _healing(experiment: Experiment, rung: str) -> Produced:
         kinds={"pytorch", "wandb"},
         recipe=plain(recipe),
         roots=job_roots("train", plain(recipe)),
-        checks=[checks.loss_not_diverged],
+        checks=[
+            checks.weights_complete(recipe.architecture, recipe.training.dtype),
+            checks.loss_not_diverged,
+        ],
         metadata=training_metadata,
         seed=experiment.seed,
         trains=True,

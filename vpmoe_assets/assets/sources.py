@@ -60,7 +60,10 @@ def _synth(experiment: Experiment) -> Produced:
         kinds={"parquet", "dataset"},
         recipe=_recipe(source),
         roots=["vpmoe_assets.generated.generator" if source.kind == "generated" else "vpmoe_assets.synth"],
-        checks=[checks.source_files],
+        checks=[
+            checks.source_files,
+            *([checks.generated_rows(experiment.seed, source.rows)] if source.kind == "generated" else []),
+        ],
         metadata=_source_metadata,
         external=lambda: _folder_digest("sources.synth", source),
         seed=experiment.seed if source.kind == "generated" else None,

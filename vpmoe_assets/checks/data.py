@@ -7,7 +7,7 @@ from vpmoe_assets.checks.check import Check, check
 from vpmoe_assets.verdict import Verdict
 
 _SAMPLE = 64
-"""Conversations that openai-harmony renders again in every build."""
+"""Rows that are generated again, and conversations that openai-harmony renders again, for every version."""
 
 
 @check("tokenizer_agrees")
@@ -24,6 +24,22 @@ def source_files(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     from vpmoe_assets.file_audit import source_files_match
 
     return source_files_match(item.payload, item.manifest)
+
+
+def generated_rows(seed: int, rows: int) -> Check:
+    """Return the check that the rows are those of the generator, in their order.
+
+    Of generated rows a manifest says only what their writer found; so they are read and generated again.
+    """
+
+    @check("rows_as_generated")
+    def generated(item: Published, inputs: Mapping[str, Published]) -> Verdict:
+        """The files hold all rows of the experiment's seed, in order; a sample is generated again."""
+        from vpmoe_assets.generated.audit import rows_as_generated
+
+        return rows_as_generated(item.payload, seed=seed, rows=rows, sample=_SAMPLE)
+
+    return generated
 
 
 @check("manifest_matches_shards")
@@ -115,12 +131,9 @@ def healing_budget(max_tokens: int) -> Check:
 
     @check("token_budget")
     def budget(item: Published, inputs: Mapping[str, Published]) -> Verdict:
-        """Check that the corpus has no more tokens than its budget."""
-        tokens = sum(split["tokens"] for split in item.manifest["splits"].values())
-        return Verdict(
-            max_tokens < 0 or tokens <= max_tokens,
-            f"{tokens} tokens, budget {'none' if max_tokens < 0 else max_tokens}",
-            {"tokens": tokens},
-        )
+        """The shards have no more tokens than the budget, counted in their files."""
+        from vpmoe_assets.text.audit import tokens_within_budget
+
+        return tokens_within_budget(item.payload, max_tokens)
 
     return budget

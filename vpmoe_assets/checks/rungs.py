@@ -1,7 +1,9 @@
-"""Checks that rungs share: what a conversion measured of itself, distance to its source, a healing run."""
+"""Checks that checkpoints share: tensors, read again; what a conversion measured of itself; a healing run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from trainer.contract.schema.architecture import Architecture
+from trainer.contract.schema.donor import Donor
 from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import Check, check
 from vpmoe_assets.lineage.errors import EvidenceMissing
@@ -11,10 +13,80 @@ _DIVERGED_NATS = 0.5
 """A healing run whose held-out loss ends this far above its start has diverged."""
 
 
-def measured(name: str, description: str, *, blocking: bool) -> Check:
-    """Return the check that passes on what the conversion itself found, after it had read back its result."""
+def weights_complete(architecture: Architecture, dtype: str) -> Check:
+    """Return the check that a published rung's files hold the tensors of an architecture."""
 
-    @check(name, blocking=blocking, description=description)
+    @check("weights_complete")
+    def complete(item: Published, inputs: Mapping[str, Published]) -> Verdict:
+        """The files hold exactly the tensors of the recipe: names, shapes, types, one after the other."""
+        from vpmoe_assets.donors.audit import rung_config_faults, rung_tensors, tensor_faults
+
+        expected = rung_tensors(architecture, dtype)
+        faults = [
+            *tensor_faults(item.payload, expected),
+            *rung_config_faults(item.payload, architecture, dtype),
+        ]
+        return Verdict.of(faults, f"{len(expected)} tensors, as the recipe says", {"tensors": len(expected)})
+
+    return complete
+
+
+def donor_weights_complete(donor: Donor, source: str) -> Check:
+    """Return the check that a Hugging Face checkpoint's files hold the tensors of the donor's architecture.
+
+    Args:
+        donor: Geometry of the checkpoint.
+        source: Input that it was made from, whose types it keeps.
+    """
+
+    @check("weights_complete")
+    def complete(item: Published, inputs: Mapping[str, Published]) -> Verdict:
+        """The files hold exactly the tensors of the recipe: names, shapes, types, one after the other."""
+        from vpmoe_assets.donors.audit import donor_tensors, tensor_faults
+
+        expected = donor_tensors(donor, inputs[source].payload)
+        faults = tensor_faults(item.payload, expected)
+        return Verdict.of(faults, f"{len(expected)} tensors, as the recipe says", {"tensors": len(expected)})
+
+    return complete
+
+
+def copied(
+    name: str, description: str, source: str, pairs: Mapping[str, str], zeros: Sequence[str] = ()
+) -> Check:
+    """Return the check that tensors are the very numbers of the checkpoint that a rung was made from.
+
+    Args:
+        name: Of the check.
+        description: What it holds the rung to.
+        source: Input whose tensors are compared.
+        pairs: Name of the source's tensor by the name of the rung's.
+        zeros: Names of the tensors that are zero.
+    """
+
+    @check(name, description=description)
+    def kept(item: Published, inputs: Mapping[str, Published]) -> Verdict:
+        from vpmoe_assets.donors.audit import copy_faults, zero_faults
+
+        faults = [
+            *copy_faults(item.payload, inputs[source].payload, pairs),
+            *zero_faults(item.payload, zeros),
+        ]
+        zero = f", {len(zeros)} zero" if zeros else ""
+        found = {"copied": len(pairs), "zero": len(zeros)}
+        return Verdict.of(faults, f"{len(pairs)} tensors have the numbers of {source}{zero}", found)
+
+    return kept
+
+
+def measured(name: str, description: str, *, blocking: bool) -> Check:
+    """Return the check that passes on what the conversion itself found, with the model or the tool at hand.
+
+    It holds the conversion to its own finding, as recorded; what can be found out from the published files
+    alone has a check that looks at them.
+    """
+
+    @check(name, blocking=blocking, description=f"{description} As the conversion found.")
     def found(item: Published, inputs: Mapping[str, Published]) -> Verdict:
         finding = item.summary["checks"].get(name)
         if finding is None:
@@ -27,7 +99,7 @@ def measured(name: str, description: str, *, blocking: bool) -> Check:
 def distance(name: str, column: str, description: str) -> Check:
     """Return the check that no layer's output points away from the source's."""
 
-    @check(name, blocking=False, description=description)
+    @check(name, blocking=False, description=f"{description} As the conversion found.")
     def cosine(item: Published, inputs: Mapping[str, Published]) -> Verdict:
         cosines = [row[column] for row in item.summary["layers"]]
         mean = sum(cosines) / len(cosines)

@@ -7,17 +7,27 @@ where they barely change the function.
 
 from collections.abc import Mapping
 
+from trainer.contract.parameters import parameters
 from trainer.contract.schema.rungs.morph import MorphRecipe
 from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import Check, check
-from vpmoe_assets.checks.rungs import distance, measured
+from vpmoe_assets.checks.rungs import copied, distance, measured, weights_complete
 from vpmoe_assets.rung import RungAsset
 from vpmoe_assets.verdict import Verdict
 
 
 def checks(recipe: MorphRecipe) -> list[Check]:
     """Return the checks of the rung."""
+    theirs = {parameter.name for parameter in parameters(recipe.parent)}
+    kept = [parameter.name for parameter in parameters(recipe.architecture) if parameter.name in theirs]
     return [
+        weights_complete(recipe.architecture, recipe.dtype),
+        copied(
+            "rest_copied",
+            "Everything but the new attention has the parent's numbers.",
+            recipe.source,
+            dict(zip(kept, kept, strict=True)),
+        ),
         measured("finite_logits", "All logits on the calibration text are finite.", blocking=True),
         measured("better_than_guessing", "Cross-entropy on it is below ln V.", blocking=False),
         tpa_fit,

@@ -5,9 +5,10 @@ others are rebuilt by the method of the experiment, rows without a token are the
 the donor's, in Hugging Face format.
 """
 
+from trainer.contract.donor import HF_EMBEDDING, HF_HEAD, donor_shapes
 from trainer.contract.schema.rungs.vocabulary import VocabularyRecipe
 from vpmoe_assets.checks.check import Check
-from vpmoe_assets.checks.rungs import measured
+from vpmoe_assets.checks.rungs import copied, donor_weights_complete, measured
 from vpmoe_assets.rung import RungAsset
 
 
@@ -16,14 +17,23 @@ def checks(recipe: VocabularyRecipe) -> list[Check]:
     rows = (
         f"The embedding has {recipe.vocab_size} rows, as the configuration says; nothing else in it changed."
     )
+    rest = donor_shapes(recipe.donor).keys() - {HF_EMBEDDING, HF_HEAD}
     return [
+        donor_weights_complete(
+            recipe.donor.model_copy(update={"vocab_size": recipe.vocab_size}), recipe.source
+        ),
+        copied(
+            "rest_copied",
+            "Every tensor but the embeddings has the donor's bytes.",
+            recipe.source,
+            {name: name for name in sorted(rest)},
+        ),
         measured("vocabulary_rows", rows, blocking=True),
         measured(
             "shared_tokens_copied",
             "Tokens of both vocabularies have the donor's very row, bit for bit.",
             blocking=True,
         ),
-        measured("rest_copied", "Every other tensor has the donor's bytes.", blocking=True),
         measured("new_rows", "A sample of the new rows, computed again.", blocking=False),
         measured("padding_rows", "Rows without a token are the mean row.", blocking=False),
         measured("numeric_prompts", "Numbers have their known o200k ids and decode back.", blocking=False),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from trainer.contract.schema.rungs.vpdense import DenseRecipe
 from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import Check, check
-from vpmoe_assets.checks.rungs import distance, measured
+from vpmoe_assets.checks.rungs import distance, measured, weights_complete
 from vpmoe_assets.rung import RungAsset
 from vpmoe_assets.verdict import Verdict
 
@@ -18,6 +18,7 @@ from vpmoe_assets.verdict import Verdict
 def checks(recipe: DenseRecipe) -> list[Check]:
     """Return the checks of the rung."""
     return [
+        weights_complete(recipe.architecture, recipe.dtype),
         interleave_identity(recipe),
         measured("finite_logits", "All logits on the calibration text are finite.", blocking=True),
         measured("better_than_guessing", "Cross-entropy on it is below ln V.", blocking=False),

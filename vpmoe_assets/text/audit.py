@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony import tokenizer
 from vpmoe_assets.harmony.indexed import map_elements, read_index
 from vpmoe_assets.verdict import Verdict
@@ -32,3 +33,23 @@ def text_aligned(payload_dir: Path, manifest: dict[str, Any]) -> Verdict:
         documents, tokens = documents + index.lengths.size, tokens + index.elements
     metadata = {"documents": documents, "tokens": tokens}
     return Verdict.of(faults, f"{documents} documents, each ended by its only EOD", metadata)
+
+
+def tokens_within_budget(payload_dir: Path, most: int) -> Verdict:
+    """Check that the shards hold no more tokens than a budget, counted in the files and not in the manifest.
+
+    Args:
+        payload_dir: The payload.
+        most: The budget; below 0 there is none.
+    """
+    indexes = sorted(payload_dir.rglob("*.idx"))
+    if not indexes:
+        return Verdict(False, f"{payload_dir} holds no shard", {"tokens": 0})
+    tokens = 0
+    for path in indexes:
+        try:
+            tokens += map_elements(path.with_suffix(""), read_index(path)).size
+        except DataError as error:
+            return Verdict(False, str(error), {"tokens": tokens})
+    budget = "none" if most < 0 else most
+    return Verdict(most < 0 or tokens <= most, f"{tokens} tokens, budget {budget}", {"tokens": tokens})

@@ -1,7 +1,7 @@
 """A trainer that converts nothing: `python -m stand_in_conversion convert --job job.json`.
 
-Its checkpoint is a function of the job's recipe and inputs; `STAND_IN` (JSON) may give entries of the
-summary.
+Its checkpoint, of zeros, is a function of the job's recipe and inputs; `STAND_IN` (JSON) may give entries of
+the summary.
 """
 
 import hashlib
@@ -9,6 +9,10 @@ import json
 import os
 import sys
 from pathlib import Path
+
+from zero_weights import write_zero_rung
+
+from trainer.contract.schema.architecture import Architecture
 
 job = json.loads(Path(sys.argv[sys.argv.index("--job") + 1]).read_text())
 asked = json.loads(os.environ.get("STAND_IN", "{}"))
@@ -22,7 +26,8 @@ identity = {
     "inputs": {name: given["digest"] for name, given in job["inputs"].items()},
 }
 digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-(payload / "config.json").write_text(json.dumps({"made_by": digest}))
+architecture = Architecture.model_validate_json(json.dumps(job["recipe"]["architecture"]))
+write_zero_rung(payload, architecture, job["recipe"]["dtype"], note=digest)
 passed = {"passed": True, "description": "as it should be", "metadata": {"measured": 0.25}}
 summary = {
     "parameters": 4321,

@@ -1,7 +1,7 @@
 """A trainer without a model: does what an asset sees of one, and what `STAND_IN` (JSON) asks for.
 
 `python -m stand_in_training train --job job.json`. It writes a checkpoint at every step and goes on from the
-last; its weights are a function of the job's recipe, seed and inputs.
+last; its weights, zeros, are a function of the job's recipe, seed and inputs.
   die_at     step at which it ends without a word
   summary    entries of the summary that are to be others
 """
@@ -11,6 +11,10 @@ import json
 import os
 import sys
 from pathlib import Path
+
+from zero_weights import write_zero_rung
+
+from trainer.contract.schema.architecture import Architecture
 
 job = json.loads(Path(sys.argv[sys.argv.index("--job") + 1]).read_text())
 asked = json.loads(os.environ.get("STAND_IN", "{}"))
@@ -44,8 +48,9 @@ identity = {
 }
 payload = output / "payload"
 payload.mkdir(parents=True, exist_ok=True)
-weights = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
-(payload / "model-00001-of-00001.safetensors").write_bytes(weights)
+digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+architecture = Architecture.model_validate_json(json.dumps(job["recipe"]["architecture"]))
+write_zero_rung(payload, architecture, job["recipe"]["training"]["dtype"], note=digest)
 summary = {
     "parameters": 1234,
     "loss_last": 12.0 - steps / 10,
