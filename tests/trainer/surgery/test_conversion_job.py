@@ -233,6 +233,7 @@ def test_a_signal_stops_between_tensors_and_the_next_start_gives_the_same_bytes(
     name, parent, tmp_path, monkeypatch, capsys
 ):
     whole = convert_job(tmp_path, recipe(), "whole", parent=parent)
+    whole = whole.model_copy(update={"experiment": "another"})
     assert run(whole) == EXIT_DONE
     write, seen = WeightsWriter.write, []
 

@@ -99,8 +99,10 @@ def test_a_run_killed_with_sigkill_goes_on_bit_for_bit(
     assert not [name for name in left if name.startswith(".")]
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, conversations, straight):
-    job = make_job(tmp_path, conversations)
+def test_a_stopped_run_goes_on_bit_for_bit_whatever_its_experiment_is_called(
+    tmp_path, conversations, straight
+):
+    job = make_job(tmp_path, conversations, experiment="another")
     assert train_until(job, 4) == EXIT_INTERRUPTED
     assert checkpoint(job, 4).is_dir(), "a stop saves the step it stopped at"
     assert run_train(job) == EXIT_DONE

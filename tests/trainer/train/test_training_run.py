@@ -23,6 +23,7 @@ from trainer.job.workdir import WorkDir
 from trainer.train.drift import resume_drift
 from trainer.train.engine import Engine
 from trainer.train.run import Run
+from vpmoe_assets.donors.audit import rung_config_faults, rung_tensors, tensor_faults
 
 pytestmark = pytest.mark.slow
 
@@ -60,8 +61,13 @@ def test_a_finished_job_leaves_payload_summary_and_status(finished):
     assert found["heldout_loss_end"] < found["heldout_loss_start"] - 0.2
     assert 0 < found["fill_ratio"] <= 1
     assert found["tokens"]["total"] > found["tokens"]["reasoning"] + found["tokens"]["final"] > 0
-    config = json.loads((Path(finished.output_dir) / "payload" / "config.json").read_text())
+    payload = Path(finished.output_dir) / "payload"
+    config = json.loads((payload / "config.json").read_text())
     assert config["parameters"] == found["parameters"]
+    recipe = finished.train_recipe()
+    expected = rung_tensors(recipe.architecture, recipe.training.dtype)
+    assert tensor_faults(payload, expected) == []
+    assert rung_config_faults(payload, recipe.architecture, recipe.training.dtype) == []
 
 
 def test_the_last_two_steps_repeat_bit_for_bit_from_their_checkpoint(finished):

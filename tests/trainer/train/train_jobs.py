@@ -105,6 +105,7 @@ def make_job(
     seed: int = 1234,
     inputs: dict[str, Path] | None = None,
     name: str = "run",
+    experiment: str = "smoke",
     **execution: Any,
 ) -> Job:
     """A job with its work and output directories below `base`."""
@@ -115,7 +116,7 @@ def make_job(
             "schema": "vpmoe.job/1",
             "command": "train",
             "asset": "vpmoe_stage1",
-            "experiment": "smoke",
+            "experiment": experiment,
             "recipe": recipe or tiny_recipe(),
             "recipe_fingerprint": "f" * 64,
             "seed": seed,
