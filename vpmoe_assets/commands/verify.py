@@ -10,6 +10,7 @@ from vpmoe_assets.commands.common import (
     experiment_option,
     find_record,
     json_option,
+    open_index,
     open_store,
     print_json,
 )
@@ -23,7 +24,9 @@ from vpmoe_assets.commands.common import (
 def verify(asset: str | None, experiment: str | None, quick: bool, as_json: bool) -> None:
     """Read every byte of an artifact and of all it came from, and compare it with the records.
 
-    Without ASSET, every version of the experiment. Names each bad file; exit code 1 if there is one.
+    Without ASSET, every version of the experiment. The records themselves are compared with what the index,
+    the ledger and statements remember: one that was rewritten is named, and a version that is gone. Names
+    each bad file; exit code 1 if there is one. A note is an explained difference.
 
     \b
     Examples:
@@ -31,29 +34,31 @@ def verify(asset: str | None, experiment: str | None, quick: bool, as_json: bool
       vpmoe verify synth_kd_v1
       vpmoe verify --json | jq -r '.problems[].path'
     """  # noqa: D301
-    from vpmoe_assets.lineage.integrity import Problem
-    from vpmoe_assets.lineage.verify import verify_record
+    from vpmoe_assets.lineage.digest import file_sha256
+    from vpmoe_assets.lineage.verify import verify_artifact, verify_experiment
 
-    store = open_store()
-    problems: list[Problem] = []
+    store, index = open_store(), open_index()
+    hasher = None if quick else file_sha256
     if asset:
-        records = [find_record(store, *asset_named(asset, experiment))]
+        record = find_record(store, *asset_named(asset, experiment))
+        done = verify_artifact(store, index, record, hasher=hasher)
     else:
-        name = experiment_in_force(experiment)
-        records = list(store.records(name))
-        problems += [
-            Problem("record", f"{d.experiment}/{d.asset}/{d.version}", ".artifact.json", str(d.error))
-            for d in store.damaged(name)
-        ]
-    seen: set[str] = set()
-    for record in records:
-        problems += verify_record(store, record, deep=not quick, seen=seen)
+        done = verify_experiment(store, index, experiment_in_force(experiment), hasher=hasher)
+    count, problems = len(done.records), done.problems
     if as_json:
-        print_json({"artifacts": len(seen), "problems": [problem.to_dict() for problem in problems]})
+        print_json(
+            {
+                "artifacts": count,
+                "problems": [each.to_dict() for each in problems],
+                "notes": [each.to_dict() for each in done.notes],
+            }
+        )
     else:
-        for problem in problems:
-            click.echo(str(problem))
+        for each in problems:
+            click.echo(str(each))
+        for each in done.notes:
+            click.echo(f"note: {each}")
         found = f"{len(problems)} problem{'s' * (len(problems) != 1)}" if problems else "all intact"
-        click.echo(f"{len(seen)} artifact{'s' * (len(seen) != 1)} verified: {found}", err=bool(problems))
+        click.echo(f"{count} artifact{'s' * (count != 1)} verified: {found}", err=bool(problems))
     if problems:
         sys.exit(1)

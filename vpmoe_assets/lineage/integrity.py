@@ -10,7 +10,20 @@ from vpmoe_assets.lineage.digest import HASH_THREADS, FileEntry, file_sha256, tr
 from vpmoe_assets.lineage.errors import UnsafePathError
 from vpmoe_assets.lineage.record import MANIFEST_NAME, Record
 
-Kind = Literal["missing", "extra", "size", "content", "unsafe", "record", "ancestor"]
+Kind = Literal[
+    "missing",
+    "extra",
+    "size",
+    "content",
+    "unsafe",
+    "record",
+    "ancestor",
+    "rewritten",
+    "vanished",
+    "statement",
+    "witness",
+]
+Severity = Literal["problem", "note"]
 Hasher = Callable[[Path], str]
 
 
@@ -20,16 +33,20 @@ class Problem:
 
     Attributes:
         kind: `missing`, `extra`, `size` or `content` of a file; `unsafe` (a link out of the tree);
-            `record` (unreadable or altered); `ancestor` (an input's record is gone or another).
+            `record` (unreadable or altered); `ancestor` (an input's record is gone or another);
+            `rewritten` and `vanished` (somebody remembers another record, or one that is gone);
+            `statement` (what was said about it was altered); `witness` (somebody could not be asked).
         artifact: `experiment/asset/version`.
         path: Of the file, relative to the version's directory.
         message: What was expected and what was found.
+        severity: A note is worth knowing and explained: nothing is wrong.
     """
 
     kind: Kind
     artifact: str
     path: str
     message: str
+    severity: Severity = "problem"
 
     def __str__(self) -> str:
         return f"{self.artifact}/{self.path}: {self.message}"

@@ -200,6 +200,11 @@ class Statements:
         """Return the assets of an experiment about whose records something was said, sorted."""
         return sorted(path.name for path in (self.root / safe_name(experiment)).glob("*/"))
 
+    def records(self, experiment: str) -> Iterator[tuple[str, str]]:
+        """Yield asset and digest of every record of an experiment about which something was said, sorted."""
+        for path in sorted((self.root / safe_name(experiment)).glob("*/*.jsonl")):
+            yield path.parent.name, path.stem
+
     def all(self) -> Iterator[Statement]:
         """Yield every statement of the store, by experiment, asset and record, oldest first.
 

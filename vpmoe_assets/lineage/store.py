@@ -91,6 +91,11 @@ class Store:
         self._changes = Changes(self.root)
         self._hasher = HashCache(self.root / ".work" / "digests.sqlite")
 
+    @property
+    def hasher(self) -> HashCache:
+        """The digests of published files, read only where something about a file has changed."""
+        return self._hasher
+
     # Where things are.
 
     def directory(self, record: Record) -> Path:

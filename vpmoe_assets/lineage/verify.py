@@ -1,62 +1,203 @@
 """Is every file still what it was? Compare a published artifact, and all it came from, with the records."""
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpmoe_assets.lineage.digest import file_sha256
-from vpmoe_assets.lineage.errors import RecordError
-from vpmoe_assets.lineage.integrity import Problem, payload_problems, run_problems, version_name
-from vpmoe_assets.lineage.record import RECORD_NAME, Record, read_record
+from vpmoe_assets.lineage.errors import RecordError, StatementError
+from vpmoe_assets.lineage.index import Index
+from vpmoe_assets.lineage.integrity import Hasher, Problem, payload_problems, run_problems, version_name
+from vpmoe_assets.lineage.record import RECORD_NAME, InputRef, Record, read_record
+from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.lineage.witnesses import Sighting, contradictions, removed_on_purpose, sightings
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What came of verifying one experiment.
+
+    Attributes:
+        records: That were there, by asset and sequence.
+        found: Problems and notes.
+    """
+
+    records: Sequence[Record]
+    found: Sequence[Problem]
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What is not as it was."""
+        return [each for each in self.found if each.severity == "problem"]
+
+    @property
+    def notes(self) -> list[Problem]:
+        """What is different and explained."""
+        return [each for each in self.found if each.severity == "note"]
+
+
+def verify_experiment(
+    store: Store,
+    index: Index,
+    experiment: str,
+    *,
+    hasher: Hasher | None = file_sha256,
+    witnesses: Callable[[], Sequence[Sighting]] = tuple,
+) -> Verification:
+    """Verify every version of an experiment, and compare with what is remembered of it; renews nothing.
+
+    The list of versions is taken once: one that is published meanwhile is no problem.
+
+    Args:
+        store: Where it lies.
+        index: Asked what it knows.
+        experiment: Name.
+        hasher: Returns the sha256 of each file; None compares names and sizes alone.
+        witnesses: Further ones, asked before the store is looked at.
+    """
+    seen = list(witnesses())
+    known, found = sightings(store, index, experiment)
+    records = list(store.records(experiment))
+    found += [
+        Problem("record", f"{experiment}/{bad.asset}/{bad.version}", RECORD_NAME, str(bad.error))
+        for bad in store.damaged(experiment)
+    ]
+    verified: set[str] = set()
+    for record in records:
+        found += verify_record(store, record, hasher=hasher, seen=verified)
+    found += contradictions(store, [*seen, *known])
+    return Verification(records, found)
+
+
+def verify_artifact(
+    store: Store, index: Index, record: Record, *, hasher: Hasher | None = file_sha256
+) -> Verification:
+    """Verify one artifact and its whole ancestry, and compare with what is remembered of them.
+
+    Args:
+        store: Where it lies.
+        index: Asked what it knows.
+        record: As read from the store.
+        hasher: Returns the sha256 of each file; None compares names and sizes alone.
+    """
+    known, unheard = sightings(store, index, record.experiment)
+    records: list[Record] = []
+    found: list[Problem] = []
+    concerned: set[str] = set()
+    for each, wrong in ancestry_problems(store, record, hasher):
+        records.append(each)
+        found += wrong
+        concerned |= {version_name(each), *(f"{each.experiment}/{i.asset}/{i.version}" for i in each.inputs)}
+    assets = {name.rpartition("/")[0] for name in concerned}
+    found += [each for each in unheard if each.kind == "witness" or each.artifact in assets]
+    found += contradictions(store, [each for each in known if each.artifact in concerned])
+    return Verification(records, found)
 
 
 def verify_record(
-    store: Store, record: Record, deep: bool = True, seen: set[str] | None = None
+    store: Store,
+    record: Record,
+    *,
+    hasher: Hasher | None = file_sha256,
+    seen: set[str] | None = None,
 ) -> list[Problem]:
-    """Verify one artifact and its whole ancestry; reads every byte, never the digest cache.
+    """Verify one artifact and its whole ancestry.
 
     Args:
         store: Where it lies.
         record: As read from the store, or as remembered from elsewhere (then the one on disk must equal it).
-        deep: False compares names and sizes of files and the digests of records, and reads no payload.
+        hasher: Returns the sha256 of each file, by default by reading every byte; None compares names and
+            sizes of files and the digests of records, and reads no payload.
         seen: Record digests that need no second look; pass one set to verify several artifacts together.
 
     Returns:
         Problems, the artifact's own first; empty when everything is what it was.
     """
+    return [problem for _, found in ancestry_problems(store, record, hasher, seen) for problem in found]
+
+
+def ancestry_problems(
+    store: Store, record: Record, hasher: Hasher | None, seen: set[str] | None = None
+) -> Iterator[tuple[Record, list[Problem]]]:
+    """Yield an artifact and everything it came from, each once, with what is wrong with it."""
     seen = set() if seen is None else seen
-    problems: list[Problem] = []
     queue = [record]
     while queue:
         current = queue.pop(0)
         if current.record_digest in seen:
             continue
         seen.add(current.record_digest)
-        directory = store.directory(current)
-        problems += _record_problems(directory, current)
-        hasher = file_sha256 if deep else None
-        problems += payload_problems(directory, current, hasher)
-        problems += run_problems(directory, current, hasher)
+        problems = [*_record_problems(store.directory(current), current), *_files(store, current, hasher)]
         for reference in current.inputs:
-            path = (
-                store.version_directory(current.experiment, reference.asset, reference.version) / RECORD_NAME
-            )
-            try:
-                parent = read_record(path)
-            except FileNotFoundError:
-                message = f"made from {reference.asset}@{reference.version}, which is no longer in the store"
-                problems.append(Problem("ancestor", version_name(current), RECORD_NAME, message))
-                continue
-            except RecordError as error:
-                problems.append(Problem("ancestor", version_name(current), RECORD_NAME, str(error)))
-                continue
-            if (parent.record_digest, parent.digest) != (reference.record_digest, reference.digest):
-                message = (
-                    f"made from {reference.asset}@{reference.version} with record digest "
-                    f"{reference.record_digest}, but the record there has {parent.record_digest}"
-                )
-                problems.append(Problem("ancestor", version_name(current), RECORD_NAME, message))
-            queue.append(parent)
-    return problems
+            parent, wrong = _parent(store, current, reference)
+            problems += wrong
+            if parent is not None:
+                queue.append(parent)
+        yield current, problems
+
+
+def _files(store: Store, record: Record, hasher: Hasher | None) -> list[Problem]:
+    """Return what is wrong with the files of a version; what a statement says to be gone is noted."""
+    directory = store.directory(record)
+    found = [*payload_problems(directory, record, hasher), *run_problems(directory, record, hasher)]
+    if not found:
+        return []
+    try:
+        said = store.statements.about(record)
+    except StatementError as error:
+        return [*found, Problem("statement", version_name(record), RECORD_NAME, str(error))]
+    gone = {f"run/{path}" for each in said if each.kind == "restored" for path in each.body.get("lost", ())}
+    collected = removed_on_purpose(said)
+    return [_explained(problem, gone, collected) for problem in found]
+
+
+def _explained(problem: Problem, gone: set[str], collected: bool) -> Problem:
+    if problem.kind != "missing":
+        return problem
+    if problem.path in gone:
+        message = f"{problem.message}; lost before the version was restored"
+    elif collected:
+        message = f"{problem.message}; collected"
+    else:
+        return problem
+    return replace(problem, message=message, severity="note")
+
+
+def _parent(store: Store, child: Record, reference: InputRef) -> tuple[Record | None, list[Problem]]:
+    name = version_name(child)
+    place = store.version_directory(child.experiment, reference.asset, reference.version)
+    made = f"made from {reference.asset}@{reference.version}"
+    try:
+        parent = read_record(place / RECORD_NAME)
+    except FileNotFoundError:
+        said = _said(store, child.experiment, reference)
+        if removed_on_purpose(said):
+            message = f"{made}, which was collected"
+            return None, [Problem("ancestor", name, RECORD_NAME, message, "note")]
+        return None, [Problem("ancestor", name, RECORD_NAME, f"{made}, which is no longer in the store")]
+    except RecordError as error:
+        return None, [Problem("ancestor", name, RECORD_NAME, str(error))]
+    if parent.digest != reference.digest:
+        message = (
+            f"{made} with digest {reference.digest}, but what is there has {parent.digest} "
+            f"(record digest {parent.record_digest})"
+        )
+        return parent, [Problem("ancestor", name, RECORD_NAME, message)]
+    if parent.record_digest != reference.record_digest:
+        message = (
+            f"{made} under record digest {reference.record_digest}; the same content is there under "
+            f"{parent.record_digest}"
+        )
+        return parent, [Problem("ancestor", name, RECORD_NAME, message, "note")]
+    return parent, []
+
+
+def _said(store: Store, experiment: str, reference: InputRef) -> Sequence[Statement]:
+    try:
+        return store.statements.about_digest(experiment, reference.asset, reference.record_digest)
+    except StatementError:
+        return ()  # reported where the statements themselves are looked at
 
 
 def _record_problems(directory: Path, record: Record) -> list[Problem]:

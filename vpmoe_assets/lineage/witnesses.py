@@ -1,0 +1,143 @@
+"""Who remembers which records there were: the index, the ledger, statements, and whoever else is asked.
+
+A record can be rewritten with digests that agree, and a version removed without a trace of its own. Nothing
+that is made from it notices where nothing is. So what was known before is compared with what is there, before
+anybody renews what he knows: ask the witnesses first, look at the store afterwards.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from vpmoe_assets.lineage.errors import (
+    IndexCorruptError,
+    IndexLockedError,
+    LineageError,
+    RecordError,
+    StatementError,
+)
+from vpmoe_assets.lineage.index import Index
+from vpmoe_assets.lineage.integrity import Problem
+from vpmoe_assets.lineage.record import RECORD_NAME, Record
+from vpmoe_assets.lineage.statements import Statement
+from vpmoe_assets.lineage.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A record as a witness knows it.
+
+    Attributes:
+        witness: Who, for a message.
+        experiment: Name.
+        asset: Name.
+        version: Name.
+        record_digest: Of the record; None where the witness does not know it.
+        digest: Of its content; None where the witness does not know it.
+        published: Whether the witness speaks of a version that was there for all, and not of one that was to
+            be.
+    """
+
+    witness: str
+    experiment: str
+    asset: str
+    version: str
+    record_digest: str | None = None
+    digest: str | None = None
+    published: bool = True
+
+    @property
+    def artifact(self) -> str:
+        """`experiment/asset/version`."""
+        return f"{self.experiment}/{self.asset}/{self.version}"
+
+
+def sightings(store: Store, index: Index, experiment: str) -> tuple[list[Sighting], list[Problem]]:
+    """Ask index, ledger and statements about one experiment.
+
+    Returns:
+        What they know, and who could not be asked.
+    """
+    found: list[Sighting] = []
+    unheard: list[Problem] = []
+    try:
+        rows = index.query(
+            "SELECT asset, version, record_digest, digest FROM artifacts WHERE experiment = ?", (experiment,)
+        ).rows
+        found += [Sighting("the index", experiment, *map(str, row)) for row in rows]
+    except (IndexCorruptError, IndexLockedError) as error:
+        message = f"what the index knew was not compared: {error}"
+        unheard.append(Problem("witness", experiment, index.path.name, message, "note"))
+    for asset, digest in store.statements.records(experiment):
+        try:
+            first = store.statements.about_digest(experiment, asset, digest)[:1]
+        except StatementError as error:
+            unheard.append(Problem("statement", f"{experiment}/{asset}", digest, str(error)))
+            continue
+        found += [Sighting("a statement", *each.artifact.split("/"), each.record) for each in first]
+    return found, unheard
+
+
+def contradictions(store: Store, seen: Iterable[Sighting]) -> Iterator[Problem]:
+    """Yield what witnesses know otherwise: records that were rewritten, and versions that are gone.
+
+    The store is looked at now, after the witnesses were asked: what was published or judged in between
+    contradicts nobody.
+
+    Args:
+        store: Where the records are.
+        seen: By the witnesses.
+    """
+    by_artifact: dict[str, list[Sighting]] = {}
+    for sighting in seen:
+        by_artifact.setdefault(sighting.artifact, []).append(sighting)
+    for artifact, told in sorted(by_artifact.items()):
+        first = told[0]
+        try:
+            record = store.find(first.experiment, first.asset, first.version)
+        except RecordError:
+            continue  # unreadable, and reported as such
+        except FileNotFoundError:
+            record = None
+        if record is not None:
+            yield from _rewritten(artifact, record, told)
+        elif any(sighting.published for sighting in told) and not _collected(store, told):
+            message = f"no longer in the store, but {_names(told)} of it"
+            yield Problem("vanished", artifact, RECORD_NAME, message)
+
+
+def removed_on_purpose(statements: Iterable[Statement]) -> bool:
+    """Whether the last word on where a version is says that it was collected."""
+    words = [each.kind for each in statements if each.kind in ("collected", "restored")]
+    return words[-1:] == ["collected"]
+
+
+def _rewritten(artifact: str, record: Record, told: list[Sighting]) -> Iterator[Problem]:
+    for what, actual in (("record_digest", record.record_digest), ("digest", record.digest)):
+        others: dict[str, list[Sighting]] = {}
+        for sighting in told:
+            known = getattr(sighting, what)
+            if known is not None and known != actual:
+                others.setdefault(known, []).append(sighting)
+        for known, sayings in sorted(others.items()):
+            message = f"rewritten: its {what.replace('_', ' ')} is {actual}, but {_names(sayings)} of {known}"
+            yield Problem("rewritten", artifact, RECORD_NAME, message)
+        if others:
+            return
+
+
+def _collected(store: Store, told: list[Sighting]) -> bool:
+    for sighting in told:
+        if sighting.record_digest is None:
+            continue
+        try:
+            said = store.statements.about_digest(sighting.experiment, sighting.asset, sighting.record_digest)
+        except LineageError:
+            continue
+        if removed_on_purpose(said):
+            return True
+    return False
+
+
+def _names(told: Iterable[Sighting]) -> str:
+    names = sorted({sighting.witness for sighting in told})
+    return f"{' and '.join(names)} know{'s' * (len(names) == 1)}"
