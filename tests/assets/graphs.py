@@ -11,6 +11,8 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.loader import LoadingContextForTest
 
 from vpmoe_assets.codebase.tree import PACKAGES, SourceTree, replace_current
 from vpmoe_assets.lineage.index import Index
@@ -108,6 +110,13 @@ class Graph:
         assert run.success, run.error()
         return run
 
+    def stale(self, asset: str) -> list[str]:
+        """Say why Dagster would show an asset as out of date; nothing where it would not."""
+        key = dg.AssetKey(["tiny", asset])
+        graph = self.definitions().get_repository_def().asset_graph
+        resolver = CachingStaleStatusResolver(self.instance, graph, LoadingContextForTest(self.instance))
+        return [cause.reason for cause in resolver.get_stale_causes(key)]
+
     def latest(self, asset: str) -> Record:
         """Return the latest record of an asset of the only experiment in the store, or of ``tiny``."""
         record = self.store.latest("tiny", asset)
@@ -147,10 +156,11 @@ class Run:
 
     def made(self) -> list[str]:
         """Assets that were materialised, reused or not, in order."""
-        return [
+        names = [
             event.step_materialization_data.materialization.asset_key.path[-1]
             for event in self.result.get_asset_materialization_events()
         ]
+        return [name for name in names if name != "records"]  # which stands for what the others wrote
 
     def reused(self, *assets: str) -> dict[str, bool]:
         """Say for each asset whether it had been made before."""

@@ -75,6 +75,7 @@ class Evals:
         return {
             event.materialization.asset_key.path[-1]: event.materialization.metadata["reused"].value
             for event in result.get_asset_materialization_events()
+            if "reused" in event.materialization.metadata
         }
 
     def latest(self, asset: str) -> Record:

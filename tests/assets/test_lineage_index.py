@@ -1,8 +1,16 @@
 """The index says what the records say, and the asset over it notices what no longer verifies."""
 
-from tests.assets.graphs import DATA
-from tests.lineage.fabricate import damage
-from vpmoe_assets.lineage.index import TABLES, records_digest
+import json
+import shutil
+
+import dagster as dg
+
+from tests.assets.graphs import DATA, Graph, copy_store
+from tests.lineage.fabricate import damage, publish
+from vpmoe_assets.assets import lineage
+from vpmoe_assets.lineage.errors import IndexLockedError
+from vpmoe_assets.lineage.index import TABLES, Index, records_digest
+from vpmoe_assets.lineage.record import RECORD_NAME, Record, record_bytes
 
 
 def tables(graph) -> dict[str, list[tuple]]:
@@ -44,6 +52,84 @@ def test_it_comes_last_in_a_run_of_everything(tiny):
     assert run.started[-1] == "lineage_index"
 
 
+def test_a_rewritten_leaf_record_is_found_and_named_again_and_again(tiny):
+    """Its digests agree, and nothing is made from it: only who knew it before can tell."""
+    record = tiny.latest("healing_text_v1")
+    path = tiny.store.directory(record) / RECORD_NAME
+    fields = json.loads(path.read_bytes())
+    del fields["record_digest"]
+    written = Record.model_validate({**fields, "metrics": {**fields["metrics"], "loss": 0.1}})
+    path.chmod(0o644)
+    path.write_bytes(record_bytes(written))
+    for _ in range(2):
+        run = tiny.run("lineage_index")
+        assert not run.success
+        text = run.checks("lineage_index")["records_verify"].description
+        assert f"tiny/healing_text_v1/{record.version}/{RECORD_NAME}: rewritten" in text
+        assert "the index" in text
+        assert record.record_digest in text
+        assert not run.checks("lineage_index")["counts_equal_records"].passed
+
+
+def test_dagster_remembers_where_the_index_was_lost(tiny_made, tmp_path):
+    """Its latest materialisation of an asset names the record that there was."""
+    made, _ = tiny_made
+    mine = Graph(made.experiment, copy_store(made.root, tmp_path / "artifacts"), made.instance)
+    record = mine.latest("healing_text_v1")
+    shutil.rmtree(mine.store.directory(record))
+    shutil.rmtree(mine.store.root / ".statements")
+    mine.index.path.unlink()
+    run = mine.run("lineage_index")
+    text = run.checks("lineage_index")["records_verify"].description
+    assert f"tiny/healing_text_v1/{record.version}/{RECORD_NAME}: no longer in the store" in text
+    assert "Dagster knows" in text
+
+
+def test_another_experiments_damage_and_what_was_published_meanwhile_fail_nothing(tiny, monkeypatch):
+    other = publish(tiny.store, "synth", experiment="other")
+    damage(tiny.store.payload(other) / "data.bin")
+    real = lineage.verify_experiment
+
+    def meanwhile(*arguments, **options):
+        verified = real(*arguments, **options)
+        publish(tiny.store, "synth_kd_v1", experiment="tiny")
+        return verified
+
+    monkeypatch.setattr(lineage, "verify_experiment", meanwhile)
+    run = tiny.make("lineage_index")
+    assert run.metadata("lineage_index")["artifacts"] == len(DATA) + 1
+
+
+def test_it_is_out_of_date_once_something_was_published_and_only_then(graph):
+    mine = graph()
+    mine.make("o200k_tokenizer", "synth", "lineage_index")
+    assert mine.stale("lineage_index") == []
+    mine.make("o200k_tokenizer", "synth", "lineage_index")
+    assert mine.stale("lineage_index") == [], "everything was reused"
+    mine.make("synth_harmony")
+    assert mine.stale("lineage_index") == ["has a new dependency data version"]
+    mine.make("lineage_index")
+    assert mine.stale("lineage_index") == []
+
+
+def test_it_runs_last_also_after_a_failure_and_verifies_what_is_there(tiny, monkeypatch):
+    record = tiny.latest("synth")
+    damage(tiny.store.payload(record) / record.files[0].path, 100)
+    run = tiny.run(*DATA, "lineage_index")
+    assert run.started[-1] == "lineage_index"
+
+
+def test_an_index_that_is_being_written_fails_nothing(tiny, monkeypatch):
+    def held(*_, **__):
+        raise IndexLockedError("index.duckdb is locked by pid 1")
+
+    monkeypatch.setattr(Index, "query", held)
+    run = tiny.make("lineage_index")
+    check = run.checks("lineage_index")["counts_equal_records"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "pid 1" in check.description
+
+
 def test_damage_anywhere_fails_the_verification_and_is_named(tiny):
     record = tiny.latest("synth")
     damage(tiny.store.payload(record) / record.files[0].path, 100)
@@ -54,7 +140,7 @@ def test_damage_anywhere_fails_the_verification_and_is_named(tiny):
     assert not checks["records_verify"].passed
     text = checks["records_verify"].description
     assert text.startswith(f"tiny/synth/{record.version}/payload/{record.files[0].path}: sha256 ")
-    assert text.endswith("Remove the version and materialise the asset again")
+    assert "restored in its place" in text
 
 
 def test_rows_that_publishing_missed_fail_the_counts_no_longer_after_a_rebuild(tiny):

@@ -32,6 +32,8 @@ def test_digest_and_code_version_are_dagsters_versions_of_data_and_code(tiny_mad
     for event in run.result.get_asset_materialization_events():
         materialization = event.step_materialization_data.materialization
         asset = materialization.asset_key.path[-1]
+        if asset == "records":
+            continue
         assert materialization.tags["dagster/data_version"] == graph.latest(asset).digest
         assert materialization.tags["dagster/code_version"] == specs[asset].code_version
         assert materialization.tags["vpmoe/version"] == graph.latest(asset).version

@@ -15,7 +15,7 @@ import dagster as dg
 
 from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.judging import check_results, judge
-from vpmoe_assets.assets.presentation import record_metadata
+from vpmoe_assets.assets.presentation import record_metadata, record_written
 from vpmoe_assets.assets.step import Step
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.codebase.loaded import loaded_modules, unexplained, witnessed
@@ -193,6 +193,8 @@ class Making:
         found = judge(step.checks, item, inputs, self.store.statements, self.context.log.info)
         if (missed := self.index.update(self.store)) is not None:
             self.context.log.warning(missed)
+        if not reused:
+            self.context.log_event(record_written(self.experiment, record))
         shown = record_metadata(record, item.directory, self.store, reused=reused)
         return dg.MaterializeResult(
             asset_key=step.key,

@@ -6,7 +6,10 @@ from typing import Any
 
 import dagster as dg
 
+from trainer.contract.schema.experiment import Experiment
+from vpmoe_assets.assets.step import records_key
 from vpmoe_assets.lineage.graph import ancestry
+from vpmoe_assets.lineage.integrity import version_name
 from vpmoe_assets.lineage.record import RECORD_NAME, Record
 from vpmoe_assets.lineage.remarks import Remarks
 from vpmoe_assets.lineage.store import Store
@@ -26,6 +29,7 @@ def record_metadata(record: Record, directory: Path, store: Store, *, reused: bo
         "version": record.version,
         "reused": dg.MetadataValue.bool(reused),
         "digest": record.digest,
+        "record_digest": record.record_digest,
         "fingerprint": record.fingerprint,
         "record": dg.MetadataValue.path(directory / RECORD_NAME),
         "payload": dg.MetadataValue.path(directory / "payload"),
@@ -47,6 +51,15 @@ def record_metadata(record: Record, directory: Path, store: Store, *, reused: bo
         elif value is not None:
             shown[name] = dg.MetadataValue.text(value)
     return shown
+
+
+def record_written(experiment: Experiment, record: Record) -> dg.AssetMaterialization:
+    """Return the event by which Dagster sees that whatever was said of all records is out of date."""
+    return dg.AssetMaterialization(
+        records_key(experiment),
+        description=version_name(record),
+        tags={"dagster/data_version": record.record_digest},
+    )
 
 
 def provenance_tree(store: Store, record: Record) -> str:

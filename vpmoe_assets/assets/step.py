@@ -89,3 +89,8 @@ class Produced:
 def asset_key(experiment: Experiment, asset: str) -> dg.AssetKey:
     """Return `<experiment>/<asset>`."""
     return dg.AssetKey([experiment.name, asset])
+
+
+def records_key(experiment: Experiment) -> dg.AssetKey:
+    """Return the key of what stands for all records of an experiment in Dagster's graph."""
+    return asset_key(experiment, "records")

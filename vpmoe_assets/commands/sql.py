@@ -22,7 +22,7 @@ def sql(statement: str, as_json: bool) -> None:
     """  # noqa: D301
     index = open_index()
     table = index.query(statement)
-    if behind := index.behind():
+    if behind := len(index.changing()):
         click.echo(f"{behind} changed artifact{'s' * (behind != 1)} not in the index yet", err=True)
     if as_json:
         print_json([dict(zip(table.columns, row, strict=True)) for row in table.rows])

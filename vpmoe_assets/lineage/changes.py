@@ -52,6 +52,15 @@ class Changes:
     def __init__(self, root: Path) -> None:
         self.directory = Path(root) / ".work" / DIRECTORY
 
+    def note(self, artifact: str) -> None:
+        """Note that a version has changed."""
+        name = f"{time.time_ns()}-{os.getpid()}-{next(_number)}"
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            (self.directory / name).write_text(artifact, encoding="ascii")
+        except OSError as error:
+            _log.warning("%s: not noted for the index (%s); run `vpmoe index rebuild`", artifact, error)
+
     @contextlib.contextmanager
     def noted(self, artifact: str) -> Iterator[None]:
         """Note that a version changes within this block; a note that cannot be written stops nobody.
@@ -59,11 +68,11 @@ class Changes:
         Args:
             artifact: `experiment/asset/version`.
         """
-        self._note(artifact)
+        self.note(artifact)
         try:
             yield
         finally:
-            self._note(artifact)
+            self.note(artifact)
 
     def pending(self) -> list[Change]:
         """Return the notes, oldest first."""
@@ -83,11 +92,3 @@ class Changes:
         """Remove notes: the index knows of these changes."""
         for change in changes:
             change.note.unlink(missing_ok=True)
-
-    def _note(self, artifact: str) -> None:
-        name = f"{time.time_ns()}-{os.getpid()}-{next(_number)}"
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            (self.directory / name).write_text(artifact, encoding="ascii")
-        except OSError as error:
-            _log.warning("%s: not noted for the index (%s); run `vpmoe index rebuild`", artifact, error)

@@ -97,16 +97,22 @@ class Index:
 
     # Writing.
 
-    def update(self, store: Store) -> str | None:
+    def update(self, store: Store, also: Iterable[str] = ()) -> str | None:
         """Take up what has changed in a store; where nothing has, the file is not even opened.
 
         It is made again where it is absent, corrupt or of another version of this program.
+
+        Args:
+            store: That has changed.
+            also: Versions (`experiment/asset/version`) that are to be taken up in any case.
 
         Returns:
             None, or what could not be done, and why, for a log. Nobody's work ends for the index: what is
             left stays noted for the next update, or for a rebuild.
         """
         try:
+            for artifact in also:
+                self._changes.note(artifact)
             changes = self._changes.pending()
             if not changes and self.path.is_file():
                 return None
@@ -164,9 +170,9 @@ class Index:
         rows = self.query("SELECT record_digest FROM artifacts").rows
         return records_digest(str(row[0]) for row in rows)
 
-    def behind(self) -> int:
-        """Return how many changes of the store are not in it yet."""
-        return len({change.artifact for change in self._changes.pending()})
+    def changing(self) -> set[str]:
+        """Return the versions (`experiment/asset/version`) whose present state may not be in it yet."""
+        return {change.artifact for change in self._changes.pending()}
 
     # Below: under the lock of whoever writes.
 
