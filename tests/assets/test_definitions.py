@@ -8,9 +8,19 @@ import pytest
 from tests.assets.graphs import Graph
 
 
+def made(definitions: dg.Definitions) -> list[dg.AssetsDefinition]:
+    return [asset for asset in definitions.assets or () if isinstance(asset, dg.AssetsDefinition)]
+
+
+def outside(definitions: dg.Definitions) -> list[dg.AssetSpec]:
+    return [asset for asset in definitions.assets or () if isinstance(asset, dg.AssetSpec)]
+
+
 def described(definitions: dg.Definitions) -> Iterator[str]:
     """One line for each asset, and one for each of its checks: a new asset adds lines and changes none."""
-    steps = {spec.key: (spec, asset) for asset in definitions.assets or () for spec in asset.specs}
+    for spec in outside(definitions):
+        yield f"{spec.key.to_user_string()} written by others | group={spec.group_name}"
+    steps = {spec.key: (spec, asset) for asset in made(definitions) for spec in asset.specs}
     for key in sorted(steps):
         spec, asset = steps[key]
         deps = " ".join(sorted(dep.asset_key.path[-1] for dep in spec.deps)) or "-"
@@ -31,7 +41,8 @@ def test_the_graph_is_the_one_that_was_agreed_on(tmp_path, snapshot, experiment)
 
 def test_every_asset_is_described_and_has_a_code_version(tmp_path):
     definitions = Graph("smoke", tmp_path).definitions()
-    steps = [(spec, asset) for asset in definitions.assets or () for spec in asset.specs]
+    steps = [(spec, asset) for asset in made(definitions) for spec in asset.specs]
+    assert all(spec.description for spec in outside(definitions))
     for spec, asset in steps:
         checked = {check.asset_key for check in asset.check_specs}
         assert spec.description, spec.key
