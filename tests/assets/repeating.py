@@ -1,0 +1,64 @@
+"""An artifact made again from its record alone: its objects, its inputs, and an empty directory."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from vpmoe_assets.codebase.snapshot import lay_out
+from vpmoe_assets.lineage.objects import ObjectStore
+from vpmoe_assets.lineage.record import Record
+from vpmoe_assets.lineage.store import Store
+
+
+def repeat(record: Record, objects: ObjectStore, inputs: Store, directory: Path) -> Record:
+    """Make an artifact again as its record says, and return the record of what came out.
+
+    Args:
+        record: Of the artifact. Nothing else is known of it: neither checkout nor experiment file.
+        objects: Where the objects that it names are.
+        inputs: Where the artifacts that it was made from are.
+        directory: Empty; everything happens in it.
+    """
+    assert list(directory.iterdir()) == []
+    named = record.objects
+    sources, experiment = directory / "sources", directory / "experiment.toml"
+    lay_out(objects.get(named.sources), sources)
+    experiment.write_bytes(objects.get(named.experiment))
+    store = Store(directory / "artifacts")
+    for reference in record.inputs:
+        upstream = inputs.find(record.experiment, reference.asset, reference.version)
+        assert upstream is not None
+        assert upstream.record_digest == reference.record_digest
+        shutil.copytree(inputs.directory(upstream), store.directory(upstream))
+        for statement in inputs.statements.about(upstream):
+            store.statements.append(statement)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "dagster", "asset", "materialize", "-m", "vpmoe_assets.definitions"),
+            *("--select", f'key:"{record.experiment}/{record.asset}"'),
+            *("--config-json", json.dumps(objects.get_json(named.run_config))),
+        ],
+        cwd=sources,
+        env={
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("VPMOE_", "DAGSTER_"))
+            },
+            "PYTHONPATH": str(sources),
+            "VPMOE_ARTIFACTS": str(store.root),
+            "VPMOE_EXPERIMENT": str(experiment),
+            "VPMOE_GIT_SHA": record.code.git_sha,
+            "VPMOE_LEASE_DIR": str(directory / "leases"),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    again = store.latest(record.experiment, record.asset)
+    assert again is not None
+    return again
