@@ -23,7 +23,7 @@ def repeat(record: Record, objects: ObjectStore, inputs: Store, directory: Path)
         directory: Empty; everything happens in it.
     """
     assert list(directory.iterdir()) == []
-    named = record.objects
+    named, recorded = record.objects, record.environment["variables"]
     sources, experiment = directory / "sources", directory / "experiment.toml"
     lay_out(objects.get(named.sources), sources)
     experiment.write_bytes(objects.get(named.experiment))
@@ -35,20 +35,24 @@ def repeat(record: Record, objects: ObjectStore, inputs: Store, directory: Path)
         shutil.copytree(inputs.directory(upstream), store.directory(upstream))
         for statement in inputs.statements.about(upstream):
             store.statements.append(statement)
+    (directory / "home").mkdir()
     done = subprocess.run(
         [
             *(sys.executable, "-m", "dagster", "asset", "materialize", "-m", "vpmoe_assets.definitions"),
             *("--select", f'key:"{record.experiment}/{record.asset}"'),
             *("--config-json", json.dumps(objects.get_json(named.run_config))),
         ],
-        cwd=sources,
+        cwd=directory,
         env={
             **{
                 name: value
                 for name, value in os.environ.items()
                 if not name.startswith(("VPMOE_", "DAGSTER_"))
             },
+            # Such as OMP_NUM_THREADS: with another number of threads sums round differently.
+            **{name: value for name, value in recorded.items() if not name.startswith("VPMOE_")},
             "PYTHONPATH": str(sources),
+            "DAGSTER_HOME": str(directory / "home"),
             "VPMOE_ARTIFACTS": str(store.root),
             "VPMOE_EXPERIMENT": str(experiment),
             "VPMOE_GIT_SHA": record.code.git_sha,
