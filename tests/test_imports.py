@@ -71,7 +71,7 @@ LIGHT = (
     "rich",
 )
 """What no verb loads that reads the store, and neither `trainer --help` nor `trainer count`."""
-MAY_LOAD = {("sql",): {"duckdb"}, ("index", "rebuild"): {"duckdb", "numpy"}}
+MAY_LOAD = {("sql",): {"duckdb"}, ("verify",): {"duckdb"}, ("index", "rebuild"): {"duckdb", "numpy"}}
 """What a verb needs beyond that."""
 
 

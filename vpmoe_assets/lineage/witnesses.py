@@ -63,17 +63,22 @@ def sightings(store: Store, index: Index, experiment: str) -> tuple[list[Sightin
         rows = index.query(
             "SELECT asset, version, record_digest, digest FROM artifacts WHERE experiment = ?", (experiment,)
         ).rows
-        found += [Sighting("the index", experiment, *map(str, row)) for row in rows]
+        found += [
+            Sighting("the index", experiment, asset, version, record_digest, digest)
+            for asset, version, record_digest, digest in rows
+        ]
     except (IndexCorruptError, IndexLockedError) as error:
         message = f"what the index knew was not compared: {error}"
         unheard.append(Problem("witness", experiment, index.path.name, message, "note"))
     for asset, digest in store.statements.records(experiment):
         try:
-            first = store.statements.about_digest(experiment, asset, digest)[:1]
+            said = store.statements.about_digest(experiment, asset, digest)
         except StatementError as error:
             unheard.append(Problem("statement", f"{experiment}/{asset}", digest, str(error)))
             continue
-        found += [Sighting("a statement", *each.artifact.split("/"), each.record) for each in first]
+        if said:
+            version = said[0].artifact.rpartition("/")[2]
+            found.append(Sighting("a statement", experiment, asset, version, digest))
     return found, unheard
 
 
