@@ -119,7 +119,7 @@ class Graph:
 
     def latest(self, asset: str) -> Record:
         """Return the latest record of an asset of the only experiment in the store, or of ``tiny``."""
-        record = self.store.latest("tiny", asset)
+        record = self.store.find("tiny", asset)
         assert record is not None, f"{asset} was not published"
         return record
 

@@ -79,7 +79,7 @@ class Evals:
         }
 
     def latest(self, asset: str) -> Record:
-        record = self.store.latest(self.name, asset)
+        record = self.store.find(self.name, asset)
         assert record is not None
         return record
 

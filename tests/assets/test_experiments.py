@@ -7,6 +7,7 @@ import pytest
 
 from tests.assets.graphs import DATA, Graph
 from vpmoe_assets.lineage.graph import stale_reasons
+from vpmoe_assets.lineage.verify import verify_record
 
 
 def prefixes(definitions: dg.Definitions) -> set[str]:
@@ -44,7 +45,8 @@ def test_two_experiments_live_in_one_store_and_do_not_make_each_other_stale(tiny
         {'name = "smoke"': 'name = "other"', "rows = 2000\n\n": "rows = 64\n\n"}, root=tiny.root, file="other"
     )
     run = other.make("o200k_tokenizer", "synth", "synth_harmony")
-    assert set(run.reused().values()) == {False}, "an artifact belongs to its experiment"
+    made = {"o200k_tokenizer": True, "synth": False, "synth_harmony": False}
+    assert run.reused() == made, "the tokenizer does not depend on the rows"
     store = tiny.store
     assert store.experiments() == ["other", "tiny"]
     mine, theirs = store.latest("tiny", "synth"), store.latest("other", "synth")
@@ -55,3 +57,29 @@ def test_two_experiments_live_in_one_store_and_do_not_make_each_other_stale(tiny
     assert tiny.make("synth", "synth_harmony").reused() == {"synth": True, "synth_harmony": True}
     counted = tiny.index.query("SELECT experiment, count(*) FROM latest GROUP BY ALL ORDER BY ALL").rows
     assert counted == [("other", 3), ("tiny", len(DATA))]
+
+
+def test_a_copy_of_an_experiment_that_changes_a_late_step_reuses_everything_before_it(tiny, graph):
+    """By records of its own, without a second copy of the bytes."""
+    changes = {
+        'name = "smoke"': 'name = "variant"',
+        "seq_len = 1024\nvalid_fraction": "seq_len = 512\nvalid_fraction",
+    }
+    variant = graph(changes, root=tiny.root, file="variant")
+    run = variant.make(*DATA)
+    assert [asset for asset, reused in run.reused().items() if not reused] == ["synth_kd_v1"]
+    for asset in DATA:
+        theirs, mine = variant.store.find("tiny", asset), variant.store.find("variant", asset)
+        if asset == "synth_kd_v1":
+            assert mine.original is None
+            continue
+        assert (mine.original.experiment, mine.original.record_digest) == ("tiny", theirs.record_digest)
+        assert mine.digest == theirs.digest
+        assert all(
+            (variant.store.payload(mine) / entry.path).samefile(variant.store.payload(theirs) / entry.path)
+            for entry in mine.files
+        )
+        assert verify_record(variant.store, mine) == []
+        assert f"{asset}: reused tiny/{asset}@{theirs.version}" in run.log()
+    assert variant.make(*DATA).reused() == dict.fromkeys(DATA, True)
+    assert all(len(variant.store.versions("variant", asset)) == 1 for asset in DATA)

@@ -104,3 +104,8 @@ def damage(path: Path, offset: int = 0) -> None:
     content = bytearray(path.read_bytes())
     content[offset] ^= 1
     path.write_bytes(content)
+
+
+def files_below(root: Path) -> dict[str, bytes]:
+    """Contents of every file below a directory, by relative path."""
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}

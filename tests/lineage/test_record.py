@@ -62,7 +62,7 @@ def test_reading_gives_back_what_was_published(store, record):
 
 
 def test_an_input_names_the_digest_of_its_record(store, record):
-    parent = store.latest("smoke", "synth")
+    parent = store.find("smoke", "synth")
     assert record.inputs == (
         InputRef(
             asset="synth",

@@ -168,7 +168,7 @@ class _Evaluation:
                 fingerprint, payload = plan.step.fingerprint(inputs)
                 with ExitStack() as area:
                     work = area.enter_context(self.making.work_area(plan.step.asset, fingerprint))
-                    found = self.making.reused(plan.step, work, fingerprint)
+                    found = self.making.reused(plan.step, work, fingerprint, inputs)
                     if found is None:
                         due.append(_Due(plan, inputs, fingerprint, payload, work))
                         held.enter_context(area.pop_all())  # until it is published

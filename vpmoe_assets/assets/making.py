@@ -24,7 +24,6 @@ from vpmoe_assets.lineage.kept import keep
 from vpmoe_assets.lineage.objects import ObjectStore
 from vpmoe_assets.lineage.provenance import code_of, environment
 from vpmoe_assets.lineage.record import Attempt, Draft, Record
-from vpmoe_assets.lineage.renewal import make_latest
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.workarea import WorkArea
 from vpmoe_assets.resources.index import IndexResource
@@ -57,8 +56,10 @@ class Making:
         """Hold the work area of a fingerprint."""
         return self.store.work_area(self.experiment.name, asset, fingerprint)
 
-    def reused(self, step: Step, work: WorkArea, fingerprint: str) -> Published | None:
-        """Return the artifact of this fingerprint, made the latest one again, or None where there is none.
+    def reused(
+        self, step: Step, work: WorkArea, fingerprint: str, inputs: Mapping[str, Published]
+    ) -> Published | None:
+        """Return the artifact of this fingerprint, the latest one from now on, or None where there is none.
 
         It is looked up under the lock of the work area: whoever held that before may just have made it.
         """
@@ -66,12 +67,22 @@ class Making:
         if record is None:
             return None
         log = self.context.log.info
+        elsewhere = record.experiment != self.experiment.name
+        name = f"{record.experiment}/{step.asset}@{record.version}" if elsewhere else record.version
         log(
-            f"{step.asset}: reused {record.version}; its recipe, code and inputs are unchanged "
+            f"{step.asset}: reused {name}; its recipe, code and inputs are unchanged "
             f"(made with {_how(record)}, {record.published_utc})"
         )
-        renewed = make_latest(self.store, work, record)
-        if renewed.version != record.version:
+        renewed = self.store.renew(
+            work,
+            record,
+            inputs=[item.as_input() for item in inputs.values()],
+            blocking_checks=[check.name for check in step.checks if check.blocking],
+            run=self.context.run.run_id,
+        )
+        if elsewhere:
+            log(f"{step.asset}: published as {renewed.version} of this experiment, with the same files")
+        elif renewed.version != record.version:
             log(
                 f"{step.asset}: published {record.version} again as {renewed.version}, since a newer "
                 "version was made with another recipe"
@@ -167,6 +178,11 @@ class Making:
                 attempts=tuple(attempts),
             ),
         )
+        if record.dagster_run_id != self.context.run.run_id:
+            self.context.log.info(
+                f"{step.asset}: restored {record.version}, which had been removed or damaged: what was made "
+                "is what had been published"
+            )
         return self._published(record)
 
     def result(

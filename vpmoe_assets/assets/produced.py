@@ -116,7 +116,7 @@ def _made(
     """Return the artifact of a step with these inputs, and whether it had been made before."""
     fingerprint, payload = step.fingerprint(upstream)
     with making.work_area(step.asset, fingerprint) as work:
-        if (item := making.reused(step, work, fingerprint)) is not None:
+        if (item := making.reused(step, work, fingerprint, upstream)) is not None:
             return item, True
         build, started = making.build(step, work, fingerprint), utc_now()
         built = function(build, **upstream)

@@ -17,6 +17,7 @@ from vpmoe_assets.commands.common import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vpmoe_assets.lineage.heads import Head
     from vpmoe_assets.lineage.record import Record
     from vpmoe_assets.lineage.remarks import Remark
     from vpmoe_assets.lineage.store import Store
@@ -41,18 +42,19 @@ def ls(experiment: str | None, as_json: bool) -> None:
     from vpmoe_assets.lineage.remarks import Remarks
 
     store, name = open_store(), experiment_in_force(experiment)
-    latest: dict[str, Record] = {}
+    latest: dict[str, Head] = {}
     unreadable: dict[str, str] = {}
     for asset in store.assets(name):
-        records, damaged = store.scan(name, asset)
-        if records:
-            latest[asset] = records[-1]
+        heads, damaged = store.scan(name, asset)
+        if heads:
+            latest[asset] = heads[-1]
         for broken in damaged:
             unreadable[f"{asset}@{broken.version}"] = str(broken.error)
     stale = stale_reasons(latest)
     remarks = Remarks(store)
     rows = [
-        _summary(store, record, stale.get(asset), remarks.about(record)) for asset, record in latest.items()
+        _summary(store, record, stale.get(asset), remarks.about(record))
+        for asset, record in ((asset, store.record(head)) for asset, head in latest.items())
     ]
     if as_json:
         print_json({"experiment": name, "artifacts": rows, "unreadable": unreadable})

@@ -98,7 +98,7 @@ def present_identity(
     inputs: dict[str, Published] = {}
     missing: list[str] = []
     for name in (*step.inputs, *step.partial):
-        record = store.latest(experiment, name)
+        record = store.find(experiment, name)
         if record is not None:
             inputs[name] = Published(record, store.directory(record))
         elif name not in step.partial:

@@ -34,11 +34,11 @@ def verify(asset: str | None, experiment: str | None, quick: bool, as_json: bool
       vpmoe verify synth_kd_v1
       vpmoe verify --json | jq -r '.problems[].path'
     """  # noqa: D301
-    from vpmoe_assets.lineage.digest import file_sha256
+    from vpmoe_assets.lineage.digest import hash_files
     from vpmoe_assets.lineage.verify import verify_artifact, verify_experiment
 
     store, index = open_store(), open_index()
-    hasher = None if quick else file_sha256
+    hasher = None if quick else hash_files
     if asset:
         record = find_record(store, *asset_named(asset, experiment))
         done = verify_artifact(store, index, record, hasher=hasher)

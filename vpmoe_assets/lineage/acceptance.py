@@ -119,9 +119,12 @@ def accepted_version(
         asset: Name.
         fingerprint: Of present code, recipe and inputs.
     """
-    if not store.statements.of_asset(experiment, asset, "accepted"):
+    if not (said := store.statements.of_asset(experiment, asset, "accepted")):
         return None
-    for record in reversed(store.scan(experiment, asset)[0]):
+    for head in reversed(store.scan(experiment, asset)[0]):
+        if head.record_digest not in said and head.original is None:
+            continue
+        record = store.record(head)
         found = active_acceptance(record, store.statements, fingerprint)
         if found is not None and store.intact(record):
             return record, found

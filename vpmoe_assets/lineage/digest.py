@@ -9,11 +9,11 @@ order of listing.
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from trainer.contract.canonical import canonical_json
 from vpmoe_assets.lineage.errors import UnsafePathError
@@ -42,6 +42,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_files(files: Sequence[Path], hasher: Callable[[Path], str] = file_sha256) -> list[str]:
+    """Return the sha256 of each file, in hex, several read at a time."""
+    if len(files) < 2:
+        return [hasher(file) for file in files]
+    with ThreadPoolExecutor(HASH_THREADS) as pool:
+        return list(pool.map(hasher, files))
+
+
 def safe_relative(path: str) -> str:
     """Return `path` if it names a file inside a tree.
 
@@ -53,15 +61,7 @@ def safe_relative(path: str) -> str:
         path.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UnsafePathError(f"file name {path!r} is not valid UTF-8; rename the file") from error
-    pure = PurePosixPath(path)
-    if (
-        not path
-        or "\0" in path
-        or pure.is_absolute()
-        or ".." in pure.parts
-        or str(pure) != path
-        or path == "."
-    ):
+    if "\0" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
         raise UnsafePathError(f"path {path!r} is not a plain path inside an artifact (relative, no '..')")
     return path
 
@@ -122,12 +122,11 @@ def scan_tree(root: Path, hasher: Callable[[Path], str] = file_sha256) -> list[F
     if not root.is_dir():
         raise FileNotFoundError(f"no directory at {root}")
     found = list(tree_files(root))
-    with ThreadPoolExecutor(HASH_THREADS) as pool:
-        digests = pool.map(hasher, (real for _, real in found))
-        entries = [
-            FileEntry(path, real.stat().st_size, digest)
-            for (path, real), digest in zip(found, digests, strict=True)
-        ]
+    digests = hash_files([real for _, real in found], hasher)
+    entries = [
+        FileEntry(path, real.stat().st_size, digest)
+        for (path, real), digest in zip(found, digests, strict=True)
+    ]
     return sorted(entries, key=_order)
 
 

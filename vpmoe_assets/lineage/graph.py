@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from vpmoe_assets.lineage.errors import RecordError
+from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.record import RECORD_NAME, InputRef, Record, read_record
 from vpmoe_assets.lineage.store import Store
 
@@ -39,11 +40,11 @@ def ancestry(store: Store, record: Record) -> Iterator[Node]:
             stack += [(depth + 1, parent) for parent in reversed(found.inputs)]
 
 
-def stale_reasons(latest: Mapping[str, Record]) -> dict[str, str]:
+def stale_reasons(latest: Mapping[str, Head]) -> dict[str, str]:
     """Say for each asset of one experiment why its latest version is out of date; fresh ones are left out.
 
     Args:
-        latest: The latest record of every asset of the experiment.
+        latest: The head of the latest version of every asset of the experiment.
     """
     reasons: dict[str, str] = {}
     pending: list[str] = []

@@ -272,13 +272,13 @@ def _everything(store: Store, left: list[Left]) -> Iterator[Rows]:
     """Yield the rows of every record, and note those that have none."""
     for experiment in store.experiments():
         for asset in store.assets(experiment):
-            records, damaged = store.scan(experiment, asset)
+            heads, damaged = store.scan(experiment, asset)
             left += [Left(f"{experiment}/{asset}/{bad.version}", one_line(bad.error)) for bad in damaged]
-            for record in records:
+            for head in heads:
                 try:
-                    yield _rows(store, record)
+                    yield _rows(store, store.record(head))
                 except (LineageError, OSError) as error:
-                    left.append(Left(f"{experiment}/{asset}/{record.version}", one_line(error)))
+                    left.append(Left(f"{experiment}/{asset}/{head.version}", one_line(error)))
 
 
 def _batches(rows: Iterator[Rows]) -> Iterator[list[Rows]]:

@@ -1,12 +1,11 @@
 """The files of one version against its record: what is missing, added, cut or altered."""
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vpmoe_assets.lineage.digest import HASH_THREADS, FileEntry, file_sha256, tree_files
+from vpmoe_assets.lineage.digest import FileEntry, hash_files, tree_files
 from vpmoe_assets.lineage.errors import UnsafePathError
 from vpmoe_assets.lineage.record import MANIFEST_NAME, Record
 
@@ -24,7 +23,7 @@ Kind = Literal[
     "witness",
 ]
 Severity = Literal["problem", "note"]
-Hasher = Callable[[Path], str]
+Hasher = Callable[[Sequence[Path]], Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +56,13 @@ class Problem:
         return fields
 
 
-def payload_problems(directory: Path, record: Record, hasher: Hasher | None = file_sha256) -> list[Problem]:
+def payload_problems(directory: Path, record: Record, hasher: Hasher | None = hash_files) -> list[Problem]:
     """Compare payload and manifest with the record.
 
     Args:
         directory: Of the version.
         record: What should be there.
-        hasher: Returns a file's sha256; None compares names and sizes alone.
+        hasher: Returns the sha256 of each file; None compares names and sizes alone.
     """
     problems = _tree_problems(directory, "payload", record, record.files, hasher)
     listed = (
@@ -75,7 +74,7 @@ def payload_problems(directory: Path, record: Record, hasher: Hasher | None = fi
     return problems + _compare("", record, listed, found, hasher)
 
 
-def run_problems(directory: Path, record: Record, hasher: Hasher | None = file_sha256) -> list[Problem]:
+def run_problems(directory: Path, record: Record, hasher: Hasher | None = hash_files) -> list[Problem]:
     """Compare the files of `run/` with the record; arguments as for `payload_problems`."""
     return _tree_problems(directory, "run", record, record.run_files, hasher)
 
@@ -107,14 +106,12 @@ def _compare(
             problems.append(Problem("size", name, prefix + path, f"{size} bytes, expected {entry.size}"))
         else:
             intact.append(entry)
-    if hasher is not None and intact:
-        with ThreadPoolExecutor(HASH_THREADS) as pool:
-            for entry, digest in zip(
-                intact, pool.map(hasher, (found[entry.path] for entry in intact)), strict=True
-            ):
-                if digest != entry.sha256:
-                    message = f"sha256 {digest}, expected {entry.sha256}"
-                    problems.append(Problem("content", name, prefix + entry.path, message))
+    if hasher is not None:
+        digests = hasher([found[entry.path] for entry in intact])
+        for entry, digest in zip(intact, digests, strict=True):
+            if digest != entry.sha256:
+                message = f"sha256 {digest}, expected {entry.sha256}"
+                problems.append(Problem("content", name, prefix + entry.path, message))
     return sorted(problems, key=lambda problem: problem.path)
 
 

@@ -1,49 +1,75 @@
-"""Making an earlier version the latest one again, without making its bytes again."""
+"""Published files under a record of their own: in another experiment, or as the latest version once more."""
 
-import os
-import shutil
+from collections.abc import Iterable, Sequence
 
-from vpmoe_assets.lineage.errors import RecordError
-from vpmoe_assets.lineage.record import MANIFEST_NAME, Draft, Record
-from vpmoe_assets.lineage.store import Store
-from vpmoe_assets.lineage.workarea import WorkArea
+from vpmoe_assets.lineage.record import Draft, InputRef, Origin, Record
+from vpmoe_assets.lineage.standing import Finding
+from vpmoe_assets.lineage.statements import KINDS, PROGRAM, Statement
 
 
-def make_latest(store: Store, work: WorkArea, record: Record) -> Record:
-    """Return the latest version of an asset with the content and recipe of `record`.
+def reissued(original: Record, inputs: Sequence[InputRef], blocking_checks: Sequence[str]) -> Draft:
+    """Return the draft of a record that names the files of another.
 
-    Whoever builds on an asset takes its latest version. After a recipe was changed and changed back, that is
-    the one of the other recipe; so the version that is wanted again is published once more: the same files,
-    linked and not copied, under a record that differs in version, sequence and time, and names the version it
-    repeats in `details["repeats"]`.
+    Everything in it says how the bytes were made, the Dagster run included, and is the original's; so are the
+    scores of an evaluation, about the same content under the name that it has here. Of this place are its
+    inputs, of equal digests, and the checks that it has to pass. `original` names who made the files, also
+    where they were linked from a link.
 
     Args:
-        store: Where it lies.
-        work: The open work area of its fingerprint; what an interrupted attempt left there is discarded.
-        record: Intact, of this work area's asset and fingerprint.
-
-    Returns:
-        `record` itself where it is the latest.
+        original: Whose files they are.
+        inputs: As they are named here.
+        blocking_checks: Of the asset, as the code has them now.
     """
-    try:
-        newest = store.latest(record.experiment, record.asset)
-    except RecordError:  # a newer one is unreadable: nothing could be built on it
-        newest = None
-    if newest is not None and newest.version == record.version:
-        return record
-    work.clear()
-    directory = store.directory(record)
-    for source, target in ((directory / "payload", work.payload), (directory / "run", work.run)):
-        shutil.copytree(source, target, symlinks=True, copy_function=_link, dirs_exist_ok=True)
-    if record.manifest is not None:
-        _link(str(directory / MANIFEST_NAME), str(work.manifest))
-    fields = record.model_dump(include=set(Draft.model_fields))
-    fields["details"] = {**fields["details"], "repeats": record.version}
-    return store.publish(work, Draft.model_validate(fields))
+    fields = original.model_dump(include=set(Draft.model_fields) - {"inputs", "blocking_checks", "evals"})
+    here = {reference.role: reference for reference in inputs}
+    renamed = {
+        (given.asset, given.version): (here[given.role].asset, here[given.role].version)
+        for given in original.inputs
+        if given.role in here
+    }
+    evals = []
+    for score in original.evals:
+        asset, version = renamed.get(
+            (score.object_asset, score.object_version), (score.object_asset, score.object_version)
+        )
+        evals.append(score.model_copy(update={"object_asset": asset, "object_version": version}))
+    origin = original.original or Origin(
+        experiment=original.experiment,
+        asset=original.asset,
+        version=original.version,
+        record_digest=original.record_digest,
+    )
+    return Draft.model_validate(
+        {
+            **fields,
+            "inputs": tuple(inputs),
+            "blocking_checks": tuple(blocking_checks),
+            "evals": tuple(evals),
+            "original": origin,
+        }
+    )
 
 
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target, follow_symlinks=False)
+def verdicts(found: Iterable[Finding], renewed: Record) -> list[Statement]:
+    """Return the verdicts about the original as statements about the record that names its files.
+
+    The files are the same, and so is the code of each check. A waiver is a person's word about one record,
+    and is not repeated; neither is a verdict of a record of schema 1.
+    """
+    origin = renewed.original
+    reason = (
+        f"found on {origin.experiment}/{origin.asset}/{origin.version}, whose files these are"
+        if origin
+        else ""
+    )
+    return [
+        Statement.about(
+            renewed,
+            "verdict",
+            {name: getattr(finding, name) for name in KINDS["verdict"]},
+            reason=reason,
+            author=PROGRAM,
+        )
+        for finding in found
+        if finding.version is not None and finding.outcome != "undetermined"
+    ]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vpmoe_assets.lineage.digest import file_sha256
+from vpmoe_assets.lineage.digest import hash_files
 from vpmoe_assets.lineage.errors import RecordError, StatementError
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.integrity import Hasher, Problem, payload_problems, run_problems, version_name
@@ -42,7 +42,7 @@ def verify_experiment(
     index: Index,
     experiment: str,
     *,
-    hasher: Hasher | None = file_sha256,
+    hasher: Hasher | None = hash_files,
     witnesses: Callable[[], Sequence[Sighting]] = tuple,
 ) -> Verification:
     """Verify every version of an experiment, and compare with what is remembered of it; renews nothing.
@@ -71,7 +71,7 @@ def verify_experiment(
 
 
 def verify_artifact(
-    store: Store, index: Index, record: Record, *, hasher: Hasher | None = file_sha256
+    store: Store, index: Index, record: Record, *, hasher: Hasher | None = hash_files
 ) -> Verification:
     """Verify one artifact and its whole ancestry, and compare with what is remembered of them.
 
@@ -99,7 +99,7 @@ def verify_record(
     store: Store,
     record: Record,
     *,
-    hasher: Hasher | None = file_sha256,
+    hasher: Hasher | None = hash_files,
     seen: set[str] | None = None,
 ) -> list[Problem]:
     """Verify one artifact and its whole ancestry.

@@ -20,17 +20,16 @@ where it was.
 import json
 import os
 import shutil
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.contract.files import replace_bytes
 from vpmoe_assets.lineage.errors import PublishError, RecordError
 from vpmoe_assets.lineage.record import MANIFEST_NAME, RECORD_NAME
+from vpmoe_assets.lineage.sealing import unseal
 
-PENDING_NAME = f"{RECORD_NAME}.pending"
-_STAGED, _JOURNAL, _FINGERPRINT, _SCRATCH = ".staged", ".moves.json", ".fingerprint", ".scratch"
-_BEGUN_WITH = ".begun-with"
+_STAGED, _PREPARED, _JOURNAL = ".staged", ".prepared", ".moves.json"
+_FINGERPRINT, _BEGUN_WITH, _SCRATCH = ".fingerprint", ".begun-with", ".scratch"
 _UNPUBLISHED = {"output", "run", "heartbeat"}
 
 
@@ -76,6 +75,11 @@ class WorkArea:
         """Temporary files; survives a crash, is never published."""
         return self.path / _SCRATCH
 
+    @property
+    def prepared(self) -> Path:
+        """Finished versions on their way to their place, a directory each; see `placing`."""
+        return self.path / _PREPARED
+
     def clear(self) -> None:
         """Remove everything in the work area, to start over."""
         self.remove()
@@ -83,10 +87,10 @@ class WorkArea:
 
     def remove(self) -> None:
         """Remove the work area; a kill half-way leaves no half-removed state to resume from."""
-        trash = self.path.with_name(f".{self.path.name}.trash")
-        shutil.rmtree(trash, ignore_errors=True)
-        self.path.rename(trash)
-        shutil.rmtree(trash)
+        shutil.rmtree(self._trash, ignore_errors=True)
+        if self.path.exists():
+            self.path.rename(self._trash)
+            shutil.rmtree(self._trash)
 
     def is_empty(self) -> bool:
         """Say whether there is nothing in it to go on from."""
@@ -97,18 +101,29 @@ class WorkArea:
         """Make the directories, and make sure that the work found there is of this fingerprint.
 
         Raises:
-            RecordError: The area belongs to another fingerprint with the same first eight digits.
+            RecordError: See `require_owner`.
         """
+        shutil.rmtree(self._trash, ignore_errors=True)
         for directory in (self.payload, self.run, self.scratch):
             directory.mkdir(parents=True, exist_ok=True)
+        if not self.require_owner():
+            replace_bytes(self.path / _FINGERPRINT, self.fingerprint.encode())
+
+    def require_owner(self) -> bool:
+        """Say whether the work area has an owner; it is this fingerprint.
+
+        Raises:
+            RecordError: It is another one, with the same first eight digits.
+        """
         owner = self.path / _FINGERPRINT
         if not owner.exists():
-            replace_bytes(owner, self.fingerprint.encode())
-        elif (found := owner.read_text()) != self.fingerprint:
+            return False
+        if (found := owner.read_text()) != self.fingerprint:
             raise RecordError(
                 f"{self.path} holds work of fingerprint {found}, not {self.fingerprint}; "
                 "remove that directory"
             )
+        return True
 
     def begun_with(self, state: str) -> bool:
         """Make sure that what lies here was begun with the code in a certain state, or start over.
@@ -150,26 +165,19 @@ class WorkArea:
     def unstage(self) -> None:
         """Take back a publication that did not finish: every file returns to where `stage` found it."""
         staged, journal = self.path / _STAGED, self.path / _JOURNAL
+        shutil.rmtree(self.prepared, ignore_errors=True)  # first: its files are other names of staged ones
         if staged.exists():
-            (staged / PENDING_NAME).unlink(missing_ok=True)
-            _make_writable(staged)
+            (staged / RECORD_NAME).unlink(missing_ok=True)
+            unseal(staged)
             for source, target in reversed(json.loads(journal.read_bytes())):
                 if (self.path / target).exists():
                     self._return(self.path / target, self.path / source)
             shutil.rmtree(staged)
         journal.unlink(missing_ok=True)
 
-    def reclaim(self, abandoned: Path) -> None:
-        """Take back a version directory that was renamed into place but never got its record.
-
-        Without the journal of its moves the work area was cleared since, and the directory stays where it is.
-        """
-        staged = self.path / _STAGED
-        if not (self.path / _JOURNAL).exists():
-            return
-        if staged.exists():
-            raise PublishError(f"both {staged} and {abandoned} hold this publication; remove one of them")
-        abandoned.rename(staged)
+    @property
+    def _trash(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.trash")
 
     def _return(self, target: Path, source: Path) -> None:
         source.parent.mkdir(parents=True, exist_ok=True)
@@ -183,20 +191,3 @@ class WorkArea:
         for entry in sorted(self.path.iterdir()):
             if entry.name not in _UNPUBLISHED and not entry.name.startswith("."):
                 yield entry
-
-
-def make_read_only(root: Path) -> None:
-    """Make every file below `root` read-only; directories stay writable, so that `rm -r` works."""
-    _change_files(root, lambda mode: mode & ~0o222)
-
-
-def _make_writable(root: Path) -> None:
-    _change_files(root, lambda mode: mode | stat.S_IWUSR)
-
-
-def _change_files(root: Path, change: Callable[[int], int]) -> None:
-    for directory, _, names in os.walk(root):
-        for name in names:
-            path = os.path.join(directory, name)
-            if not os.path.islink(path):
-                os.chmod(path, change(stat.S_IMODE(os.stat(path).st_mode)))

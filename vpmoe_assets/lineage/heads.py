@@ -1,0 +1,150 @@
+"""The head of a record: the small facts by which it is looked up, without its lists of files.
+
+Reading a record of a thousand files takes some 30 ms, and most questions are about its head. Heads are
+remembered in `.work/heads.sqlite` while the file system vouches that the record's file is unchanged; a
+record that is not known is read whole, digests and all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError
+
+from vpmoe_assets.lineage.errors import RecordError
+from vpmoe_assets.lineage.filememory import FileMemory, Identity, identity, settled
+from vpmoe_assets.lineage.layout import Layout, directories
+from vpmoe_assets.lineage.record import (
+    RECORD_NAME,
+    Frozen,
+    InputRef,
+    Origin,
+    Record,
+    Scalar,
+    read_record,
+)
+
+
+class Head(Frozen):
+    """What a record is looked up by; fields as in the record.
+
+    Attributes:
+        size: Bytes of the payload.
+    """
+
+    schema_: Literal["vpmoe.artifact/1", "vpmoe.artifact/2"] = Field(alias="schema")
+    experiment: str
+    asset: str
+    version: str
+    sequence: int
+    published_utc: str
+    started_utc: str
+    finished_utc: str
+    fingerprint: str
+    digest: str
+    record_digest: str
+    size: int
+    inputs: tuple[InputRef, ...]
+    metrics: dict[str, Scalar]
+    original: Origin | None
+
+    @classmethod
+    def of(cls, record: Record) -> Self:
+        """Return the head of a record."""
+        fields = {name: getattr(record, name) for name in cls.model_fields}
+        return cls.model_validate({"schema": fields.pop("schema_"), **fields})
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A version whose record cannot be read."""
+
+    experiment: str
+    asset: str
+    version: str
+    error: RecordError
+
+
+class Heads:
+    """The heads of a store's records.
+
+    Args:
+        layout: Of the store.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._memory = FileMemory(layout.work / "heads.sqlite")
+
+    def of_asset(self, experiment: str, asset: str) -> tuple[list[Head], list[Damaged]]:
+        """Return every version of an asset, by sequence, and those whose record cannot be read, by name."""
+        versions = directories(self._layout.asset(experiment, asset))
+        heads, damaged = self._read(experiment, asset, versions)
+        return sorted(heads, key=lambda head: head.sequence), damaged
+
+    def of_version(self, experiment: str, asset: str, version: str) -> Head | None:
+        """Return the head of one version, or None.
+
+        Raises:
+            RecordError: Its record cannot be read.
+        """
+        heads, damaged = self._read(experiment, asset, [version])
+        if damaged:
+            raise damaged[0].error
+        return heads[0] if heads else None
+
+    def learn(self, record: Record) -> None:
+        """Remember a record that this process has just sealed and put into its place."""
+        path = self._layout.record(record)
+        known = identity(path.stat())
+        if settled(known, sealed=True):
+            self._memory.keep([(path, known, _text(Head.of(record)))])
+
+    def _read(self, experiment: str, asset: str, versions: Sequence[str]) -> tuple[list[Head], list[Damaged]]:
+        parent = self._layout.asset(experiment, asset)
+        files: dict[Path, Identity] = {}
+        for version in versions:
+            path = parent / version / RECORD_NAME
+            try:
+                files[path] = identity(path.stat())
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # no record: it does not exist for anyone
+        remembered = self._memory.recall(files)
+        heads: list[Head] = []
+        damaged: list[Damaged] = []
+        learnt: list[tuple[Path, Identity, str]] = []
+        for path, known in files.items():
+            version = path.parent.name
+            head = _parsed(remembered[path]) if path in remembered else None
+            if head is None:
+                quiet = settled(known)
+                try:
+                    head = Head.of(read_record(path))
+                except FileNotFoundError:
+                    continue
+                except RecordError as error:
+                    damaged.append(Damaged(experiment, asset, version, error))
+                    continue
+                if quiet and identity(path.stat()) == known:
+                    learnt.append((path, known, _text(head)))
+            if (head.experiment, head.asset, head.version) == (experiment, asset, version):
+                heads.append(head)
+            else:
+                other = f"{head.experiment}/{head.asset}/{head.version}"
+                damaged.append(
+                    Damaged(experiment, asset, version, RecordError(f"{path}: is the record of {other}"))
+                )
+        self._memory.keep(learnt)
+        return heads, damaged
+
+
+def _text(head: Head) -> str:
+    return head.model_dump_json(by_alias=True)
+
+
+def _parsed(text: str) -> Head | None:
+    try:
+        return Head.model_validate_json(text)
+    except ValidationError:  # of another version of this program
+        return None
