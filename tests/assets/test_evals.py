@@ -57,7 +57,7 @@ class Evals:
         )
 
     def run(
-        self, *assets: str, raises: bool = True, ladder: Sequence[str] = LADDER
+        self, *assets: str, raises: bool = True, ladder: Sequence[str] = LADDER, resume: bool = True
     ) -> dg.ExecuteInProcessResult:
         return dg.materialize(
             [produced.definition for produced in evals_assets(self.experiment, ladder)],
@@ -66,7 +66,7 @@ class Evals:
             resources={
                 "store": StoreResource(),
                 "index": IndexResource(),
-                "trainer": TrainerResource(poll_s=0.05, wandb="disabled"),
+                "trainer": TrainerResource(poll_s=0.05, wandb="disabled", resume=resume),
             },
             raise_on_error=raises,
         )
@@ -167,6 +167,19 @@ def test_what_a_killed_step_had_measured_is_published_by_the_next_one(
     assert evals.log("eval_vpmoe") == f"measures vpmoe with {', '.join(LADDER)}\n"
     assert evals.reused(evals.run(*EVALS)) == {EVALS[0]: False, EVALS[1]: True, EVALS[2]: False}
     assert evals.left() == []
+
+
+def test_without_resume_what_a_killed_step_had_measured_is_measured_again(
+    evals: Evals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainerResource, "run", _killed(TrainerResource.run))
+    with pytest.raises(KeyboardInterrupt):
+        evals.run(*EVALS)
+    monkeypatch.undo()
+    evals.set_environment(monkeypatch)
+    evals.run("eval_vpmoe", resume=False)
+    assert evals.log("eval_vpmoe") == "measures vpmoe with vpmoe\n"
+    assert len(evals.latest("eval_vpmoe").attempts) == 1
 
 
 def _killed(run: Any) -> Any:

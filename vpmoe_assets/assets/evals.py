@@ -201,6 +201,9 @@ class _Evaluation:
         place = sha256_json({"experiment": experiment.name, "job": "evaluations"})
         with self.making.work_area("evaluations", place) as work:
             trainer.take_over(self.making.context, work.path)
+            if not trainer.resume:
+                for one in due:
+                    one.work.clear()
             failure: dg.Failure | None = None
             unmeasured = [one for one in due if not one.measured]
             recipe = plain(experiment.evaluate_recipe(*(one.plan.checkpoint for one in unmeasured or due)))

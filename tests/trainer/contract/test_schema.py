@@ -539,6 +539,7 @@ def test_a_job_reads_back_with_its_recipe(tmp_path):
         ({"provenance": {"git_sha": "", "git_dirty": False, "source_digest": "s", "lock_digest": "l"}}, "provenance.git_sha"),
         ({"recipe": {"steps": 3}}, "recipe: "),
         ({"inputs": {"x": {"path": "p"}}}, "inputs.x.digest: missing"),
+        ({"parts": {"x": {"recipe_fingerprint": "f", "work_dir": "w", "output_dir": "o"}}}, "a job of 'train' has none"),
     ],
 )  # fmt: skip
 def test_a_wrong_job_is_refused_before_anything_starts(tmp_path, changes, message):

@@ -263,6 +263,12 @@ def test_what_does_not_fit_is_refused(change, message, make):
             lambda job: job.checkpoint("donor", compare_to="changed"),
             "checkpoints.donor.huggingface: unknown key",
         ),
+        (
+            lambda job: job.content.update(
+                parts={"x": {"recipe_fingerprint": "f", "work_dir": "w", "output_dir": "o"}}
+            ),
+            "parts: x not among recipe.checkpoints, donor",
+        ),
         (lambda job: job.content["recipe"].update(suite=[]), "nearest valid key is 'suites'"),
     ],
 )

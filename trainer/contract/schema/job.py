@@ -145,6 +145,12 @@ class Job(Frozen):
     output_dir: _Text
     parts: dict[Name, Part] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.parts and self.command != "evaluate":
+            raise ValueError(f"parts: a job of {self.command!r} has none; an 'evaluate' job has")
+        return self
+
     def part(self, checkpoint: str) -> Part:
         """Return where a checkpoint of an evaluation is measured."""
         return self.parts.get(checkpoint) or Part(
