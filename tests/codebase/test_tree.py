@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vpmoe_assets.codebase import tree as trees
+from vpmoe_assets.codebase.snapshot import unpack
 from vpmoe_assets.codebase.syntax import SourceError
 from vpmoe_assets.codebase.tree import SourceTree
 
@@ -199,3 +200,38 @@ def test_a_process_reads_its_sources_once(monkeypatch: pytest.MonkeyPatch, tmp_p
         assert trees.current() is other
     finally:
         trees.replace_current(kept[0] if kept else None)
+
+
+def test_what_is_in_a_tree_is_said_by_the_path_alone(project: Path) -> None:
+    tree = SourceTree(project)
+    files = [path.relative_to(project).as_posix() for path in project.rglob("*") if path.is_file()]
+    beside = [
+        "configs/deep/a.toml",
+        "a/pyproject.toml",
+        "trainer",
+        "trainer/__pycache__/a.py",
+        "vpmoe_assets.py",
+    ]
+    assert {path for path in (*files, *beside) if trees.is_source(path)} == set(tree.content)
+
+
+def test_the_state_of_files_is_another_as_soon_as_one_was_saved_again(project: Path) -> None:
+    paths = ["trainer/step/run.py", "trainer/step/deep.py"]
+    first = SourceTree(project).state(paths)
+    assert SourceTree(project).state(reversed(paths)) == first
+    (project / "trainer/step/unused.py").write_text("unused = 1\n")
+    assert SourceTree(project).state(paths) == first
+    file = project / "trainer/step/deep.py"
+    content, when = file.read_bytes(), file.stat()
+    time.sleep(0.02)  # the file system's clock has ticks
+    file.write_bytes(content)
+    os.utime(file, ns=(when.st_atime_ns, when.st_mtime_ns))
+    assert SourceTree(project).state(paths) != first
+    assert SourceTree(project).content["trainer/step/deep.py"] == content
+
+
+def test_the_archive_of_a_tree_holds_what_was_read(project: Path) -> None:
+    tree = SourceTree(project)
+    (project / "trainer/step/run.py").write_text("later = 1\n")
+    assert unpack(tree.archive) == tree.content
+    assert tree.archive != SourceTree(project).archive

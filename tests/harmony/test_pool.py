@@ -1,8 +1,11 @@
 import os
+import subprocess
+import sys
 import time
 
 import pytest
 
+from tests.conftest import ROOT
 from vpmoe_assets.errors import DataError, RowError, ShardRowError, WorkerError
 from vpmoe_assets.harmony.pool import Progress, run_shards
 
@@ -105,3 +108,23 @@ def test_on_a_terminal_progress_is_a_bar(monkeypatch, capsys):
     with Progress("synth_kd_v1", 30) as progress:
         progress.advance(30)
     assert "100%" in capsys.readouterr().err
+
+
+def test_workers_run_the_code_of_their_parent_wherever_it_works(tmp_path):
+    """`python -m` would put the working directory first, and with it whatever checkout is there."""
+    (tmp_path / "vpmoe_assets").mkdir()
+    (tmp_path / "vpmoe_assets" / "__init__.py").write_text("raise SystemExit('code of somebody else')\n")
+    code = (
+        "from tests.harmony.test_pool import square\n"
+        "from vpmoe_assets.harmony.pool import run_shards\n"
+        "print([value for value, _ in run_shards(square, 2, 2)])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "[0, 1]\n", done.stderr

@@ -137,7 +137,7 @@ class _Child:
         self.connection, theirs = Pipe()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vpmoe_assets.harmony.pool", str(theirs.fileno())],
+            [sys.executable, "-P", "-m", "vpmoe_assets.harmony.pool", str(theirs.fileno())],
             stdin=subprocess.PIPE,  # never written to: its end tells the child that this process is gone
             pass_fds=[theirs.fileno()],
             env=environment,
