@@ -17,6 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.assets.repeating import repeat
+from vpmoe_assets.lineage.objects import ObjectStore
+from vpmoe_assets.lineage.store import Store
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 VOCABULARY = 201_088
@@ -92,7 +96,7 @@ class Place:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_the_ladder_from_nothing_then_again_then_what_users_ask(tmp_path, monkeypatch):
+def test_the_ladder_from_nothing_then_again_then_what_users_ask(tmp_path, tmp_path_factory, monkeypatch):
     place = Place(tmp_path)
     monkeypatch.setenv("VPMOE_EXPERIMENT", place.environment["VPMOE_EXPERIMENT"])
     assets = {
@@ -123,6 +127,12 @@ def test_the_ladder_from_nothing_then_again_then_what_users_ask(tmp_path, monkey
         assert f"{asset}: reused {artifacts[asset]['version']}" in again
         assert f"{asset}: reused " not in first
     assert place.vpmoe("ls") == listed
+
+    store = Store(tmp_path / "artifacts")
+    for asset in ("synth_kd_v1", "vpmoe_stage1"):  # a step in the orchestrator, and a job
+        record = store.latest("smoke", asset)
+        repeated = repeat(record, ObjectStore(store.root), store, tmp_path_factory.mktemp(asset))
+        assert (repeated.fingerprint, repeated.digest) == (record.fingerprint, record.digest)
 
     assert place.vpmoe("verify") == {"artifacts": len(made), "problems": []}
     ladder = place.vpmoe("sql", "SELECT * FROM ladder")
