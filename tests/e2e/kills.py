@@ -34,6 +34,13 @@ from vpmoe_assets.resources.run_record import paths
 BIN = Path(sys.executable).parent
 PATHS = {"data": DATA, "stage1": ("vpmoe_stage1",)}
 MAKES = re.compile(r"-m (trainer|vpmoe_assets\.harmony\.pool) ")  # and not what copies Dagster's logs
+SHORT = {
+    "[stages.vpmoe_stage1]\nsteps = 8": '[stages.vpmoe_stage1]\nsteps = 6\ninit = "fresh"',
+    "global_batch_size = 2": "global_batch_size = 1",
+    "save_interval = 5": "save_interval = 2",
+    "seq_len = 1024": "seq_len = 512",
+    "eval_interval = 5": "eval_interval = 10",
+}
 TRIES = 4
 PATIENCE_S = 900.0
 
@@ -48,7 +55,7 @@ class Site:
     def __post_init__(self) -> None:
         self.root.mkdir(exist_ok=True)
         shutil.copy(ROOT / "dagster.yaml", self.root)
-        write_experiment(self.root / "tiny.toml")
+        write_experiment(self.root / "tiny.toml", SHORT)
         self.output = self.root / "output.txt"
 
     @property
