@@ -30,6 +30,7 @@ from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.resources.leases import Gpu, lease
 from vpmoe_assets.resources.process_record import RECORD_NAME
 from vpmoe_assets.resources.reaping import reap
+from vpmoe_assets.resources.run_record import paths
 
 BIN = Path(sys.executable).parent
 GPUS = [Gpu("GPU-fake-0", "Invented"), Gpu("GPU-fake-1", "Invented")]
@@ -126,6 +127,7 @@ class Site:
         left = carrying(self.id)
         assert not left, [(p.pid, p.cmdline()) for p in left]
         assert not (self.work / RECORD_NAME).exists()
+        assert list(paths(self.artifacts)) == []
         with Store(self.artifacts).work_area("test", "slow_checkpoint", FINGERPRINT):
             pass  # the lock of the work directory is free
         with lease(2, holder={}, wait_s=0.0, directory=self.root / "leases", gpus=lambda: GPUS):
