@@ -119,7 +119,7 @@ class Site:
         work = self.store.root / ".work"
         found += [str(path) for path in work.rglob(RECORD_NAME)]
         found += [str(path) for path in paths(self.store.root)]
-        found += [str(path) for path in work.glob("[!.]*/[!.]*")]
+        found += [str(path) for path in work.glob("tiny/[!.]*")]
         with self.instance() as instance:
             for run in instance.get_runs():
                 # A run that was killed before our code was reached (a tenth of a second) holds nothing.

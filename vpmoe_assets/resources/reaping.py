@@ -63,13 +63,26 @@ def reap(store_root: Path, *, grace_s: float = 600.0, log: Log = lambda message:
         log(f"Looking at {work_dir}")
         try:
             done = settle(work_dir, grace_s=grace_s, log=log)
-        except (ValueError, ProcessesRemainError) as error:
-            done = _unsettled(work_dir, str(error))
+        except ValueError as error:
+            done = Reaped(work_dir, note=str(error))
+        except ProcessesRemainError as error:
+            stuck = ProcessRecord.read(work_dir)
+            assert stuck is not None
+            done = Reaped(work_dir, stuck.asset, stuck.dagster_run_id, note=str(error))
         if done is not None:
             jobs.append(done)
-    open_jobs = {job.dagster_run_id for job in jobs if job.note}
-    runs = [_closed(path) for path in paths(store_root) if path.stem not in open_jobs]
-    return _joined(jobs, [run for run in runs if run is not None])
+    with_jobs = {job.dagster_run_id for job in jobs if job.note}
+    runs = []
+    for path, run in _runs(store_root):
+        if isinstance(run, ValueError):
+            runs.append(Reaped(dagster_run_id=path.stem, note=str(run)))
+        elif run.run_id in with_jobs:
+            continue  # a job of it was left as it is, and says why
+        elif not run.orchestrator.here:
+            runs.append(Reaped(dagster_run_id=run.run_id, note=_elsewhere(run.orchestrator)))
+        elif run.orchestrator.dead:
+            runs.append(_close(path, run, _death(run)))
+    return _joined(jobs, [run for run in runs if run.run_failed or run.note])
 
 
 def settle(work_dir: Path, *, grace_s: float, log: Log = lambda message: None) -> Reaped | None:
@@ -110,12 +123,15 @@ def close_dead_runs(store_root: Path, log: Log) -> None:
         store_root: The store whose runs are looked at.
         log: Told of each run that was closed, and of each that could not be.
     """
-    for path in paths(store_root):
-        done = _closed(path)
-        if done is not None and done.run_failed:
-            log(f"Run {done.dagster_run_id}, whose process was killed, is marked failed.")
-        elif done is not None and not _is_elsewhere(path):
-            log(done.note)
+    for path, run in _runs(store_root):
+        if isinstance(run, ValueError):
+            log(str(run))
+        elif run.orchestrator.dead:
+            done = _close(path, run, _death(run))
+            if done.run_failed:
+                log(f"Run {run.run_id}, whose process was killed, is marked failed.")
+            elif done.note:
+                log(done.note)
 
 
 def give_up_host(store_root: Path, host: str) -> list[Reaped]:
@@ -130,22 +146,24 @@ def give_up_host(store_root: Path, host: str) -> list[Reaped]:
     """
     if host == socket.gethostname():
         raise HostNotGoneError(f"{host} is this machine; `vpmoe reap` alone ends what was left on it")
-    hosts = set()
-    jobs = []
+    hosts, jobs, runs = set(), [], []
     for work_dir in _work_dirs(store_root):
-        record = ProcessRecord.read(work_dir)
-        if record is None:
+        try:
+            job = ProcessRecord.read(work_dir)
+        except ValueError:  # nobody's
             continue
-        hosts.add(record.orchestrator.host)
-        if record.orchestrator.host == host:
+        if job is None:
+            continue
+        hosts.add(job.orchestrator.host)
+        if job.orchestrator.host == host:
             ProcessRecord.remove(work_dir)
-            jobs.append(Reaped(work_dir, record.asset, record.dagster_run_id))
-    runs = []
-    for path in paths(store_root):
-        run = RunRecord.read(path)
+            jobs.append(Reaped(work_dir, job.asset, job.dagster_run_id))
+    for path, run in _runs(store_root):
+        if isinstance(run, ValueError):
+            continue
         hosts.add(run.orchestrator.host)
         if run.orchestrator.host == host:
-            runs.append(_close(path, run, f"Host {host}, which executed this run, is gone"))
+            runs.append(_close(path, run, f"Host {host}, which executed this run, is gone."))
     if not jobs and not runs:
         others = ", ".join(sorted(hosts - {socket.gethostname()})) or "none"
         raise HostNotGoneError(f"nothing is recorded on host {host!r}; other hosts on record: {others}")
@@ -160,14 +178,15 @@ def _work_dirs(store_root: Path) -> Iterator[Path]:
             yield Path(directory)
 
 
-def _unsettled(work_dir: Path, problem: str) -> Reaped:
-    try:
-        record = ProcessRecord.read(work_dir)
-    except ValueError:
-        record = None
-    if record is None:
-        return Reaped(work_dir, note=problem)
-    return Reaped(work_dir, record.asset, record.dagster_run_id, note=problem)
+def _runs(store_root: Path) -> Iterator[tuple[Path, RunRecord | ValueError]]:
+    """Yield the records of runs, or what is wrong with one."""
+    for path in paths(store_root):
+        try:
+            yield path, RunRecord.read(path)
+        except FileNotFoundError:  # its process ended just now
+            continue
+        except (ValueError, OSError) as error:
+            yield path, ValueError(str(error))
 
 
 def _elsewhere(orchestrator: Orchestrator) -> str:
@@ -180,30 +199,9 @@ def _elsewhere(orchestrator: Orchestrator) -> str:
     )
 
 
-def _is_elsewhere(path: Path) -> bool:
-    try:
-        return not RunRecord.read(path).orchestrator.here
-    except (ValueError, OSError):
-        return False
-
-
-def _closed(path: Path) -> Reaped | None:
-    """Close the run of a record whose process is dead; None where there is nothing to say of it."""
-    try:
-        run = RunRecord.read(path)
-    except FileNotFoundError:  # its process ended just now
-        return None
-    except (ValueError, OSError) as error:
-        return Reaped(dagster_run_id=path.stem, note=str(error))
+def _death(run: RunRecord) -> str:
     process = run.orchestrator
-    if process.here and not process.dead:
-        return None
-    if not process.here:
-        return Reaped(dagster_run_id=run.run_id, note=_elsewhere(process))
-    done = _close(
-        path, run, f"Process {process.pid} on {process.host}, which executed this run, died; reaped."
-    )
-    return done if done.run_failed or done.note else None
+    return f"Process {process.pid} on {process.host}, which executed this run, died; reaped."
 
 
 def _close(path: Path, run: RunRecord, why: str) -> Reaped:
