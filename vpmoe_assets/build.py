@@ -37,7 +37,7 @@ class Published:
     Attributes:
         record: What is known of it.
         directory: Of the version.
-        acceptance: Id of the statement by which alone it counts as up to date, where a person accepted it.
+        acceptance: Id of the statement by which a person accepted it as what other code makes, if one holds.
     """
 
     record: Record

@@ -19,7 +19,9 @@ from vpmoe_assets.assets.presentation import record_metadata, record_written
 from vpmoe_assets.assets.step import Step
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.codebase.loaded import loaded_modules, unexplained, witnessed
+from vpmoe_assets.codebase.toolchain import toolchain_difference, toolchain_note
 from vpmoe_assets.codebase.unchanged import SourcesChangedError, loaded_here, require_unchanged
+from vpmoe_assets.lineage.acceptance import acceptances_of, accepted_version
 from vpmoe_assets.lineage.kept import keep
 from vpmoe_assets.lineage.objects import ObjectStore
 from vpmoe_assets.lineage.provenance import code_of, environment
@@ -61,18 +63,42 @@ class Making:
     ) -> Published | None:
         """Return the artifact of this fingerprint, the latest one from now on, or None where there is none.
 
-        It is looked up under the lock of the work area: whoever held that before may just have made it.
+        One of another fingerprint counts where a person accepted it as what this one would make. It is looked
+        up under the lock of the work area: whoever held that before may just have made it.
         """
-        record = self.store.reusable(self.experiment.name, step.asset, fingerprint)
-        if record is None:
+        name, experiment = self.experiment.name, step.experiment
+        suits = _strictly if experiment.strict_toolchain else None
+        record = self.store.reusable(name, step.asset, fingerprint, suits)
+        if record is not None:
+            self._say_reused(step, record, "its recipe, code and inputs are unchanged")
+            return self._published(self._renewed(step, work, record, inputs))
+        found = accepted_version(self.store, name, step.asset, fingerprint)
+        if found is None or (suits is not None and not suits(found[0])):
             return None
-        log = self.context.log.info
-        elsewhere = record.experiment != self.experiment.name
-        name = f"{record.experiment}/{step.asset}@{record.version}" if elsewhere else record.version
-        log(
-            f"{step.asset}: reused {name}; its recipe, code and inputs are unchanged "
+        record, acceptance = found
+        statement = acceptance.statement
+        self._say_reused(
+            step,
+            record,
+            f"{statement.author} accepted it on {statement.time[:10]} as what present code and recipe make: "
+            f"{statement.reason!r} (statement {statement.id[:12]})",
+        )
+        with self.work_area(step.asset, record.fingerprint) as own:
+            return self._published(self._renewed(step, own, record, inputs))
+
+    def _say_reused(self, step: Step, record: Record, why: str) -> None:
+        elsewhere = (
+            f"{record.experiment}/{record.asset}@" if record.experiment != self.experiment.name else ""
+        )
+        self.context.log.info(
+            f"{step.asset}: reused {elsewhere}{record.version}; {why} "
             f"(made with {_how(record)}, {record.published_utc})"
         )
+        if differing := toolchain_difference(record.environment):
+            self.context.log.warning(f"{step.asset}: {toolchain_note(differing)}")
+
+    def _renewed(self, step: Step, work: WorkArea, record: Record, inputs: Mapping[str, Published]) -> Record:
+        """Return the latest version of this experiment with the content of a record."""
         renewed = self.store.renew(
             work,
             record,
@@ -80,14 +106,16 @@ class Making:
             blocking_checks=[check.name for check in step.checks if check.blocking],
             run=self.context.run.run_id,
         )
-        if elsewhere:
-            log(f"{step.asset}: published as {renewed.version} of this experiment, with the same files")
+        if record.experiment != self.experiment.name:
+            self.context.log.info(
+                f"{step.asset}: published as {renewed.version} of this experiment, with the same files"
+            )
         elif renewed.version != record.version:
-            log(
+            self.context.log.info(
                 f"{step.asset}: published {record.version} again as {renewed.version}, since a newer "
                 "version was made with another recipe"
             )
-        return self._published(renewed)
+        return renewed
 
     def build(self, step: Step, work: WorkArea, fingerprint: str) -> Build:
         """Return what the asset's function works with; what is said of code and machine is said now.
@@ -221,7 +249,9 @@ class Making:
         )
 
     def _published(self, record: Record) -> Published:
-        return Published(record, self.store.directory(record))
+        active = [found for found in acceptances_of(record, self.store.statements) if found.active]
+        acceptance = active[-1].statement.id if active else None
+        return Published(record, self.store.directory(record), acceptance)
 
 
 def utc_now() -> str:
@@ -231,6 +261,11 @@ def utc_now() -> str:
 
 def _loaded(build: Build) -> list[str]:
     return witnessed(build.work.output, build.work.run, build.loaded)
+
+
+def _strictly(record: Record) -> bool:
+    """Whether a record was made with the present torch and megatron-core."""
+    return not toolchain_difference(record.environment)
 
 
 def _how(record: Record) -> str:

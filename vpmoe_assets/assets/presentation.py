@@ -8,6 +8,7 @@ import dagster as dg
 
 from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.step import records_key
+from vpmoe_assets.codebase.toolchain import toolchain_difference, toolchain_note
 from vpmoe_assets.lineage.graph import ancestry
 from vpmoe_assets.lineage.integrity import version_name
 from vpmoe_assets.lineage.record import RECORD_NAME, Record
@@ -39,6 +40,8 @@ def record_metadata(record: Record, directory: Path, store: Store, *, reused: bo
         "recipe": dg.MetadataValue.json(record.recipe),
         "execution": dg.MetadataValue.json(record.execution),
     }
+    if differing := toolchain_difference(record.environment):
+        shown["toolchain"] = toolchain_note(differing)
     if remarks := Remarks(store).about(record):
         shown["accepted"] = dg.MetadataValue.md("\n".join(f"- {remark.line()}" for remark in remarks))
     for name, value in record.metrics.items():

@@ -86,6 +86,11 @@ def toolchain_difference(environment: Mapping[str, Any]) -> dict[str, tuple[str,
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def toolchain_note(difference: Mapping[str, tuple[str, str]]) -> str:
+    """Return a difference as a line for people, such as `made with torch 2.11.0, now 2.12.0`."""
+    return "; ".join(f"made with {name} {then}, now {now}" for name, (then, now) in difference.items())
+
+
 @cache
 def installed(distribution: str) -> str:
     """Return the installed release of a distribution, `absent` where there is none."""

@@ -32,6 +32,7 @@ def show(asset: str, experiment: str | None, as_json: bool) -> None:
       vpmoe show synth_kd_v1
       vpmoe show vpmoe_stage1@20260131.2-0a1b2c3d --json
     """  # noqa: D301
+    from vpmoe_assets.codebase.toolchain import toolchain_difference, toolchain_note
     from vpmoe_assets.lineage.graph import ancestry
     from vpmoe_assets.lineage.remarks import Remarks
 
@@ -66,6 +67,7 @@ def show(asset: str, experiment: str | None, as_json: bool) -> None:
         "execution": " ".join(f"{key}={value}" for key, value in sorted(record.execution.items())),
         "environment": f"python {environment.get('python')}, torch {packages.get('torch')}, "
         f"host {environment.get('host')}",
+        "toolchain": toolchain_note(toolchain_difference(environment)),
         "command": " ".join(record.command),
         "run": record.dagster_run_id,
         "seed": record.seed,

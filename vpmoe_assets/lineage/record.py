@@ -90,9 +90,8 @@ class InputRef(Frozen):
     """An artifact that another was made from.
 
     Attributes:
-        acceptance: Id of the statement by which a person had accepted the input as equivalent to what present
-        code
-            would make, where it counted as up to date by that alone.
+        acceptance: Id of the statement by which a person had accepted the input as what other code makes, if
+            one was in force.
     """
 
     asset: Name

@@ -6,7 +6,7 @@ removed with `rm -r`.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from vpmoe_assets.lineage.errors import ArtifactBlocked, ArtifactDamaged, ArtifactMissing, RecordError
@@ -180,29 +180,45 @@ class Store:
         """Return what keeps others from building on a version: checks that failed, or never spoke."""
         return tuple(finding for finding in self.findings(record) if finding.blocks)
 
-    def reusable(self, experiment: str, asset: str, fingerprint: str) -> Record | None:
+    def reusable(
+        self,
+        experiment: str,
+        asset: str,
+        fingerprint: str,
+        suits: Callable[[Record], bool] | None = None,
+    ) -> Record | None:
         """Return an intact version of an asset with this fingerprint, or None; blocked or not.
 
         Looked for first in the experiment, newest first, then in every other. The one that is returned may be
         of another experiment, be no longer the latest, or have lost its record's file: `renew` puts that
         right. Only the asset of the same name counts: its name is not in the fingerprint, yet its files may
         hold it, and its checks are its own.
+
+        Args:
+            experiment: Name.
+            asset: Name.
+            fingerprint: 64 hex digits.
+            suits: What else is asked of a version; nothing by default.
         """
+
+        def usable(record: Record) -> bool:
+            return (suits is None or suits(record)) and self.intact(record)
+
         for head in reversed(self.scan(experiment, asset)[0]):
             if head.fingerprint == fingerprint:
                 with contextlib.suppress(FileNotFoundError, RecordError):
-                    if self.intact(record := self.record(head)):
+                    if usable(record := self.record(head)):
                         return record
         elsewhere = []
         for record in self._restorer.known(None, asset, fingerprint):
             if record.experiment != experiment:
                 elsewhere.append(record)
-            elif self.intact(record):
+            elif usable(record):
                 return record
         for record in elsewhere:
             with contextlib.suppress(RecordError):
                 there = self._heads.of_version(record.experiment, asset, record.version)
-                if there and there.record_digest == record.record_digest and self.intact(record):
+                if there and there.record_digest == record.record_digest and usable(record):
                     return record
         return None
 
