@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 
 from tests.trainer.surgery.surgery_cases import (
+    compat,
     convert_job,
+    donor,
     expand_recipe,
     morphed,
     payload,
+    publish,
     publish_as,
     run,
     upcycle_recipe,
+    vpdense_recipe,
+    write_text,
 )
 from tests.trainer.surgery.vocabulary_cases import (
     vocabulary_job,
@@ -26,6 +31,7 @@ from tests.trainer.surgery.vocabulary_cases import (
     write_vocabulary,
 )
 from trainer.contract.safetensors_header import read_header
+from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import load_experiment
 from trainer.contract.schema.job import Job
 from vpmoe_assets.assets.rungs import conversion_checks
@@ -35,6 +41,8 @@ from vpmoe_assets.donors.checkpoints import weight_files
 from vpmoe_assets.verdict import Verdict
 
 pytestmark = pytest.mark.slow
+
+LENGTHS = [70, 33, 120, 9, 250, 41, 90, 64]
 
 
 class Converted:
@@ -64,6 +72,40 @@ def upcycled(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     root = tmp_path_factory.mktemp("upcycled")
     parent = publish_as(morphed(), root / "parent" / "payload", "fp32")
     return Converted(convert_job(root, upcycle_recipe(), parent=parent), parent=parent)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    root = tmp_path_factory.mktemp("dense")
+    source = root / "donor" / "payload"
+    donor(source)
+    write_text(root / "text", LENGTHS)
+    job = convert_job(root, vpdense_recipe(), parent=source, text=root / "text")
+    return Converted(job, parent=source)
+
+
+@pytest.fixture(scope="module")
+def remade(tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    root = tmp_path_factory.mktemp("remade")
+    parent = root / "parent" / "payload"
+    publish(compat(), parent)
+    write_text(root / "text", LENGTHS)
+    recipe = {
+        "step": "morph",
+        "source": "parent",
+        "text": "text",
+        "parent": plain(compat()),
+        "parent_dtype": "fp32",
+        "architecture": plain(morphed()),
+        "dtype": "bf16",
+        "surgery": {
+            "tpa_init": "als",
+            "als_sweeps": 3,
+            "softmax_offset_init": -4.0,
+            "calibration_tokens": 256,
+        },
+    }
+    return Converted(convert_job(root, recipe, parent=parent, text=root / "text"), parent=parent)
 
 
 @pytest.fixture(scope="module", params=[False, True])
@@ -114,13 +156,13 @@ def swap(one: str, other: str) -> Callable[[dict[str, Any]], None]:
 
 
 def test_what_the_trainer_writes_passes(
-    expanded: Converted, upcycled: Converted, respelled: Converted
+    dense: Converted, remade: Converted, expanded: Converted, upcycled: Converted, respelled: Converted
 ) -> None:
     names = {
-        "weights_complete": (expanded, upcycled, respelled),
+        "weights_complete": (dense, remade, expanded, upcycled, respelled),
         "layers_copied": (expanded,),
         "parent_kept": (upcycled,),
-        "rest_copied": (respelled,),
+        "rest_copied": (dense, remade, respelled),
     }
     for name, results in names.items():
         for result in results:
@@ -224,6 +266,38 @@ def test_a_layer_that_is_not_its_parents_fails(
     verdict = expanded.judge("layers_copied", damaged)
     assert not verdict.passed
     assert words in verdict.description
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("output_layer.weight", "model.embed_tokens.weight"),
+        ("decoder.layers.1.pre_mlp_layernorm.weight", "model.layers.1.post_attention_layernorm.weight"),
+        ("decoder.layers.2.self_attention.k_layernorm.weight", "model.layers.2.self_attn.k_norm.weight"),
+    ],
+)
+def test_what_the_dense_rung_did_not_take_from_the_donor_fails(
+    name: str, source: str, dense: Converted, tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(dense.payload, tmp_path / "payload")
+    flip(damaged, name)
+    verdict = dense.judge("rest_copied", damaged)
+    assert not verdict.passed
+    assert verdict.description == f"{name} is not {source} of donor"
+
+
+def test_what_the_new_attention_left_alone_is_compared_as_it_is_stored(
+    remade: Converted, tmp_path: Path
+) -> None:
+    name = "decoder.layers.0.mlp.linear_fc1.weight"
+    damaged = shutil.copytree(remade.payload, tmp_path / "payload")
+    flip(damaged, name)
+    verdict = remade.judge("rest_copied", damaged)
+    assert not verdict.passed
+    assert verdict.description == f"{name} is not {name} of parent"
+    factors = shutil.copytree(remade.payload, tmp_path / "factors")
+    flip(factors, "decoder.layers.0.self_attention.linear_tpa.a_q")
+    assert remade.judge("rest_copied", factors).passed, "what was fitted is no copy"
 
 
 def test_an_expert_that_speaks_or_a_shared_one_that_changed_fails(

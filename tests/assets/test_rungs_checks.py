@@ -114,7 +114,7 @@ def test_what_would_make_the_rungs_below_wrong_is_blocking():
             "vocabulary_rows",
             "shared_tokens_copied",
         },
-        "vpdense0_5_28": {"weights_complete", "interleave_identity", "finite_logits"},
+        "vpdense0_5_28": {"weights_complete", "rest_copied", "interleave_identity", "finite_logits"},
         "vpdense_28": {"weights_complete", "rest_copied", "finite_logits"},
         "vpdense_80": {"weights_complete", "layers_copied", "logits_bit_identical"},
         "vpmoe": {"weights_complete", "parent_kept", "logits_bit_identical"},

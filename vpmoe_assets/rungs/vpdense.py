@@ -7,10 +7,11 @@ text. RoPE, full attention, no sinks, no value residual.
 
 from collections.abc import Mapping
 
+from trainer.contract.donor import HF_EMBEDDING, HF_FINAL_NORM, HF_HEAD, HF_LAYER
 from trainer.contract.schema.rungs.vpdense import DenseRecipe
 from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import Check, check
-from vpmoe_assets.checks.rungs import distance, measured, weights_complete
+from vpmoe_assets.checks.rungs import copied, distance, measured, weights_complete
 from vpmoe_assets.rung import RungAsset
 from vpmoe_assets.verdict import Verdict
 
@@ -19,11 +20,36 @@ def checks(recipe: DenseRecipe) -> list[Check]:
     """Return the checks of the rung."""
     return [
         weights_complete(recipe.architecture, recipe.dtype),
+        copied(
+            "rest_copied",
+            "Embedding, head and norms have the donor's numbers.",
+            recipe.source,
+            copies(recipe),
+        ),
         interleave_identity(recipe),
         measured("finite_logits", "All logits on the calibration text are finite.", blocking=True),
         measured("better_than_guessing", "Cross-entropy on it is below ln V.", blocking=False),
         distance("distance_to_donor", "cosine_to_donor", "How far each layer's output is from the donor's."),
     ]
+
+
+def copies(recipe: DenseRecipe) -> dict[str, str]:
+    """Return the donor's tensor that each tensor is copied from, for those that are not pooled or cut."""
+    head = HF_EMBEDDING if recipe.donor.tie_word_embeddings else HF_HEAD
+    pairs = {
+        "embedding.word_embeddings.weight": HF_EMBEDDING,
+        "output_layer.weight": head,
+        "decoder.final_layernorm.weight": HF_FINAL_NORM,
+    }
+    for layer in range(recipe.architecture.model.num_layers):
+        ours, theirs = f"decoder.layers.{layer}.", HF_LAYER.format(layer)
+        pairs |= {
+            f"{ours}input_layernorm.weight": f"{theirs}input_layernorm.weight",
+            f"{ours}pre_mlp_layernorm.weight": f"{theirs}post_attention_layernorm.weight",
+            f"{ours}self_attention.q_layernorm.weight": f"{theirs}self_attn.q_norm.weight",
+            f"{ours}self_attention.k_layernorm.weight": f"{theirs}self_attn.k_norm.weight",
+        }
+    return pairs
 
 
 def interleave_identity(recipe: DenseRecipe) -> Check:
