@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import dagster as dg
 
@@ -117,6 +119,32 @@ def test_it_runs_last_also_after_a_failure_and_verifies_what_is_there(tiny, monk
     damage(tiny.store.payload(record) / record.files[0].path, 100)
     run = tiny.run(*DATA, "lineage_index")
     assert run.started[-1] == "lineage_index"
+
+
+def test_a_notebook_that_has_the_index_open_ends_no_run_and_is_made_up_for(graph):
+    mine = graph()
+    mine.make("o200k_tokenizer")
+    program = "import duckdb, sys; c = duckdb.connect(sys.argv[1], read_only=True); print(); sys.stdin.read()"
+    notebook = subprocess.Popen(
+        [sys.executable, "-c", program, str(mine.index.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert notebook.stdout.readline() == "\n"
+    try:
+        log = mine.make("synth", "healing_corpus").log()
+    finally:
+        notebook.communicate("")
+    assert log.count(f"locked by pid {notebook.pid}") == 2
+    assert "the next publication makes up for it" in log
+    assert mine.index.query("SELECT count(*) FROM artifacts").rows == [(1,)]
+    mine.make("synth")
+    assert mine.index.query("SELECT asset FROM artifacts ORDER BY 1").rows == [
+        ("healing_corpus",),
+        ("o200k_tokenizer",),
+        ("synth",),
+    ]
 
 
 def test_an_index_that_is_being_written_fails_nothing(tiny, monkeypatch):
