@@ -4,12 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 
 import dagster as dg
 
 from tests.assets.graphs import DATA, Graph, copy_store
 from tests.lineage.fabricate import damage, publish
 from vpmoe_assets.assets import lineage
+from vpmoe_assets.lineage import hashcache
 from vpmoe_assets.lineage.errors import IndexLockedError
 from vpmoe_assets.lineage.index import TABLES, Index, records_digest
 from vpmoe_assets.lineage.record import RECORD_NAME, Record, record_bytes
@@ -119,6 +121,21 @@ def test_it_runs_last_also_after_a_failure_and_verifies_what_is_there(tiny, monk
     damage(tiny.store.payload(record) / record.files[0].path, 100)
     run = tiny.run(*DATA, "lineage_index")
     assert run.started[-1] == "lineage_index"
+
+
+def test_files_that_have_not_changed_are_not_read_again_but_those_that_have_are(tiny, monkeypatch):
+    time.sleep(2.1)  # until their times are old enough to be trusted
+    tiny.make("lineage_index")
+    read = []
+    real = hashcache.hash_files
+    monkeypatch.setattr(hashcache, "hash_files", lambda files: read.extend(files) or real(files))
+    tiny.make("lineage_index")
+    assert read == []
+    record = tiny.latest("synth")
+    path = tiny.store.payload(record) / record.files[0].path
+    damage(path, 100)
+    assert not tiny.run("lineage_index").success
+    assert read == [path]
 
 
 def test_a_notebook_that_has_the_index_open_ends_no_run_and_is_made_up_for(graph):

@@ -20,7 +20,7 @@ def test_the_tree_unfolds_shared_ancestors_once_and_shows_missing_ones(store):
     a = publish(store, "a")
     b = publish(store, "b", (a,))
     c = publish(store, "c", (b, a))
-    lines = [(n.depth, n.reference.asset, n.record is not None, n.repeated) for n in ancestry(store, c)]
+    lines = [(n.depth, n.reference.asset, n.head is not None, n.repeated) for n in ancestry(store, c)]
     assert lines == [
         (0, "c", True, False),
         (1, "b", True, False),
@@ -28,7 +28,7 @@ def test_the_tree_unfolds_shared_ancestors_once_and_shows_missing_ones(store):
         (1, "a", True, True),
     ]
     shutil.rmtree(store.directory(a))
-    assert [(n.reference.asset, n.record is not None) for n in ancestry(store, c)][2] == ("a", False)
+    assert [(n.reference.asset, n.head is not None) for n in ancestry(store, c)][2] == ("a", False)
 
 
 def test_an_asset_is_stale_when_anything_it_came_from_has_other_content_now(store):

@@ -123,12 +123,20 @@ def test_a_rewritten_leaf_record_with_digests_that_agree_is_found_and_named(stor
     done = verify_experiment(store, index, "smoke")
     assert [str(each) for each in done.problems] == [
         f"smoke/synth_kd_v1/{leaf.version}/{RECORD_NAME}: rewritten: its record digest is "
-        f"{written.record_digest}, but the index knows of {leaf.record_digest}"
+        f"{written.record_digest}, but the index and the ledger know of {leaf.record_digest}"
     ]
     assert problems_of(store, index, store.find("smoke", "synth_kd_v1", None)) != []
     assert problems_of(store, index, chain[1]) == [], "what it came from is not concerned"
-    # The index is no longer independent once it was made again; that is why it is asked first.
+    # The index is no longer independent once it was made again; the ledger still is.
     index.rebuild(store)
+    assert problems_of(store, index) == [("rewritten", f"smoke/synth_kd_v1/{leaf.version}")]
+    shutil.rmtree(store.root / ".records")
+    assert problems_of(store, index) == []
+
+
+def test_a_record_in_the_ledger_that_never_became_visible_is_no_version_that_is_gone(store, chain, index):
+    leaf = publish(store, "never", experiment="smoke")
+    shutil.rmtree(store.directory(leaf))
     assert problems_of(store, index) == []
 
 
@@ -140,7 +148,7 @@ def test_a_statement_about_it_remembers_a_record_where_the_index_is_gone(store, 
     assert [(each.kind, each.artifact) for each in done.problems] == [
         ("rewritten", f"smoke/eval/{leaf.version}")
     ]
-    assert f"a statement knows of {leaf.record_digest}" in done.problems[0].message
+    assert f"a statement and the ledger know of {leaf.record_digest}" in done.problems[0].message
     assert [each.kind for each in done.notes] == ["witness"], "who could not be asked is said"
 
 

@@ -70,7 +70,7 @@ def provenance_tree(store: Store, record: Record) -> str:
     lines = []
     remarks = Remarks(store)
     for node in ancestry(store, record):
-        note = "" if node.record is not None else " — **no longer in the store**"
+        note = "" if node.head is not None else " — **no longer in the store**"
         if node.repeated:
             note = " (above)"
         indent = "  " * node.depth

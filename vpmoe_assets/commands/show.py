@@ -102,7 +102,7 @@ def _node(node: "Node", remark: "Remark | None") -> dict[str, Any]:
         "depth": node.depth,
         **node.reference.model_dump(),
         "remark": remark and remark.to_dict(),
-        "present": node.record is not None,
+        "present": node.head is not None,
         "repeated": node.repeated,
     }
 
@@ -110,7 +110,7 @@ def _node(node: "Node", remark: "Remark | None") -> dict[str, Any]:
 def _line(node: "Node") -> str:
     reference = node.reference
     role = f" as {reference.role}" if reference.role not in ("self", reference.asset) else ""
-    note = "" if node.record else "  NOT IN THE STORE"
+    note = "" if node.head else "  NOT IN THE STORE"
     if node.repeated:
         note += "  (see above)"
     stem = "   " * (node.depth - 1) + "└─ " if node.depth else ""

@@ -14,6 +14,7 @@ from typing import Any
 from trainer.contract.canonical import sha256_json
 from vpmoe_assets.lineage.difference import Change, Difference
 from vpmoe_assets.lineage.errors import StatementError
+from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.standing import Finding
 from vpmoe_assets.lineage.statements import PROGRAM, Statement, Statements
@@ -78,13 +79,13 @@ def acceptances(statements: Sequence[Statement]) -> tuple[Acceptance, ...]:
     return tuple(found.values())
 
 
-def acceptances_of(record: Record, statements: Statements) -> tuple[Acceptance, ...]:
+def acceptances_of(record: Record | Head, statements: Statements) -> tuple[Acceptance, ...]:
     """Return all acceptances of a record, and of those whose files it only names again, oldest first.
 
     A version that was made the latest once more has a record of its own; the files, the code that made them,
     the experiment and so what a person said of them are the same.
     """
-    found = acceptances(statements.about(record))
+    found = acceptances(statements.about_digest(record.experiment, record.asset, record.record_digest))
     if record.original is None:
         return found
     others = statements.of_asset(record.experiment, record.asset, "accepted")

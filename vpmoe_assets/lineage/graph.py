@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from vpmoe_assets.lineage.errors import RecordError
 from vpmoe_assets.lineage.heads import Head
-from vpmoe_assets.lineage.record import RECORD_NAME, InputRef, Record, read_record
+from vpmoe_assets.lineage.record import InputRef, Record
 from vpmoe_assets.lineage.store import Store
 
 
@@ -16,13 +15,13 @@ class Node:
     Attributes:
         depth: 0 for the artifact itself.
         reference: The input as its child names it.
-        record: Of the input; None where it is no longer in the store, or is another one now.
+        head: Of the input's record; None where it is no longer in the store, or is another one now.
         repeated: Its own ancestry stands further up already.
     """
 
     depth: int
     reference: InputRef
-    record: Record | None
+    head: Head | None
     repeated: bool
 
 
@@ -32,7 +31,7 @@ def ancestry(store: Store, record: Record) -> Iterator[Node]:
     stack = [(0, record.as_input("self"))]
     while stack:
         depth, reference = stack.pop()
-        found = _read(store, record.experiment, reference)
+        found = store.head(record.experiment, reference)
         repeated = reference.record_digest in seen
         seen.add(reference.record_digest)
         yield Node(depth, reference, found, repeated)
@@ -67,12 +66,3 @@ def stale_reasons(latest: Mapping[str, Head]) -> dict[str, str]:
     for asset in latest:
         reason(asset)
     return reasons
-
-
-def _read(store: Store, experiment: str, reference: InputRef) -> Record | None:
-    path = store.version_directory(experiment, reference.asset, reference.version) / RECORD_NAME
-    try:
-        record = read_record(path)
-    except (FileNotFoundError, RecordError):
-        return None
-    return record if record.record_digest == reference.record_digest else None

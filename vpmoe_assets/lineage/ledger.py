@@ -88,14 +88,14 @@ class Ledger:
         """Yield the digest of every record, sorted."""
         yield from sorted(path.stem for path in self.root.glob("[0-9a-f][0-9a-f]/*.json"))
 
+    def entries(self) -> Iterator[Entry]:
+        """Yield who published anything, in no order; it may never have become visible."""
+        for path in (self.root / "by-fingerprint").glob("[0-9a-f][0-9a-f]/*"):
+            yield from _entries(path)
+
     def of_fingerprint(self, fingerprint: str) -> list[Entry]:
         """Return who published something with a fingerprint, oldest first."""
-        try:
-            lines = self._fingerprint(fingerprint).read_text("ascii", errors="replace").split("\n")
-        except FileNotFoundError:
-            return []
-        fields = (line.split(" ") for line in lines)
-        return list(dict.fromkeys(Entry(*each) for each in fields if len(each) == 4 and len(each[0]) == 64))
+        return _entries(self._fingerprint(fingerprint))
 
     def rebuild(self, published: Iterable[tuple[Record, Path]]) -> int:
         """Remember what is published and was not remembered: a store from before there was a ledger.
@@ -131,6 +131,15 @@ class Ledger:
         finally:
             os.close(descriptor)
         sync(path.parent)
+
+
+def _entries(path: Path) -> list[Entry]:
+    try:
+        lines = path.read_text("ascii", errors="replace").split("\n")
+    except FileNotFoundError:
+        return []
+    fields = (line.split(" ") for line in lines)
+    return list(dict.fromkeys(Entry(*each) for each in fields if len(each) == 4 and len(each[0]) == 64))
 
 
 def _write(path: Path, content: bytes) -> None:

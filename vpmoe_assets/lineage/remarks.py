@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vpmoe_assets.lineage.acceptance import Acceptance, acceptances, acceptances_of
-from vpmoe_assets.lineage.errors import RecordError
-from vpmoe_assets.lineage.record import RECORD_NAME, InputRef, Record, read_record
+from vpmoe_assets.lineage.heads import Head
+from vpmoe_assets.lineage.record import InputRef, Record
 from vpmoe_assets.lineage.store import Store
 
 
@@ -141,13 +141,13 @@ class Remarks:
         if reference.acceptance is None:
             return None
         statements = self._store.statements
-        record = self._record(experiment, reference)
+        record = self._store.head(experiment, reference)
         said = statements.about_digest(experiment, reference.asset, reference.record_digest)
         known = acceptances(said) if record is None else acceptances_of(record, statements)
         found = {each.statement.id: each for each in known}.get(reference.acceptance)
         return Remark(experiment, reference.asset, reference.version, reference.acceptance, found, own=False)
 
-    def _of_inputs(self, record: Record) -> Mapping[str, Remark]:
+    def _of_inputs(self, record: Record | Head) -> Mapping[str, Remark]:
         if record.record_digest not in self._inherited:
             self._inherited[record.record_digest] = {}  # records cannot form a circle; forged ones could
             found: dict[str, Remark] = {}
@@ -155,16 +155,8 @@ class Remarks:
                 if (remark := self.on(record.experiment, reference)) is not None:
                     found.setdefault(remark.statement, remark)
             for reference in record.inputs:
-                parent = self._record(record.experiment, reference)
+                parent = self._store.head(record.experiment, reference)
                 if parent is not None:
                     found = {**self._of_inputs(parent), **found}
             self._inherited[record.record_digest] = found
         return self._inherited[record.record_digest]
-
-    def _record(self, experiment: str, reference: InputRef) -> Record | None:
-        directory = self._store.version_directory(experiment, reference.asset, reference.version)
-        try:
-            record = read_record(directory / RECORD_NAME)
-        except (FileNotFoundError, RecordError):
-            return None
-        return record if record.record_digest == reference.record_digest else None

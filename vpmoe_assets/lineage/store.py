@@ -102,6 +102,19 @@ class Store:
             for asset in self.assets(name):
                 yield from self.scan(name, asset)[1]
 
+    def head(self, experiment: str, reference: InputRef) -> Head | None:
+        """Return the head of an input of something, or None where it is gone, unreadable, or another one now.
+
+        Args:
+            experiment: Of what was made from it.
+            reference: By which its record names it.
+        """
+        try:
+            head = self._heads.of_version(experiment, reference.asset, reference.version)
+        except RecordError:
+            return None
+        return head if head is not None and head.record_digest == reference.record_digest else None
+
     def record(self, head: Head) -> Record:
         """Return the whole record of a head.
 

@@ -70,6 +70,11 @@ def sightings(store: Store, index: Index, experiment: str) -> tuple[list[Sightin
     except (IndexCorruptError, IndexLockedError) as error:
         message = f"what the index knew was not compared: {error}"
         unheard.append(Problem("witness", experiment, index.path.name, message, "note"))
+    found += [
+        Sighting("the ledger", experiment, entry.asset, entry.version, entry.record_digest, published=False)
+        for entry in store.ledger.entries()
+        if entry.experiment == experiment
+    ]
     for asset, digest in store.statements.records(experiment):
         try:
             said = store.statements.about_digest(experiment, asset, digest)
