@@ -86,7 +86,7 @@ def test_dagster_remembers_where_the_index_was_lost(tiny_made, tmp_path):
     run = mine.run("lineage_index")
     text = run.checks("lineage_index")["records_verify"].description
     assert f"tiny/healing_text_v1/{record.version}/{RECORD_NAME}: no longer in the store" in text
-    assert "Dagster knows" in text
+    assert "Dagster and the ledger know of it" in text
 
 
 def test_another_experiments_damage_and_what_was_published_meanwhile_fail_nothing(tiny, monkeypatch):
