@@ -27,7 +27,7 @@ def tiny(tiny_made, tmp_path) -> Graph:
 
 @pytest.fixture
 def graph(tiny_made, tmp_path) -> Callable[..., Graph]:
-    """Make a graph over a store that holds the tokenizer alone: ``graph({"old text": "new text"})``."""
+    """Make a graph over a store with the tokenizer alone, judged: ``graph({"old text": "new text"})``."""
     made, _ = tiny_made
 
     def make(changes: dict[str, str] | None = None, *, root: Path | None = None, file: str = "tiny") -> Graph:
@@ -35,7 +35,8 @@ def graph(tiny_made, tmp_path) -> Callable[..., Graph]:
         if root is None:
             root = tmp_path / "artifacts"
             if not root.exists():
-                copy_store(made.root / "tiny" / "o200k_tokenizer", root / "tiny" / "o200k_tokenizer")
+                for place in ("tiny", ".statements/tiny"):
+                    copy_store(made.root / place / "o200k_tokenizer", root / place / "o200k_tokenizer")
         return Graph(toml, root)
 
     return make

@@ -45,18 +45,18 @@ PROGRAM = """
 import os, signal, sys
 from pathlib import Path
 from tests.assets.graphs import Graph
-from vpmoe_assets.lineage import store
+from vpmoe_assets.lineage import placing
 
 where, experiment, root = sys.argv[1:]
 def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
-if where == "before the record":       # the directory has its final name, the record not yet
-    whole = store.sync
-    def dies(path):
-        whole(path)
-        if path.name == "synth_harmony":
+if where == "before it is visible":
+    whole = placing.Places._move
+    def dies(self, work, source, target):
+        if target.parent.name == "synth_harmony":
             die()
-    store.sync = dies
+        whole(self, work, source, target)
+    placing.Places._move = dies
 else:
     from vpmoe_assets.harmony import audit
     audit.harmony_manifest_matches = die
@@ -64,8 +64,10 @@ Graph(Path(experiment), Path(root)).run("synth", "synth_harmony")
 """
 
 
-@pytest.mark.parametrize("where", ["while it is checked", "before the record"])
-def test_a_killed_orchestrator_publishes_nothing_and_the_next_run_publishes_once(graph, tiny_made, where):
+@pytest.mark.parametrize("where", ["while it is checked", "before it is visible"])
+def test_what_a_killed_orchestrator_had_made_is_published_once_and_judged_by_the_next_run(
+    graph, tiny_made, where
+):
     mine = graph()
     killed = subprocess.run(
         [sys.executable, "-c", PROGRAM, where, str(mine.experiment), str(mine.root)],
@@ -76,11 +78,13 @@ def test_a_killed_orchestrator_publishes_nothing_and_the_next_run_publishes_once
         timeout=120,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert mine.store.versions("tiny", "synth_harmony") == []
     directory = mine.root / "tiny" / "synth_harmony"
-    assert directory.exists() == (where == "before the record")
+    assert bool(mine.store.versions("tiny", "synth_harmony")) == (where == "while it is checked")
     run = mine.make("synth", "synth_harmony")
-    assert run.reused() == {"synth": True, "synth_harmony": False}
+    assert run.reused() == {"synth": True, "synth_harmony": True}, (
+        "the publication was past its point of no return"
+    )
+    assert run.checks("synth_harmony")["manifest_matches_shards"].passed
     record = mine.latest("synth_harmony")
     assert (record.sequence, record.digest) == (1, tiny_made[0].latest("synth_harmony").digest)
     assert verify_record(mine.store, record) == []

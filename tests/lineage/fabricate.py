@@ -2,13 +2,22 @@
 
 import itertools
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vpmoe_assets.codebase.closure import Closure
 from vpmoe_assets.lineage.fingerprint import recipe_fingerprint
-from vpmoe_assets.lineage.record import CodeState, Draft, Record
+from vpmoe_assets.lineage.record import (
+    EARLIER,
+    RECORD_NAME,
+    CodeState,
+    Draft,
+    Record,
+    read_record,
+    record_bytes,
+)
 from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.workarea import WorkArea
@@ -109,3 +118,19 @@ def damage(path: Path, offset: int = 0) -> None:
 def files_below(root: Path) -> dict[str, bytes]:
     """Contents of every file below a directory, by relative path."""
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def as_of_schema_1(store: Store, record: Record, checks: Sequence[Mapping[str, Any]] = ()) -> Record:
+    """Rewrite a published record as the program before this one wrote it, in a store without a ledger."""
+    later = {"objects", "blocking_checks", "original", "attempts"}
+    fields = {name: value for name, value in record.to_dict().items() if name not in later}
+    for reference in fields["inputs"]:
+        del reference["acceptance"]
+    path = store.directory(record) / RECORD_NAME
+    path.chmod(0o644)
+    path.write_bytes(
+        record_bytes(Record.model_validate(fields | {"schema": EARLIER, "checks": list(checks)}))
+    )
+    path.chmod(0o444)
+    shutil.rmtree(store.ledger.root, ignore_errors=True)
+    return read_record(path)

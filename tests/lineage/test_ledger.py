@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.lineage.fabricate import damage, publish
+from tests.lineage.fabricate import as_of_schema_1, damage, publish
 from vpmoe_assets.lineage.errors import RecordError
 from vpmoe_assets.lineage.ledger import Entry, Ledger
 from vpmoe_assets.lineage.record import RECORD_NAME
@@ -66,3 +66,11 @@ def test_a_store_from_before_there_was_a_ledger_gets_one_from_its_records(store)
     assert rebuilt.manifest(records[2].manifest.sha256).exists()
     (store.directory(records[0]) / RECORD_NAME).unlink()
     assert store.rebuild_ledger() == 0
+
+
+def test_records_of_schema_1_go_into_the_ledger_as_they_are(store):
+    record = as_of_schema_1(store, publish(store, "a"))
+    assert store.rebuild_ledger() == 1
+    written = (store.directory(record) / RECORD_NAME).read_bytes()
+    assert store.ledger.path(record.record_digest).read_bytes() == written
+    assert store.ledger.get(record.record_digest) == record

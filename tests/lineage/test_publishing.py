@@ -5,7 +5,9 @@ import stat
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.lineage.fabricate import FILES, draft, files_below, fill, publish, recipe
 from vpmoe_assets.lineage.digest import merkle_root, scan_tree
@@ -154,8 +156,8 @@ def test_published_files_have_the_mode_that_the_umask_gives_less_write(tmp_path,
         with store.work_area("smoke", "a", fingerprint) as work:
             fill(work, manifest={"rows": 1})
             (work.path / "log.txt").write_text("said")
-            (work.payload / "model.safetensors").write_bytes(b"weights")
-            (work.payload / "model.safetensors").chmod(0o600)
+            save_file({"w": np.zeros(3)}, work.payload / "model.safetensors")
+            assert stat.S_IMODE((work.payload / "model.safetensors").stat().st_mode) == 0o600
             (work.payload / "tool").write_bytes(b"#!/bin/sh")
             (work.payload / "tool").chmod(0o777)
             (work.payload / "sub").chmod(0o700)

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.lineage.fabricate import FILES, damage, draft, files_below, fill, publish, recipe, state_verdict
+from tests.lineage.fabricate import (
+    FILES,
+    as_of_schema_1,
+    damage,
+    draft,
+    files_below,
+    fill,
+    publish,
+    recipe,
+    state_verdict,
+)
 from vpmoe_assets.lineage import filememory, hashcache
 from vpmoe_assets.lineage.errors import ArtifactDamaged, PublishError
 from vpmoe_assets.lineage.linking import link_tree
@@ -207,3 +217,14 @@ def test_linking_costs_no_second_reading_of_the_bytes(store, monkeypatch):
     store.require("smoke", "a")
     store.require("other", "a")
     assert read == []
+
+
+def test_a_record_of_schema_1_is_made_the_latest_again_under_one_of_schema_2_with_its_verdicts(store):
+    check = {"name": "aligned", "passed": True, "blocking": True}
+    first = as_of_schema_1(store, publish(store, "a", recipe_keys={"k": 1}), [check])
+    publish(store, "a", recipe_keys={"k": 2})
+    again = renew(store, first, "smoke", blocking_checks=["aligned"])
+    assert (first.earlier, again.earlier, again.original) == (True, False, origin(first))
+    assert store.require("smoke", "a") == again
+    assert [finding.outcome for finding in store.findings(again)] == ["passed"]
+    assert verify_record(store, again) == verify_record(store, first) == []

@@ -21,8 +21,9 @@ def rebuild(as_json: bool) -> None:
     Example:
       vpmoe index rebuild
     """  # noqa: D301
-    built = open_index()
-    left = built.rebuild(open_store())
+    built, store = open_index(), open_store()
+    left = built.rebuild(store)
+    remembered = store.rebuild_ledger()
     count = built.query("SELECT count(*) FROM artifacts").rows[0][0]
     if as_json:
         print_json(
@@ -30,11 +31,14 @@ def rebuild(as_json: bool) -> None:
                 "path": str(built.path),
                 "artifacts": count,
                 "digest": built.digest(),
+                "remembered": remembered,
                 "unreadable": {each.artifact: each.message for each in left},
             }
         )
     else:
         click.echo(f"{count} artifacts in {built.path}, digest {built.digest()}")
+        if remembered:
+            click.echo(f"{remembered} records of an earlier version of this program put into the ledger")
         for each in left:
             click.echo(f"left out: {each.artifact}: {each.message}", err=True)
     if left:

@@ -81,7 +81,7 @@ def tree_files(root: Path) -> Iterator[tuple[str, Path]]:
     while stack:
         with os.scandir(stack.pop()) as entries:
             for entry in entries:
-                relative = os.path.relpath(entry.path, top)
+                relative = entry.path[len(top) + 1 :]
                 if entry.is_symlink():
                     yield safe_relative(relative), _inside(top, entry.path, relative)
                 elif entry.is_dir(follow_symlinks=False):

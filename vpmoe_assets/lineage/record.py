@@ -352,12 +352,14 @@ def read_record(path: Path) -> Record:
             f"{path}: altered since it was written (digest {actual}, record says {stated}); {_REMEDY}"
         )
     try:
-        return Record.model_validate(fields)
+        record = Record.model_validate(fields)
     except (ValidationError, LineageError) as error:
         raise RecordError(f"{path}: {_first_problem(error)}; {_REMEDY}") from error
+    vars(record)["record_digest"] = actual  # the cached property: it need not be computed once more
+    return record
 
 
-_REMEDY = "remove the version's directory and materialise the asset again"
+_REMEDY = "materialise the asset again"
 
 
 def _first_problem(error: Exception) -> str:

@@ -20,7 +20,9 @@ def reissued(original: Record, inputs: Sequence[InputRef], blocking_checks: Sequ
         inputs: As they are named here.
         blocking_checks: Of the asset, as the code has them now.
     """
-    fields = original.model_dump(include=set(Draft.model_fields) - {"inputs", "blocking_checks", "evals"})
+    fields = original.model_dump(
+        include=set(Draft.model_fields) - {"inputs", "blocking_checks", "evals", "checks"}
+    )
     here = {reference.role: reference for reference in inputs}
     renamed = {
         (given.asset, given.version): (here[given.role].asset, here[given.role].version)
@@ -53,8 +55,8 @@ def reissued(original: Record, inputs: Sequence[InputRef], blocking_checks: Sequ
 def verdicts(found: Iterable[Finding], renewed: Record) -> list[Statement]:
     """Return the verdicts about the original as statements about the record that names its files.
 
-    The files are the same, and so is the code of each check. A waiver is a person's word about one record,
-    and is not repeated; neither is a verdict of a record of schema 1.
+    The files are the same, and each verdict names the version of the check that gave it. A waiver is a
+    person's word about one record, and is not repeated.
     """
     origin = renewed.original
     reason = (
@@ -71,5 +73,5 @@ def verdicts(found: Iterable[Finding], renewed: Record) -> list[Statement]:
             author=PROGRAM,
         )
         for finding in found
-        if finding.version is not None and finding.outcome != "undetermined"
+        if finding.outcome != "undetermined"
     ]
