@@ -6,6 +6,7 @@ import dagster as dg
 import pytest
 
 from tests.assets.graphs import Graph, stand_in_trainer
+from vpmoe_assets.assets.making import Making
 from vpmoe_assets.codebase.snapshot import unpack
 from vpmoe_assets.lineage.objects import ObjectStore
 
@@ -59,8 +60,31 @@ def test_a_run_that_died_goes_on_with_equal_code_from_the_sources_of_its_own_sta
     assert record.fingerprint == before["recipe_fingerprint"]
     after = json.loads((stage.store.directory(record) / "run" / "job.json").read_bytes())
     assert after["provenance"]["snapshot"] == record.objects.sources != before["provenance"]["snapshot"]
+    assert [attempt.sources for attempt in record.attempts] == [
+        before["provenance"]["snapshot"],
+        record.objects.sources,
+    ]
     assert b"# says nothing" in unpack(objects(stage).get(record.objects.sources))[INIT]
     assert b"# says nothing" not in unpack(objects(stage).get(before["provenance"]["snapshot"]))[INIT]
+
+
+def test_a_job_that_was_finished_before_names_the_sources_that_it_ran_from(stage, project_copy, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Making, "publish", full)
+        assert not stage.run("vpmoe_stage1").success
+    (job_file,) = (stage.root / ".work" / "tiny").glob("vpmoe_stage1-*/job.json")
+    ran = json.loads(job_file.read_bytes())["provenance"]["snapshot"]
+
+    text = (project_copy.root / INIT).read_text()
+    (project_copy.root / INIT).write_text(text + "# says nothing\n")
+    project_copy.read_again()
+    run = stage.make("vpmoe_stage1")
+    assert "is finished; not run again" in run.log()
+    assert stage.latest("vpmoe_stage1").objects.sources == ran
+    assert b"# says nothing" not in unpack(objects(stage).get(ran))[INIT]
 
 
 def test_a_source_file_with_a_secret_in_it_stops_a_run_before_anything_is_made(
@@ -79,11 +103,12 @@ def test_a_source_file_with_a_secret_in_it_stops_a_run_before_anything_is_made(
 
 def test_the_run_configuration_is_kept_without_its_secrets(stage):
     definitions = stage.definitions()
-    (stage_1,) = (a for a in definitions.assets or () if [k.path[-1] for k in a.keys] == ["vpmoe_stage1"])
+    made = [asset for asset in definitions.assets or () if isinstance(asset, dg.AssetsDefinition)]
     config = {"resources": {"trainer": {"config": {"wandb": "disabled", "poll_s": 0.1}}}}
     with stage.environment():
         result = dg.materialize(
-            [stage_1],
+            made,
+            selection=[dg.AssetKey(["tiny", "vpmoe_stage1"])],
             resources={**(definitions.resources or {}), **stage.resources},
             run_config=config,
         )

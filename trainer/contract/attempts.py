@@ -27,17 +27,20 @@ class Attempt:
         resumed_from: Step of the checkpoint that it went on from; None at the beginning.
         ended_utc: None where nobody was left to note it; of one that was killed, the last sign of life.
         ended: `done`, `interrupted`, `failed: reason` or `killed`; None while it runs.
+        sources: sha256 of the snapshot that it ran from; None where it ran from a checkout.
     """
 
     started_utc: str
     resumed_from: int | None = None
     ended_utc: str | None = None
     ended: str | None = None
+    sources: str | None = None
 
 
-def begin_attempt(path: Path, resumed_from: int | None = None) -> None:
+def begin_attempt(path: Path, resumed_from: int | None = None, sources: str | None = None) -> None:
     """Note that a job starts."""
-    _append(path, {"started_utc": _iso(datetime.now(UTC)), "resumed_from": resumed_from})
+    started = _iso(datetime.now(UTC))
+    _append(path, {"started_utc": started, "resumed_from": resumed_from, "sources": sources})
 
 
 def end_attempt(path: Path, ended: str, *, at_unix_s: float | None = None) -> None:
@@ -61,7 +64,7 @@ def read_attempts(path: Path) -> tuple[Attempt, ...]:
     found: list[Attempt] = []
     for line in _lines(path):
         if "started_utc" in line:
-            found.append(Attempt(line["started_utc"], line.get("resumed_from")))
+            found.append(Attempt(line["started_utc"], line.get("resumed_from"), sources=line.get("sources")))
         elif found and found[-1].ended is None:
             found[-1] = replace(found[-1], ended_utc=line.get("ended_utc"), ended=line.get("ended"))
     return tuple(found)
@@ -69,17 +72,22 @@ def read_attempts(path: Path) -> tuple[Attempt, ...]:
 
 @contextmanager
 def attempt(
-    path: Path, resumed_from: int | None = None, *, stops: tuple[type[BaseException], ...] = ()
+    path: Path,
+    resumed_from: int | None = None,
+    sources: str | None = None,
+    *,
+    stops: tuple[type[BaseException], ...] = (),
 ) -> Iterator[None]:
     """Note a start around the block.
 
     Args:
         path: The file.
         resumed_from: Step of the checkpoint that it goes on from.
+        sources: sha256 of the snapshot that it runs from.
         stops: Exceptions by which the block says that it stopped as asked; others that are an `Exception`
             are failures.
     """
-    begin_attempt(path, resumed_from)
+    begin_attempt(path, resumed_from, sources)
     try:
         yield
     except BaseException as error:

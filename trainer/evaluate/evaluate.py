@@ -115,7 +115,7 @@ class Run:
     def deliver(self, measurement: Measurement, log: MetricsLog) -> dict[str, Any]:
         """Measure one checkpoint, write its part of the deliverable, and return what is said of it."""
         name, began = measurement.name, time.perf_counter()
-        with measurement.at_work():
+        with measurement.at_work(self.job.provenance.snapshot):
             report, seconds = self.measure(measurement, log)
             summary = {
                 "object": name,

@@ -44,14 +44,18 @@ class Measurement:
         self.tasks = self.work / TASKS_NAME
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Log to the checkpoint's own file and note when measuring it begins and ends."""
+    def at_work(self, sources: str | None) -> Iterator[None]:
+        """Log to the checkpoint's own file and note when measuring it begins and ends.
+
+        Args:
+            sources: sha256 of the snapshot that the job runs from.
+        """
         for directory in (self.work, self.output):
             directory.mkdir(parents=True, exist_ok=True)
         noted, log = self.work / ATTEMPTS_NAME, self.work / LOG_NAME
         if log.is_file():
             end_attempt(noted, KILLED, at_unix_s=log.stat().st_mtime)
-        with logged_to(log), attempt(noted, stops=(Interrupted,)):
+        with logged_to(log), attempt(noted, sources=sources, stops=(Interrupted,)):
             yield
 
     def write(self, report: Report, envelope: Mapping[str, Any], summary: Mapping[str, Any]) -> None:

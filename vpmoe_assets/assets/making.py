@@ -5,7 +5,7 @@ itself.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from vpmoe_assets.lineage.acceptance import acceptances_of, accepted_version
 from vpmoe_assets.lineage.kept import keep
 from vpmoe_assets.lineage.objects import ObjectStore
 from vpmoe_assets.lineage.provenance import code_of, environment
-from vpmoe_assets.lineage.record import Attempt, Draft, Record
+from vpmoe_assets.lineage.record import Attempt, Draft, Objects, Record
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.workarea import WorkArea
 from vpmoe_assets.resources.index import IndexResource
@@ -193,7 +193,7 @@ class Making:
                 execution=dict(built.execution),
                 seed=step.seed,
                 code=build.code,
-                objects=build.objects,
+                objects=_delivered_by(attempts, build.objects),
                 environment=dict(build.environment),
                 command=tuple(sys.argv),
                 started_utc=attempts[0].started_utc if attempts else started,
@@ -252,6 +252,12 @@ class Making:
         active = [found for found in acceptances_of(record, self.store.statements) if found.active]
         acceptance = active[-1].statement.id if active else None
         return Published(record, self.store.directory(record), acceptance)
+
+
+def _delivered_by(attempts: Sequence[Attempt], objects: Objects) -> Objects:
+    """Return what is kept, with the sources of the start that delivered: it may have been another run's."""
+    sources = attempts[-1].sources if attempts else None
+    return objects if sources is None else objects.model_copy(update={"sources": sources})
 
 
 def utc_now() -> str:

@@ -139,12 +139,14 @@ class Attempt(Frozen):
             null).
         ended: `done`, `interrupted`, `failed: reason`, `killed`.
         resumed_from: Step of the checkpoint that it went on from, or null.
+        sources: sha256 of the snapshot that it ran from; what decides bytes is equal in those of all starts.
     """
 
     started_utc: Timestamp
     ended_utc: Timestamp | None = None
     ended: str = "done"
     resumed_from: int | None = None
+    sources: Sha256 | None = None
 
 
 class CheckOutcome(Frozen):

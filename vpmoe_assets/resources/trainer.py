@@ -280,7 +280,7 @@ class TrainerResource(dg.ConfigurableResource):
         try:
             with (
                 place.reserve(launch, context.log.info) as handle,
-                attempt(files.noted, resumed_from),
+                attempt(files.noted, resumed_from, job.provenance.snapshot),
             ):
                 returncode = self._to_its_end(context, handle, watcher, files, job.asset)
                 summary = self._delivered(files, job, returncode)

@@ -73,12 +73,24 @@ def test_no_file_has_no_starts(tmp_path: Path) -> None:
     assert read_attempts(tmp_path / "attempts.jsonl") == ()
 
 
-@given(st.integers(min_value=0, max_value=400))
+def test_a_start_names_the_sources_that_it_ran_from(tmp_path: Path) -> None:
+    path = tmp_path / "attempts.jsonl"
+    with attempt(path, sources="a" * 64):
+        pass
+    with attempt(path, 3):
+        pass
+    assert [(each.sources, each.ended) for each in read_attempts(path)] == [
+        ("a" * 64, "done"),
+        (None, "done"),
+    ]
+
+
+@given(st.integers(min_value=0, max_value=600))
 def test_wherever_a_kill_tears_the_last_line_the_next_start_is_read(tmp_path_factory, cut: int) -> None:
     path = tmp_path_factory.mktemp("torn") / "attempts.jsonl"
     with attempt(path):
         pass
-    with attempt(path, 7):
+    with attempt(path, 7, "a" * 64):
         pass
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) - min(cut, len(whole))])
