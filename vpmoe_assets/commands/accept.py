@@ -60,7 +60,7 @@ def accept(
     \b
     Examples:
       vpmoe accept vpmoe_stage1 --because "a variable was renamed"
-      vpmoe accept vpmoe_stage1 --because "logs more often" --recipe training.log_every
+      vpmoe accept vpmoe_stage1 --because "logs more often" --recipe training.log_interval
       vpmoe accept vpmoe_stage1 --check resume_drift --because "I saw it pass"
       vpmoe accept --list
       vpmoe accept --withdraw 1a2b3c4d --because "it was no mere renaming"
