@@ -27,7 +27,7 @@ def vpmoe(graph: Graph, *arguments: str, code: int = 0) -> str:
 
 @pytest.fixture
 def edited(tiny, project_copy) -> Graph:
-    """The tiny data, and a harmless edit in the code of synth_harmony alone."""
+    """The tiny data, and a harmless edit in the code of synth_harmony and synth_kd_v1."""
     with (project_copy.root / "vpmoe_assets" / "harmony" / "synth_harmony.py").open("a") as source:
         source.write("\n\nUNREAD = 1\n")
     project_copy.read_again()
@@ -38,6 +38,7 @@ def test_an_accepted_edit_reuses_what_is_there_and_says_by_whose_word(edited):
     before = edited.latest("synth_harmony")
     said = vpmoe(edited, "accept", "synth_harmony", "--because", BECAUSE)
     assert "code changed: vpmoe_assets/harmony/synth_harmony.py" in said
+    vpmoe(edited, "accept", "synth_kd_v1", "--because", "it reads no more of it")
     run = edited.make(*DATA)
     assert run.reused() == dict.fromkeys(DATA, True)
     assert edited.latest("synth_harmony").record_digest == before.record_digest
@@ -48,7 +49,7 @@ def test_an_accepted_edit_reuses_what_is_there_and_says_by_whose_word(edited):
     assert "accepted" not in run.metadata("synth")
     assert BECAUSE in vpmoe(edited, "show", "synth_harmony", "-e", "tiny")
     assert "ok; accepted (active)" in vpmoe(edited, "ls", "-e", "tiny")
-    (row,) = json.loads(vpmoe(edited, "accept", "--list", "-e", "tiny", "--json"))
+    row, _ = json.loads(vpmoe(edited, "accept", "--list", "-e", "tiny", "--json"))
     assert (row["artifact"], row["state"], row["reason"]) == (
         f"tiny/synth_harmony/{before.version}",
         "active",
@@ -105,6 +106,15 @@ def test_making_it_again_voids_what_was_wrongly_accepted(tiny, graph):
     assert (row["artifact"], row["state"]) == (f"tiny/synth_kd_v1/{before.version}", "refuted")
 
 
+def test_what_turned_out_different_is_not_accepted_even_when_that_is_gone(tiny, graph):
+    shorter = graph(SHORTER, root=tiny.root, file="shorter")
+    first = tiny.latest("synth_kd_v1")
+    shorter.make("synth_kd_v1")
+    shutil.rmtree(shorter.store.directory(shorter.latest("synth_kd_v1")))
+    wrong = ["accept", f"synth_kd_v1@{first.version}", "--because", "no matter", "--recipe", "seq_len"]
+    assert "was made with present code and recipe, and is different" in vpmoe(shorter, *wrong, code=1)
+
+
 def test_an_acceptance_is_refused_where_nothing_shows_the_difference(edited):
     record = edited.latest("synth_harmony")
     assert record.objects.sources is not None
@@ -131,8 +141,16 @@ def test_an_accepted_version_that_is_not_the_latest_becomes_it_again(edited, gra
     first = edited.latest("synth_kd_v1")
     shorter = graph(SHORTER, root=edited.root, file="shorter")
     shorter.make("synth_harmony", "synth_kd_v1")
-    vpmoe(edited, "accept", f"synth_kd_v1@{first.version}", "--because", BECAUSE, code=1)  # nothing differs
+    vpmoe(edited, "accept", f"synth_kd_v1@{first.version}", "--because", BECAUSE)
+    run = edited.make("synth_kd_v1")
+    assert run.reused() == {"synth_kd_v1": True}
+    again = edited.latest("synth_kd_v1")
+    assert (again.sequence, again.digest, again.fingerprint) == (3, first.digest, first.fingerprint)
+    assert again.original.record_digest == first.record_digest
+    assert BECAUSE in run.metadata("synth_kd_v1")["accepted"]
     assert edited.make("synth_kd_v1").reused() == {"synth_kd_v1": True}
+    assert edited.latest("synth_kd_v1").version == again.version, "a further run publishes nothing"
+    assert "accepted already" in vpmoe(edited, "accept", "synth_kd_v1", "--because", "again", code=1)
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,19 @@ def test_upgraded_artifacts_are_reused_under_their_old_records_and_every_view_sa
     assert verify_record(earlier.store, earlier.latest("synth_kd_v1")) == []
 
 
+def test_an_upgraded_version_becomes_the_latest_again_after_another_recipe(earlier, tmp_path):
+    upgraded(earlier)
+    first = earlier.latest("synth")
+    more = {"rows = 2000\n\n": "rows = 64\n\n"}
+    Graph(write_experiment(tmp_path / "more.toml", more), earlier.root).make("synth")
+    assert earlier.make("synth").reused() == {"synth": True}
+    again = earlier.latest("synth")
+    assert (again.sequence, again.digest, again.fingerprint) == (3, first.digest, first.fingerprint)
+    assert (again.earlier, again.original.record_digest) == (False, first.record_digest)
+    assert verify_record(earlier.store, again) == []
+    assert report(earlier)["synth"]["state"] == "upgraded already"
+
+
 def test_upgrade_asks_for_a_reason_and_for_names(earlier):
     for arguments in (["--yes"], ["--because", "x"], ["--yes", "synth", "--because", "x"], ["--recipe", "k"]):
         vpmoe(earlier, "upgrade", *arguments, code=2)

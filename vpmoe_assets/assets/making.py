@@ -21,11 +21,12 @@ from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.codebase.loaded import loaded_modules, unexplained, witnessed
 from vpmoe_assets.codebase.toolchain import toolchain_difference, toolchain_note
 from vpmoe_assets.codebase.unchanged import SourcesChangedError, loaded_here, require_unchanged
-from vpmoe_assets.lineage.acceptance import acceptances_of, accepted_version
+from vpmoe_assets.lineage.acceptance import acceptances_of, accepted_version, settle_acceptances
 from vpmoe_assets.lineage.kept import keep
 from vpmoe_assets.lineage.objects import ObjectStore
 from vpmoe_assets.lineage.provenance import code_of, environment
 from vpmoe_assets.lineage.record import Attempt, Draft, Objects, Record
+from vpmoe_assets.lineage.remarks import Remark
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.workarea import WorkArea
 from vpmoe_assets.resources.index import IndexResource
@@ -75,14 +76,9 @@ class Making:
         found = accepted_version(self.store, name, step.asset, fingerprint)
         if found is None or (suits is not None and not suits(found[0])):
             return None
-        record, acceptance = found
-        statement = acceptance.statement
-        self._say_reused(
-            step,
-            record,
-            f"{statement.author} accepted it on {statement.time[:10]} as what present code and recipe make: "
-            f"{statement.reason!r} (statement {statement.id[:12]})",
-        )
+        record, by = found
+        said = Remark(record.experiment, record.asset, record.version, by.statement.id, by, own=True)
+        self._say_reused(step, record, said.line())
         with self.work_area(step.asset, record.fingerprint) as own:
             return self._published(self._renewed(step, own, record, inputs))
 
@@ -110,12 +106,22 @@ class Making:
             self.context.log.info(
                 f"{step.asset}: published as {renewed.version} of this experiment, with the same files"
             )
+            self._settle(renewed)
         elif renewed.version != record.version:
             self.context.log.info(
                 f"{step.asset}: published {record.version} again as {renewed.version}, since a newer "
                 "version was made with another recipe"
             )
         return renewed
+
+    def _settle(self, made: Record) -> None:
+        """Hold what was accepted for the fingerprint of an artifact against it."""
+        for statement in settle_acceptances(self.store, made):
+            same = statement.kind == "reproduced"
+            self.context.log.warning(
+                f"{made.asset}: {statement.artifact} was accepted as what present code makes: "
+                f"{'it came out the same' if same else 'REFUTED, it is different'}"
+            )
 
     def build(self, step: Step, work: WorkArea, fingerprint: str) -> Build:
         """Return what the asset's function works with; what is said of code and machine is said now.
@@ -211,6 +217,7 @@ class Making:
                 f"{step.asset}: restored {record.version}, which had been removed or damaged: what was made "
                 "is what had been published"
             )
+        self._settle(record)
         return self._published(record)
 
     def result(

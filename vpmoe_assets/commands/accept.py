@@ -94,12 +94,17 @@ def _accept(
 ) -> None:
     from vpmoe_assets import project
     from vpmoe_assets.commands.present import load_steps, present_identity, step_of
-    from vpmoe_assets.lineage.acceptance import Named, acceptances_of, accepting
+    from vpmoe_assets.lineage.acceptance import (
+        Named,
+        acceptances_of,
+        accepting,
+        has_earlier_fingerprint,
+    )
 
     place, name, version = asset_named(asset, experiment)
     named = asset.partition("@")[0].rpartition("/")[0] or experiment or project.experiment_name()
     record = find_record(store, place, name, version)
-    if record.earlier:
+    if has_earlier_fingerprint(record):
         raise click.ClickException(
             f"{name}@{record.version} is of an earlier schema, whose fingerprint covers other things: "
             f"`vpmoe upgrade {name}` says what can be shown of it"
@@ -149,13 +154,25 @@ def _snapshot(store: "Store", record: "Record") -> str:
 
 
 def _refuse_made(store: "Store", record: "Record", fingerprint: str) -> None:
-    """Refuse to say of an artifact what a real one of that fingerprint says already."""
-    for other in store.scan(record.experiment, record.asset)[0]:
-        if other.fingerprint == fingerprint and record.fingerprint != fingerprint:
-            same = "the same" if other.digest == record.digest else "DIFFERENT"
+    """Refuse to say of an artifact what one that was really made with present code says already.
+
+    The ledger knows those that were removed since, and those of other experiments.
+    """
+    if record.fingerprint == fingerprint:
+        return
+    for entry in store.ledger.of_fingerprint(fingerprint):
+        other = store.ledger.get(entry.record_digest)
+        if other is not None and other.asset == record.asset and other.digest != record.digest:
             raise click.ClickException(
-                f"{record.asset}@{other.version} was made with present code and recipe, and is {same} "
-                f"(digest {other.digest[:12]}, of {record.version} {record.digest[:12]}); that one is reused"
+                f"{record.asset}@{record.version}: {other.experiment}/{other.asset}/{other.version} was made "
+                f"with present code and recipe, and is different (digest {other.digest[:12]}, this one's is "
+                f"{record.digest[:12]})"
+            )
+    for head in store.scan(record.experiment, record.asset)[0]:
+        if head.fingerprint == fingerprint:
+            raise click.ClickException(
+                f"{record.asset}@{head.version} was made with present code and recipe, and is the same; that "
+                "one is reused"
             )
 
 

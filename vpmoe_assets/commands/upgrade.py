@@ -57,7 +57,7 @@ def upgrade(
     """  # noqa: D301
     from vpmoe_assets import project
     from vpmoe_assets.commands.present import load_steps, step_of
-    from vpmoe_assets.lineage.acceptance import Named
+    from vpmoe_assets.lineage.acceptance import Named, has_earlier_fingerprint
     from vpmoe_assets.lineage.upgrading import Commits
 
     if yes and assets:
@@ -71,8 +71,8 @@ def upgrade(
             "name the ASSETs that are accepted, or give --yes for all that show everything"
         )
     store, name = open_store(), experiment_in_force(experiment)
-    latest = (store.find(name, asset, None) for asset in store.assets(name))
-    if not any(record is not None and record.earlier for record in latest):
+    latest = (store.find(name, asset) for asset in store.assets(name))
+    if not any(record is not None and has_earlier_fingerprint(record) for record in latest):
         if as_json:
             print_json({"experiment": name, "artifacts": []})
         else:
@@ -125,10 +125,10 @@ class _Upgrade:
 
     def one(self, asset: str) -> dict[str, Any] | None:
         from vpmoe_assets.commands.present import present_identity
-        from vpmoe_assets.lineage.acceptance import active_acceptance
+        from vpmoe_assets.lineage.acceptance import active_acceptance, has_earlier_fingerprint
         from vpmoe_assets.lineage.upgrading import compare
 
-        step, record = self.steps[asset], self.store.find(self.experiment, asset, None)
+        step, record = self.steps[asset], self.store.find(self.experiment, asset)
         if record is None:
             self.settled[asset] = asset not in self.required()
             return None
@@ -136,10 +136,11 @@ class _Upgrade:
         fingerprint, payload = ("", {}) if isinstance(present, list) else present
         by = active_acceptance(record, self.store.statements, fingerprint)
         unsettled = [name for name in step.inputs if not self.settled.get(name, True)]
-        if not record.earlier or by is not None:
+        earlier = has_earlier_fingerprint(record)
+        if not earlier or by is not None:
             counts = by is not None or record.fingerprint == fingerprint
             self.settled[asset] = counts and not unsettled
-            done = by is not None and record.earlier
+            done = by is not None and earlier
             return _row(record, "upgraded already", statement=by.statement.id) if done and by else None
         if isinstance(present, list):
             self.settled[asset] = False

@@ -20,6 +20,7 @@ from vpmoe_assets.lineage.standing import Finding
 from vpmoe_assets.lineage.statements import PROGRAM, Statement, Statements
 from vpmoe_assets.lineage.store import Store
 
+EARLIER_FINGERPRINT = "vpmoe.fingerprint/1"
 EARLIER_RELEASES = {"external:mergekit": "mergekit"}
 """Inputs of schema 1 that are releases of packages."""
 
@@ -199,10 +200,13 @@ def recorded_inputs(record: Record) -> dict[str, str]:
 
     In schema 1 the release of a program stood among them; now it is one of the packages.
     """
-    inputs = record.fingerprint_payload.get("inputs", {})
-    return {
-        role: digest for role, digest in inputs.items() if not (record.earlier and role in EARLIER_RELEASES)
-    }
+    inputs, earlier = record.fingerprint_payload.get("inputs", {}), has_earlier_fingerprint(record)
+    return {role: digest for role, digest in inputs.items() if not (earlier and role in EARLIER_RELEASES)}
+
+
+def has_earlier_fingerprint(record: Record) -> bool:
+    """Whether an artifact was made, if not recorded, by a program of schema 1."""
+    return record.fingerprint_payload.get("schema") == EARLIER_FINGERPRINT
 
 
 def withdrawing(found: Acceptance, *, reason: str) -> Statement:
@@ -257,7 +261,7 @@ def settle_acceptances(store: Store, made: Record) -> list[Statement]:
 
     Args:
         store: With the records that were accepted, or what was said about them.
-        made: Just made, not linked, restored or made the latest again.
+        made: Made with its own fingerprint, here or elsewhere; not one that was only accepted for it.
 
     Returns:
         What was stated.
