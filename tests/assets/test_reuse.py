@@ -1,6 +1,7 @@
 """Same recipe, code and inputs: the artifact that is there is used, and the run says so. Else it is made."""
 
 import os
+import sys
 
 import pytest
 
@@ -145,3 +146,23 @@ def test_every_kind_of_damage_is_noticed(tiny, what):
     assert run.reused() == {"synth_kd_v1": False}
     assert payload_bytes(tiny.store.payload(tiny.latest("synth_kd_v1"))) == before
     assert tiny.latest("synth_kd_v1") == record
+
+
+def test_a_step_that_loads_more_than_its_fingerprint_covers_says_so(graph, monkeypatch):
+    from vpmoe_assets.generated import generator
+
+    write = generator.write_synth
+
+    def write_with_a_helper(*arguments):
+        import vpmoe_assets.text.documents  # noqa: F401
+
+        return write(*arguments)
+
+    made = graph()
+    assert "does not cover" not in made.make("synth").log()
+    monkeypatch.setattr(generator, "write_synth", write_with_a_helper)
+    monkeypatch.delitem(sys.modules, "vpmoe_assets.text.documents", raising=False)
+    other = graph({"rows = 2000\n\n": "rows = 50\n\n"})
+    log = other.make("synth").log()
+    assert "synth: was made with vpmoe_assets.text.documents, which its fingerprint does not cover" in log
+    assert "vpmoe_assets/codebase/words.py" in log

@@ -33,6 +33,8 @@ def digest(source: str) -> str:
         ),
         ("x = 'a' \"b\"", 'x = u"ab"'),
         ("x = 1_000", "x = 0x3E8"),
+        ("", '"""Says what."""'),
+        ("class A: ...", 'class A:\n    """A."""\n    ...'),
         ("x = (1)", "x = 1"),
         ("x = 1; y = 2", "x = 1\n\n\ny = 2"),
         ("x = []  # type: list[int]", "x = []"),

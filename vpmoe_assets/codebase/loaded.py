@@ -40,19 +40,24 @@ def witnessed(output: Path, run: Path, before: Set[str]) -> list[str]:
     return [name for name in loaded if name not in before]
 
 
+def standing_by(tree: SourceTree) -> set[str]:
+    """Return the modules that may be loaded beside any step.
+
+    They are the bystanders, and what those bring along by an import at their top level. What a bystander
+    imports inside a function is not excused: an asset's function imports its step so. And packages whose
+    `__init__` holds a docstring and no more: whoever lists one loads it.
+    """
+    packages = {name for name, path in tree.modules.items() if tree.facts(path).digest == _SAYS_NOTHING}
+    return packages | tree.brought_along(name for name in tree.modules if bystander(name) is not None)
+
+
 def unexplained(tree: SourceTree, closure: Closure, loaded: Iterable[str]) -> list[str]:
     """Return the loaded modules that are neither in a step's closure nor stand by, sorted.
-
-    A module stands by that is a bystander, or that one brings along by an import at its top level. What a
-    bystander imports inside a function is not excused: an asset's function imports its step so. A package
-    whose `__init__` holds a docstring is loaded by whoever lists it.
 
     Args:
         tree: The sources.
         closure: Of the step.
         loaded: By the process that made it.
     """
-    packages = {name for name, path in tree.modules.items() if tree.facts(path).digest == _SAYS_NOTHING}
-    beside = tree.brought_along(name for name in tree.modules if bystander(name) is not None)
     code = {name for name, path in tree.modules.items() if path in closure.sources}
-    return sorted(set(loaded) - code - beside - packages)
+    return sorted(set(loaded) - code - standing_by(tree))

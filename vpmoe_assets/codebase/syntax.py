@@ -60,8 +60,10 @@ def _write(value: Any, put: Any) -> None:
         put(cls.__name__)
         put("(")
         for field in _FIELDS.get(cls) or _fields(cls):
-            content = getattr(value, field, None)
-            if content is None or content == []:
+            content: Any = getattr(value, field, None)
+            if isinstance(content, list):
+                content = [item for item in content if not _is_bare_text(item)] or None
+            if content is None:
                 continue
             if field == "format_spec" and not _joined(content.values):
                 continue  # f"{x:}" is f"{x}", and not every Python keeps the difference
@@ -72,8 +74,7 @@ def _write(value: Any, put: Any) -> None:
     elif isinstance(value, list):
         put("[")
         for item in value:
-            if not (isinstance(item, ast.Expr) and _is_text(item.value)):
-                _write(item, put)
+            _write(item, put)
         put("]")
     elif isinstance(value, str):
         put(f"{len(value)}:{value}")
@@ -86,6 +87,11 @@ def _write(value: Any, put: Any) -> None:
 def _fields(cls: type[ast.AST]) -> tuple[str, ...]:
     _FIELDS[cls] = tuple(sorted(set(cls._fields) - _SKIPPED))
     return _FIELDS[cls]
+
+
+def _is_bare_text(item: Any) -> bool:
+    """Whether something is a docstring, or another statement that is a string and no more."""
+    return isinstance(item, ast.Expr) and _is_text(item.value)
 
 
 def _is_text(node: ast.expr) -> bool:

@@ -20,6 +20,7 @@ from vpmoe_assets.codebase.facts import Facts
 from vpmoe_assets.codebase.memory import FactsMemory
 from vpmoe_assets.codebase.snapshot import pack
 from vpmoe_assets.codebase.toolchain import deciding_packages
+from vpmoe_assets.codebase.words import LISTED
 from vpmoe_assets.project import ROOT, store_root
 
 PACKAGES = ("trainer", "vpmoe_assets")
@@ -160,7 +161,8 @@ class SourceTree:
             name = waiting.pop()
             if name not in found and (name in asked or bystander(name) is None):
                 found.add(name)
-                waiting += self._known(self.facts(self.modules[name]).imports, name)
+                imports = self.facts(self.modules[name]).imports
+                waiting += self._known([*imports, *LISTED.get(name, ())], name)
         return found
 
     def _known(self, names: Iterable[str], importer: str | None) -> list[str]:

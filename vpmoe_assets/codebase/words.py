@@ -26,7 +26,7 @@ KEYS: Mapping[str, str] = {
 """Package of the module or modules that a key of a job's recipe names."""
 
 FOLLOWED: Mapping[str, str] = {
-    "trainer.contract.words": "lists a package whose `__init__` holds a docstring; imports no word",
+    "trainer.contract.words": "`LISTED`",
     "trainer.evaluate.suite": "`suites`, and the routers' suite where a checkpoint has experts",
     "trainer.losses.common.objective": "`objective`",
     "trainer.model.backend": "`training.backend` of a training, `backend` of an evaluation",
@@ -35,6 +35,9 @@ FOLLOWED: Mapping[str, str] = {
     "vpmoe_assets.harmony.pool": "runs itself; its workers are of modules that import it",
 }
 """Modules that import by a name computed at run time, each with where that name comes from."""
+
+LISTED: Mapping[str, tuple[str, ...]] = {"trainer.contract.words": (BACKENDS, OBJECTIVES)}
+"""Packages that a module imports to list the words in them, and no word."""
 
 ROUTER_SUITE = "trainer.evaluate.router_health"
 """Asked of checkpoints with experts, without a word in the recipe."""

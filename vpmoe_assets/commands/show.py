@@ -23,15 +23,23 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("asset")
 @experiment_option
+@click.option("--sources", is_flag=True, help="List the code that decides its bytes, file by file.")
 @json_option
-def show(asset: str, experiment: str | None, as_json: bool) -> None:
+def show(asset: str, experiment: str | None, sources: bool, as_json: bool) -> None:
     """Show the record of one artifact: what it is, how it was made, and the tree of what it came from.
 
     \b
     Examples:
       vpmoe show synth_kd_v1
       vpmoe show vpmoe_stage1@20260131.2-0a1b2c3d --json
+      vpmoe show vpmoe_stage1 --sources          # as recorded, and which files say another thing now
+      vpmoe show vpmoe_stage1@now --sources      # as the code is now, published or not
     """  # noqa: D301
+    if sources:
+        from vpmoe_assets.commands.sources import show_sources
+
+        show_sources(asset, experiment, as_json=as_json)
+        return
     from vpmoe_assets.codebase.toolchain import toolchain_difference, toolchain_note
     from vpmoe_assets.lineage.graph import ancestry
     from vpmoe_assets.lineage.remarks import Remarks
