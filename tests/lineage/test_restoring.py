@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.lineage.fabricate import FILES, damage, draft, fill, publish, recipe
-from vpmoe_assets.lineage import filememory
+from vpmoe_assets.lineage import filememory, restoring
 from vpmoe_assets.lineage.errors import ArtifactDamaged
 from vpmoe_assets.lineage.record import MANIFEST_NAME, RECORD_NAME, record_bytes
 from vpmoe_assets.lineage.statements import Statement
@@ -205,3 +205,16 @@ def test_restored_files_are_known_to_the_digest_cache_as_what_they_are(store, mo
     damage(store.payload(record) / "data.bin")
     with pytest.raises(ArtifactDamaged):
         store.require("smoke", "a")
+
+
+def test_an_older_version_that_cannot_be_restored_does_not_make_reuse_publish_again(store, monkeypatch):
+    first = make(store)
+    publish(store, "a", recipe_keys={"k": 2})
+    with store.work_area("smoke", "a", first.fingerprint) as work:
+        third = store.renew(work, first, inputs=[], blocking_checks=[], run=None)
+    shutil.rmtree(store.directory(first))
+    monkeypatch.setattr(restoring.Restorer, "prepare", lambda *_: None)
+    for _ in range(2):
+        with store.work_area("smoke", "a", first.fingerprint) as work:
+            assert store.renew(work, third, inputs=[], blocking_checks=[], run=None) == third
+    assert store.versions("smoke", "a")[-1] == third.version

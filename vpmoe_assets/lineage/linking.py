@@ -49,7 +49,7 @@ def _copy(source: Path, target: Path) -> None:
         try:
             while os.copy_file_range(from_file.fileno(), to_file.fileno(), 1 << 30):
                 pass
-        except OSError:
+        except (OSError, AttributeError):  # not between these files, or not on this system
             from_file.seek(0)
             to_file.seek(0)
             to_file.truncate()

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +138,10 @@ class Publisher:
                 _log.warning("%s/%s: a credential was removed from run/%s", work.experiment, work.asset, name)
             seal(staged)
             files, hashed = _hashed(staged)
+            content = files.content(staged)
+            lost = self._restorer.lost(work.experiment, work.asset, work.fingerprint, content, collected=True)
+            ready = self._restored(work, lost, content, draft.dagster_run_id)
             with self._layout.asset_lock(work.experiment, work.asset):
-                ready = self._restored(work, files.content(staged), draft.dagster_run_id, collected=True)
                 if not ready or not self._is_latest(ready[-1].record, ready):
                     ready.append(self._new(work, staged, draft, files))
                 record = self._place(work, ready)[-1]
@@ -161,22 +163,26 @@ class Publisher:
         """
         _require_open(work)
         source = self._layout.directory(original)
+        files = _Files(original.files, original.run_files, original.manifest)
+        lost = self._restorer.lost(
+            work.experiment, work.asset, work.fingerprint, files.content(source), collected=False
+        )
+        own = (original.experiment, original.asset) == (work.experiment, work.asset)
+        if own and not lost and self._is_latest(original, ()):
+            return _done(work, original)
+        evidence, _ = self._restorer.evidence(original.run_files, source / "run")
+        files = replace(files, run=[entry for entry in original.run_files if entry.path in evidence])
+        ready = self._restored(work, lost, files.content(source), run)
+        there = [*([original] if own else []), *(each.record for each in ready)]
+        newest = max(there, key=lambda record: record.sequence, default=None)
         with self._layout.asset_lock(work.experiment, work.asset):
-            evidence, _ = self._restorer.evidence(original.run_files, source / "run")
-            run_files = [entry for entry in original.run_files if entry.path in evidence]
-            files = _Files(original.files, run_files, original.manifest)
-            ready = self._restored(work, files.content(source), run, collected=False)
-            own = (original.experiment, original.asset) == (work.experiment, work.asset)
-            there = [*([original] if own else []), *(each.record for each in ready)]
-            newest = max(there, key=lambda record: record.sequence, default=None)
             if newest is not None and self._is_latest(newest, ready):
                 if ready:
                     self._place(work, ready)
-                else:
-                    work.remove()
-                return newest
-            target = work.prepared / "new"
-            hashed = self._linked(original, source, evidence, target)
+                return _done(work, newest)
+        target = work.prepared / "new"
+        hashed = self._linked(original, source, evidence, target)
+        with self._layout.asset_lock(work.experiment, work.asset):
             ready.append(self._new(work, target, checked(work, draft()), files))
             record = self._place(work, ready)[-1]
         self._hasher.learn(_renamed(hashed, source, self._layout.directory(record)))
@@ -185,14 +191,12 @@ class Publisher:
     # Parts of both.
 
     def _restored(
-        self, work: WorkArea, content: Content, run: str | None, *, collected: bool
+        self, work: WorkArea, lost: Sequence[Record], content: Content, run: str | None
     ) -> list[_Ready]:
-        """Prepare what was lost of this content, oldest first."""
+        """Prepare what was lost of this content; what cannot be restored is left out."""
         shutil.rmtree(work.prepared, ignore_errors=True)
         ready: list[_Ready] = []
-        for record in self._restorer.lost(
-            work.experiment, work.asset, work.fingerprint, content, collected=collected
-        ):
+        for record in lost:
             target = work.prepared / record.version
             body = self._restorer.prepare(record, content, target, run)
             if body is not None:
@@ -272,14 +276,20 @@ class Publisher:
         self._counters.settle(work.experiment, work.asset)
         for record in records:
             self._heads.learn(record)
-        work.open = False
-        work.remove()
+        _done(work, records[-1])
         return records
 
 
 def _require_open(work: WorkArea) -> None:
     if not work.open:
         raise PublishError(f"{work.path}: publish inside the work_area block, while its lock is held")
+
+
+def _done(work: WorkArea, record: Record) -> Record:
+    """Close and remove a work area: what it was for is published."""
+    work.open = False
+    work.remove()
+    return record
 
 
 def _hashed(staged: Path) -> tuple[_Files, list[_Hashed]]:

@@ -107,7 +107,7 @@ class WorkArea:
         for directory in (self.payload, self.run, self.scratch):
             directory.mkdir(parents=True, exist_ok=True)
         if not self.require_owner():
-            replace_bytes(self.path / _FINGERPRINT, self.fingerprint.encode())
+            replace_bytes(self.path / _FINGERPRINT, self.fingerprint.encode(), durable=False)
 
     def require_owner(self) -> bool:
         """Say whether the work area has an owner; it is this fingerprint.
@@ -116,9 +116,9 @@ class WorkArea:
             RecordError: It is another one, with the same first eight digits.
         """
         owner = self.path / _FINGERPRINT
-        if not owner.exists():
+        if not owner.exists() or not (found := owner.read_text()):  # empty after a power cut
             return False
-        if (found := owner.read_text()) != self.fingerprint:
+        if found != self.fingerprint:
             raise RecordError(
                 f"{self.path} holds work of fingerprint {found}, not {self.fingerprint}; "
                 "remove that directory"
