@@ -50,10 +50,17 @@ class Beat:
 
 @dataclass(frozen=True)
 class WorkFiles:
-    """The files of one job, read from outside."""
+    """The files of one job, read from outside.
+
+    Attributes:
+        work_dir: Of the job.
+        output_dir: Of the job.
+        in_parts: Whether it delivers part by part, so that what it has finished is kept.
+    """
 
     work_dir: Path
     output_dir: Path
+    in_parts: bool = False
 
     @property
     def console(self) -> Path:

@@ -160,7 +160,7 @@ class TrainerResource(dg.ConfigurableResource):
                 message says what was found and what to do, with the last lines of output and the path of the
                 rest.
         """
-        files = WorkFiles(work_dir, output_dir)
+        files = WorkFiles(work_dir, output_dir, in_parts=bool(parts))
         work_dir.mkdir(parents=True, exist_ok=True)
         output_dir.mkdir(parents=True, exist_ok=True)
         try:
@@ -352,11 +352,12 @@ class TrainerResource(dg.ConfigurableResource):
 
     def _failure(self, files: WorkFiles, asset: str, reason: str) -> dg.Failure:
         step = files.last_checkpoint()
-        again = (
-            f"Run it again to go on from the checkpoint of step {step}."
-            if step and self.resume
-            else "There is no checkpoint to go on from."
-        )
+        if files.in_parts:
+            again = "What it has finished is kept; run it again to go on with the rest."
+        elif step and self.resume:
+            again = f"Run it again to go on from the checkpoint of step {step}."
+        else:
+            again = "There is no checkpoint to go on from."
         return dg.Failure(
             f"{asset}: {reason}. {again}\nLast lines of {files.console}:\n{files.evidence()}",
             metadata={
