@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ COMMANDS = (
     ["show"],
     ["path"],
     ["verify"],
+    ["forget"],
     ["accept"],
     ["upgrade"],
     ["sql"],
@@ -170,6 +172,20 @@ def test_verify_names_each_bad_file_and_exits_with_1(store, chain):
     answer = json.loads(run("verify", "--json", code=1).output)
     assert [p["path"] for p in answer["problems"]] == ["payload/data.bin"]
     run("verify", "--quick")
+
+
+def test_a_version_that_is_gone_is_named_until_somebody_says_that_it_was_removed_on_purpose(store, chain):
+    run("index", "rebuild")
+    name = f"synth_kd_v1@{chain[1].version}"
+    assert "still in" in fails("forget", name, "--because", "x")
+    shutil.rmtree(store.directory(chain[1]))
+    assert f"vpmoe forget {name}" in run("verify", code=1).stdout
+    assert "nobody remembers" in fails("forget", "synth_kd_v1@20000101.1-00000000", "--because", "x")
+    assert "removed on purpose" in run("forget", name, "--because", "an early trial").output
+    assert "all intact" in run("verify").output
+    assert json.loads(run("forget", name, "--because", "again", "--json").output)["statements"] == []
+    (said,) = store.statements.about(chain[1])[-1:]
+    assert (said.kind, said.reason) == ("collected", "an early trial")
 
 
 def test_verify_reports_a_record_that_cannot_be_read(store, chain):

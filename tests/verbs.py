@@ -8,8 +8,8 @@ from vpmoe_assets.cli import main
 
 GIVEN = {"asset": ["synth"], "statement": ["SELECT * FROM latest"]}
 """What a verb's required parameters are given, by their name."""
-MAKERS = {"inputs", "output"}
-"""Required by verbs that only `--help` is asked of: they make things."""
+MAKERS = {"inputs", "output", "because"}
+"""Required by verbs that only `--help` is asked of: they make or state things."""
 
 
 def verbs(

@@ -10,6 +10,7 @@ import click
 from trainer.contract.pipe import leave_unread
 from vpmoe_assets.commands.accept import accept
 from vpmoe_assets.commands.data import data
+from vpmoe_assets.commands.forget import forget
 from vpmoe_assets.commands.index import index
 from vpmoe_assets.commands.jobs import reap
 from vpmoe_assets.commands.ls import ls
@@ -50,7 +51,7 @@ def main() -> None:
     """
 
 
-for _command in (ls, show, path, verify, accept, upgrade, sql, index, data, reports, reap):
+for _command in (ls, show, path, verify, forget, accept, upgrade, sql, index, data, reports, reap):
     main.add_command(_command)
 
 if __name__ == "__main__":

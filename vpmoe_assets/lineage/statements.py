@@ -27,7 +27,7 @@ from trainer.contract.files import sync
 from vpmoe_assets.lineage import locks
 from vpmoe_assets.lineage.changes import Changes
 from vpmoe_assets.lineage.errors import StatementError
-from vpmoe_assets.lineage.record import Frozen, Record, Sha256, Stable, Timestamp, safe_name
+from vpmoe_assets.lineage.record import Frozen, Origin, Record, Sha256, Stable, Timestamp, safe_name
 from vpmoe_assets.lineage.redaction import redact, secret_values
 
 SCHEMA: Literal["vpmoe.statement/1"] = "vpmoe.statement/1"
@@ -96,7 +96,7 @@ class Statement(Frozen):
     @classmethod
     def about(
         cls,
-        record: Record,
+        record: Record | Origin,
         kind: str,
         body: Mapping[str, Any] | None = None,
         *,

@@ -111,7 +111,10 @@ def contradictions(store: Store, seen: Iterable[Sighting]) -> Iterator[Problem]:
         if record is not None:
             yield from _rewritten(artifact, record, told)
         elif any(sighting.published for sighting in told) and not _collected(store, told):
-            message = f"no longer in the store, but {_names(told)} of it"
+            message = (
+                f"no longer in the store, but {_names(told)} of it; materialise it again, or state by "
+                f"`vpmoe forget {first.asset}@{first.version}` that it was removed on purpose"
+            )
             yield Problem("vanished", artifact, RECORD_NAME, message)
 
 
