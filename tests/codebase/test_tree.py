@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +153,17 @@ def test_a_file_of_this_project_saved_since_the_process_began_is_a_change(
     """It may have been imported as it was before, and read as it is now."""
     monkeypatch.setattr(trees, "ROOT", project)
     assert SourceTree(project).changed(["trainer/step/deep.py"]) == ["trainer/step/deep.py"]
+
+
+def test_a_process_knows_when_it_began() -> None:
+    program = (
+        "import time; began = time.time()\n"
+        "from vpmoe_assets.codebase import tree; print(began, tree._STARTED_NS)"
+    )
+    before = time.time()
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True)
+    began, found = map(float, done.stdout.split())
+    assert before - 0.05 < found / 1e9 < began + 0.05
 
 
 def test_facts_are_remembered_by_content(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

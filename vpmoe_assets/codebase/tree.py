@@ -26,8 +26,20 @@ from vpmoe_assets.project import ROOT, store_root
 PACKAGES = ("trainer", "vpmoe_assets")
 _CODE = (".py", ".sql")
 _OTHER = ("configs/*.toml", "pyproject.toml", "requirements.lock")
-_STARTED_NS = time.time_ns()
-"""No module of the project was imported before: what was saved since may be newer than what is running."""
+
+
+def _process_started_ns() -> int:
+    """Return when this process began, in Unix time; without `/proc`, when this module was loaded."""
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        age_s = 0.0
+    return time.time_ns() - int(age_s * 1e9)
+
+
+_STARTED_NS = _process_started_ns()
+"""No module was imported before: what was saved since may be newer than what is running."""
 _TICK_NS = 10_000_000
 """File systems keep time by the kernel's clock tick."""
 
