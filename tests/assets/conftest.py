@@ -37,6 +37,7 @@ def graph(tiny_made, tmp_path) -> Callable[..., Graph]:
             if not root.exists():
                 for place in ("tiny", ".statements/tiny"):
                     copy_store(made.root / place / "o200k_tokenizer", root / place / "o200k_tokenizer")
+                copy_store(made.root / ".objects", root / ".objects")
         return Graph(toml, root)
 
     return make

@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.assets.graphs import ROOT
 from vpmoe_assets.codebase.tree import current
+from vpmoe_assets.lineage.objects import ObjectStore
 from vpmoe_assets.lineage.store import Store
 
 PROGRAM = """
@@ -107,6 +108,7 @@ class Checkout:
 
 def copy_of(store: Store, target: Path, *assets: str) -> Store:
     """Return a new store with all that is known of some assets of the experiment `tiny`."""
+    shutil.copytree(ObjectStore(store.root).directory, ObjectStore(target).directory)
     for asset in assets:
         for part in (store.root / "tiny", store.statements.root / "tiny"):
             if (part / asset).exists():

@@ -63,6 +63,6 @@ def repeat(record: Record, objects: ObjectStore, inputs: Store, directory: Path)
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    again = store.latest(record.experiment, record.asset)
+    again = store.find(record.experiment, record.asset)
     assert again is not None
     return again

@@ -67,7 +67,7 @@ def test_a_job_runs_the_code_that_was_hashed_and_can_be_repeated_from_its_record
         store = copy_of(made, tmp_path / name, "synth_kd_v1")
         said = checkout.run(experiment, store, "vpmoe_stage1", meanwhile=meanwhile)
         assert said["error"] == "", said["log"]
-        return store, store.latest("tiny", "vpmoe_stage1")
+        return store, store.find("tiny", "vpmoe_stage1")
 
     _, untouched = trained("untouched")
     edited_store, edited = trained("edited", EDIT_BEFORE_THE_JOB)
@@ -137,8 +137,8 @@ def test_a_step_whose_code_was_edited_meanwhile_is_refused_and_nothing_of_it_is_
 
 
 def assert_as_it_should_be(store: Store, expected: Store) -> None:
-    record = store.latest("tiny", "synth_harmony")
-    assert record.digest == expected.latest("tiny", "synth_harmony").digest
+    record = store.find("tiny", "synth_harmony")
+    assert record.digest == expected.find("tiny", "synth_harmony").digest
     assert (record.sequence, record.code.git_dirty) == (1, False)
     assert verify_record(store, record) == []
 

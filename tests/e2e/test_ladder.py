@@ -130,7 +130,7 @@ def test_the_ladder_from_nothing_then_again_then_what_users_ask(tmp_path, tmp_pa
 
     store = Store(tmp_path / "artifacts")
     for asset in ("synth_kd_v1", "vpmoe_stage1"):  # a step in the orchestrator, and a job
-        record = store.latest("smoke", asset)
+        record = store.find("smoke", asset)
         repeated = repeat(record, ObjectStore(store.root), store, tmp_path_factory.mktemp(asset))
         assert (repeated.fingerprint, repeated.digest) == (record.fingerprint, record.digest)
 

@@ -7,7 +7,8 @@ import pytest
 from tests.lineage.fabricate import damage, publish, state_verdict
 from vpmoe_assets.lineage.digest import merkle_root, scan_tree
 from vpmoe_assets.lineage.index import Index
-from vpmoe_assets.lineage.record import RECORD_NAME, Record, record_bytes
+from vpmoe_assets.lineage.objects import ObjectStore
+from vpmoe_assets.lineage.record import RECORD_NAME, Objects, Record, record_bytes
 from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.verify import verify_artifact, verify_experiment, verify_record
@@ -232,3 +233,19 @@ def test_shared_ancestors_are_read_once(store, chain, monkeypatch):
     for record in chain:
         assert verify_record(store, record, seen=seen) == []
     assert sorted(read) == ["synth", "synth_harmony", "synth_kd_v1"]
+
+
+def test_an_object_that_a_record_names_and_that_is_gone_or_damaged_is_named(store):
+    objects = ObjectStore(store.root)
+    kept = Objects(patch=objects.put(b"+a\n", "the patch"), packages=objects.put_json([], "the packages"))
+    parent = publish(store, "synth", objects=kept)
+    record = publish(store, "synth_harmony", (parent,))
+    assert verify_record(store, record) == []
+    damage(objects.path(kept.patch))
+    objects.path(kept.packages).unlink()
+    damaged, missing = sorted(verify_record(store, record), key=lambda problem: problem.kind)
+    assert (damaged.kind, damaged.path) == ("content", f".objects/{kept.patch}")
+    assert (missing.kind, missing.path) == ("missing", f".objects/{kept.packages}")
+    assert damaged.artifact == missing.artifact == f"smoke/synth/{parent.version}"
+    assert [problem.kind for problem in verify_record(store, record, hasher=None)] == ["missing"]
+    assert store.require("smoke", "synth") == parent  # its own bytes are what they were

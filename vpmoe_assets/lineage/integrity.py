@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from vpmoe_assets.lineage.digest import FileEntry, hash_files, tree_files
 from vpmoe_assets.lineage.errors import UnsafePathError
+from vpmoe_assets.lineage.objects import OBJECTS_NAME, ObjectStore
 from vpmoe_assets.lineage.record import MANIFEST_NAME, Record
 
 Kind = Literal[
@@ -36,7 +37,7 @@ class Problem:
             `rewritten` and `vanished` (somebody remembers another record, or one that is gone);
             `statement` (what was said about it was altered); `witness` (somebody could not be asked).
         artifact: `experiment/asset/version`.
-        path: Of the file, relative to the version's directory.
+        path: Of the file, relative to the version's directory; of an object, relative to the store.
         message: What was expected and what was found.
         severity: A note is worth knowing and explained: nothing is wrong.
     """
@@ -77,6 +78,26 @@ def payload_problems(directory: Path, record: Record, hasher: Hasher | None = ha
 def run_problems(directory: Path, record: Record, hasher: Hasher | None = hash_files) -> list[Problem]:
     """Compare the files of `run/` with the record; arguments as for `payload_problems`."""
     return _tree_problems(directory, "run", record, record.run_files, hasher)
+
+
+def object_problems(root: Path, record: Record, hasher: Hasher | None = hash_files) -> list[Problem]:
+    """Compare the objects that a record names with their names.
+
+    Args:
+        root: Of the store.
+        record: Names them.
+        hasher: As for `payload_problems`.
+    """
+    found, name = [], version_name(record)
+    for role, sha256 in record.objects.model_dump(exclude_none=True).items():
+        path = ObjectStore(root).path(sha256)
+        shown = f"{OBJECTS_NAME}/{sha256}"
+        if not path.is_file():
+            message = f"missing ({role}): it can no longer be made again from its record"
+            found.append(Problem("missing", name, shown, message))
+        elif hasher is not None and (digest := hasher([path])[0]) != sha256:
+            found.append(Problem("content", name, shown, f"sha256 {digest} ({role})"))
+    return found
 
 
 def _tree_problems(

@@ -7,7 +7,14 @@ from pathlib import Path
 from vpmoe_assets.lineage.digest import hash_files
 from vpmoe_assets.lineage.errors import RecordError, StatementError
 from vpmoe_assets.lineage.index import Index
-from vpmoe_assets.lineage.integrity import Hasher, Problem, payload_problems, run_problems, version_name
+from vpmoe_assets.lineage.integrity import (
+    Hasher,
+    Problem,
+    object_problems,
+    payload_problems,
+    run_problems,
+    version_name,
+)
 from vpmoe_assets.lineage.record import RECORD_NAME, InputRef, Record, read_record
 from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
@@ -128,7 +135,11 @@ def ancestry_problems(
         if current.record_digest in seen:
             continue
         seen.add(current.record_digest)
-        problems = [*_record_problems(store.directory(current), current), *_files(store, current, hasher)]
+        problems = [
+            *_record_problems(store.directory(current), current),
+            *_files(store, current, hasher),
+            *object_problems(store.root, current, hasher),
+        ]
         for reference in current.inputs:
             parent, wrong = _parent(store, current, reference)
             problems += wrong
