@@ -135,7 +135,8 @@ class _Upgrade:
         present = present_identity(step, self.store, self.experiment)
         fingerprint, payload = ("", {}) if isinstance(present, list) else present
         by = active_acceptance(record, self.store.statements, fingerprint)
-        unsettled = [name for name in step.inputs if not self.settled.get(name, True)]
+        upstream = (*step.inputs, *step.partial)
+        unsettled = [name for name in upstream if not self.settled.get(name, True)]
         earlier = has_earlier_fingerprint(record)
         if not earlier or by is not None:
             counts = by is not None or record.fingerprint == fingerprint
