@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from tests.lineage.fabricate import damage, publish
+from tests.lineage.fabricate import damage, draft, fill, publish, recipe
 from vpmoe_assets.cli import main
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.record import RECORD_NAME
+from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.resources.process_record import Orchestrator, ProcessRecord
 
@@ -251,6 +252,88 @@ def test_reports_exports_the_newest_evaluations_of_an_experiment(store, tmp_path
     assert answer == {"experiment": "smoke", "written": [str(path)]}
     exported = json.loads(path.read_bytes())
     assert (exported["score"], exported["config"], exported["delta"]) == (2, {"config": "smoke"}, None)
+
+
+@pytest.fixture
+def accepted(store):
+    """An evaluation of a checkpoint that a person had accepted, and the acceptance."""
+    vpmoe = publish(store, "vpmoe")
+    body = {
+        **dict.fromkeys(("own", "fingerprint", "code", "recipe", "digest"), "1" * 64),
+        **{"files_of": vpmoe.record_digest, "packages": {}, "inputs": {}, "shown_by": {}, "unknown": []},
+        "difference": {"sources": [{"name": "trainer/a.py", "old": "1", "new": "2"}]},
+    }
+    said = store.statements.append(Statement.about(vpmoe, "accepted", body, reason="a name", author="ann@x"))
+    report = {"vpmoe.json": json.dumps({"checkpoint_id": "vpmoe", "config": {}}).encode()}
+    fingerprint, payload = recipe("eval_vpmoe", (vpmoe,))
+    with store.work_area("smoke", "eval_vpmoe", fingerprint) as work:
+        fill(work, {**report, "vpmoe.items.jsonl": b""})
+        (work.path / "vpmoe.json").write_bytes(report["vpmoe.json"])
+        named = (vpmoe.as_input(acceptance=said.id),)
+        store.publish(work, draft(payload).model_copy(update={"inputs": named}))
+    return said
+
+
+def test_every_view_of_lineage_names_what_a_person_accepted(store, accepted, tmp_path):
+    told = "as the same by ann@x on "
+    difference = "because: a name. It covers code changed: trainer/a.py"
+    for asset in ("vpmoe", "eval_vpmoe"):
+        text = run("show", asset).output
+        assert told in text
+        assert difference in text
+        assert accepted.id[:12] in text
+    answer = json.loads(run("show", "eval_vpmoe", "--json").output)
+    assert [remark["statement"] for remark in answer["remarks"]] == [accepted.id]
+    assert answer["ancestry"][1]["remark"]["state"] == "active"
+    lines = {line.split()[0]: line for line in run("ls").output.splitlines()}
+    assert lines["vpmoe"].endswith("ok; accepted (active)")
+    assert lines["eval_vpmoe"].endswith("ok; vpmoe was accepted (active)")
+    run("reports", "--output", str(tmp_path / "reports"))
+    exported = json.loads((tmp_path / "reports" / "eval" / "core8" / "vpmoe.json").read_bytes())
+    (remark,) = exported["accepted"]
+    assert (remark["artifact"].split("/")[1], remark["author"], remark["reason"]) == (
+        "vpmoe",
+        "ann@x",
+        "a name",
+    )
+    assert difference in remark["text"]
+    run("index", "rebuild")
+    question = "SELECT asset, author, reason, in_force FROM acceptances"
+    assert json.loads(run("sql", question, "--json").output) == [
+        {"asset": "vpmoe", "author": "ann@x", "reason": "a name", "in_force": True}
+    ]
+    rows = json.loads(run("sql", "SELECT asset, acceptances FROM ancestry", "--json").output)
+    assert rows == [{"asset": "eval_vpmoe", "acceptances": [accepted.id]}]
+
+
+def test_accept_lists_what_was_said_and_withdraws_it_by_the_first_digits(store, accepted):
+    (row,) = json.loads(run("accept", "--list", "--json").output)
+    assert (row["what"], row["state"], row["statement"]) == ("code and recipe", "active", accepted.id)
+    assert accepted.id[:12] in run("accept", "--list").output
+    assert "nothing was accepted" in run("accept", "--list", "-e", "full").output
+    assert "say why it is withdrawn" in fails("accept", "--withdraw", accepted.id[:8])
+    told = run("accept", "--withdraw", accepted.id[:8].upper(), "--because", "it was not").output
+    assert "made meanwhile from it: eval_vpmoe@" in told
+    assert "vpmoe was accepted (withdrawn)" in run("ls").output
+    assert "WITHDRAWN by" in run("show", "eval_vpmoe").output
+    assert json.loads(run("accept", "--list", "--json").output)[0]["state"] == "withdrawn"
+    run("index", "rebuild")
+    assert json.loads(run("sql", "SELECT in_force FROM acceptances", "--json").output) == [
+        {"in_force": False}
+    ]
+
+
+def test_accept_lets_a_check_without_evidence_pass(store):
+    publish(store, "synth", blocking_checks=("rows",))
+    assert "blocked: rows" in run("ls").output
+    assert "vpmoe accept synth --check rows --because TEXT" in fails("path", "synth")
+    said = json.loads(run("accept", "synth", "--check", "rows", "--because", "I counted", "--json").output)
+    assert run("path", "synth").stdout
+    assert "let pass by" in run("show", "synth").output
+    assert [row["what"] for row in json.loads(run("accept", "--list", "--json").output)] == ["check rows"]
+    run("accept", "--withdraw", said["id"][:10], "--because", "I miscounted")
+    assert "rows" in fails("path", "synth")
+    assert "withdrawn" in run("accept", "--list").output
 
 
 @pytest.fixture(scope="module")

@@ -119,16 +119,16 @@ class Remarks:
             for found in acceptances_of(record, self._store.statements)
         ]
 
-    def inherited(self, record: Record) -> list[Remark]:
+    def inherited(self, record: Record | Head) -> list[Remark]:
         """Return the acceptances by which artifacts counted that this one came from, nearest first."""
         return list(self._of_inputs(record).values())
 
-    def made_under(self, experiment: str, statement: str) -> list[Record]:
+    def made_under(self, experiment: str, statement: str) -> list[Head]:
         """Return what was made from an artifact that counted by an acceptance, and all that came of it."""
         return [
-            record
-            for record in self._store.records(experiment)
-            if any(remark.statement == statement for remark in self.inherited(record))
+            head
+            for head in self._store.heads(experiment)
+            if any(remark.statement == statement for remark in self.inherited(head))
         ]
 
     def on(self, experiment: str, reference: InputRef) -> Remark | None:
@@ -155,8 +155,8 @@ class Remarks:
                 if (remark := self.on(record.experiment, reference)) is not None:
                     found.setdefault(remark.statement, remark)
             for reference in record.inputs:
-                parent = self._store.head(record.experiment, reference)
-                if parent is not None:
-                    found = {**self._of_inputs(parent), **found}
+                if (parent := self._store.head(record.experiment, reference)) is not None:
+                    for statement, remark in self._of_inputs(parent).items():
+                        found.setdefault(statement, remark)
             self._inherited[record.record_digest] = found
         return self._inherited[record.record_digest]
