@@ -293,9 +293,12 @@ def _batches(rows: Iterator[Rows]) -> Iterator[list[Rows]]:
 
 
 def _remove(database: "duckdb.DuckDBPyConnection", keys: Sequence[Key]) -> None:
-    for table in TABLES:
-        for key in keys:
-            database.execute(f"DELETE FROM {table} WHERE experiment = ? AND asset = ? AND version = ?", key)
+    of_key = "WHERE experiment = ? AND asset = ? AND version = ?"
+    # By the primary key; what is new, as most are, costs no look at the other tables, which have none.
+    known = [key for key in keys if database.execute(f"SELECT 1 FROM artifacts {of_key}", key).fetchone()]
+    for key in known:
+        for table in TABLES:
+            database.execute(f"DELETE FROM {table} {of_key}", key)
 
 
 def _add(database: "duckdb.DuckDBPyConnection", found: Sequence[Rows]) -> None:
