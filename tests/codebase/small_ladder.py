@@ -121,7 +121,7 @@ def make(directory: Path, assets: Sequence[str] = ASSETS) -> dict[str, Seen]:
             env=environment,
             cwd=directory,
         )
-        record = store.latest("tiny", asset)
+        record = store.find("tiny", asset)
         assert done.returncode == 0, f"{asset}: {done.stderr[-3000:]}"
         assert record is not None, asset
         loaded = json.loads((store.directory(record) / "run" / MODULES_NAME).read_bytes())

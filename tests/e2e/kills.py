@@ -105,7 +105,7 @@ class Site:
         return done.stdout.strip().replace("\n", " | ")
 
     def digests(self, assets: tuple[str, ...]) -> dict[str, str | None]:
-        latest = {asset: self.store.latest("tiny", asset) for asset in assets}
+        latest = {asset: self.store.find("tiny", asset) for asset in assets}
         return {asset: record and record.digest for asset, record in latest.items()}
 
     @contextlib.contextmanager

@@ -10,6 +10,7 @@ import re
 import runpy
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -144,6 +145,14 @@ def test_the_ladder_from_nothing_then_again_then_what_users_ask(tmp_path, tmp_pa
     rebuilt = place.vpmoe("index", "rebuild")
     assert (rebuilt["artifacts"], rebuilt["unreadable"]) == (len(made), {})
     assert place.vpmoe("sql", tables) == before
+
+    files = [path for path in store.root.glob("smoke/*/*/**/*") if path.is_file()]
+    umask = os.umask(0o022)
+    os.umask(umask)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in files}
+    assert {path for path, mode in modes.items() if mode != 0o444 & ~umask} == set(), (
+        "readable as the umask says"
+    )
 
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [
         ".dagster",

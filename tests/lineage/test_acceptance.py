@@ -200,7 +200,7 @@ def test_making_it_with_what_was_accepted_proves_it_or_voids_it(store, record):
     assert (stated.kind, stated.author, stated.body["statement"]) == ("reproduced", "vpmoe", written.id)
     (found,) = acceptances_of(record, store.statements)
     assert found.active
-    assert settle_acceptances(store, store.latest("smoke", "vpmoe")) == [], "said once"
+    assert settle_acceptances(store, store.find("smoke", "vpmoe")) == [], "said once"
     differs = made(store, "vpmoe", RENAMED, b"other weights")
     (stated,) = settle_acceptances(store, differs)
     assert (stated.kind, stated.body["digest"]) == ("refuted", differs.digest)
