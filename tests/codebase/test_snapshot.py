@@ -75,6 +75,21 @@ def hostile(name: str = "a.py", kind: bytes = tarfile.REGTYPE, times: int = 1) -
         pack(FILES)[:-20],
         pack(FILES)[:60],
     ],
+    ids=[
+        "absolute",
+        "above",
+        "through",
+        "dotted",
+        "symlink",
+        "hardlink",
+        "directory",
+        "pipe",
+        "twice",
+        "empty",
+        "no archive",
+        "short",
+        "cut",
+    ],
 )
 def test_an_archive_of_anything_else_is_refused_and_nothing_is_laid_out(archive, tmp_path):
     with pytest.raises(SnapshotError):
