@@ -135,7 +135,7 @@ def test_the_ladder_from_nothing_then_again_then_what_users_ask(tmp_path, tmp_pa
         repeated = repeat(record, ObjectStore(store.root), store, tmp_path_factory.mktemp(asset))
         assert (repeated.fingerprint, repeated.digest) == (record.fingerprint, record.digest)
 
-    assert place.vpmoe("verify") == {"artifacts": len(made), "problems": []}
+    assert place.vpmoe("verify") == {"artifacts": len(made), "problems": [], "notes": []}
     ladder = place.vpmoe("sql", "SELECT * FROM ladder")
     assert {row["asset"]: row["valid_loss"] for row in ladder}["vpmoe_stage1"] == metrics["valid_loss"]
     curve = place.vpmoe("sql", "SELECT count(*) AS points FROM metric_points WHERE asset = 'vpmoe_stage1'")
