@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.verbs import GIVEN, MAKERS, VERBS
+from tests.verbs import ALSO, GIVEN, MAKERS, VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "megatron", "transformers", "ray", "wandb", "mergekit", "datasets", "matplotlib", "duckdb")
@@ -110,7 +110,7 @@ def test_a_verb_loads_what_it_needs(verb, artifacts):
     required = [parameter.name for parameter in VERBS[verb].params if parameter.required]
     if MAKERS.intersection(required):
         pytest.skip("it makes things, with pyarrow and what else that takes")
-    arguments = [text for name in required for text in GIVEN[name]]
+    arguments = [*ALSO.get(verb, ()), *(text for name in required for text in GIVEN[name])]
     packages = loaded_in_run("vpmoe_assets.cli", *verb, *arguments, artifacts=artifacts)
     assert "vpmoe_assets" in packages
     heavy = {*LIGHT, *HEAVY, "pyarrow"} - MAY_LOAD.get(verb, set())

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.verbs import GIVEN, MAKERS, VERBS
+from tests.verbs import ALSO, GIVEN, MAKERS, VERBS
 from trainer.__main__ import build_parser
 from trainer.contract.pipe import CLOSED_PIPE
 
@@ -50,7 +50,7 @@ def test_every_verb(verb, flags, artifacts):
     if MAKERS.intersection(required):
         pytest.skip("it makes things; its help was read")
     assert set(required) <= GIVEN.keys(), f"{' '.join(verb)} needs {required}: say in GIVEN what it gets"
-    arguments = [text for name in required for text in GIVEN[name]]
+    arguments = [*ALSO.get(verb, ()), *(text for name in required for text in GIVEN[name])]
     code, said = unread("vpmoe_assets.cli", *verb, *arguments, *flags, VPMOE_ARTIFACTS=str(artifacts))
     if verb == ("reports",) and not flags:
         assert (code, said.count("\n")) == (1, 1), "nothing was evaluated: its error goes to standard error"

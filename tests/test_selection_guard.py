@@ -1,11 +1,14 @@
 """What Dagster's commands run for a selection; fails with a Dagster whose commands pass the guard by."""
 
+import multiprocessing
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import dagster as dg
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from dagster._cli.asset import asset_materialize_command
 from dagster._cli.job import job_execute_command
 from dagster_dg_cli.cli import cli as dg_commands
@@ -17,6 +20,19 @@ LOCATION = ("-m", "tests.guarded_definitions")
 ALL = ["eval_a", "eval_b", "kd", "synth"]
 
 
+FORK = multiprocessing.get_context("fork")  # everything is imported already
+
+
+class Said(NamedTuple):
+    exit_code: int
+    output: str
+
+
+def _run(answer: Connection, command: click.Command, arguments: list[str]) -> None:
+    result = CliRunner().invoke(command, arguments)
+    answer.send(Said(result.exit_code, result.output))
+
+
 class Site:
     """A Dagster home, and the commands run in it."""
 
@@ -25,13 +41,19 @@ class Site:
         self.ran_file.touch()
         (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
 
-    def run(self, command: click.Command, *arguments: str) -> Result:
-        return CliRunner().invoke(command, [*arguments, *LOCATION])
+    def run(self, command: click.Command, *arguments: str) -> Said:
+        """Run a command in a process of its own: it moves streams and loggers of the one that it runs in."""
+        ours, theirs = FORK.Pipe()
+        process = FORK.Process(target=_run, args=(theirs, command, [*arguments, *LOCATION]))
+        process.start()
+        said: Said = ours.recv()
+        process.join()
+        return said
 
-    def materialize(self, selection: str) -> Result:
+    def materialize(self, selection: str) -> Said:
         return self.run(asset_materialize_command, "--select", selection)
 
-    def launch(self, selection: str) -> Result:
+    def launch(self, selection: str) -> Said:
         return self.run(dg_commands, "launch", "--assets", selection)
 
     def ran(self) -> list[str]:

@@ -8,6 +8,8 @@ from vpmoe_assets.cli import main
 
 GIVEN = {"asset": ["synth"], "statement": ["SELECT * FROM latest"]}
 """What a verb's required parameters are given, by their name."""
+ALSO = {("accept",): ["--list"]}
+"""And what a verb that does several things is asked for, beyond its required parameters."""
 MAKERS = {"inputs", "output", "because"}
 """Required by verbs that only `--help` is asked of: they make or state things."""
 

@@ -130,10 +130,9 @@ def test_the_ladder_from_nothing_then_again_then_what_users_ask(tmp_path, tmp_pa
     assert place.vpmoe("ls") == listed
 
     store = Store(tmp_path / "artifacts")
-    for asset in ("synth_kd_v1", "vpmoe_stage1"):  # a step in the orchestrator, and a job
-        record = store.find("smoke", asset)
-        repeated = repeat(record, ObjectStore(store.root), store, tmp_path_factory.mktemp(asset))
-        assert (repeated.fingerprint, repeated.digest) == (record.fingerprint, record.digest)
+    record = store.find("smoke", "vpdense_80")
+    repeated = repeat(record, ObjectStore(store.root), store, tmp_path_factory.mktemp("repeated"))
+    assert (repeated.fingerprint, repeated.digest) == (record.fingerprint, record.digest)
 
     assert place.vpmoe("verify") == {"artifacts": len(made), "problems": [], "notes": []}
     ladder = place.vpmoe("sql", "SELECT * FROM ladder")

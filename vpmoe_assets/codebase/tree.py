@@ -41,7 +41,8 @@ def _process_started_ns() -> int:
 _STARTED_NS = _process_started_ns()
 """No module was imported before: what was saved since may be newer than what is running."""
 _TICK_NS = 10_000_000
-"""File systems keep time by the kernel's clock tick."""
+"""The start of a process is known to a tick, rounded down, and Python takes longer than one to begin. What was
+saved before the command was given is no later than a tick after it; what was saved after an import is."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class SourceTree:
 
     def _stayed(self, path: str) -> bool:
         known = self._identity.get(path)
-        if known is None or (self.root == ROOT and known.changed_ns > _STARTED_NS - _TICK_NS):
+        if known is None or (self.root == ROOT and known.changed_ns > _STARTED_NS + _TICK_NS):
             return False
         now = _read(self.root / path)
         # The content too: two saves within one tick of the clock leave the same times.

@@ -4,6 +4,11 @@ import hashlib
 import re
 from functools import cache
 from importlib import metadata
+from pathlib import Path
+
+_VENDORED = "_vendor"
+"""Directory of packages that another one brings along for itself, on the path once that was imported; their
+files stand in its own `RECORD`."""
 
 
 @cache
@@ -17,6 +22,8 @@ def installed_packages() -> tuple[dict[str, str | None], ...]:
     for distribution in metadata.distributions():
         name, version = distribution.metadata["Name"], distribution.metadata["Version"]
         if not name:  # what an installer left behind when it was interrupted; nothing can be imported by it
+            continue
+        if Path(str(distribution.locate_file(""))).name == _VENDORED:
             continue
         files = distribution.read_text("RECORD")
         entry = {

@@ -174,6 +174,7 @@ def test_provenance_beside_every_checkpoint_is_complete(finished):
             "git_dirty": False,
             "source_digest": "b" * 64,
             "lock_digest": "c" * 64,
+            "snapshot": None,
         }
         assert found["config"]["steps"] == 8
         assert found["config_sha256"] == summary(finished)["config_sha256"]
