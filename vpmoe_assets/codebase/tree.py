@@ -41,8 +41,8 @@ def _process_started_ns() -> int:
 _STARTED_NS = _process_started_ns()
 """No module was imported before: what was saved since may be newer than what is running."""
 _TICK_NS = 10_000_000
-"""The start of a process is known to a tick, rounded down, and Python takes longer than one to begin. What was
-saved before the command was given is no later than a tick after it; what was saved after an import is."""
+"""The start of a process is known to a tick, rounded down, and Python takes longer than one to begin. What
+was saved before the command was given is no later than a tick after it; what was saved after an import is."""
 
 
 @dataclass(frozen=True)
