@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,6 +17,10 @@ os.environ.setdefault("WANDB_MODE", "offline")
 # One thread, whatever a fixture's scope and whichever process: bits are compared, and on some CPUs they
 # depend on the number of threads. Two workers share two cores besides.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says more of what else the machine has to do.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 # A suite that a shell started in the background inherits ignored interrupts, and so would every process that
 # the tests start and interrupt.

@@ -108,7 +108,6 @@ def data(tiny_made, tmp_path) -> Store:
     ("meanwhile", "workers"),
     [
         (THERE, 1),  # before the process imports what builds the shards
-        (f"{SHARDS}before(library, 'run_shards', lambda: {THERE})", 2),  # before its workers do
         (f"{SHARDS}after(library, 'run_shards', lambda: {THERE})", 1),  # when everything is imported
         (
             f"{SHARDS}before(library, 'run_shards', lambda: {THERE})\n"
@@ -116,7 +115,7 @@ def data(tiny_made, tmp_path) -> Store:
             2,
         ),
     ],
-    ids=["before-the-import", "before-the-workers", "after-the-work", "there-and-back"],
+    ids=["before-the-import", "after-the-work", "there-and-back"],
 )
 def test_a_step_whose_code_was_edited_meanwhile_is_refused_and_nothing_of_it_is_used(
     tiny_made, data, checkout, meanwhile, workers

@@ -49,7 +49,6 @@ ASSETS = (
     "vpdense_80_healed",
     "vpmoe",
     "vpmoe_stage1",
-    "eval_qwen3_0_6b",
     "eval_vpmoe_stage1",
     "ladder_report",
 )

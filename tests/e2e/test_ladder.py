@@ -130,7 +130,7 @@ def test_the_ladder_from_nothing_then_again_then_what_users_ask(tmp_path, tmp_pa
     assert place.vpmoe("ls") == listed
 
     store = Store(tmp_path / "artifacts")
-    record = store.find("smoke", "vpdense_80")
+    record = store.find("smoke", "synth_kd_v1")
     repeated = repeat(record, ObjectStore(store.root), store, tmp_path_factory.mktemp("repeated"))
     assert (repeated.fingerprint, repeated.digest) == (record.fingerprint, record.digest)
 

@@ -1,6 +1,7 @@
 """Killed at any moment: the whole of an artifact or nothing of it, and nothing is lost."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -54,9 +55,12 @@ def killed_at(step: int, action: Callable[[], object]) -> bool:
     return True
 
 
-def killed_everywhere(prepare: Callable[[int], Callable[[], object]]) -> Iterator[int]:
-    """Yield every step at which an action could be killed, after it was."""
-    for step in range(400):
+def killed_everywhere(prepare: Callable[[int], Callable[[], object]], every: int = 1) -> Iterator[int]:
+    """Yield the steps at which an action could be killed, after it was: all of them, or each `every`-th.
+
+    Which of them is drawn anew in each run of the tests.
+    """
+    for step in range(random.randrange(every), 400, every):
         if not killed_at(step, prepare(step)):
             assert step > 25
             return
@@ -141,7 +145,7 @@ def test_killed_at_any_step_of_reuse_in_another_experiment_the_original_stays_an
         make(store, identity)
         return lambda: make(store, identity, "other", "second")
 
-    for step in killed_everywhere(prepare):
+    for step in killed_everywhere(prepare, every=2):
         store = Store(tmp_path / str(step))
         original = store.require("smoke", "a")
         assert_whole(store, original)
@@ -170,7 +174,7 @@ def test_killed_at_any_step_of_restoring_the_next_attempt_completes_it(tmp_path,
             damage(directory / "payload" / "data.bin", 50)
         return lambda: make(store, identity, run="second")
 
-    for step in killed_everywhere(prepare):
+    for step in killed_everywhere(prepare, every=3):
         store = Store(tmp_path / str(step))
         restored = make(store, identity, run="third")
         assert restored == originals[step]
