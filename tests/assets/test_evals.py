@@ -156,11 +156,7 @@ def test_one_checkpoint_that_fails_costs_no_other_its_measurement_and_leaves_not
 def test_what_a_killed_step_had_measured_is_published_by_the_next_one(
     evals: Evals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TrainerResource, "run", _killed(TrainerResource.run))
-    with pytest.raises(KeyboardInterrupt):
-        evals.run(*EVALS)
-    monkeypatch.undo()
-    evals.set_environment(monkeypatch)
+    _kill_after_measuring(evals, monkeypatch)
     monkeypatch.setenv("STAND_IN", json.dumps({"broken": list(LADDER)}))  # nothing can be measured again
     assert evals.store.latest("tiny", "eval_vpmoe") is None
     assert evals.reused(evals.run("eval_vpmoe")) == {"eval_vpmoe": False}
@@ -172,14 +168,19 @@ def test_what_a_killed_step_had_measured_is_published_by_the_next_one(
 def test_without_resume_what_a_killed_step_had_measured_is_measured_again(
     evals: Evals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    _kill_after_measuring(evals, monkeypatch)
+    evals.run("eval_vpmoe", resume=False)
+    assert evals.log("eval_vpmoe") == "measures vpmoe with vpmoe\n"
+    assert len(evals.latest("eval_vpmoe").attempts) == 1
+
+
+def _kill_after_measuring(evals: Evals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run all evaluations in a process that ends before anything is published."""
     monkeypatch.setattr(TrainerResource, "run", _killed(TrainerResource.run))
     with pytest.raises(KeyboardInterrupt):
         evals.run(*EVALS)
     monkeypatch.undo()
     evals.set_environment(monkeypatch)
-    evals.run("eval_vpmoe", resume=False)
-    assert evals.log("eval_vpmoe") == "measures vpmoe with vpmoe\n"
-    assert len(evals.latest("eval_vpmoe").attempts) == 1
 
 
 def _killed(run: Any) -> Any:

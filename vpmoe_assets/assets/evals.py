@@ -21,7 +21,7 @@ from trainer.contract.schema.experiment import Experiment
 from trainer.contract.schema.job import Part
 from trainer.contract.status import ATTEMPTS_NAME, SUMMARY_NAME, TASKS_NAME
 from vpmoe_assets.assets.ladder import ladder_report
-from vpmoe_assets.assets.making import Making, utc_now
+from vpmoe_assets.assets.making import Making
 from vpmoe_assets.assets.presentation import table
 from vpmoe_assets.assets.produced import code_reference, explained
 from vpmoe_assets.assets.step import Produced, Step, asset_key
@@ -31,6 +31,7 @@ from vpmoe_assets.codebase.words import job_roots
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.evaluation.names import eval_name
 from vpmoe_assets.lineage.errors import ArtifactMissing, LineageError
+from vpmoe_assets.lineage.record import utc_now
 from vpmoe_assets.lineage.workarea import WorkArea
 from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.store import StoreResource

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
@@ -25,7 +24,7 @@ from vpmoe_assets.lineage.acceptance import acceptances_of, accepted_version, se
 from vpmoe_assets.lineage.kept import keep
 from vpmoe_assets.lineage.objects import ObjectStore
 from vpmoe_assets.lineage.provenance import code_of, environment
-from vpmoe_assets.lineage.record import Attempt, Draft, Objects, Record
+from vpmoe_assets.lineage.record import Attempt, Draft, Objects, Record, utc_now
 from vpmoe_assets.lineage.remarks import Remark
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.workarea import WorkArea
@@ -67,8 +66,8 @@ class Making:
         One of another fingerprint counts where a person accepted it as what this one would make. It is looked
         up under the lock of the work area: whoever held that before may just have made it.
         """
-        name, experiment = self.experiment.name, step.experiment
-        suits = _strictly if experiment.strict_toolchain else None
+        name = self.experiment.name
+        suits = _strictly if self.experiment.strict_toolchain else None
         record = self.store.reusable(name, step.asset, fingerprint, suits)
         if record is not None:
             self._say_reused(step, record, "its recipe, code and inputs are unchanged")
@@ -265,11 +264,6 @@ def _delivered_by(attempts: Sequence[Attempt], objects: Objects) -> Objects:
     """Return what is kept, with the sources of the start that delivered: it may have been another run's."""
     sources = attempts[-1].sources if attempts else None
     return objects if sources is None else objects.model_copy(update={"sources": sources})
-
-
-def utc_now() -> str:
-    """Return the time, ISO 8601 with milliseconds and offset."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _loaded(build: Build) -> list[str]:

@@ -10,7 +10,7 @@ from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.step import records_key
 from vpmoe_assets.codebase.toolchain import toolchain_difference, toolchain_note
 from vpmoe_assets.lineage.graph import ancestry
-from vpmoe_assets.lineage.integrity import version_name
+from vpmoe_assets.lineage.layout import version_name
 from vpmoe_assets.lineage.record import RECORD_NAME, Record
 from vpmoe_assets.lineage.remarks import Remarks
 from vpmoe_assets.lineage.store import Store

@@ -13,13 +13,14 @@ from typing import Any
 import dagster as dg
 
 from trainer.contract.schema.experiment import Experiment
-from vpmoe_assets.assets.making import Making, utc_now
+from vpmoe_assets.assets.making import Making
 from vpmoe_assets.assets.step import Produced, Step, asset_key
 from vpmoe_assets.build import Built, Published
 from vpmoe_assets.checks.check import Check
 from vpmoe_assets.codebase.tree import current
 from vpmoe_assets.errors import DataError, WorkerError
 from vpmoe_assets.lineage.errors import LineageError
+from vpmoe_assets.lineage.record import utc_now
 from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.store import StoreResource
 from vpmoe_assets.resources.trainer import TrainerResource

@@ -158,13 +158,15 @@ def _refuse_made(store: "Store", record: "Record", fingerprint: str) -> None:
 
     The ledger knows those that were removed since, and those of other experiments.
     """
+    from vpmoe_assets.lineage.layout import version_name
+
     if record.fingerprint == fingerprint:
         return
     for entry in store.ledger.of_fingerprint(fingerprint):
         other = store.ledger.get(entry.record_digest)
         if other is not None and other.asset == record.asset and other.digest != record.digest:
             raise click.ClickException(
-                f"{record.asset}@{record.version}: {other.experiment}/{other.asset}/{other.version} was made "
+                f"{record.asset}@{record.version}: {version_name(other)} was made "
                 f"with present code and recipe, and is different (digest {other.digest[:12]}, this one's is "
                 f"{record.digest[:12]})"
             )
@@ -178,6 +180,7 @@ def _refuse_made(store: "Store", record: "Record", fingerprint: str) -> None:
 
 def _withdraw(store: "Store", prefix: str, because: str, as_json: bool) -> None:
     from vpmoe_assets.lineage.acceptance import Acceptance, acceptances, withdrawing
+    from vpmoe_assets.lineage.layout import named_version
     from vpmoe_assets.lineage.remarks import Remarks
 
     found = [
@@ -189,7 +192,7 @@ def _withdraw(store: "Store", prefix: str, because: str, as_json: bool) -> None:
         what = "no statement" if not found else f"{len(found)} statements"
         raise click.ClickException(f"{what} of acceptance begins with {prefix!r}; `vpmoe accept --list`")
     (said,) = found
-    experiment, asset, _ = said.artifact.split("/")
+    experiment, asset, _ = named_version(said.artifact)
     everything = store.statements.about_digest(experiment, asset, said.record)
     ended = next((s for s in everything if s.kind == "withdrawn" and s.body["statement"] == said.id), None)
     known = {each.statement.id: each for each in acceptances(everything)}

@@ -15,6 +15,7 @@ from trainer.contract.canonical import sha256_json
 from vpmoe_assets.lineage.difference import Change, Difference
 from vpmoe_assets.lineage.errors import StatementError
 from vpmoe_assets.lineage.heads import Head
+from vpmoe_assets.lineage.layout import version_name
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.standing import Finding
 from vpmoe_assets.lineage.statements import PROGRAM, Statement, Statements
@@ -278,7 +279,7 @@ def settle_acceptances(store: Store, made: Record) -> list[Statement]:
                 "statement": found.statement.id,
                 "fingerprint": made.fingerprint,
                 "digest": made.digest,
-                "by": f"{made.experiment}/{made.asset}/{made.version}",
+                "by": version_name(made),
                 "by_record": made.record_digest,
             }
             kind = "reproduced" if same else "refuted"

@@ -6,7 +6,7 @@ from typing import Self
 
 from vpmoe_assets.lineage.errors import IndexCorruptError, IndexLockedError
 from vpmoe_assets.lineage.index import Index
-from vpmoe_assets.lineage.integrity import version_name
+from vpmoe_assets.lineage.layout import version_name
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.store import Store
 

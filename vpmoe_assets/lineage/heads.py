@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from vpmoe_assets.lineage.errors import RecordError
 from vpmoe_assets.lineage.filememory import FileMemory, Identity, identity, settled
-from vpmoe_assets.lineage.layout import Layout, directories
+from vpmoe_assets.lineage.layout import Layout, directories, version_name
 from vpmoe_assets.lineage.record import (
     RECORD_NAME,
     Frozen,
@@ -131,7 +131,7 @@ class Heads:
             if (head.experiment, head.asset, head.version) == (experiment, asset, version):
                 heads.append(head)
             else:
-                other = f"{head.experiment}/{head.asset}/{head.version}"
+                other = version_name(head)
                 damaged.append(
                     Damaged(experiment, asset, version, RecordError(f"{path}: is the record of {other}"))
                 )

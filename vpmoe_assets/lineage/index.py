@@ -27,6 +27,7 @@ from vpmoe_assets.lineage.errors import (
     LineageError,
     QueryError,
 )
+from vpmoe_assets.lineage.layout import named_version, version_name
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.rows import Rows, rows_of
 from vpmoe_assets.lineage.store import Store
@@ -201,7 +202,7 @@ class Index:
         left: list[Left] = []
         found: list[tuple[Key, Rows | None]] = []
         for artifact in dict.fromkeys(change.artifact for change in changes):
-            experiment, asset, version = artifact.split("/")
+            experiment, asset, version = named_version(artifact)
             try:
                 record = store.find(experiment, asset, version)
                 rows = None if record is None else _rows(store, record)
@@ -273,12 +274,12 @@ def _everything(store: Store, left: list[Left]) -> Iterator[Rows]:
     for experiment in store.experiments():
         for asset in store.assets(experiment):
             heads, damaged = store.scan(experiment, asset)
-            left += [Left(f"{experiment}/{asset}/{bad.version}", one_line(bad.error)) for bad in damaged]
+            left += [Left(version_name(bad), one_line(bad.error)) for bad in damaged]
             for head in heads:
                 try:
                     yield _rows(store, store.record(head))
                 except (LineageError, OSError) as error:
-                    left.append(Left(f"{experiment}/{asset}/{head.version}", one_line(error)))
+                    left.append(Left(version_name(head), one_line(error)))
 
 
 def _batches(rows: Iterator[Rows]) -> Iterator[list[Rows]]:

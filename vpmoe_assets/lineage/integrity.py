@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from vpmoe_assets.lineage.digest import FileEntry, hash_files, tree_files
 from vpmoe_assets.lineage.errors import UnsafePathError
+from vpmoe_assets.lineage.layout import version_name
 from vpmoe_assets.lineage.objects import OBJECTS_NAME, ObjectStore
 from vpmoe_assets.lineage.record import MANIFEST_NAME, Record
 
@@ -134,8 +135,3 @@ def _compare(
                 message = f"sha256 {digest}, expected {entry.sha256}"
                 problems.append(Problem("content", name, prefix + entry.path, message))
     return sorted(problems, key=lambda problem: problem.path)
-
-
-def version_name(record: Record) -> str:
-    """Return `experiment/asset/version`."""
-    return f"{record.experiment}/{record.asset}/{record.version}"

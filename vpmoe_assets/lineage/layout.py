@@ -43,6 +43,17 @@ class Versioned(Protocol):
         """Name."""
 
 
+def version_name(named: Versioned) -> str:
+    """Return `experiment/asset/version`, by which statements, notes and messages name a version."""
+    return f"{named.experiment}/{named.asset}/{named.version}"
+
+
+def named_version(name: str) -> tuple[str, str, str]:
+    """Return experiment, asset and version of a `version_name`."""
+    experiment, asset, version = name.split("/")
+    return experiment, asset, version
+
+
 class Layout:
     """The paths of a store.
 

@@ -14,8 +14,7 @@ from typing import Any
 
 from trainer.contract.files import replace_bytes, sync
 from vpmoe_assets.lineage.changes import Changes
-from vpmoe_assets.lineage.integrity import version_name
-from vpmoe_assets.lineage.layout import Layout, make_directory
+from vpmoe_assets.lineage.layout import Layout, make_directory, version_name
 from vpmoe_assets.lineage.ledger import Ledger
 from vpmoe_assets.lineage.record import RECORD_NAME, Record, read_record
 from vpmoe_assets.lineage.statements import PROGRAM, Statement, Statements

@@ -19,7 +19,7 @@ themselves; they stay readable and verifiable, and are never rewritten.
 
 import json
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -77,6 +77,13 @@ Stable = Annotated[dict[str, Any], AfterValidator(_stable)]
 """A dict whose canonical JSON exists."""
 Timestamp = Annotated[str, AfterValidator(_timestamp)]
 """ISO 8601 with an offset, e.g. `2026-01-31T12:00:00+00:00`."""
+
+
+def utc_now() -> Timestamp:
+    """Return the time with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 Scalar = bool | int | float | str | None
 
 

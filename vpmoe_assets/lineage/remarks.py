@@ -10,6 +10,7 @@ from typing import Any
 
 from vpmoe_assets.lineage.acceptance import Acceptance, acceptances, acceptances_of
 from vpmoe_assets.lineage.heads import Head
+from vpmoe_assets.lineage.layout import version_name
 from vpmoe_assets.lineage.record import InputRef, Record
 from vpmoe_assets.lineage.store import Store
 
@@ -82,7 +83,7 @@ class Remark:
         said = None if self.found is None else self.found.statement
         ended = None if self.found is None else self.found.ended
         return {
-            "artifact": f"{self.experiment}/{self.asset}/{self.version}",
+            "artifact": version_name(self),
             "statement": self.statement,
             "own": self.own,
             "state": self.state,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from vpmoe_assets.lineage.layout import version_name
 from vpmoe_assets.lineage.record import Draft, InputRef, Origin, Record
 from vpmoe_assets.lineage.standing import Finding
 from vpmoe_assets.lineage.statements import KINDS, PROGRAM, Statement
@@ -59,11 +60,7 @@ def verdicts(found: Iterable[Finding], renewed: Record) -> list[Statement]:
     person's word about one record, and is not repeated.
     """
     origin = renewed.original
-    reason = (
-        f"found on {origin.experiment}/{origin.asset}/{origin.version}, whose files these are"
-        if origin
-        else ""
-    )
+    reason = f"found on {version_name(origin)}, whose files these are" if origin else ""
     return [
         Statement.about(
             renewed,

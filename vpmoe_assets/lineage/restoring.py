@@ -16,8 +16,8 @@ from vpmoe_assets.lineage.digest import FileEntry, tree_files
 from vpmoe_assets.lineage.errors import RecordError, UnsafePathError
 from vpmoe_assets.lineage.hashcache import HashCache
 from vpmoe_assets.lineage.heads import Heads
-from vpmoe_assets.lineage.integrity import payload_problems, version_name
-from vpmoe_assets.lineage.layout import Layout
+from vpmoe_assets.lineage.integrity import payload_problems
+from vpmoe_assets.lineage.layout import Layout, version_name
 from vpmoe_assets.lineage.ledger import Ledger
 from vpmoe_assets.lineage.linking import link_file, link_tree
 from vpmoe_assets.lineage.record import MANIFEST_NAME, RECORD_NAME, Record

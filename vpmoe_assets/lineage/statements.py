@@ -16,7 +16,6 @@ import getpass
 import json
 import os
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -27,7 +26,17 @@ from trainer.contract.files import sync
 from vpmoe_assets.lineage import locks
 from vpmoe_assets.lineage.changes import Changes
 from vpmoe_assets.lineage.errors import StatementError
-from vpmoe_assets.lineage.record import Frozen, Origin, Record, Sha256, Stable, Timestamp, safe_name
+from vpmoe_assets.lineage.layout import named_version, version_name
+from vpmoe_assets.lineage.record import (
+    Frozen,
+    Origin,
+    Record,
+    Sha256,
+    Stable,
+    Timestamp,
+    safe_name,
+    utc_now,
+)
 from vpmoe_assets.lineage.redaction import redact, secret_values
 
 SCHEMA: Literal["vpmoe.statement/1"] = "vpmoe.statement/1"
@@ -107,8 +116,8 @@ class Statement(Frozen):
         return cls(
             kind=kind,
             record=record.record_digest,
-            artifact=f"{record.experiment}/{record.asset}/{record.version}",
-            time=_now(),
+            artifact=version_name(record),
+            time=utc_now(),
             author=author or this_user(),
             reason=reason,
             body=dict(body or {}),
@@ -118,7 +127,7 @@ class Statement(Frozen):
         self, kind: str, body: Mapping[str, Any], *, reason: str = "", author: str | None = None
     ) -> Self:
         """Return a statement of now about the same record, which may be gone."""
-        fields = {"kind": kind, "time": _now(), "author": author or this_user(), "reason": reason}
+        fields = {"kind": kind, "time": utc_now(), "author": author or this_user(), "reason": reason}
         return self.model_copy(update={**fields, "body": dict(body), "previous": None})
 
 
@@ -147,7 +156,7 @@ class Statements:
         if statement.kind not in KINDS:
             raise StatementError(f"{statement.kind!r} is no kind of statement; there are {', '.join(KINDS)}")
         _complete(statement, f"a statement about {statement.artifact}")
-        experiment, asset = _place(statement.artifact)
+        experiment, asset, _ = named_version(statement.artifact)
         path = self._path(experiment, asset, statement.record)
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -230,10 +239,6 @@ class Statements:
         return known[1]
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
 def this_user() -> str:
     """Return `user@host` of this process."""
     import socket
@@ -243,12 +248,6 @@ def this_user() -> str:
     except (KeyError, OSError):  # a user id without a name, in a container
         name = str(os.getuid())
     return f"{name}@{socket.gethostname()}"
-
-
-def _place(artifact: str) -> tuple[str, str]:
-    """Return experiment and asset of the artifact that a statement names."""
-    experiment, asset, _ = artifact.split("/")
-    return experiment, asset
 
 
 def _append_line(path: Path, line: str) -> None:

@@ -7,14 +7,8 @@ from pathlib import Path
 from vpmoe_assets.lineage.digest import hash_files
 from vpmoe_assets.lineage.errors import RecordError, StatementError
 from vpmoe_assets.lineage.index import Index
-from vpmoe_assets.lineage.integrity import (
-    Hasher,
-    Problem,
-    object_problems,
-    payload_problems,
-    run_problems,
-    version_name,
-)
+from vpmoe_assets.lineage.integrity import Hasher, Problem, object_problems, payload_problems, run_problems
+from vpmoe_assets.lineage.layout import version_name
 from vpmoe_assets.lineage.record import RECORD_NAME, InputRef, Record, read_record
 from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
@@ -67,8 +61,7 @@ def verify_experiment(
     known, found = sightings(store, index, experiment)
     records = list(store.records(experiment))
     found += [
-        Problem("record", f"{experiment}/{bad.asset}/{bad.version}", RECORD_NAME, str(bad.error))
-        for bad in store.damaged(experiment)
+        Problem("record", version_name(bad), RECORD_NAME, str(bad.error)) for bad in store.damaged(experiment)
     ]
     verified: set[str] = set()
     for record in records:

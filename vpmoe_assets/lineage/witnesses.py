@@ -17,6 +17,7 @@ from vpmoe_assets.lineage.errors import (
 )
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.integrity import Problem
+from vpmoe_assets.lineage.layout import version_name
 from vpmoe_assets.lineage.record import RECORD_NAME, Record
 from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
@@ -48,7 +49,7 @@ class Sighting:
     @property
     def artifact(self) -> str:
         """`experiment/asset/version`."""
-        return f"{self.experiment}/{self.asset}/{self.version}"
+        return version_name(self)
 
 
 def sightings(store: Store, index: Index, experiment: str) -> tuple[list[Sighting], list[Problem]]:
