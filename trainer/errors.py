@@ -19,6 +19,10 @@ class TokenizerMismatchError(EvaluationError):
     """A measurement by the token was asked of a checkpoint that reads other tokens than the data hold."""
 
 
+class TeacherError(ValueError):
+    """A teacher that cannot be used as asked, or has no usable answer; the message says what to do."""
+
+
 class LossError(ValueError):
     """A batch or a weighting from which no loss can be computed; the message says what was found."""
 
