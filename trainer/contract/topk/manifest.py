@@ -1,0 +1,65 @@
+"""`store.json`: what the shards of a store are, deterministic to the byte."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from trainer.contract.canonical import canonical_json
+from trainer.contract.files import replace_text
+from trainer.contract.topk.errors import StoreError
+from trainer.contract.topk.identity import StoreIdentity
+
+SCHEMA = "vpmoe.topk/1"
+MANIFEST_NAME = "store.json"
+SPLITS = ("train", "valid")
+
+
+def write_manifest(
+    root: Path,
+    identity: StoreIdentity,
+    shards: Mapping[str, Iterable[Mapping[str, Any]]],
+    span_means: Mapping[str, float],
+) -> dict[str, Any]:
+    """Write `store.json`, canonical JSON, over finished shards.
+
+    Args:
+        root: Directory of the store.
+        identity: Of the store.
+        shards: For each split the entries that `TopKShardWriter.close` returned.
+        span_means: Mean log-prob of the label by span, over the training split; the `m` of the rescored CE.
+
+    Returns:
+        The manifest.
+    """
+    splits: dict[str, Any] = {}
+    for split in SPLITS:
+        entries = sorted((dict(entry) for entry in shards.get(split, ())), key=lambda entry: entry["shard"])
+        splits[split] = {
+            "sequences": sum(entry["sequences"] for entry in entries),
+            "tokens": sum(entry["tokens"] for entry in entries),
+            "shards": entries,
+        }
+    manifest = {
+        "schema": SCHEMA,
+        **identity.document,
+        "binding": identity.digest,
+        "span_means": dict(span_means),
+        "splits": splits,
+    }
+    replace_text(root / MANIFEST_NAME, canonical_json(manifest, indent=1) + "\n")
+    return manifest
+
+
+def identity_of(document: Mapping[str, Any], source: str) -> StoreIdentity:
+    """Read an identity out of a manifest.
+
+    Raises:
+        StoreError: If a key is missing or its value impossible; `source` is named.
+    """
+    try:
+        return StoreIdentity(**{field.name: document[field.name] for field in fields(StoreIdentity)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{source} is damaged ({type(error).__name__}: {error}); score the store again"
+        ) from error

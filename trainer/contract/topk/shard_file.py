@@ -1,0 +1,153 @@
+"""The file of a shard: a header, then frames, each with a checksum over all of it.
+
+Little-endian. The header is the magic number, bytes and CRC-32 of a canonical JSON document, and the document:
+split, shard, K, draws, error bound, vocabulary, and `binding`, the digest of the store's identity. A frame is
+its tag, bytes of the payload, first sequence, sequences, tokens, CRC-32 (over those fields and the payload),
+and the payload. Frames are `BLCK` (records), `TABL` (tables for the blocks after it) and last `INDX` (int64
+[blocks, 4]: offset, first sequence, sequences, tokens). Behind it stand its offset and a magic number of its
+own. What stops before that is an unfinished shard, readable up to its last whole frame.
+"""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.contract.canonical import canonical_json
+from trainer.contract.topk.errors import StoreError
+from trainer.contract.topk.identity import StoreIdentity
+
+MAGIC = b"vpTOPK\x00\x01"
+END_MAGIC = b"vpTOPKend"[:8]
+BLOCK, TABLE, INDEX = b"BLCK", b"TABL", b"INDX"
+MOST_FRAME_BYTES = 1 << 30
+_HEADER = struct.Struct("<8sII")
+_FRAME = struct.Struct("<4sIQII")
+_CRC = struct.Struct("<I")
+FRAME_BYTES = _FRAME.size + _CRC.size
+END = struct.Struct("<Q8s")
+REMEDY = "delete it and score this shard again"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame in a file.
+
+    Attributes:
+        tag: `BLOCK`, `TABLE` or `INDEX`.
+        offset: Of its first byte.
+        size: Bytes of its payload.
+        first: First sequence.
+        sequences: Number of sequences.
+        tokens: Number of supervised positions.
+    """
+
+    tag: bytes
+    offset: int
+    size: int
+    first: int
+    sequences: int
+    tokens: int
+
+    @property
+    def end(self) -> int:
+        """The byte after its last."""
+        return self.offset + FRAME_BYTES + self.size
+
+
+def shard_name(shard: int) -> str:
+    """Return the name of a shard's file, beside that of the data set's shard."""
+    return f"shard_{shard:02d}.topk"
+
+
+def pack_header(identity: StoreIdentity, split: str, shard: int) -> bytes:
+    """Return the first bytes of a shard."""
+    document = {
+        "split": split,
+        "shard": shard,
+        "topk": identity.topk,
+        "tail_draws": identity.tail_draws,
+        "logprob_error": identity.logprob_error,
+        "vocabulary": identity.vocabulary,
+        "binding": identity.digest,
+    }
+    content = canonical_json(document).encode("ascii")
+    return _HEADER.pack(MAGIC, len(content), zlib.crc32(content)) + content
+
+
+def check_header(content: Any, identity: StoreIdentity, split: str, shard: int, path: Path) -> int:
+    """Hold the first bytes of a shard against what they must be.
+
+    Returns:
+        Number of bytes of the header.
+
+    Raises:
+        StoreError: If it is another format, another shard, another store's, or damaged.
+    """
+    expected = pack_header(identity, split, shard)
+    found = bytes(content[: len(expected)])
+    if found == expected:
+        return len(expected)
+    if found[:6] != MAGIC[:6] or len(found) < _HEADER.size:
+        raise StoreError(f"{path} is no shard of a top-K store, or cut off in its header; {REMEDY}")
+    if found[:8] != MAGIC:
+        raise StoreError(f"{path} is of format {found[6:8].hex()}, expected {MAGIC[6:8].hex()}; {REMEDY}")
+    _, size, crc = _HEADER.unpack_from(found)
+    text = bytes(content[_HEADER.size : _HEADER.size + min(size, 1 << 16)])
+    if len(text) != size or zlib.crc32(text) != crc:
+        raise StoreError(f"{path}: the header is damaged; {REMEDY}")
+    document, wanted = json.loads(text), json.loads(expected[_HEADER.size :])
+    differing = [key for key in wanted if document.get(key) != wanted[key]]
+    raise StoreError(
+        f"{path} belongs to another store: "
+        + ", ".join(f"{key} {document.get(key)!r}, expected {wanted[key]!r}" for key in differing)
+        + f"; {REMEDY}"
+    )
+
+
+def pack_frame(tag: bytes, payload: bytes, first: int = 0, sequences: int = 0, tokens: int = 0) -> bytes:
+    """Return a frame."""
+    head = _FRAME.pack(tag, len(payload), first, sequences, tokens)
+    return head + _CRC.pack(zlib.crc32(payload, zlib.crc32(head))) + payload
+
+
+def read_frame(content: Any, offset: int, name: str) -> tuple[Frame, memoryview]:
+    """Read the frame at an offset.
+
+    Args:
+        content: The file, as a buffer.
+        offset: Where the frame begins.
+        name: Of the file and the frame, for messages.
+
+    Raises:
+        StoreError: If it is cut off or damaged.
+    """
+    view = memoryview(content)
+    if offset < 0 or len(view) - offset < FRAME_BYTES:
+        raise StoreError(f"{name} is cut off: the file ends after {len(view)} bytes; {REMEDY}")
+    tag, size, first, sequences, tokens = _FRAME.unpack_from(view, offset)
+    frame = Frame(tag, offset, size, first, sequences, tokens)
+    if frame.tag not in (BLOCK, TABLE, INDEX) or size > MOST_FRAME_BYTES:
+        raise StoreError(f"{name} is damaged: no frame begins at byte {offset}; {REMEDY}")
+    if frame.end > len(view):
+        raise StoreError(f"{name} is cut off: it ends at byte {frame.end} of {len(view)}; {REMEDY}")
+    payload = view[offset + FRAME_BYTES : frame.end]
+    (crc,) = _CRC.unpack_from(view, offset + _FRAME.size)
+    if zlib.crc32(payload, zlib.crc32(view[offset : offset + _FRAME.size])) != crc:
+        raise StoreError(f"{name} is damaged: its checksum is not that of its bytes; {REMEDY}")
+    return frame, payload
+
+
+def whole_frames(content: Any, start: int, name: str) -> Iterator[tuple[Frame, memoryview]]:
+    """Yield the frames of a shard up to the first that is not whole."""
+    offset = start
+    while True:
+        try:
+            frame, payload = read_frame(content, offset, name)
+        except StoreError:
+            return
+        yield frame, payload
+        offset = frame.end
