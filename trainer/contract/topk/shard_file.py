@@ -1,6 +1,6 @@
 """The file of a shard: a header, then frames, each with a checksum over all of it.
 
-Little-endian. The header is the magic number, bytes and CRC-32 of a canonical JSON document, and the document:
+Little-endian. The header is the magic number, bytes and CRC-32 of a canonical JSON document, and that itself:
 split, shard, K, draws, error bound, vocabulary, and `binding`, the digest of the store's identity. A frame is
 its tag, bytes of the payload, first sequence, sequences, tokens, CRC-32 (over those fields and the payload),
 and the payload. Frames are `BLCK` (records), `TABL` (tables for the blocks after it) and last `INDX` (int64
