@@ -18,6 +18,7 @@ from trainer.model.config import squared_relu
 from trainer.model.core_attention import ReferenceCoreAttention
 from trainer.model.cross_entropy import chunked_cross_entropy
 from trainer.model.experts import StackedExperts
+from trainer.model.support_loss import chunked_support_loss
 
 FUSIONS = ("grouped_gemm",)
 
@@ -31,7 +32,12 @@ class GatheredExperts(StackedExperts):
         return weights[:, None] * (outer if self.bias2 is None else outer + self.bias2[of_row])
 
 
-BACKEND = Backend(core_attention=ReferenceCoreAttention, experts=GatheredExperts, loss=chunked_cross_entropy)
+BACKEND = Backend(
+    core_attention=ReferenceCoreAttention,
+    experts=GatheredExperts,
+    loss=chunked_cross_entropy,
+    support_loss=chunked_support_loss,
+)
 '''
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from trainer.contract.schema.base import ConfigError
 from trainer.contract.words import BACKENDS, require_word
 from trainer.model.config import VPTransformerConfig
+from trainer.model.support_loss import Rule
 
 
 class CoreAttentionFactory(Protocol):
@@ -58,6 +59,24 @@ class HeadLoss(Protocol):
         ...
 
 
+class SupportLoss(Protocol):
+    """A loss of a few log-probabilities of each token, through the output head."""
+
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        head_weight: torch.Tensor,
+        support: torch.Tensor,
+        rule: Rule,
+        *,
+        select: torch.Tensor,
+        highest: torch.Tensor | None = None,
+        group: dist.ProcessGroup | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum and per-token losses; see `trainer.model.support_loss.chunked_support_loss`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Backend:
     """How the parts of a model that have more than one way are computed.
@@ -69,11 +88,13 @@ class Backend:
         core_attention: Scores, mask, softmax with a sink, weighted sum of values.
         experts: The routed experts, given rows sorted by expert.
         loss: The output head and the cross-entropy in one.
+        support_loss: The output head and a loss of a few of its log-probabilities in one.
     """
 
     core_attention: CoreAttentionFactory
     experts: ExpertsFactory
     loss: HeadLoss
+    support_loss: SupportLoss
 
 
 def load_backend(word: str) -> Backend:

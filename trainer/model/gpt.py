@@ -18,6 +18,7 @@ from trainer.model.init import initialize, leave_unfilled
 from trainer.model.moe import MoELayer
 from trainer.model.positions import GrapeM, Rope
 from trainer.model.specs import block_spec
+from trainer.model.support_loss import Rule
 
 
 class VPGPTModel(GPTModel):
@@ -119,6 +120,43 @@ class VPGPTModel(GPTModel):
             group=self.pg_collection.tp,
         )
         return loss, losses.view(labels.shape)
+
+    def support_loss(
+        self,
+        hidden: torch.Tensor,
+        support: torch.Tensor,
+        rule: Rule,
+        select: torch.Tensor,
+        highest: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take hidden states through the head and a loss of a few log-probabilities, by the backend.
+
+        Args:
+            hidden: `[S, B, H]`, of `forward_hidden`.
+            support: int64 `[B, S, n]`, ids whose log-probabilities the rule sees, -1 where there is none.
+            rule: The loss of a chunk of tokens, see `trainer.model.support_loss.Rule`; its `rows` are places
+                in the batch's fields, flattened to `[B * S]`.
+            select: bool `[B, S]`, tokens that have a loss; others count as 0.
+            highest: fp32 `[B, S]`, filled where given with the log-probability of each selected token's
+                likeliest id.
+
+        Returns:
+            The sum, a differentiable scalar, and the loss of each token `[B, S]`, detached; equal on all
+            tensor-parallel ranks.
+
+        Raises:
+            LossError: A selected token asks for an id outside the vocabulary.
+        """
+        loss, losses = self.backend.support_loss(
+            hidden.transpose(0, 1).reshape(-1, hidden.shape[-1]),
+            self.head_weight,
+            support.reshape(-1, support.shape[-1]),
+            rule,
+            select=select.reshape(-1),
+            highest=None if highest is None else highest.view(-1),
+            group=self.pg_collection.tp,
+        )
+        return loss, losses.view(select.shape)
 
     @property
     def head_weight(self) -> nn.Parameter:

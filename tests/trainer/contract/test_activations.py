@@ -8,7 +8,7 @@ from trainer.contract import activations
 from trainer.contract.activations import Pass
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.experiment import load_experiment
-from trainer.model import core_attention, cross_entropy
+from trainer.model import chunked_head, core_attention
 from trainer.model.cross_entropy import chunked_cross_entropy
 from trainer.model.gpt import build_model
 
@@ -86,7 +86,7 @@ def check(arch: Architecture, length: int, rows: int, dtype: str) -> None:
 def test_the_block_sizes_are_those_of_the_modules():
     assert core_attention._GLOBAL_QUERY_BLOCK == activations.GLOBAL_QUERY_BLOCK
     assert core_attention._LOCAL_QUERY_BLOCK == activations.LOCAL_QUERY_BLOCK
-    assert cross_entropy._CHUNK_LOGITS == activations.LOSS_LOGITS
+    assert chunked_head.CHUNK_LOGITS == activations.LOSS_LOGITS
 
 
 def test_activations_grow_with_the_micro_batch_and_shrink_with_tensor_parallelism():

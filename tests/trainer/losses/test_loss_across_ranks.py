@@ -7,6 +7,7 @@ from tests.ranks import run_ranks
 from trainer.errors import LossError
 from trainer.losses.common.spans import SpanMetrics, SpanWeights, span_counts, token_weights
 from trainer.model.cross_entropy import chunked_cross_entropy
+from trainer.model.support_loss import chunked_support_loss
 
 T, H, V = 23, 6, 34
 WORLD = 2
@@ -28,6 +29,25 @@ def run(hidden, head, labels, batch, counts, objective, group=None):
     loss, ce = chunked_cross_entropy(hidden, head, labels, weights, group=group, chunk_tokens=4)
     loss.backward()
     return loss.detach(), ce, hidden.grad, head.grad
+
+
+def run_support(hidden, head, labels, batch, counts, objective, group=None):
+    """A loss of the label and of three other ids, one of them absent now and then."""
+    hidden, head = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+    weights = token_weights(batch, counts, objective).double()
+    others = torch.stack([(labels * factor + 1) % (V + 1) - 1 for factor in (1, 5, 7)], dim=1)
+    support = torch.cat((labels.unsqueeze(1), others), dim=1)
+    highest = torch.zeros(len(labels), dtype=torch.float64)
+
+    def rule(logprobs, rows):
+        rest = (1 - logprobs[:, 1:].exp().sum(dim=1)).clamp(min=1e-8)
+        return -weights[rows] * (logprobs[:, 0] + rest.log())
+
+    loss, each = chunked_support_loss(
+        hidden, head, support, rule, select=weights != 0, highest=highest, group=group, chunk_tokens=4
+    )
+    loss.backward()
+    return loss.detach(), each, highest, hidden.grad, head.grad
 
 
 def work():
@@ -58,6 +78,11 @@ def work():
             pass
         else:
             raise AssertionError("a label beyond all shards was accepted")
+
+        sparse = run_support(hidden, head, labels, batch, counts, objective)
+        shared = run_support(hidden, head[rows], labels, batch, counts, objective, group)
+        for ours, theirs in zip(shared, (*sparse[:-1], sparse[-1][rows]), strict=True):
+            torch.testing.assert_close(ours, theirs)
 
         # Data-parallel: half of the tokens each, gradients summed.
         part = slice(0, T // 2) if rank == 0 else slice(T // 2, T)

@@ -64,6 +64,12 @@ def test_the_loss_of_a_model_is_its_backends(other, monkeypatch):
     dense = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
     torch.testing.assert_close(each, torch.where(select, dense, 0.0).detach())
     torch.testing.assert_close(loss, (weights * torch.where(select, dense, 0.0)).sum())
+    support = torch.stack((labels, tokens), dim=2)
+    each = model.support_loss(
+        hidden, support, lambda found, places: -weights.view(-1)[places] * found[:, 1], select
+    )[1]
+    own = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
+    torch.testing.assert_close(each, (weights * torch.where(select, own, 0.0)).detach())
     doubled = dataclasses.replace(model.backend, loss=lambda *a, **k: [2 * x for x in model_loss(*a, **k)])
     model_loss = model.backend.loss
     model.backend = doubled

@@ -26,6 +26,7 @@ from trainer.contract.schema.training import TrainRecipe
 from trainer.contract.words import OBJECTIVES, require_word
 from trainer.losses.common.mixture import Mixture
 from trainer.losses.common.spans import Batch
+from trainer.model.support_loss import Rule
 
 
 class Head(Protocol):
@@ -35,6 +36,12 @@ class Head(Protocol):
         self, hidden: Tensor, labels: Tensor, weights: Tensor, select: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Weighted sum and per-token losses; see `trainer.model.gpt.VPGPTModel.cross_entropy`."""
+        ...
+
+    def support_loss(
+        self, hidden: Tensor, support: Tensor, rule: Rule, select: Tensor, highest: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Sum and per-token losses; see `trainer.model.gpt.VPGPTModel.support_loss`."""
         ...
 
 

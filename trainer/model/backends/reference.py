@@ -4,6 +4,7 @@ from trainer.model.backend import Backend
 from trainer.model.core_attention import ReferenceCoreAttention
 from trainer.model.cross_entropy import chunked_cross_entropy
 from trainer.model.experts import StackedExperts
+from trainer.model.support_loss import chunked_support_loss
 
 FUSIONS = ()
 
@@ -11,4 +12,5 @@ BACKEND = Backend(
     core_attention=ReferenceCoreAttention,
     experts=StackedExperts,
     loss=chunked_cross_entropy,
+    support_loss=chunked_support_loss,
 )
