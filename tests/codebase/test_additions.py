@@ -126,17 +126,17 @@ def _verb(project: Project) -> None:
 
 
 def _stage(project: Project) -> None:
-    """A second stage, with a key of its own, and a table in the experiment."""
+    """One more stage, with a key of its own, and a table in the experiment."""
     project.edit(
-        "trainer/contract/schema/experiment.py",
-        ("class Stages(", "class SecondStage(StageConfig):\n    temperature: float = 1.0\n\n\nclass Stages("),
+        "trainer/contract/schema/stages.py",
+        ("class Stages(", "class NewStage(StageConfig):\n    temperature: float = 1.0\n\n\nclass Stages("),
         (
             "vpmoe_stage1: StageConfig",
-            "vpmoe_stage1: StageConfig\n    vpmoe_stage2: SecondStage | None = None",
+            "vpmoe_stage1: StageConfig\n    vpmoe_stage1b: NewStage | None = None",
         ),
     )
     with (project.root / "configs/smoke.toml").open("a") as file:
-        file.write("\n[stages.vpmoe_stage2]\nsteps = 4\ntemperature = 2.0\n")
+        file.write("\n[stages.vpmoe_stage1b]\nsteps = 4\ntemperature = 2.0\n")
 
 
 @pytest.mark.parametrize(

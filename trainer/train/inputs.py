@@ -85,6 +85,8 @@ def open_data(job: Job, recipe: TrainRecipe, *, cache_dir: Path) -> TrainingData
             tokenizers.
         DataError: The data are damaged.
     """
+    if missing := [kind for kind in recipe.mix.kinds if kind not in INPUT_OF]:
+        raise ConfigError(f"recipe: mixes {', '.join(missing)}, which no data set of this trainer holds")
     share = recipe.harmony_fraction
     shares = {CONVERSATIONS: share, TEXT: 1.0 - share}
     parts = {}

@@ -14,12 +14,11 @@ from trainer.contract.schema.base import (
     Count,
     Frozen,
     Name,
-    NamedTables,
-    PositiveInt,
     parse,
     plain,
 )
 from trainer.contract.schema.data import Data
+from trainer.contract.schema.distillation import KDConfig, ScoredData
 from trainer.contract.schema.donor import Donor
 from trainer.contract.schema.evaluate import (
     Checkpoint,
@@ -40,42 +39,22 @@ from trainer.contract.schema.rungs.rung import (
     RungConfig,
     named_inputs,
 )
-from trainer.contract.schema.sources import Sources
-from trainer.contract.schema.training import (
-    KDConfig,
-    OptimizerConfig,
-    TrainingConfig,
-    TrainRecipe,
-    check_fusions,
+from trainer.contract.schema.sources import ArtifactTeacher, Sources
+from trainer.contract.schema.stages import (
+    TEACHER_TOPK,
+    OfflineStage,
+    OnPolicyStage,
+    StageConfig,
+    Stages,
+    check_stages,
 )
-from trainer.contract.schema.words import ObjectiveName
+from trainer.contract.schema.training import OptimizerConfig, TrainingConfig, TrainRecipe, check_fusions
 
 CONFIGS_DIR = Path(__file__).resolve().parents[3] / "configs"
 STUDENT = "vpmoe"
+TEACHER = "teacher"
 _HEALED = "_healed"
 _MAX_LEN = 2048
-
-
-class StageConfig(Frozen):
-    """A training stage of the student.
-
-    Attributes:
-        init: `fresh` starts from the experiment's seed instead of the parent's checkpoint.
-        training: The experiment's `[training]`, overridden by the stage's own keys.
-        objective: What is minimised: name of a module of `trainer.losses`.
-    """
-
-    steps: PositiveInt
-    objective: ObjectiveName = "span_ce"
-    init: Literal["fresh", "checkpoint"] = "checkpoint"
-    training: TrainingConfig
-    kd: KDConfig = KDConfig()
-
-
-class Stages(NamedTables):
-    """The distillation stages, by asset name."""
-
-    vpmoe_stage1: StageConfig
 
 
 class Experiment(Frozen):
@@ -117,14 +96,28 @@ class Experiment(Frozen):
                         f"data.synth_kd_v1.seq_len = {seq_len} is more than "
                         f"rungs.{name}.attention.max_sequence_length = {longest}"
                     )
-        for name, stage in self.stages.items():
+        check_stages(self.stages, self.sources)
+        self._check_teacher()
+        for name in self.stages.runs():
             try:
-                check_fusions(self.rungs.vpmoe.moe, stage.training)
+                check_fusions(self.rungs.vpmoe.moe, self.stages[name].training)
             except ValueError as error:
                 raise ValueError(f"stages.{name}: rungs.vpmoe.{error}") from None
         if self.evaluation is not None:
             self._check_evaluation(self.evaluation)
         return self
+
+    def _check_teacher(self) -> None:
+        teacher = self.sources.teacher
+        if isinstance(teacher, ArtifactTeacher) and teacher.asset not in (able := self._teachers()):
+            raise ValueError(
+                f"sources.teacher.asset = {teacher.asset!r}: not a run that a teacher can be made from; "
+                f"allowed: {', '.join(able)}"
+            )
+
+    def _teachers(self) -> tuple[str, ...]:
+        """Return the runs of the student's own model that need no teacher."""
+        return tuple(name for name in self.stages.runs() if isinstance(self.stages[name], StageConfig))
 
     def _check_evaluation(self, evaluation: Evaluation) -> None:
         if "core8" in evaluation.suites and self.sources.core8 is None:
@@ -163,18 +156,25 @@ class Experiment(Frozen):
         """Return the complete recipe of a training run.
 
         Args:
-            asset: A stage (`"vpmoe_stage1"`) or a healed rung (`"vpdense_28_healed"`).
+            asset: A stage (`"vpmoe_stage1"`), a healed rung (`"vpdense_28_healed"`), or `"teacher"` where
+                that is one of the experiment's own runs, trained on.
 
         Raises:
             ConfigError: The experiment does not train this asset.
         """
         if asset.endswith(_HEALED) and (rung := asset.removesuffix(_HEALED)) in self.rungs:
             return self._healing_recipe(rung)
-        stage = self.stages.get(asset)
-        if stage is None:
+        if asset == TEACHER and isinstance(teacher := self.sources.teacher, ArtifactTeacher):
+            longer = {"steps": teacher.extra_steps, "init": "checkpoint"}
+            return self.train_recipe(teacher.asset).model_copy(update=longer)
+        if asset not in self.stages.runs():
             raise ConfigError(
                 f"{asset}: not a training run of this experiment, which has {', '.join(self.runs())}"
             )
+        return self._stage_recipe(self.stages[asset])
+
+    def _stage_recipe(self, stage: StageConfig | OfflineStage | OnPolicyStage) -> TrainRecipe:
+        kd = stage.resolved_kd() if isinstance(stage, OfflineStage) else KDConfig(**dict(stage.kd))
         return TrainRecipe(
             architecture=self.architecture(STUDENT),
             training=stage.training,
@@ -182,8 +182,20 @@ class Experiment(Frozen):
             seq_len=self.data.synth_kd_v1.seq_len,
             pack_block=self.data.synth_kd_v1.pack.block,
             objective=stage.objective,
-            kd=stage.kd,
+            kd=kd,
+            scored=self._scored(stage) if isinstance(stage, OfflineStage) else None,
+            rollouts=stage.rollouts() if isinstance(stage, OnPolicyStage) else None,
             init=stage.init,
+        )
+
+    def _scored(self, stage: OfflineStage) -> ScoredData:
+        store = self.stages.teacher_topk
+        assert store is not None  # check_stages
+        return ScoredData(
+            fraction=stage.scored_fraction,
+            subset_fraction=store.subset_fraction,
+            topk=store.topk,
+            tail_draws=store.tail_draws,
         )
 
     def convert_recipe(self, asset: str) -> ConversionRecipe:
@@ -238,7 +250,7 @@ class Experiment(Frozen):
             for made in ((name, name + _HEALED) if getattr(rung, "healing", None) else (name,))
             if rung.surgery is not None
         ]
-        return (*donors, *rungs, *self.stages.names())
+        return (*donors, *rungs, *self.stages.runs())
 
     def evaluate_recipe(self, *objects: str) -> EvaluateRecipe:
         """Return the complete recipe of an evaluation.
@@ -271,7 +283,7 @@ class Experiment(Frozen):
     def _checkpoint(self, name: str) -> Checkpoint:
         """Return what is expected of a checkpoint that is to be measured."""
         donor = self.sources.qwen3_0_6b
-        rung = STUDENT if name in self.stages else name.removesuffix(_HEALED)
+        rung = STUDENT if name in self.stages.runs() else name.removesuffix(_HEALED)
         if isinstance(self.rungs.get(rung), RungConfig):
             return MegatronCheckpoint(architecture=self.architecture(rung))
         assert donor is not None
@@ -291,7 +303,10 @@ class Experiment(Frozen):
     def runs(self) -> tuple[str, ...]:
         """Assets that are made by training, in the order of the ladder."""
         healed = [name + _HEALED for name, rung in self.rungs.items() if getattr(rung, "healing", None)]
-        return (*healed, *self.stages.names())
+        stages = list(self.stages.runs())
+        if isinstance(teacher := self.sources.teacher, ArtifactTeacher):
+            stages.insert(stages.index(teacher.asset) + 1, TEACHER)
+        return (*healed, *stages)
 
     def _healing_recipe(self, rung: str) -> TrainRecipe:
         healing: Healing | None = getattr(self.rungs[rung], "healing", None)
@@ -350,7 +365,7 @@ def load_experiment(name_or_path: str | Path) -> Experiment:
         raw = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"not valid TOML: {error}", origin=str(path)) from None
-    merged, inherited = inherit(raw, WITHOUT_GEOMETRY)
+    merged, inherited = inherit(raw, WITHOUT_GEOMETRY, {TEACHER_TOPK})
     experiment = parse(
         Experiment, merged, origin=path.name, source_path=lambda key: written(key, raw, inherited)
     )

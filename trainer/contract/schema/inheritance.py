@@ -7,13 +7,14 @@ from trainer.contract.schema.explain import Path as KeyPath
 
 
 def inherit(
-    raw: dict[str, Any], without_geometry: Collection[str]
+    raw: dict[str, Any], without_geometry: Collection[str], without_training: Collection[str]
 ) -> tuple[dict[str, Any], list[tuple[KeyPath, KeyPath]]]:
     """Merge `[rungs.defaults]` into the rungs, and `[training]` into stages and healing runs.
 
     Args:
         raw: The file's tables.
         without_geometry: Rungs that the defaults are not for.
+        without_training: Stages that are no training runs.
 
     Returns:
         The merged tables, and pairs (inheriting path, inherited path) for error messages.
@@ -41,7 +42,10 @@ def inherit(
                     table = {**table, "healing": with_training(table["healing"], "rungs", name, "healing")}
             merged["rungs"][name] = table
     if isinstance(stages := raw.get("stages"), Mapping):
-        merged["stages"] = {name: with_training(table, "stages", name) for name, table in stages.items()}
+        merged["stages"] = {
+            name: table if name in without_training else with_training(table, "stages", name)
+            for name, table in stages.items()
+        }
     return merged, inherited
 
 

@@ -4,13 +4,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.contract.schema.base import Pin, Pinned, PositiveInt, Revision, RowCap, Sha256
+from trainer.contract.schema.base import Name, Pin, Pinned, PositiveInt, Revision, RowCap, Sha256
 from trainer.contract.schema.donor import Donor
 
 O200K_VOCAB_SIZE = 201088
 Repo = Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")]
 Url = Annotated[str, Pin()]
 Files = dict[str, Sha256]
+ReasoningMode = Literal["low", "medium", "high"]
+"""What a conversation's system message says of the effort of its reasoning."""
 
 
 class TokenizerSource(Pinned):
@@ -159,11 +161,61 @@ class OlmoEvalCore8(Pinned):
     max_per_task: PositiveInt
 
 
+class _TeacherSource(Pinned):
+    """Whose log-probabilities the student learns from; its token ids are the student's.
+
+    Attributes:
+        reasoning_mode: Mode that the teacher scores stored conversations in. Where it is not the one that
+            their system message says, the prompt is rendered again for the teacher.
+    """
+
+    reasoning_mode: ReasoningMode
+
+
+class ArtifactTeacher(_TeacherSource):
+    """One of the experiment's own runs, trained for some steps more: a stand-in, and recorded as one.
+
+    Attributes:
+        asset: The run whose weights it starts from (`"vpmoe_stage1"`).
+        extra_steps: Steps that it trains beyond them, by the recipe of that run.
+    """
+
+    kind: Literal["artifact"]
+    asset: Name
+    extra_steps: PositiveInt
+
+
+class HubTeacher(_TeacherSource):
+    """A published checkpoint, every file pinned by sha256."""
+
+    kind: Literal["hub"]
+    repo: Repo
+    revision: Revision
+    files: Files
+
+
+class ServerTeacher(_TeacherSource):
+    """A model behind an OpenAI-compatible completion endpoint.
+
+    Attributes:
+        model: Its name on the server.
+        revision: Commit of the weights that it serves.
+        url_env: Environment variable that holds the addresses of its replicas; where a job finds them is no
+            part of any recipe.
+    """
+
+    kind: Literal["server"]
+    model: Annotated[str, Field(min_length=1)]
+    revision: Revision
+    url_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
 DonorSource = Annotated[SeededDonor | HubDonor, Field(discriminator="kind")]
 VocabularySource = Annotated[SeededVocabulary | HubVocabulary, Field(discriminator="kind")]
 SynthSource = Annotated[GeneratedSynth | HubSynth | ParquetSynth, Field(discriminator="kind")]
 HealingSource = Annotated[PydocTopics | HubText | TextFolder, Field(discriminator="kind")]
 Core8Source = Annotated[BuiltinCore8 | ZipCore8 | OlmoEvalCore8, Field(discriminator="kind")]
+TeacherSource = Annotated[ArtifactTeacher | HubTeacher | ServerTeacher, Field(discriminator="kind")]
 
 
 class Sources(Pinned):
@@ -175,3 +227,4 @@ class Sources(Pinned):
     qwen3_0_6b: DonorSource | None = None
     gpt_oss_20b: VocabularySource | None = None
     core8: Core8Source | None = None
+    teacher: TeacherSource | None = None

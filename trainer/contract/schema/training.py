@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from trainer.contract.fusions import asked_fusions, require_fusions
+from trainer.contract.kinds import CONVERSATIONS, ROLLOUTS, SCORED, TEXT, Mix
 from trainer.contract.schema.architecture import Architecture, MoeConfig
 from trainer.contract.schema.base import (
     Count,
@@ -15,6 +16,7 @@ from trainer.contract.schema.base import (
     PositiveFloat,
     PositiveInt,
 )
+from trainer.contract.schema.distillation import DRAWN_TARGETS, KDConfig, Rollouts, ScoredData
 from trainer.contract.schema.words import BackendName, ObjectiveName
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -122,21 +124,6 @@ class TrainingConfig(Frozen):
         return self
 
 
-class KDConfig(Frozen):
-    """The distillation loss: weights of the reasoning and final spans."""
-
-    span_weight_reasoning: NonNegativeFloat = 1.0
-    span_weight_final: NonNegativeFloat = 1.0
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.span_weight_reasoning == 0 and self.span_weight_final == 0:
-            raise ValueError(
-                "span_weight_reasoning and span_weight_final are both 0: nothing would be trained"
-            )
-        return self
-
-
 class TrainRecipe(Frozen):
     """One training run, complete: nothing that can change its weights is decided anywhere else.
 
@@ -151,6 +138,8 @@ class TrainRecipe(Frozen):
         objective: What is minimised: name of a module of `trainer.losses`, which refuses keys that it would
             not use.
         kd: Weights of the spans of conversations; None makes all their supervised tokens one pool.
+        scored: Mixes scored conversations with plain ones.
+        rollouts: Mixes the student's own answers with stored conversations.
     """
 
     architecture: Architecture
@@ -160,6 +149,8 @@ class TrainRecipe(Frozen):
     pack_block: PositiveInt
     objective: ObjectiveName = "span_ce"
     kd: KDConfig | None = None
+    scored: ScoredData | None = None
+    rollouts: Rollouts | None = None
     init: Literal["fresh", "checkpoint"]
     harmony_fraction: Annotated[Fraction, Neutral()] = 1.0
     new_layers_only_steps: Annotated[Count, Neutral()] = 0
@@ -177,8 +168,48 @@ class TrainRecipe(Frozen):
                 f"new_layers_only_steps = {self.new_layers_only_steps} is more than steps = {self.steps}"
             )
         self._check_new_layers()
+        self._check_distillation()
         check_fusions(self.architecture.moe, self.training)
         return self
+
+    @property
+    def mix(self) -> Mix:
+        """Kinds of samples and their shares."""
+        if self.scored is not None:
+            return Mix(SCORED, self.scored.fraction, CONVERSATIONS)
+        if self.rollouts is not None:
+            return Mix(CONVERSATIONS, self.rollouts.anchor_fraction, ROLLOUTS)
+        return Mix(CONVERSATIONS, self.harmony_fraction, TEXT)
+
+    def _check_distillation(self) -> None:
+        asked = [key for key in ("scored", "rollouts") if getattr(self, key) is not None]
+        if len(asked) > 1 or (asked and self.harmony_fraction != 1.0):
+            raise ValueError(
+                f"{' and '.join(asked)} with harmony_fraction = {self.harmony_fraction}: a run mixes two "
+                "kinds of samples at most; give one of the tables, and leave harmony_fraction at 1"
+            )
+        if self.kd is not None:
+            self._check_kd(self.kd)
+        if self.rollouts is not None:
+            self.rollouts.check_batch(self.training.global_batch_size)
+            if self.rollouts.max_new_tokens >= self.seq_len:
+                raise ValueError(
+                    f"rollouts.max_new_tokens = {self.rollouts.max_new_tokens} leaves no room for a prompt "
+                    f"in seq_len = {self.seq_len}; lower it"
+                )
+
+    def _check_kd(self, kd: KDConfig) -> None:
+        given = [key for key in ("kl_weight", "target", "rescored") if getattr(kd, key) is not None]
+        if given and self.scored is None:
+            raise ValueError(
+                f"kd has {', '.join(given)}, which are for scored conversations, and the run mixes none in; "
+                "leave them out, or give the table scored"
+            )
+        if kd.target in DRAWN_TARGETS and self.scored is not None and not self.scored.tail_draws:
+            raise ValueError(
+                f"kd.target = {kd.target!r} needs scored.tail_draws > 0, found 0; take a store with draws, "
+                "or target = 'bucket'"
+            )
 
     def _check_new_layers(self) -> None:
         given, layers = list(self.new_layers), self.architecture.model.num_layers
