@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.contract.kinds import CONVERSATIONS, TEXT
+from trainer.contract.mix import mix_of
 from trainer.contract.schema.base import ConfigError
 from trainer.contract.schema.job import Job
 from trainer.contract.schema.training import TrainRecipe
@@ -85,7 +86,7 @@ def open_data(job: Job, recipe: TrainRecipe, *, cache_dir: Path) -> TrainingData
             tokenizers.
         DataError: The data are damaged.
     """
-    if missing := [kind for kind in recipe.mix.kinds if kind not in INPUT_OF]:
+    if missing := [kind for kind in mix_of(recipe).kinds if kind not in INPUT_OF]:
         raise ConfigError(f"recipe: mixes {', '.join(missing)}, which no data set of this trainer holds")
     share = recipe.harmony_fraction
     shares = {CONVERSATIONS: share, TEXT: 1.0 - share}

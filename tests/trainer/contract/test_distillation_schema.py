@@ -8,7 +8,8 @@ import tomllib
 
 import pytest
 
-from trainer.contract.kinds import Mix
+from trainer.contract.mix import Mix, mix_of
+from trainer.contract.rounds import rollout_rows, round_size
 from trainer.contract.schema.base import ConfigError, parse, plain
 from trainer.contract.schema.experiment import CONFIGS_DIR, Experiment, load_experiment
 from trainer.contract.schema.inheritance import inherit
@@ -127,7 +128,7 @@ def test_the_recipe_of_stage_2_has_what_is_asked_for_and_no_more():
     assert plain(recipe)["kd"] == asked
     assert plain(experiment().stages.vpmoe_stage2.resolved_kd()) == asked | {"target": "bucket"}
     assert "rollouts" not in plain(recipe)
-    assert recipe.mix == Mix("scored", 0.7, "conversations")
+    assert mix_of(recipe) == Mix("scored", 0.7, "conversations")
     alone = experiment({"stages.vpmoe_stage2.kd": {}}).stages.vpmoe_stage2.resolved_kd()
     assert (alone.kl_weight, alone.target, alone.rescored) == (0.5, "bucket", None)
 
@@ -141,9 +142,9 @@ def test_the_recipe_of_stage_3_has_every_key_of_its_rollouts():
     phases = [{"low": 0.0, **phase} for phase in asked["curriculum"]]
     defaults = {"baseline": False, "baseline_topk": 32, "exclude_special_tokens": False}
     assert found == asked | {"curriculum": phases} | defaults
-    assert (recipe.rollouts.round_size, recipe.rollouts.rows(2)) == (8, 2)
-    assert recipe.mix.kinds == ("conversations", "rollouts")
-    assert recipe.mix.shares == {"conversations": 0.15, "rollouts": 0.85}
+    assert (round_size(16, delay=1), rollout_rows(2, 0.15)) == (8, 2)
+    assert mix_of(recipe).kinds == ("conversations", "rollouts")
+    assert mix_of(recipe).shares == {"conversations": 0.15, "rollouts": 0.85}
 
 
 @pytest.mark.parametrize("run", ["teacher", "vpmoe_stage2", "vpmoe_stage3"])

@@ -1,10 +1,10 @@
 """What a teacher's log-probabilities are stored as, and how a student learns from them."""
 
-from fractions import Fraction as Exact
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from trainer.contract.rounds import rollout_rows, round_size
 from trainer.contract.schema.base import (
     Count,
     Fraction,
@@ -166,7 +166,7 @@ class Rollouts(Frozen):
                 f"max_staleness = {self.max_staleness} is less than delay = {self.delay}: every rollout "
                 "would be dropped before its first step; raise max_staleness or lower delay"
             )
-        if self.round_size < 1:
+        if round_size(self.buffer_size, self.delay) < 1:
             raise ValueError(
                 f"buffer_size = {self.buffer_size} holds less than one rollout for each of delay + 1 = "
                 f"{self.delay + 1} rounds on their way; raise it to {self.delay + 1} or more"
@@ -179,26 +179,19 @@ class Rollouts(Frozen):
             )
         return self
 
-    @property
-    def round_size(self) -> int:
-        """Rollouts that are written before a step."""
-        return self.buffer_size // (self.delay + 1)
 
-    def rows(self, global_batch_size: int) -> int:
-        """Return how many samples of a step are rollouts, at most."""
-        return global_batch_size - int(global_batch_size * Exact(repr(self.anchor_fraction)))
+def check_rounds(rollouts: Rollouts, global_batch_size: int) -> None:
+    """Refuse rounds that cannot fill a step.
 
-    def check_batch(self, global_batch_size: int) -> None:
-        """Refuse rounds that cannot fill a step.
-
-        Raises:
-            ValueError: A round has fewer rollouts than a step has samples for them.
-        """
-        rows = self.rows(global_batch_size)
-        if self.round_size < rows:
-            raise ValueError(
-                f"buffer_size = {self.buffer_size} with delay = {self.delay} gives {self.round_size} "
-                f"rollouts for a step, which has {rows} samples for them (global_batch_size = "
-                f"{global_batch_size}, anchor_fraction = {self.anchor_fraction}); raise buffer_size to "
-                f"{rows * (self.delay + 1)}"
-            )
+    Raises:
+        ValueError: A round has fewer rollouts than a step has samples for them.
+    """
+    made = round_size(rollouts.buffer_size, rollouts.delay)
+    rows = rollout_rows(global_batch_size, rollouts.anchor_fraction)
+    if made < rows:
+        raise ValueError(
+            f"buffer_size = {rollouts.buffer_size} with delay = {rollouts.delay} gives {made} rollouts for a "
+            f"step, which has {rows} samples for them (global_batch_size = {global_batch_size}, "
+            f"anchor_fraction = {rollouts.anchor_fraction}); raise buffer_size to "
+            f"{rows * (rollouts.delay + 1)}"
+        )

@@ -12,6 +12,7 @@ from trainer.contract.schema.distillation import (
     Rollouts,
     Share,
     TeacherTopk,
+    check_rounds,
 )
 from trainer.contract.schema.sources import Sources
 from trainer.contract.schema.training import TrainingConfig
@@ -73,7 +74,7 @@ class OnPolicyStage(_Stage, Rollouts):
 
     @model_validator(mode="after")
     def _check_rounds(self) -> Self:
-        self.check_batch(self.training.global_batch_size)
+        check_rounds(self, self.training.global_batch_size)
         return self
 
     def rollouts(self) -> Rollouts:

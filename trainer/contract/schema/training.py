@@ -5,7 +5,6 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from trainer.contract.fusions import asked_fusions, require_fusions
-from trainer.contract.kinds import CONVERSATIONS, ROLLOUTS, SCORED, TEXT, Mix
 from trainer.contract.schema.architecture import Architecture, MoeConfig
 from trainer.contract.schema.base import (
     Count,
@@ -16,7 +15,13 @@ from trainer.contract.schema.base import (
     PositiveFloat,
     PositiveInt,
 )
-from trainer.contract.schema.distillation import DRAWN_TARGETS, KDConfig, Rollouts, ScoredData
+from trainer.contract.schema.distillation import (
+    DRAWN_TARGETS,
+    KDConfig,
+    Rollouts,
+    ScoredData,
+    check_rounds,
+)
 from trainer.contract.schema.words import BackendName, ObjectiveName
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -172,15 +177,6 @@ class TrainRecipe(Frozen):
         check_fusions(self.architecture.moe, self.training)
         return self
 
-    @property
-    def mix(self) -> Mix:
-        """Kinds of samples and their shares."""
-        if self.scored is not None:
-            return Mix(SCORED, self.scored.fraction, CONVERSATIONS)
-        if self.rollouts is not None:
-            return Mix(CONVERSATIONS, self.rollouts.anchor_fraction, ROLLOUTS)
-        return Mix(CONVERSATIONS, self.harmony_fraction, TEXT)
-
     def _check_distillation(self) -> None:
         asked = [key for key in ("scored", "rollouts") if getattr(self, key) is not None]
         if len(asked) > 1 or (asked and self.harmony_fraction != 1.0):
@@ -191,7 +187,7 @@ class TrainRecipe(Frozen):
         if self.kd is not None:
             self._check_kd(self.kd)
         if self.rollouts is not None:
-            self.rollouts.check_batch(self.training.global_batch_size)
+            check_rounds(self.rollouts, self.training.global_batch_size)
             if self.rollouts.max_new_tokens >= self.seq_len:
                 raise ValueError(
                     f"rollouts.max_new_tokens = {self.rollouts.max_new_tokens} leaves no room for a prompt "
