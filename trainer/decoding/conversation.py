@@ -8,7 +8,8 @@ so that a control token's name in a query is no control token.
 from trainer.checkpoints.tokenizers import Tokenizer
 from trainer.contract.scaffold import Scaffold
 from trainer.contract.schema.data import SynthHarmony
-from trainer.errors import EvaluationError
+from trainer.data.indexed import SpanDocument
+from trainer.errors import DataError, EvaluationError
 
 ENDOFTEXT, RETURN, CHANNEL, START, END, MESSAGE, CALL = (
     199999,
@@ -63,3 +64,23 @@ def conversation_prompt(
     for role, content in [*Scaffold.of(scaffold, effort=effort).texts(), ("user", query)]:
         ids += [START, *tokenizer.encode(role), MESSAGE, *tokenizer.encode(content), END]
     return [*ids, START, ASSISTANT]
+
+
+def prompt_length(document: SpanDocument, name: str) -> int:
+    """Tokens of a stored conversation up to the beginning of its answer, `<|start|>assistant`.
+
+    Args:
+        document: The conversation; its first supervised tokens begin the answer.
+        name: Names it in an error message.
+
+    Raises:
+        DataError: It does not begin an answer where its labels say.
+    """
+    first = int(document.loss_mask.argmax()) + 1  # labels are one place ahead
+    opening = document.tokens[first : first + 2].tolist()
+    if opening != [START, ASSISTANT]:
+        raise DataError(
+            f"{name}: the first supervised tokens are {opening}, expected {[START, ASSISTANT]} "
+            "(<|start|>assistant); build the data set again"
+        )
+    return first + 2

@@ -1,145 +1,20 @@
-"""Format of generated conversations: a token automaton, and the rate at which a checkpoint satisfies it.
-
-After a prompt's `<|start|>assistant` an answer must read, id by id,
-
-    <|channel|> analysis <|message|> text <|end|>
-    <|start|> assistant <|channel|> final <|message|> text <|return|>
-
-where text is any number of ordinary ids: no special or reserved one. The reasoning may be empty, as it is in
-training conversations that were cut to fit; an answer may not. Nothing follows `<|return|>`.
-"""
+"""The rate at which a checkpoint answers in the format of Harmony, see `trainer.decoding.answers`."""
 
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from trainer.contract.schema.evaluate import EvaluateRecipe
 from trainer.data.indexed import SpanDocuments
-from trainer.decoding.conversation import (
-    ANALYSIS,
-    ASSISTANT,
-    CHANNEL,
-    END,
-    ENDOFTEXT,
-    FINAL,
-    FIRST_SPECIAL,
-    MESSAGE,
-    RETURN,
-    START,
-    STOP_IDS,
-)
+from trainer.decoding.answers import Fault, check_answer
+from trainer.decoding.conversation import ENDOFTEXT, STOP_IDS, prompt_length
 from trainer.decoding.generation import generate
 from trainer.decoding.sampling import GREEDY, Sampling
 from trainer.errors import EvaluationError
 from trainer.evaluate.models import LanguageModel
 from trainer.evaluate.ppl import CONVERSATION_INPUT, require_tokenizer
 from trainer.evaluate.suite import SuiteContext, SuiteResult
-
-_HEADERS = ((CHANNEL, ANALYSIS, MESSAGE), (START, ASSISTANT, CHANNEL, FINAL, MESSAGE))
-_TERMINATORS = (END, RETURN)
-_PARTS = ("analysis", "final")
-
-
-class Fault(StrEnum):
-    """Why an answer is not valid."""
-
-    ANALYSIS_HEADER = "analysis_header"
-    FINAL_HEADER = "final_header"
-    SPECIAL_IN_ANALYSIS = "special_in_analysis"
-    SPECIAL_IN_FINAL = "special_in_final"
-    EMPTY_FINAL = "empty_final"
-    END_OF_TEXT = "end_of_text"
-    UNFINISHED_ANALYSIS = "unfinished_analysis"
-    UNFINISHED_FINAL = "unfinished_final"
-    AFTER_RETURN = "after_return"
-
-
-@dataclass(frozen=True)
-class Validity:
-    """Verdict on one answer.
-
-    Attributes:
-        fault: None for a valid one.
-        position: Index of the offending id; the number of ids where something is missing at the end; None for
-            a valid answer.
-    """
-
-    fault: Fault | None
-    position: int | None
-
-    @property
-    def valid(self) -> bool:
-        """Whether the answer has the required form."""
-        return self.fault is None
-
-
-class HarmonyAutomaton:
-    """Reads an answer id by id.
-
-    Attributes:
-        complete: Whether the answer ended as it must.
-        span: `analysis` or `final`: the message that is being read.
-    """
-
-    def __init__(self) -> None:
-        self._part = 0
-        self._header = 0  # ids of this message's header read so far
-        self._text = 0
-        self.complete = False
-
-    @property
-    def span(self) -> str:
-        """The message that is being read."""
-        return _PARTS[self._part]
-
-    def feed(self, token: int) -> Fault | None:
-        """Read one id; after a fault the automaton is of no more use."""
-        if self.complete:
-            return Fault.AFTER_RETURN
-        if token == ENDOFTEXT:
-            return Fault.END_OF_TEXT
-        header = _HEADERS[self._part]
-        if self._header < len(header):
-            if token != header[self._header]:
-                return (Fault.ANALYSIS_HEADER, Fault.FINAL_HEADER)[self._part]
-            self._header += 1
-        elif 0 <= token < FIRST_SPECIAL:
-            self._text += 1
-        elif token != _TERMINATORS[self._part]:
-            return (Fault.SPECIAL_IN_ANALYSIS, Fault.SPECIAL_IN_FINAL)[self._part]
-        elif self._part == 0:
-            self._part, self._header, self._text = 1, 0, 0
-        elif not self._text:
-            return Fault.EMPTY_FINAL
-        else:
-            self.complete = True
-        return None
-
-    @property
-    def unfinished(self) -> Fault | None:
-        """The fault of ending here; None where the answer is complete."""
-        if self.complete:
-            return None
-        return (Fault.UNFINISHED_ANALYSIS, Fault.UNFINISHED_FINAL)[self._part]
-
-
-def check_answer(ids: Iterable[int]) -> Validity:
-    """Judge a generated answer.
-
-    Args:
-        ids: What followed the prompt's `<|start|>assistant`, stop id included.
-    """
-    automaton, position = HarmonyAutomaton(), 0
-    for token in ids:
-        if (fault := automaton.feed(token)) is not None:
-            return Validity(fault, position)
-        position += 1
-    fault = automaton.unfinished
-    return Validity(fault, None if fault is None else position)
 
 
 def prompts(documents: SpanDocuments, count: int, longest: int) -> list[tuple[int, list[int]]]:
@@ -154,20 +29,15 @@ def prompts(documents: SpanDocuments, count: int, longest: int) -> list[tuple[in
         Document numbers and ids.
 
     Raises:
-        EvaluationError: There are not so many, or a document does not begin an answer where its labels say.
+        EvaluationError: There are not so many.
+        DataError: A document does not begin an answer where its labels say.
     """
     found: list[tuple[int, list[int]]] = []
     for number in range(len(documents)):
         if len(found) == count:
             break
         document = documents[number]
-        first = int(document.loss_mask.argmax()) + 1  # labels are one place ahead
-        ids = document.tokens[: first + 2].tolist()
-        if ids[first:] != [START, ASSISTANT]:
-            raise EvaluationError(
-                f"{documents.describe(number)}: the first supervised tokens are {ids[first:]}, expected "
-                f"{[START, ASSISTANT]} (<|start|>assistant)"
-            )
+        ids = document.tokens[: prompt_length(document, documents.describe(number))].tolist()
         if len(ids) <= longest:
             found.append((number, ids))
     if len(found) < count:

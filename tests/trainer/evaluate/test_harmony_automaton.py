@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer.decoding.answers import Fault, HarmonyAutomaton, Validity, check_answer
 from trainer.decoding.conversation import (
     ANALYSIS,
     ASSISTANT,
@@ -17,7 +18,6 @@ from trainer.decoding.conversation import (
     RETURN,
     START,
 )
-from trainer.evaluate.harmony import Fault, HarmonyAutomaton, Validity, check_answer
 from vpmoe_assets.harmony.tokenizer import load_harmony, load_tiktoken
 
 SPECIALS = [CHANNEL, START, END, MESSAGE, RETURN, CALL, ENDOFTEXT, 199_998, 200_003, 200_018, 201_087]

@@ -18,7 +18,7 @@ from trainer.contract.schema.experiment import load_experiment
 from trainer.data.indexed import SpanDocuments
 from trainer.decoding.conversation import ASSISTANT, CHANNEL, RETURN, START, conversation_prompt
 from trainer.decoding.generation import Generated
-from trainer.errors import EvaluationError, TokenizerMismatchError
+from trainer.errors import DataError, EvaluationError, TokenizerMismatchError
 from trainer.evaluate import harmony
 from vpmoe_assets.harmony.conversation import messages
 from vpmoe_assets.harmony.render import Renderer, render_with_harmony
@@ -77,7 +77,7 @@ def test_documents_that_do_not_begin_an_answer_are_refused(tmp_path):
     from tests.trainer.evaluate.evaluation_inputs import write_conversations
 
     documents = SpanDocuments(write_conversations(tmp_path, [40]), "valid")
-    with pytest.raises(EvaluationError, match="the first supervised tokens"):
+    with pytest.raises(DataError, match="the first supervised tokens"):
         harmony.prompts(documents, 1, 100)
 
 
