@@ -86,31 +86,34 @@ def share[T](items: Sequence[T], layout: Layout) -> list[T]:
     return list(items[layout.dp_rank :: layout.dp])
 
 
-def gathered[T](mine: Callable[[], Sequence[T]], count: int, layout: Layout) -> list[T]:
+def attempted[T](work: Callable[[], Sequence[T]]) -> Sequence[T] | Exception:
+    """Do a rank's part, or return the error that it met, for `gathered` to raise."""
+    try:
+        return work()
+    except Exception as error:
+        return error
+
+
+def gathered[T](mine: Sequence[T] | Exception, count: int, layout: Layout) -> list[T]:
     """Put the parts of all ranks together again; collective over all ranks.
 
     Args:
-        mine: Makes this rank's part, of `share`; its error becomes one of every rank.
+        mine: This rank's part, of `share`, empty where another rank of its data-parallel place has it; or the
+            error that it met, which so becomes one of every rank instead of leaving them to wait.
         count: Length of the whole.
-        layout: The parallel layout; tensor-parallel ranks of one data-parallel rank have the same part.
+        layout: The parallel layout.
 
     Raises:
         RuntimeError: Another rank failed; the failing rank raises its own exception.
     """
-    error: Exception | None = None
-    part: Sequence[T] = ()
-    try:
-        part = mine()
-    except Exception as caught:  # raised below, after the other ranks know
-        error = caught
+    if layout.world > 1:
+        found: list[tuple[int, Sequence[T], str | None]] = [(0, (), None)] * layout.world
+        own = (layout.dp_rank, (), str(mine)) if isinstance(mine, Exception) else (layout.dp_rank, mine, None)
+        dist.all_gather_object(found, own)
+    if isinstance(mine, Exception):
+        raise mine
     if layout.world == 1:
-        if error is not None:
-            raise error
-        return list(part)
-    found: list[tuple[int, Sequence[T], str | None]] = [(0, (), None)] * layout.world
-    dist.all_gather_object(found, (layout.dp_rank, part, None if error is None else str(error)))
-    if error is not None:
-        raise error
+        return list(mine)
     if failures := [text for _, _, text in found if text is not None]:
         raise RuntimeError(f"another rank failed: {failures[0]}")
     whole: list[T | None] = [None] * count

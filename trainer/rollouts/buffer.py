@@ -90,7 +90,7 @@ class Buffer:
         """
         placed = fill([one.length for one in self.pool], rows, capacity)
         taken: list[list[Rollout]] = [[] for _ in range(rows)]
-        left = []
+        left: list[Rollout] = []
         for one, row in zip(self.pool, placed, strict=True):
             (left if row is None else taken[row]).append(one)
         self.pool = left

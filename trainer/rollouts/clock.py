@@ -9,6 +9,8 @@ nothing: a run is defined by this clock, and repeated by it.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from trainer.contract.rounds import round_size
+
 
 @dataclass(frozen=True)
 class Clock:
@@ -30,7 +32,7 @@ class Clock:
     @property
     def per_round(self) -> int:
         """Rollouts of a round, q."""
-        return self.buffer_size // (self.delay + 1)
+        return round_size(self.buffer_size, self.delay)
 
     def born(self, number: int) -> int:
         """Return the step after which the weights of a round stand."""

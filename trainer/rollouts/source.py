@@ -20,7 +20,7 @@ from trainer.data.kd import Sample
 from trainer.errors import DataError
 from trainer.job.distributed import Layout, agree
 from trainer.job.metrics import Value
-from trainer.rollouts.answering import Answering, gathered, share
+from trainer.rollouts.answering import Answering, attempted, gathered, share
 from trainer.rollouts.buffer import Buffer
 from trainer.rollouts.clock import Clock
 from trainer.rollouts.forms import Form
@@ -160,11 +160,8 @@ class RolloutSource:
         requests = self.walk.take(number, self.clock.per_round)
         mine = share(requests, self._layout)
         born = self.clock.born(number)
-        made = gathered(
-            lambda: self._answering.answer(model, mine, number, born, self._between),
-            len(requests),
-            self._layout,
-        )
+        answers = attempted(lambda: self._answering.answer(model, mine, number, born, self._between))
+        made = gathered(answers, len(requests), self._layout)
         self.buffer.put(number, made)
         self._submit(number)
 
@@ -180,7 +177,7 @@ class RolloutSource:
     def _arrived(self, step: int) -> Sequence[Rollout]:
         """Wait for the scores of a step's round."""
         began = time.perf_counter()
-        made = self.buffer.under_way[step]
+        made: Sequence[Rollout] = self.buffer.under_way[step]
         self._seconds["teacher"] = 0.0
         if not _is_scored(made):  # a checkpoint may have brought the scores along
             made = self._with_scores(step, made)
@@ -195,7 +192,7 @@ class RolloutSource:
             self._seconds["teacher"] = found.seconds
             return found.scores
 
-        scores = gathered(mine, len(made), self._layout)
+        scores = gathered(attempted(mine), len(made), self._layout)
         return [one.scored(score) for one, score in zip(made, scores, strict=True)]
 
     # ---------------------------------------------------------------- saving
@@ -223,7 +220,8 @@ class RolloutSource:
             there = _is_scored(made) or not self._asks or mine is not None
             if _is_scored(made) or agree(not there):
                 continue
-            scores = gathered(lambda found=mine: found.scores if found else (), len(made), self._layout)
+            own = () if mine is None else mine.scores
+            scores = gathered(own, len(made), self._layout)
             under_way[number] = [one.scored(score) for one, score in zip(made, scores, strict=True)]
         return buffer_bytes(self.buffer.pool, under_way, self.state())
 
