@@ -13,7 +13,7 @@ import orjson
 from trainer.contract.attempts import Attempt
 from trainer.contract.schema.experiment import Experiment
 from trainer.contract.schema.job import Part
-from trainer.contract.status import SUMMARY_NAME
+from trainer.contract.status import METRICS_NAME, SUMMARY_NAME
 from vpmoe_assets.lineage.errors import EvidenceMissing
 from vpmoe_assets.lineage.kept import laid_out
 from vpmoe_assets.lineage.objects import ObjectStore
@@ -66,15 +66,27 @@ class Published:
         Raises:
             EvidenceMissing: It is no longer there, or no longer what was published.
         """
-        path = self.run / SUMMARY_NAME
+        return Evidence(orjson.loads(self._evidence(SUMMARY_NAME)))
+
+    @cached_property
+    def points(self) -> list[dict[str, Any]]:
+        """What the job that made it logged, a line a step, as recorded.
+
+        Raises:
+            EvidenceMissing: It is no longer there, or no longer what was published.
+        """
+        return [orjson.loads(line) for line in self._evidence(METRICS_NAME).splitlines()]
+
+    def _evidence(self, name: str) -> bytes:
+        path = self.run / name
         try:
             content = path.read_bytes()
         except FileNotFoundError:
             raise EvidenceMissing(f"{path} is no longer there") from None
-        published = {entry.path: entry.sha256 for entry in self.record.run_files}.get(SUMMARY_NAME)
+        published = {entry.path: entry.sha256 for entry in self.record.run_files}.get(name)
         if hashlib.sha256(content).hexdigest() != published:
             raise EvidenceMissing(f"{path} is not what was published with the artifact")
-        return Evidence(orjson.loads(content))
+        return content
 
     def as_input(self) -> InputRef:
         """Return the reference by which what is made of it names it; its role is the asset."""

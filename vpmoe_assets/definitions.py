@@ -10,6 +10,7 @@ from vpmoe_assets.assets.evals import evals_assets
 from vpmoe_assets.assets.lineage import lineage_assets
 from vpmoe_assets.assets.rungs import rung_assets
 from vpmoe_assets.assets.sources import sources_assets
+from vpmoe_assets.assets.teacher import teacher_assets
 from vpmoe_assets.project import experiment_name
 from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.store import StoreResource
@@ -24,6 +25,7 @@ made = [
     *donor_assets(experiment),
     *data_assets(experiment),
     *rung_assets(experiment),
+    *teacher_assets(experiment),
     *distill_assets(experiment),
 ]
 names = {step.asset for produced in made for step in produced.steps}

@@ -1,46 +1,34 @@
 """Distillation stages: training runs of the student."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-import dagster as dg
-import orjson
+from collections.abc import Callable, Mapping, Sequence
 
 from trainer.contract.schema.base import plain
-from trainer.contract.schema.experiment import Experiment
-from trainer.contract.status import LOG_NAME, METRICS_NAME
-from vpmoe_assets.assets.plots import drawn_once, loss_curve
+from trainer.contract.schema.experiment import TEACHER, Experiment
+from trainer.contract.schema.stages import TEACHER_TOPK
+from vpmoe_assets.assets.curves import distillation_metadata, training_metadata
 from vpmoe_assets.assets.produced import produced_asset
 from vpmoe_assets.assets.step import Produced
 from vpmoe_assets.build import Build, Built, Published
-from vpmoe_assets.checks import training as checks
+from vpmoe_assets.checks import distillation, training
+from vpmoe_assets.checks.check import Check
 from vpmoe_assets.checks.rungs import weights_complete
 from vpmoe_assets.codebase.words import job_roots
 
 
 def distill_assets(experiment: Experiment) -> list[Produced]:
-    """Return the `distill` group of an experiment."""
-    recipe = experiment.train_recipe("vpmoe_stage1")
-    parent = ["vpmoe"] if recipe.init == "checkpoint" else []
+    """Return the `distill` group of an experiment: its stages, and the store between the first two."""
+    made = [_stage1(experiment)]
+    if experiment.stages.vpmoe_stage2 is not None:
+        made.append(_stage2(experiment))
+    if experiment.stages.vpmoe_stage3 is not None:
+        made.append(_stage3(experiment))
+    return made
 
-    @produced_asset(
-        experiment,
-        group="distill",
-        kinds={"pytorch", "wandb"},
-        recipe=plain(recipe),
-        roots=job_roots("train", plain(recipe)),
-        checks=[
-            weights_complete(recipe.architecture, recipe.training.dtype),
-            checks.resume_drift,
-            checks.router_alive,
-            checks.heldout_loss_fell,
-        ],
-        metadata=training_metadata,
-        seed=experiment.seed,
-        trains=True,
-        inputs=[*parent, "synth_kd_v1"],
-    )
+
+def _stage1(experiment: Experiment) -> Produced:
+    parent = ["vpmoe"] if experiment.stages.vpmoe_stage1.init == "checkpoint" else []
+
+    @_stage(experiment, "vpmoe_stage1", [*parent, "synth_kd_v1"])
     def vpmoe_stage1(build: Build, **inputs: Published) -> Built:
         """Stage 1, warm start: span-normalised cross-entropy on SYNTH conversations.
 
@@ -50,7 +38,70 @@ def distill_assets(experiment: Experiment) -> list[Produced]:
         """
         return train(build, inputs)
 
-    return [vpmoe_stage1]
+    return vpmoe_stage1
+
+
+def _stage2(experiment: Experiment) -> Produced:
+    @_stage(experiment, "vpmoe_stage2", ["vpmoe_stage1", "synth_kd_v1", TEACHER_TOPK])
+    def vpmoe_stage2(build: Build, **inputs: Published) -> Built:
+        """Stage 2, offline distillation: conversations that the teacher has scored, mixed with plain ones.
+
+        On scored tokens the divergence from the stored top of the teacher's distribution is mixed with the
+        cross-entropy; plain conversations are trained as in stage 1. Its curves are drawn while it trains.
+        """
+        return train(build, inputs)
+
+    return vpmoe_stage2
+
+
+def _stage3(experiment: Experiment) -> Produced:
+    @_stage(
+        experiment,
+        "vpmoe_stage3",
+        ["vpmoe_stage2", "synth_kd_v1", TEACHER],
+        checks=[distillation.harmony_validity, distillation.buffer_health],
+    )
+    def vpmoe_stage3(build: Build, **inputs: Published) -> Built:
+        """Stage 3, on-policy distillation: the student answers, the teacher judges every token of it.
+
+        Rollouts come by a logical clock, so that the run is defined whatever the speed of its parts; stored
+        conversations anchor it. The rollouts of every round are kept in `run/rollouts/`.
+        """
+        return train(build, inputs)
+
+    return vpmoe_stage3
+
+
+def _stage(
+    experiment: Experiment, asset: str, inputs: Sequence[str], checks: Sequence[Check] = ()
+) -> Callable[[Callable[..., Built]], Produced]:
+    """Return what all stages have in common, around the function of one.
+
+    Args:
+        experiment: The experiment.
+        asset: Of the stage.
+        inputs: Of its job.
+        checks: Further ones.
+    """
+    recipe = experiment.train_recipe(asset)
+    return produced_asset(
+        experiment,
+        group="distill",
+        kinds={"pytorch", "wandb"},
+        recipe=plain(recipe),
+        roots=job_roots("train", plain(recipe)),
+        checks=[
+            weights_complete(recipe.architecture, recipe.training.dtype),
+            training.resume_drift,
+            training.router_alive,
+            training.heldout_loss_fell,
+            *checks,
+        ],
+        metadata=training_metadata if asset == "vpmoe_stage1" else distillation_metadata,
+        seed=experiment.seed,
+        trains=True,
+        inputs=inputs,
+    )
 
 
 def train(build: Build, inputs: Mapping[str, Published], *, verify_resume: bool = True) -> Built:
@@ -85,19 +136,3 @@ def train(build: Build, inputs: Mapping[str, Published], *, verify_resume: bool 
         execution={**result.execution, "gpus": list(result.devices), "resumed_from": result.resumed_from},
         attempts=result.attempts,
     )
-
-
-def training_metadata(item: Published) -> Mapping[str, Any]:
-    """Return the loss curve of a run as a plot, and where its log is."""
-    run = item.directory / "run"
-    shown: dict[str, Any] = {"log": dg.MetadataValue.path(run / LOG_NAME)}
-    metrics = run / METRICS_NAME
-    if metrics.is_file():
-        curve = drawn_once(item, "curve", lambda: loss_curve(_points(metrics)))
-        shown["curve"] = dg.MetadataValue.md(curve or "")
-    return shown
-
-
-def _points(metrics: Path) -> list[dict[str, Any]]:
-    with metrics.open("rb") as lines:
-        return [orjson.loads(line) for line in lines]

@@ -93,6 +93,69 @@ def layer_profile(rows: Sequence[Mapping[str, Any]], most: int = 6) -> str | Non
     return _image(figure, "measured layer by layer")
 
 
+def panels(
+    points: Sequence[Mapping[str, Any]], shown: Mapping[str, Mapping[str, str]], most: int = 2000
+) -> str | None:
+    """Return a markdown image of what a run logged beside its loss, one panel for each quantity.
+
+    Args:
+        points: Lines of `metrics.jsonl`, with `step`.
+        shown: Label of the line by key of the metric, by what the panel's axis says. A panel of which nothing
+            was logged is left out.
+        most: Points of a line drawn at most, evenly chosen.
+
+    Returns:
+        None where nothing was logged.
+    """
+    from matplotlib.figure import Figure
+
+    drawn: list[tuple[str, list[tuple[str, list[tuple[int, float]]]]]] = []
+    for axis, lines in shown.items():
+        series = []
+        for key, label in lines.items():
+            found = [(point["step"], point[key]) for point in points if _is_number(point.get(key))]
+            if found:
+                series.append((label, found[:: max(1, len(found) // most)]))
+        if series:
+            drawn.append((axis, series))
+    if not drawn:
+        return None
+    figure = Figure(figsize=(6.4, 1.6 * len(drawn) + 0.4), dpi=90, layout="constrained")
+    for axes, (axis, series) in zip(
+        figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0], drawn, strict=True
+    ):
+        for label, found in series:
+            axes.plot(*zip(*found, strict=True), "o-", label=label, linewidth=1.2, markersize=3)
+        axes.set_ylabel(axis, fontsize=8)
+        axes.grid(alpha=0.3)
+        if len(series) > 1:
+            axes.legend(fontsize=7)
+        if axis == drawn[-1][0]:
+            axes.set_xlabel("step")
+    return _image(figure, "measured over steps")
+
+
+def bars(counts: Mapping[str, float], axis: str, title: str) -> str | None:
+    """Return a markdown image of counts or shares as bars; None where there are none.
+
+    Args:
+        counts: Height of each bar by what stands below it, in order.
+        axis: What the bars are of.
+        title: Of the image, for those who cannot see it.
+    """
+    from matplotlib.figure import Figure
+
+    if not counts:
+        return None
+    figure = Figure(figsize=(6.4, 2.4), dpi=90, layout="constrained")
+    axes = figure.add_subplot()
+    axes.bar(list(counts), list(counts.values()))
+    axes.set_xlabel(axis)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.grid(axis="y", alpha=0.3)
+    return _image(figure, title)
+
+
 @cache
 def _code() -> str:
     """Return what tells plots of this code from those of another."""

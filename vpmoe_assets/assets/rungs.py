@@ -9,7 +9,8 @@ from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
 from trainer.contract.schema.rungs.rung import ConversionRecipe
 from trainer.contract.status import LOG_NAME
-from vpmoe_assets.assets.distill import train, training_metadata
+from vpmoe_assets.assets.curves import training_metadata
+from vpmoe_assets.assets.distill import train
 from vpmoe_assets.assets.plots import drawn_once, layer_profile
 from vpmoe_assets.assets.presentation import table
 from vpmoe_assets.assets.produced import produced_asset

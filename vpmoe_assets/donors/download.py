@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract.donor import HF_EMBEDDING, HF_HEAD
-from trainer.contract.schema.sources import HubDonor, HubVocabulary
+from trainer.contract.schema.sources import HubDonor, HubTeacher, HubVocabulary
 from vpmoe_assets.donors.checkpoints import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 from vpmoe_assets.donors.manifest import donor_manifest
 from vpmoe_assets.donors.tensors import copy_tensors
@@ -46,7 +46,37 @@ def fetch_qwen3(
     Raises:
         HubError: The hub cannot be reached, or what it has is not what was pinned.
     """
-    hub, listing = _open(source, "sources.qwen3_0_6b", client)
+    return _fetch_whole(source, "sources.qwen3_0_6b", directory, client, progress)
+
+
+def fetch_teacher(
+    source: HubTeacher,
+    directory: Path,
+    *,
+    client: HubClient | None = None,
+    progress: Progress = lambda _: None,
+) -> dict[str, Any]:
+    """Bring a teacher here: configuration, tokenizer and every weight file at the top of its repository.
+
+    Args:
+        source: Repository, commit and pins.
+        directory: Kept between attempts, so that nothing is downloaded twice.
+        client: Of the hub; the public one by default.
+        progress: Called with the number of new bytes.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        HubError: The hub cannot be reached, or what it has is not what was pinned.
+    """
+    return _fetch_whole(source, "sources.teacher", directory, client, progress)
+
+
+def _fetch_whole(
+    source: HubDonor | HubTeacher, key: str, directory: Path, client: HubClient | None, progress: Progress
+) -> dict[str, Any]:
+    hub, listing = _open(source, key, client)
     weights = [path for path in listing if path.endswith(".safetensors") and "/" not in path]
     if not weights:
         raise HubError(f"{source.repo} at {source.revision} has no *.safetensors file")
@@ -113,7 +143,7 @@ def fetch_vocabulary(
 
 
 def _open(
-    source: HubDonor | HubVocabulary, key: str, client: HubClient | None
+    source: HubDonor | HubTeacher | HubVocabulary, key: str, client: HubClient | None
 ) -> tuple[HubClient, dict[str, HubFile]]:
     source.require_pins(key)
     require_commit(source.repo, source.revision, f"{key}.revision")
@@ -122,7 +152,7 @@ def _open(
 
 
 def _choose(
-    source: HubDonor | HubVocabulary,
+    source: HubDonor | HubTeacher | HubVocabulary,
     listing: dict[str, HubFile],
     needed: Iterable[str],
     welcome: Iterable[str],

@@ -44,6 +44,7 @@ class Launch:
         grace_s: Time that a rank may take to write a checkpoint after a signal, in seconds.
         wait_s: Time to wait for devices that others hold, in seconds.
         dagster_run_id: Run that asks for it, or None.
+        arguments: Of the command, beside its job file.
     """
 
     command: str
@@ -58,11 +59,13 @@ class Launch:
     grace_s: float
     wait_s: float
     dagster_run_id: str | None = None
+    arguments: tuple[str, ...] = ()
 
     @property
     def trainer(self) -> list[str]:
         """The command line of one rank."""
-        return [sys.executable, "-m", PROGRAM, self.command, "--job", str(self.work_dir / JOB_NAME)]
+        job = str(self.work_dir / JOB_NAME)
+        return [sys.executable, "-m", PROGRAM, self.command, "--job", job, *self.arguments]
 
 
 class Handle(Protocol):

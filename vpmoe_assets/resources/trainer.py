@@ -16,6 +16,7 @@ from trainer.contract.schema.base import ConfigError, parse, plain
 from trainer.contract.schema.job import Job, Part
 from trainer.contract.status import DONE, FAILED, INTERRUPTED, JOB_NAME
 from vpmoe_assets.codebase.running import running_from
+from vpmoe_assets.resources import workers
 from vpmoe_assets.resources.job_files import OutputIncompleteError, WorkFiles
 from vpmoe_assets.resources.launcher import (
     Handle,
@@ -72,6 +73,11 @@ class TrainerResource(dg.ConfigurableResource):
     dp: int = Field(default=1, description="Data-parallel size.")
     tp: int = Field(default=1, description="Tensor-parallel size.")
     ep: int = Field(default=1, description="Expert-parallel size; divides dp.")
+    score_workers: int = Field(
+        default=1,
+        ge=1,
+        description="Processes that score for a teacher, a share of the shards each; on CUDA one GPU each.",
+    )
     launcher: str = Field(
         default="local", description=f"What starts the processes: {' or '.join(available())}."
     )
@@ -160,7 +166,7 @@ class TrainerResource(dg.ConfigurableResource):
                 message says what was found and what to do, with the last lines of output and the path of the
                 rest.
         """
-        files = WorkFiles(work_dir, output_dir, in_parts=bool(parts))
+        files = WorkFiles(work_dir, output_dir, in_parts=bool(parts) or command == "score")
         work_dir.mkdir(parents=True, exist_ok=True)
         output_dir.mkdir(parents=True, exist_ok=True)
         try:
@@ -224,16 +230,17 @@ class TrainerResource(dg.ConfigurableResource):
         Raises:
             dagster.Failure: A job in it is being run by somebody else, or may still run elsewhere.
         """
-        try:
-            left = settle(work_dir, grace_s=self.grace_s, log=context.log.warning)
-        except (ValueError, ProcessesRemainError) as error:
-            raise dg.Failure(str(error), allow_retries=False) from error
-        if left is not None and left.note:
-            raise dg.Failure(
-                f"Work directory {work_dir}: the job of {left.asset} in it {left.note}. Wait for it, or "
-                "cancel that run.",
-                allow_retries=False,
-            )
+        for place in (work_dir, *workers.places(work_dir)):
+            try:
+                left = settle(place, grace_s=self.grace_s, log=context.log.warning)
+            except (ValueError, ProcessesRemainError) as error:
+                raise dg.Failure(str(error), allow_retries=False) from error
+            if left is not None and left.note:
+                raise dg.Failure(
+                    f"Work directory {place}: the job of {left.asset} in it {left.note}. Wait for it, or "
+                    "cancel that run.",
+                    allow_retries=False,
+                )
         WorkFiles(work_dir, work_dir).note_end()
 
     def _require_own(self, files: WorkFiles, fingerprint: str) -> None:
@@ -278,6 +285,8 @@ class TrainerResource(dg.ConfigurableResource):
             dagster_run_id=context.run.run_id,
         )
         try:
+            if launch.command == "score" and self.score_workers > 1:
+                self._shared(context, place, launch, watcher, files, job)
             with (
                 place.reserve(launch, context.log.info) as handle,
                 attempt(files.noted, resumed_from, job.provenance.snapshot),
@@ -288,6 +297,32 @@ class TrainerResource(dg.ConfigurableResource):
             raise dg.Failure(f"{job.asset}: {error}", allow_retries=False) from error
         seconds = time.monotonic() - begun
         return self._result(files, summary, resumed_from, False, seconds, handle.devices)
+
+    def _shared(
+        self,
+        context: dg.AssetExecutionContext,
+        place: Launcher,
+        launch: Launch,
+        watcher: Watcher,
+        files: WorkFiles,
+        job: Job,
+    ) -> None:
+        """Let workers do a share of the work each; the job then finds it done, and delivers."""
+        starts = workers.launches(launch, self.score_workers)
+        with (
+            workers.reserve(place, starts, context.log.info) as handle,
+            attempt(files.noted, None, job.provenance.snapshot),
+        ):
+            try:
+                returncode = self._to_its_end(context, handle, watcher, files, job.asset)
+            finally:
+                workers.tidy(files.work_dir)
+            if returncode:
+                number, code = handle.failed()
+                own = WorkFiles(starts[number].work_dir, files.output_dir, in_parts=True)
+                ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+                raise self._failure(own, job.asset, f"worker {number} of {len(starts)} ended with {ended}")
+        files.clear_status()
 
     def _to_its_end(
         self,
