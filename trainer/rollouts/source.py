@@ -1,20 +1,22 @@
 """Where a training run gets its rollouts from: made, scored, kept and handed out by the logical clock.
 
-At the beginning of every step the engine calls `begin`, on all ranks. It lets the student answer the rounds
-that are due, hands them to the teacher, waits for the scores of this step's round, and packs the step's rows,
-which `sample` then gives out one by one. Whether the teacher scores beside the student or is waited for at
-once changes no bit.
+At the beginning of every step the engine calls `prepare`, on all ranks. It lets the student answer the rounds
+that are due, hands them to the teacher, and waits for the scores of this step's round; `take` fills the
+step's rows, which `sample` then gives out one by one. Whether the teacher scores beside the student or is
+waited for at once changes no bit.
 """
 
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from megatron.core import parallel_state
 from torch import nn
 
+from trainer.contract.files import sync
 from trainer.contract.schema.distillation import Rollouts
 from trainer.data.kd import Sample
 from trainer.errors import DataError
@@ -32,6 +34,8 @@ from trainer.rollouts.rollout import Rollout
 from trainer.rollouts.scoring import Scorer
 from trainer.rollouts.storage import buffer_bytes, read_buffer, round_bytes
 
+BUFFER_NAME = "buffer.safetensors"
+
 
 class RolloutSource:
     """The rollouts of a run. Collective: all ranks call the same methods in the same order.
@@ -48,6 +52,12 @@ class RolloutSource:
         seq_len: Tokens of a row.
         eod: Fills rows.
         between: Called before every step of the decoder.
+
+    Attributes:
+        step: The present one.
+        clock: When what is made.
+        walk: Over the prompts.
+        buffer: What waits.
     """
 
     def __init__(
@@ -74,18 +84,25 @@ class RolloutSource:
         )
         self.buffer = Buffer(self.clock)
         self._answering = Answering(seed, asked.max_new_tokens, asked.temperature, form)
+        self.step = 0
         self._rows: list[list[Rollout]] = []
+        self._loaded: dict[str, Any] = {}
+        self._began = 0.0
         self._metrics: dict[str, Value] = {}
         self._seconds = {"teacher": 0.0, "waited": 0.0, "answering": 0.0}
 
     # ---------------------------------------------------------------- a step
 
-    def begin(self, step: int, rows: int, model: nn.Module) -> None:
-        """Make what is due with the present weights, and fill the rows of a step.
+    @property
+    def epoch(self) -> int:
+        """Epoch of the next prompt."""
+        return self.walk.epoch
+
+    def prepare(self, step: int, model: nn.Module) -> None:
+        """Make what is due with the present weights, and wait for the scores of the step's round.
 
         Args:
             step: The step that begins, from 1.
-            rows: Rows of rollouts that it takes.
             model: The student, with the weights after the step before.
 
         Raises:
@@ -93,29 +110,38 @@ class RolloutSource:
             DataError: No prompt is short enough.
             FloatingPointError: The student's logits are not finite.
         """
-        began = time.perf_counter()
+        self._began = began = time.perf_counter()
+        if step == 1:
+            self._history.go_on(0)  # rounds that an earlier start left
         for number in self.clock.due(step):
             self._make(number, model)
         self._seconds["answering"] = time.perf_counter() - began
         arrived = self._arrived(step)
         self._history.add(step, round_bytes(step, arrived))
         dropped = self.buffer.arrive(step, arrived)
-        self._rows = self.buffer.take(rows, self._seq_len)
-        self._metrics = {
-            **round_metrics(arrived, self._form),
-            **step_metrics(self._rows, self.clock, step, self._seq_len),
+        self.step, self._rows = step, []
+        self._metrics = round_metrics(arrived, self._form) | {
             "rollouts/dropped": dropped,
             "rollouts/dropped_total": self.buffer.dropped,
-            "rollouts/waiting": len(self.buffer.pool),
             "rollouts/under_way": sum(map(len, self.buffer.under_way.values())),
             "rollouts/prompts_skipped": self.walk.skipped,
-            "epoch/prompts": self.walk.epoch,
         }
 
-    def sample(self, number: int) -> Sample:
-        """Return one row of the present step, tensors [S], see `pack_row`."""
+    def take(self, count: int) -> list[tuple[int, int]]:
+        """Fill the rows of the present step from the pool; once a step.
+
+        Returns:
+            Their addresses: the step, and the number of the row.
+        """
+        self._rows = self.buffer.take(count, self._seq_len)
+        self._metrics |= step_metrics(self._rows, self.clock, self.step, self._seq_len)
+        self._metrics["rollouts/waiting"] = len(self.buffer.pool)
+        return [(self.step, number) for number in range(count)]
+
+    def sample(self, epoch: int, number: int) -> Sample:
+        """Return one row of the present step, tensors [S] and [S, K], see `pack_row`."""
         return pack_row(
-            self._rows[number],
+            self._row(epoch, number),
             seq_len=self._seq_len,
             eod=self._eod,
             form=self._form,
@@ -123,19 +149,16 @@ class RolloutSource:
             mask_control=self._asked.exclude_special_tokens,
         )
 
-    def describe(self, number: int) -> str:
+    def describe(self, epoch: int, number: int) -> str:
         """Name a row of the present step for a person, by its first prompts."""
         names = [
             f"answer {one.request.sample} to conversation {one.request.document} of round {one.number}"
-            for one in self._rows[number][:3]
+            for one in self._row(epoch, number)[:3]
         ]
-        return f"rollouts row {number} ({', '.join(names)})"
+        return f"row {number} of the rollouts of step {epoch} ({', '.join(names)})"
 
-    def metrics(self, seconds: float) -> dict[str, Value]:
-        """Return what the present step logs.
-
-        Args:
-            seconds: How long the whole step took.
+    def metrics(self) -> dict[str, Value]:
+        """Return what the present step logs, when it has ended.
 
         Returns:
             Of `round_metrics` and `step_metrics`; `rollouts/dropped`, `rollouts/dropped_total`,
@@ -143,13 +166,18 @@ class RolloutSource:
             `rollouts/answering_share`, `rollouts/teacher_share` (the teacher at work on this round, beside
             the student) and `rollouts/teacher_wait_share` (the step stood still for it).
         """
-        shares = {name: value / max(seconds, 1e-9) for name, value in self._seconds.items()}
+        seconds = max(time.perf_counter() - self._began, 1e-9)
         return {
             **self._metrics,
-            "rollouts/answering_share": shares["answering"],
-            "rollouts/teacher_share": shares["teacher"],
-            "rollouts/teacher_wait_share": shares["waited"],
+            "rollouts/answering_share": self._seconds["answering"] / seconds,
+            "rollouts/teacher_share": self._seconds["teacher"] / seconds,
+            "rollouts/teacher_wait_share": self._seconds["waited"] / seconds,
         }
+
+    def _row(self, step: int, number: int) -> list[Rollout]:
+        if step != self.step:
+            raise IndexError(f"rollouts of step {step} are gone: the present one is {self.step}")
+        return self._rows[number]
 
     @property
     def _topk(self) -> int:
@@ -197,7 +225,7 @@ class RolloutSource:
 
     # ---------------------------------------------------------------- saving
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the place of the run in its rollouts; how fast its parts are has no part in it."""
         unscored = {
             number: [replace(one, score=None) for one in made]
@@ -205,14 +233,58 @@ class RolloutSource:
         }
         content = buffer_bytes(self.buffer.pool, unscored, {})
         return {
+            "step": self.step,
             "prompts": self.walk.state_dict(),
             "dropped": self.buffer.dropped,
             "history_sha256": self._history.sha256,
             "buffer_sha256": hashlib.sha256(content).hexdigest(),
         }
 
-    def content(self) -> bytes:
-        """Return the buffer, with all scores that are there. Collective."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a saved place; `load` brings the rollouts.
+
+        Raises:
+            DataError: It is a place among other prompts.
+        """
+        self.walk.load_state_dict(state["prompts"])
+        self.step, self.buffer.dropped = int(state["step"]), int(state["dropped"])
+        self._history.sha256 = str(state["history_sha256"])
+        self._loaded = dict(state)
+
+    def save(self, directory: Path) -> None:
+        """Write the buffer, with all scores that are there. Collective.
+
+        Args:
+            directory: Of a checkpoint; rank 0 writes.
+        """
+        content = self._content()
+        if self._layout.leads:
+            (directory / BUFFER_NAME).write_bytes(content)
+            sync(directory / BUFFER_NAME)
+
+    def load(self, directory: Path) -> None:
+        """Take the buffer back; rounds that were under way without scores go to the teacher again.
+
+        Args:
+            directory: That `save` was given, after `load_state_dict`.
+
+        Raises:
+            DataError: It does not fit the place, this run or what is kept of it.
+        """
+        path = directory / BUFFER_NAME
+        pool, under_way, stored = read_buffer(path.read_bytes())
+        if stored != self._loaded:
+            raise DataError(f"{path} is of another moment: {stored}, not {self._loaded}")
+        wanted = list(self.clock.under_way(self.step))
+        if sorted(under_way) != wanted:
+            raise DataError(f"{path} has rounds {sorted(under_way)} under way, expected {wanted}")
+        self.buffer.pool, self.buffer.under_way = pool, dict(under_way)
+        self._history.go_on(self.step, self._history.sha256)
+        for number, made in sorted(under_way.items()):
+            if not _is_scored(made):
+                self._submit(number)
+
+    def _content(self) -> bytes:
         under_way: dict[int, Sequence[Rollout]] = {}
         for number, made in sorted(self.buffer.under_way.items()):
             under_way[number] = made
@@ -223,40 +295,7 @@ class RolloutSource:
             own = () if mine is None else mine.scores
             scores = gathered(own, len(made), self._layout)
             under_way[number] = [one.scored(score) for one, score in zip(made, scores, strict=True)]
-        return buffer_bytes(self.buffer.pool, under_way, self.state())
-
-    def start_anew(self) -> None:
-        """Begin at step 0: rounds that an earlier start left go."""
-        self._history.go_on(0)
-
-    def resume(self, step: int, content: bytes, state: Mapping[str, Any]) -> None:
-        """Go on after a saved step; rounds that were under way without scores go to the teacher again.
-
-        Args:
-            step: The saved one.
-            content: Of `content`.
-            state: Of `state`, then.
-
-        Raises:
-            DataError: They do not fit each other, this run or what is kept of it.
-        """
-        pool, under_way, stored = read_buffer(content)
-        if stored != dict(state):
-            raise DataError(
-                f"the buffer of rollouts of step {step} is of another moment: {stored}, not {state}"
-            )
-        wanted = list(self.clock.under_way(step))
-        if sorted(under_way) != wanted:
-            raise DataError(
-                f"the buffer of rollouts of step {step} has rounds {sorted(under_way)}, expected {wanted}"
-            )
-        self.walk.load_state_dict(stored["prompts"])
-        self.buffer.pool, self.buffer.under_way = pool, dict(under_way)
-        self.buffer.dropped = int(stored["dropped"])
-        self._history.go_on(step, str(stored["history_sha256"]))
-        for number, made in sorted(under_way.items()):
-            if not _is_scored(made):
-                self._submit(number)
+        return buffer_bytes(self.buffer.pool, under_way, self.state_dict())
 
     def close(self) -> None:
         """Let the teacher go."""

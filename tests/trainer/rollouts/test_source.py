@@ -18,7 +18,7 @@ from trainer.job.distributed import session
 from trainer.model.gpt import build_model
 from trainer.rollouts.history import History
 from trainer.rollouts.scoring import Scorer
-from trainer.rollouts.source import RolloutSource
+from trainer.rollouts.source import BUFFER_NAME, RolloutSource
 from trainer.rollouts.storage import read_round, round_name
 
 STEPS, SEQ_LEN, ROWS = 4, 24, 2
@@ -73,16 +73,29 @@ def weights_after(student, step):
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
-def run(student, source, first=1, last=STEPS, saved=None):
+def kept(source, directory):
+    """What a checkpoint holds of a source: its state, and the directory of its buffer."""
+    directory.mkdir()
+    source.save(directory)
+    return source.state_dict(), directory
+
+
+def resumed(source, state, directory):
+    source.load_state_dict(state)
+    source.load(directory)
+    return source
+
+
+def run(student, source, first=1, last=STEPS, saved=None, tmp=None):
     """All rows of all steps, as bytes; the state after each step goes into `saved`."""
     found = []
     for step in range(first, last + 1):
         weights_after(student, step - 1)
-        source.begin(step, ROWS, student)
-        rows = [source.sample(number) for number in range(ROWS)]
+        source.prepare(step, student)
+        rows = [source.sample(*place) for place in source.take(ROWS)]
         found.append([{name: value.numpy().tobytes() for name, value in row.items()} for row in rows])
         if saved is not None:
-            saved[step] = (source.content(), source.state())
+            saved[step] = kept(source, tmp / str(step))
     source.close()
     return found
 
@@ -91,7 +104,8 @@ def run(student, source, first=1, last=STEPS, saved=None):
 def straight(layout, student, tmp_path_factory):
     directory = tmp_path_factory.mktemp("straight")
     saved = {}
-    rows = run(student, source(layout, FormulaTeacher(), directory=directory), saved=saved)
+    made = source(layout, FormulaTeacher(), directory=directory)
+    rows = run(student, made, saved=saved, tmp=tmp_path_factory.mktemp("saved"))
     return rows, saved, directory
 
 
@@ -113,34 +127,37 @@ def test_a_run_goes_on_from_every_step_bit_for_bit_and_its_history_is_the_same(
     rows, saved, directory = straight
     history = {path.name: path.read_bytes() for path in directory.iterdir()}
     for step in range(1, STEPS):
+        own = tmp_path / f"from {step}"
+        own.mkdir()
         for later in directory.iterdir():
-            (tmp_path / later.name).write_bytes(b"of steps that were run and lost")
+            (own / later.name).write_bytes(b"of steps that were run and lost")
         for number in range(1, step + 1):
-            (tmp_path / round_name(number)).write_bytes(history[round_name(number)])
-        again = source(layout, FormulaTeacher(), directory=tmp_path)
-        again.resume(step, *saved[step])
-        after = {}
-        assert run(student, again, step + 1, saved=after) == rows[step:]
-        assert after[STEPS][1] == saved[STEPS][1]
-        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == history
+            (own / round_name(number)).write_bytes(history[round_name(number)])
+        again = resumed(source(layout, FormulaTeacher(), directory=own), *saved[step])
+        assert run(student, again, step + 1) == rows[step:]
+        assert again.state_dict() == saved[STEPS][0]
+        assert {path.name: path.read_bytes() for path in own.iterdir()} == history
 
 
-def test_a_save_brings_scores_along_that_are_there_and_asks_again_for_those_that_are_not(layout, student):
+def test_a_save_brings_scores_along_that_are_there_and_asks_again_for_those_that_are_not(
+    layout, student, tmp_path
+):
     quick, gate = FormulaTeacher(), threading.Event()
     ready = source(layout, quick, asynchronous=False)
     late = source(layout, FormulaTeacher(gate=gate, hold_after=4))  # round 1, and no answer to round 2
     for one in (ready, late):
         weights_after(student, 0)
-        one.begin(1, ROWS, student)
-    contents = [one.content() for one in (ready, late)]
-    assert len(contents[0]) > len(contents[1]), "scores of the round under way"
-    assert ready.state() == late.state(), "the place in the run does not know how fast the teacher is"
+        one.prepare(1, student)
+        one.take(ROWS)
+    saved = [kept(one, tmp_path / name) for one, name in ((ready, "ready"), (late, "late"))]
+    sizes = [(directory / BUFFER_NAME).stat().st_size for _, directory in saved]
+    assert sizes[0] > sizes[1], "scores of the round under way"
+    assert saved[0][0] == saved[1][0], "the place in the run does not know how fast the teacher is"
     gate.set()
     ends = []
-    for content, wanted in zip(contents, (False, True), strict=True):
+    for place, wanted in zip(saved, (False, True), strict=True):
         teacher = FormulaTeacher()
-        again = source(layout, teacher)
-        again.resume(1, content, ready.state())
+        again = resumed(source(layout, teacher), *place)
         ends.append(run(student, again, 2))
         second = quick.asked[4:8]
         assert (second[0] in teacher.asked) is wanted
@@ -188,8 +205,9 @@ def test_what_a_step_logs_adds_up(layout, student):
     trained = dropped = 0
     for step in range(1, STEPS + 1):
         weights_after(student, step - 1)
-        found.begin(step, ROWS, student)
-        logged = found.metrics(1.0)
+        found.prepare(step, student)
+        found.take(ROWS)
+        logged = found.metrics()
         trained += logged["rollouts/trained"]
         dropped += logged["rollouts/dropped"]
         assert sum(logged[f"rollouts/staleness/{age}"] for age in range(3)) == logged["rollouts/trained"]
@@ -201,7 +219,9 @@ def test_what_a_step_logs_adds_up(layout, student):
         assert 1 <= logged["rollouts/length"] <= 8
         assert logged["rollouts/in_teacher_topk"] == 1.0, "K is the whole vocabulary"
         assert logged["rollouts/dropped_total"] == dropped
-        assert "round" in found.describe(0)
+        assert "round" in found.describe(step, 0)
+        with pytest.raises(IndexError, match=f"the present one is {step}"):
+            found.sample(step - 1, 0)
     found.close()
 
 
@@ -217,7 +237,9 @@ def test_a_buffer_of_another_moment_is_refused(layout, student, straight):
     _, saved, _ = straight
     again = source(layout, FormulaTeacher())
     with pytest.raises(DataError, match="of another moment"):
-        again.resume(1, saved[1][0], saved[2][1])
-    with pytest.raises(DataError, match=r"has rounds \[2\], expected \[3\]"):
-        again.resume(2, *saved[1])
+        resumed(again, saved[1][0], saved[2][1])
+    wrong = source(layout, FormulaTeacher(), recipe=asked(delay=2))
+    with pytest.raises(DataError, match=r"has rounds \[2\] under way, expected \[2, 3\]"):
+        resumed(wrong, *saved[1])
+    wrong.close()
     again.close()
