@@ -14,6 +14,8 @@ from trainer.errors import EvaluationError
 
 RANKS_NAME = "o200k_base.tiktoken"
 RANKS_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
+RANKS_FINGERPRINT = "c05c175789154cd4457f2a05038a06cfb7887115e6ab254e6b865dc89e2d412b"
+"""`Tokenizer.fingerprint` of the same tokenizer in any format."""
 _CACHE_NAME = "fb374d419588a4632f3f557e76b4b70aebbca790"
 """Name under which tiktoken looks for the ranks in its cache: sha1 of the file's public address."""
 _STARTOFTEXT, _ENDOFTEXT = 199998, 199999

@@ -24,7 +24,8 @@ class MegatronModel(LanguageModel):
         path: Directory of the published checkpoint.
         device: Where to put it.
         dtype: Type to compute in; stored weights of another type are cast.
-        tokenizer: Directory of the o200k rank file.
+        tokenizer: Directory of the o200k rank file; None for those who read token ids alone, whose model has
+            no `tokenizer`.
         architecture: When given, must be of the checkpoint's geometry.
         backend: Name of a module of `trainer.model.backends`; no fusion is asked of it, whatever the
             checkpoint was trained with.
@@ -44,13 +45,14 @@ class MegatronModel(LanguageModel):
         device: torch.device,
         dtype: torch.dtype,
         *,
-        tokenizer: Path,
+        tokenizer: Path | None,
         architecture: Architecture | None = None,
         backend: str = "reference",
     ) -> None:
         super().__init__(name, path, device, dtype)
         self._architecture = read_architecture(path) if architecture is None else architecture
-        self.tokenizer = O200kTokenizer(tokenizer)
+        if tokenizer is not None:
+            self.tokenizer = O200kTokenizer(tokenizer)
         network = build_model(
             geometry(self._architecture), dtype=dtype, device=device, seed=None, backend=backend
         )

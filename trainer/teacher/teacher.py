@@ -120,6 +120,10 @@ class Teacher(ABC):
     def identity(self) -> dict[str, Any]:
         """Return what the teacher says of itself, JSON values without a path, host or time."""
 
+    def voices(self) -> "list[tuple[str, Teacher]]":
+        """Return everyone who answers, by name: a served teacher's replicas one by one."""
+        return [(self.kind, self)]
+
     def close(self) -> None:  # noqa: B027 - not every teacher has something to close
         """Let go of connections and files; a local teacher has none."""
 
