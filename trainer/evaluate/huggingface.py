@@ -1,5 +1,6 @@
 """Hugging Face checkpoints, through `transformers`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch import Tensor
 from trainer.checkpoints.tokenizers import HuggingFaceTokenizer
 from trainer.errors import EvaluationError
 from trainer.evaluate.models import LanguageModel
+
+_MOST_TRIED = 600  # tokens of the row that is tried out when a checkpoint is opened
 
 
 class HuggingFaceModel(LanguageModel):
@@ -32,17 +35,21 @@ class HuggingFaceModel(LanguageModel):
 
     def __init__(self, name: str, path: Path, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(name, path, device, dtype)
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # one for every file that is opened
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        # Weights of four bits are widened as they are read: every type of device then computes the same.
+        quantization = getattr(config, "quantization_config", None)
+        narrow = isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4"
         module, loading = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
-            attn_implementation="sdpa",
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            **({"quantization_config": Mxfp4Config(dequantize=True)} if narrow else {}),
         )
         wrong = {key: sorted(map(str, value)) for key, value in loading.items() if value}
         if wrong:
@@ -50,6 +57,7 @@ class HuggingFaceModel(LanguageModel):
         self.module = module.to(device).eval().requires_grad_(False)
         self.tokenizer = HuggingFaceTokenizer(path)
         self.vocab_size = self.head[0].shape[0]
+        self._window = _sliding_window(module.config)
         self.context = int(module.config.max_position_embeddings)
         self._try_out()
 
@@ -68,26 +76,35 @@ class HuggingFaceModel(LanguageModel):
     @torch.no_grad()
     def hidden_trees(self, tokens: Tensor, positions: Tensor, branch: Tensor) -> Tensor:
         """Return final hidden states of rows with a shared prefix."""
-        branch = branch.to(self.device)
+        branch, positions = branch.to(self.device), positions.to(self.device)
         mine, theirs = branch[:, :, None], branch[:, None, :]
         places = torch.arange(branch.shape[1], device=self.device)
         allowed = (places[None, :] <= places[:, None]) & ((theirs == 0) | (theirs == mine))
-        return self._backbone(
-            input_ids=tokens.to(self.device),
-            position_ids=positions.to(self.device),
-            attention_mask=allowed[:, None],
-        )
+        everywhere = self._additive(allowed)
+        mask: Tensor | Mapping[str, Tensor] = everywhere
+        if self._window is not None:
+            near = positions[:, :, None] - positions[:, None, :] < self._window
+            mask = {"full_attention": everywhere, "sliding_attention": self._additive(allowed & near)}
+        return self._backbone(input_ids=tokens.to(self.device), position_ids=positions, attention_mask=mask)
 
-    def _backbone(self, **inputs: Tensor) -> Tensor:
+    def _additive(self, allowed: Tensor) -> Tensor:
+        """Return a mask `[B, 1, S, S]` that is added to scores, which every kind of attention takes."""
+        blank = torch.zeros(allowed.shape, dtype=self.dtype, device=self.device)
+        return blank.masked_fill_(~allowed, torch.finfo(self.dtype).min)[:, None]
+
+    def _backbone(self, **inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
         backbone: Any = self.module.base_model
         states: Tensor = backbone(**inputs, use_cache=False).last_hidden_state
         return states
 
     @torch.no_grad()
     def _try_out(self) -> None:
-        """Compare both ways of scoring with the model's own logits on a handful of tokens."""
+        """Compare both ways of scoring with the model's own logits on some tokens, a window at least."""
         generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(self.vocab_size, (1, 12), generator=generator)
+        length = 12 + (self._window or 0)
+        if length > min(_MOST_TRIED, self.context):
+            length = 12
+        tokens = torch.randint(self.vocab_size, (1, length), generator=generator)
         expected = self.module(input_ids=tokens.to(self.device), use_cache=False).logits.float()
         lengths = torch.tensor([tokens.shape[1]])
         tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
@@ -97,14 +114,23 @@ class HuggingFaceModel(LanguageModel):
                 f"{self.path}: {type(self.module).__name__} does more to its logits than the output head; "
                 "only models whose logits are final hidden states times the head can be evaluated"
             )
-        # Prefix of 4, then the 8 others as a branch, with a stranger branch of 3 between.
-        positions = torch.cat((torch.arange(4), torch.arange(4, 7), torch.arange(4, 12)))[None]
-        branch = torch.tensor([[0] * 4 + [1] * 3 + [2] * 8])
+        if self._window is not None and length <= self._window:
+            return  # nobody has seen whether a branch keeps to the window
+        # Prefix of 4, then the others as a branch, with a stranger branch of 3 between.
+        positions = torch.cat((torch.arange(4), torch.arange(4, 7), torch.arange(4, length)))[None]
+        branch = torch.tensor([[0] * 4 + [1] * 3 + [2] * (length - 4)])
         row = torch.cat((tokens[:, :4], tokens.flip(1)[:, :3], tokens[:, 4:]), dim=1)
         try:
             shared = self.hidden_trees(row, positions, branch)[:, 7:]
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, KeyError):
             return
         plain = self.hidden(tokens, lengths)[:, 4:]
         gap = float((shared - plain).abs().float().max())
         self.shares_prefixes = gap <= tolerance * 10 * (float(plain.float().std()) + 1e-6)
+
+
+def _sliding_window(config: Any) -> int | None:
+    """Return how many tokens the sliding layers of a model see, None where it has none."""
+    if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+        return None
+    return int(config.sliding_window)

@@ -12,7 +12,8 @@ from trainer.teacher.teacher import TeacherScores
 
 _CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}  # logits alive at a time: 64 MiB and 1 GiB of float32
 _BLOCK = 512
-"""Probabilities are summed in blocks of so many tokens, so that a draw reads one block and not all of them."""
+"""Probabilities are summed in blocks of so many tokens, so that a draw reads one block and not all of "
+"them."""
 
 Uniforms = NDArray[np.float64]
 
@@ -57,8 +58,8 @@ def distributions(
 ) -> TeacherScores:
     """Score labels, list the likeliest tokens, and draw from the rest, a chunk of positions at a time.
 
-    Sums over the vocabulary are made in float32 a block and float64 between blocks. The tail's mass is the sum
-    of its own probabilities, so it is exact where it is small.
+    Sums over the vocabulary are made in float32 inside a block and float64 between blocks. The tail's mass is
+    the sum of its own probabilities, so it is exact where it is small.
 
     Args:
         model: Has the output head.
@@ -87,13 +88,7 @@ def distributions(
 def concatenate(parts: Sequence[TeacherScores], topk: int, draws: int) -> TeacherScores:
     """Join scores; of nothing they are those of no position."""
     if not parts:
-        return TeacherScores(
-            np.empty(0, np.float32),
-            np.empty((0, topk), np.int32),
-            np.empty((0, topk), np.float32),
-            np.empty(0, np.float32),
-            np.empty((0, draws), np.int32),
-        )
+        return TeacherScores.of_nothing(topk, draws)
     return TeacherScores(
         *(
             np.concatenate([getattr(part, name) for part in parts])
@@ -127,10 +122,10 @@ def _chunk(
     draws = np.empty((len(logits), 0), dtype=np.int32)
     if chances is not None:
         draws = _draw(weights, blocks.cpu().numpy(), chances)
-    logprobs = (listed - log_total[:, None]).masked_fill_(~kept, -torch.inf)
+    logprobs = (listed - log_total[:, None]).clamp_(max=0.0).masked_fill_(~kept, -torch.inf)
     label = at_label.double() - largest.double() - log_total
     return TeacherScores(
-        label.float().cpu().numpy(),
+        label.clamp_(max=0.0).float().cpu().numpy(),
         ids.masked_fill(~kept, -1).int().cpu().numpy(),
         logprobs.float().cpu().numpy(),
         (tail / total).float().clamp_(0.0, 1.0).cpu().numpy(),
@@ -140,7 +135,7 @@ def _chunk(
 
 def _block_sums(weights: Tensor) -> Tensor:
     """Return float64 `[T, ceil(V / block)]`, sums of neighbouring columns."""
-    rows, columns = weights.shape
+    columns = weights.shape[1]
     whole = columns // _BLOCK * _BLOCK
     sums = weights[:, :whole].unflatten(1, (whole // _BLOCK, _BLOCK)).sum(dim=2) if whole else None
     rest = weights[:, whole:].sum(dim=1, keepdim=True) if whole < columns else None

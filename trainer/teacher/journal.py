@@ -69,7 +69,9 @@ class JournalledTeacher(Teacher):
     ) -> list[TeacherScores]:
         who = canonical_json(self.identity())
         keys = [
-            _key(who, tokens, positions, topk, mass, None if tail is None else (tail.count, tail.keys[number]))
+            _key(
+                who, tokens, positions, topk, mass, None if tail is None else (tail.count, tail.keys[number])
+            )
             for number, (tokens, positions) in enumerate(zip(sequences, wanted, strict=True))
         ]
         missing = [number for number, key in enumerate(keys) if key not in self._places]
@@ -186,7 +188,8 @@ def _open(path: Path) -> dict[str, int]:
                 key, _ = _parse(line)
             except ValueError as error:
                 raise TeacherError(
-                    f"{path}: line {number} is damaged ({error}); remove it and what follows to ask the teacher "
+                    f"{path}: line {number} is damaged ({error}); remove it and what follows to ask the "
+                    "teacher "
                     "again from there, or the file to ask for everything again"
                 ) from error
             places[key] = whole

@@ -8,7 +8,7 @@ import torch
 
 from trainer.errors import TeacherError
 from trainer.evaluate.models import LanguageModel
-from trainer.teacher.distributions import concatenate, distributions, uniforms
+from trainer.teacher.distributions import distributions, uniforms
 from trainer.teacher.rows import Batch, batches, plan
 from trainer.teacher.teacher import TailDraws, Teacher, TeacherScores
 
@@ -66,7 +66,7 @@ class LocalTeacher(Teacher):
         rows = plan(sequences, wanted, share=self.share_prompts)
         for batch in batches(rows, self.batch_tokens):
             found.update(self._batch(batch, sequences, wanted, topk, mass, tail))
-        nothing = concatenate([], topk, draws)
+        nothing = TeacherScores.of_nothing(topk, draws)
         return [found.get(number, nothing) for number in range(len(sequences))]
 
     def _batch(
@@ -99,7 +99,8 @@ class LocalTeacher(Teacher):
         )
         if not np.isfinite(scores.label_logprob).all():
             raise TeacherError(
-                f"{self.model.name}: the teacher's log-probabilities are not finite; its weights are damaged, or "
+                f"{self.model.name}: the teacher's log-probabilities are not finite; its weights are "
+                "damaged, or "
                 f"{self.model.dtype} is too narrow for them: compute in fp32"
             )
         ends = np.cumsum(counts).tolist()

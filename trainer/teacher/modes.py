@@ -54,7 +54,8 @@ class Rewritten:
         at = np.asarray(stored, dtype=np.int64)
         if len(at) and at.min() < self.first:
             raise TeacherError(
-                f"position {at.min()} lies in the system message, which ends at {self.first} and is another in "
+                f"position {at.min()} lies in the system message, which ends at {self.first} and is another "
+                "in "
                 "another mode: only what follows it can be scored"
             )
         return at + self.shift

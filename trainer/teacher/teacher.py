@@ -40,6 +40,17 @@ class TeacherScores:
     def __len__(self) -> int:
         return len(self.label_logprob)
 
+    @classmethod
+    def of_nothing(cls, topk: int, draws: int) -> Self:
+        """Return the scores of no position."""
+        return cls(
+            np.empty(0, np.float32),
+            np.empty((0, topk), np.int32),
+            np.empty((0, topk), np.float32),
+            np.empty(0, np.float32),
+            np.empty((0, draws), np.int32),
+        )
+
 
 @dataclass(frozen=True)
 class TailDraws:
