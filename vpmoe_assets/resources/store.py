@@ -7,6 +7,7 @@ from pydantic import Field
 
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.project import store_root
+from vpmoe_assets.resources.event_log import hold_open
 from vpmoe_assets.resources.instances import MisplacedInstanceError, require_lasting
 from vpmoe_assets.resources.reaping import close_dead_runs
 from vpmoe_assets.resources.run_record import record_run
@@ -37,6 +38,7 @@ class StoreResource(dg.ConfigurableResource):
             raise dg.Failure(str(error), allow_retries=False) from None
         root = Path(self.root)
         record_run(root, context.instance, context.run.run_id)
+        hold_open(context.instance, context.run.run_id)
         close_dead_runs(root, context.log.warning)
 
     def open(self) -> Store:
