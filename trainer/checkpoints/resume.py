@@ -5,6 +5,7 @@ checkpoints/
   iter_0000005/                  renamed into place when complete
     __0_0.distcp .metadata metadata.json     Megatron `torch_dist`: model, optimizer state, master weights
     random/rank_00000.json                   random states of each rank
+    live/<kind>/                             what sources hold that make samples while the run goes on
     provenance.json                          where it came from (see trainer.checkpoints.provenance)
     state.json                               step, samples consumed, schedule, layout, configuration, size
                                              and checksums of every other file, and its own sha256
@@ -22,7 +23,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from trainer.job.distributed import Layout, random_state, restore_random_state, 
 from trainer.job.workdir import LOGGER
 
 SCHEMA = "vpmoe.resume/2"
+LIVE_NAME = "live"
 LATEST_NAME = "latest_checkpointed_iteration.txt"
 _NAME = re.compile(r"iter_(\d{7,})")
 
@@ -90,7 +92,7 @@ class RunState:
     Attributes:
         iteration: Optimizer steps taken.
         config_hash: sha256 of the canonical recipe and seed.
-        samplers: Per dataset: `epoch`, `index`, `pack_index_sha256`.
+        samplers: Per data set or other source of samples, its place: `epoch`, `index`, `pack_index_sha256`.
         schedule: Steps planned and the schedule's parameters.
         progress: Token counts and measured losses that the summary reports over the whole run.
     """
@@ -149,13 +151,21 @@ class Checkpoints:
         dist.broadcast_object_list(answer, src=0)
         return answer[0][0] if answer[0] else None
 
-    def save(self, tensors: dict[str, Any], state: RunState, provenance: Mapping[str, Any]) -> Path:
+    def save(
+        self,
+        tensors: dict[str, Any],
+        state: RunState,
+        provenance: Mapping[str, Any],
+        *,
+        live: Callable[[Path], None] | None = None,
+    ) -> Path:
         """Write one checkpoint, renames it into place, moves the latest marker, removes what is too old.
 
         Args:
             tensors: Sharded state dict of model and optimizer.
             state: The rest of the run's state.
             provenance: Written beside it as `provenance.json`.
+            live: Writes what the sources of samples hold into `live/`, on every rank.
 
         Returns:
             The checkpoint's directory.
@@ -168,6 +178,10 @@ class Checkpoints:
         together(lambda: random_path.parent.mkdir())
         together(lambda: _write(random_path, random_state(self.layout.device)), only_leader=False)
         together(lambda: _write(scratch / "provenance.json", provenance))
+        if live is not None:
+            together((scratch / LIVE_NAME).mkdir)
+            together(lambda: live(scratch / LIVE_NAME), only_leader=False)
+            together(lambda: sync(scratch / LIVE_NAME))
         written: list[Any] = [_files(scratch) if self.layout.leads else None]
         dist.broadcast_object_list(written, src=0)
         files = checksums(scratch, written[0])

@@ -5,6 +5,7 @@ cut into micro-batches and ranks. So a run may be resumed with another data-para
 micro-batch size, and sees the same batches.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -31,12 +32,95 @@ Address = tuple[int, int]
 """Place of a sample: its epoch, and its index in that epoch."""
 
 
+FILLERS = {
+    "teacher_ids": -1,
+    "teacher_logprobs": -torch.inf,
+    "teacher_tail": 0.0,
+    "teacher_draws": -1,
+    "teacher_label_logprob": 0.0,
+    "behaviour_logprob": 0.0,
+    "excluded": False,
+}
+"""What stands in a field that only some kinds of samples have, at every place of a sample of another kind."""
+
+
 def collate(samples: Sequence[Sample]) -> Sample:
-    """Stack samples [S] to a micro-batch [B, S], field by field."""
-    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    """Stack samples [S, ...] to a micro-batch [B, S, ...], field by field.
+
+    Samples of two kinds may meet in a micro-batch: where one of them lacks a field of `FILLERS` that another
+    has, the filler takes its place. A field that none of them has is not there.
+
+    Raises:
+        KeyError: A field that every sample must have is missing in some.
+    """
+    names = list(dict.fromkeys(name for sample in samples for name in sample))
+    return {name: torch.stack(_field(name, samples)) for name in names}
 
 
-class Sampler:
+def _field(name: str, samples: Sequence[Sample]) -> list[torch.Tensor]:
+    if all(name in sample for sample in samples):
+        return [sample[name] for sample in samples]
+    like = next(sample[name] for sample in samples if name in sample)
+    filler = torch.full_like(like, FILLERS[name])
+    return [sample.get(name, filler) for sample in samples]
+
+
+def rank_share[T](
+    batch: Sequence[T], *, micro_batch_size: int, dp_rank: int = 0, dp_size: int = 1
+) -> list[list[T]]:
+    """Return a rank's part of a global batch, micro-batch by micro-batch.
+
+    Micro-batch m of all ranks together is a contiguous run of the batch, so the first micro-batches of one
+    rank with dp_size = 1 are those that the ranks of a larger run take side by side.
+
+    Raises:
+        ValueError: The batch does not divide into micro-batches over the ranks.
+    """
+    for name, value in (("global_batch_size", len(batch)), ("micro_batch_size", micro_batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} = {value}: must be at least 1")
+    if not 0 <= dp_rank < dp_size:
+        raise ValueError(f"dp_rank = {dp_rank}: must be in [0, dp_size = {dp_size})")
+    stride = micro_batch_size * dp_size
+    if len(batch) % stride:
+        raise ValueError(
+            f"global_batch_size = {len(batch)} is not a multiple of micro_batch_size * dp_size ="
+            f" {micro_batch_size} * {dp_size} = {stride}"
+        )
+    first = dp_rank * micro_batch_size
+    return [
+        list(batch[start + first : start + first + micro_batch_size])
+        for start in range(0, len(batch), stride)
+    ]
+
+
+class Walk(ABC):
+    """An order of samples, and the place of a run in it.
+
+    Attributes:
+        epoch: Epoch of the next sample.
+    """
+
+    epoch: int
+
+    @abstractmethod
+    def take(self, count: int) -> list[Address]:
+        """Draw the next `count` samples, and move past them."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place as JSON values, with the identity of the order that it is a place in."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved place.
+
+        Raises:
+            DataError: It belongs to another order.
+        """
+
+
+class Sampler(Walk):
     """Walks a data set, epoch after epoch, one global batch at a time.
 
     A batch that reaches the end of an epoch goes on in the next one; no sample is dropped.
@@ -67,21 +151,9 @@ class Sampler:
         Raises:
             ValueError: If the global batch does not divide into micro-batches over the ranks.
         """
-        for name, value in (("global_batch_size", global_batch_size), ("micro_batch_size", micro_batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} = {value}: must be at least 1")
-        if not 0 <= dp_rank < dp_size:
-            raise ValueError(f"dp_rank = {dp_rank}: must be in [0, dp_size = {dp_size})")
-        if global_batch_size % (micro_batch_size * dp_size):
-            raise ValueError(
-                f"global_batch_size = {global_batch_size} is not a multiple of micro_batch_size * dp_size ="
-                f" {micro_batch_size} * {dp_size} = {micro_batch_size * dp_size}"
-            )
+        self._layout = {"micro_batch_size": micro_batch_size, "dp_rank": dp_rank, "dp_size": dp_size}
+        rank_share(range(global_batch_size), **self._layout)  # refuses a batch that does not divide
         self._dataset = dataset
-        self._global_batch_size = global_batch_size
-        self._micro_batch_size = micro_batch_size
-        self._dp_rank = dp_rank
-        self._dp_size = dp_size
         self.epoch = 0
         self.index = 0
 
@@ -98,17 +170,8 @@ class Sampler:
         return batch
 
     def share[T](self, batch: Sequence[T]) -> list[list[T]]:
-        """Return this rank's part of a global batch, micro-batch by micro-batch.
-
-        Micro-batch m of all ranks together is a contiguous run of the batch, so the first micro-batches of
-        one rank with dp_size = 1 are those that the ranks of a larger run take side by side.
-        """
-        stride = self._micro_batch_size * self._dp_size
-        first = self._dp_rank * self._micro_batch_size
-        return [
-            list(batch[start + first : start + first + self._micro_batch_size])
-            for start in range(0, self._global_batch_size, stride)
-        ]
+        """Return this rank's part of a global batch, micro-batch by micro-batch; see `rank_share`."""
+        return rank_share(batch, **self._layout)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state to resume from, with the identity of the order that it is a place in."""

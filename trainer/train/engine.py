@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from trainer.checkpoints.published import sharded_state_dict
-from trainer.checkpoints.resume import CheckpointError, Checkpoints, RunState
+from trainer.checkpoints.resume import LIVE_NAME, CheckpointError, Checkpoints, RunState
+from trainer.contract.mix import mix_of
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.training import TrainingConfig, TrainRecipe
 from trainer.data.kd import Sample
@@ -31,7 +33,8 @@ from trainer.optim.freezing import train_only_layers
 from trainer.optim.optimizer import Optimizer
 from trainer.optim.schedule import lr_fraction, thaw_fraction
 from trainer.train.heldout import finite, measure_held_out
-from trainer.train.inputs import INPUT_OF, TrainingData
+from trainer.train.inputs import PLACE_OF, TrainingData
+from trainer.train.live import LiveSource
 
 
 class NonFiniteError(JobError):
@@ -121,6 +124,7 @@ class Engine:
         model: The model, on this rank's device.
         recipe: What to train.
         data: The open data.
+        live: Sources of the kinds of samples that no data set holds; the engine's own, closed with it.
         layout: The parallel layout.
         seed: The experiment's seed.
         config_hash: Identity of recipe and seed, stored with checkpoints.
@@ -135,16 +139,20 @@ class Engine:
         *,
         seed: int,
         config_hash: str,
+        live: Mapping[str, LiveSource] | None = None,
     ) -> None:
         settings = recipe.training
         self.model, self.recipe, self.layout, self.seed = model, recipe, layout, seed
         self.config_hash = config_hash
         train_only_layers(model, recipe.new_layers, recipe.new_layers_only_steps)
         self.optimizer = Optimizer(model, settings.optimizer, clip_grad=settings.clip_grad)
-        self.objective = load_objective(recipe.objective).of(recipe, data.parts)
+        mix = mix_of(recipe)
+        self.live = dict(live or {})
+        self.sources = {kind: self.live.get(kind) or data.parts[kind].train for kind in mix.kinds}
+        self.objective = load_objective(recipe.objective).of(recipe, self.sources)
         self.sampler = MixtureSampler(
-            {name: part.train for name, part in data.parts.items()},
-            recipe.harmony_fraction,
+            self.sources,
+            mix,
             global_batch_size=settings.global_batch_size,
             micro_batch_size=settings.micro_batch_size,
             dp_rank=layout.dp_rank,
@@ -156,7 +164,7 @@ class Engine:
         self.progress = Progress(
             tokens=dict.fromkeys(("total", *names), 0),
             absent_spans=dict.fromkeys(names, 0),
-            samples=dict.fromkeys(data.parts, 0),
+            samples=dict.fromkeys(self.sources, 0),
         )
         seed_everything(seed, layout.device)
 
@@ -176,8 +184,10 @@ class Engine:
         return sum(math.prod(t.global_shape) for t in state.values() if t.key in names)
 
     def close(self) -> None:
-        """Take the optimizer off the model, so that both can be freed."""
+        """Take the optimizer off the model, so that both can be freed, and close the live sources."""
         self.optimizer.close()
+        for source in self.live.values():
+            source.close()
 
     # ---------------------------------------------------------------- one step
 
@@ -193,6 +203,8 @@ class Engine:
         """
         began = time.perf_counter()
         settings, group = self.recipe.training, self.layout.dp_group
+        for source in self.live.values():
+            source.prepare(self.iteration + 1, self.model)
         places = self.sampler.next_batch()
         share = self.sampler.share(places)
         batches = [self._read(part) for part in share]
@@ -229,7 +241,7 @@ class Engine:
         self._count(metrics, samples, total_tokens, objective, router, seconds)
         rate = total_tokens / seconds
         metrics |= {f"lr/{kind}": lr for kind, lr in stats.learning_rates.items()}
-        metrics |= {f"samples/{name}": samples[name] for name in self.data.parts}
+        metrics |= {f"samples/{name}": samples[name] for name in self.sources}
         metrics |= {f"epoch/{name}": epoch for name, epoch in self.sampler.epochs.items()}
         if self.model.moe_layer_numbers and (coefficient := self.model.config.moe_aux_loss_coeff):
             # Without its coefficient, mean over MoE layers: 1 when the load is even.
@@ -246,10 +258,12 @@ class Engine:
             "step_ms": 1000 * seconds,
             **router,
         }
+        for source in self.live.values():
+            metrics |= source.metrics()
         return StepResult(self.iteration, objective, stats.grad_norm, rate, metrics)
 
     def _read(self, places: Sequence[Place]) -> Sample:
-        samples = collate([self.data.sample(place) for place in places])
+        samples = collate([self.sources[place.part].sample(place.epoch, place.number) for place in places])
         return {name: tensor.to(self.layout.device, non_blocking=True) for name, tensor in samples.items()}
 
     def _hidden(self, batch: Sample) -> torch.Tensor:
@@ -282,7 +296,7 @@ class Engine:
     ) -> None:
         progress = self.progress
         progress.tokens["total"] += total_tokens
-        for name in self.data.parts:
+        for name in self.sources:
             progress.samples[name] += samples.get(name, 0)
         for name in self.objective.names:
             progress.tokens[name] += int(metrics[f"tokens/{name}"] or 0)
@@ -314,7 +328,7 @@ class Engine:
         )
 
     def _name(self, places: Sequence[Place]) -> str:
-        names = [self.data.describe(place) for place in places[:4]]
+        names = [self.sources[place.part].describe(place.epoch, place.number) for place in places[:4]]
         more = f" and {len(places) - 4} more" if len(places) > 4 else ""
         return "; ".join(names) + more
 
@@ -357,14 +371,20 @@ class Engine:
         return RunState(
             iteration=self.iteration,
             config_hash=self.config_hash,
-            samplers={INPUT_OF[kind]: state for kind, state in self.sampler.state_dict().items()},
+            samplers={PLACE_OF[kind]: state for kind, state in self.sampler.state_dict().items()},
             schedule={"steps": self.recipe.steps, **plain(self.recipe.training.schedule)},
             progress=self.progress.describe(),
         )
 
     def save(self, checkpoints: Checkpoints, provenance: Mapping[str, Any]) -> Any:
         """Write a resume checkpoint of the present step; returns its directory."""
-        return checkpoints.save(self.tensors(), self.run_state(), provenance)
+        live = self._save_live if self.live else None
+        return checkpoints.save(self.tensors(), self.run_state(), provenance, live=live)
+
+    def _save_live(self, directory: Path) -> None:
+        for kind, source in self.live.items():
+            (directory / kind).mkdir(exist_ok=True)
+            source.save(directory / kind)
 
     def resume(self, checkpoints: Checkpoints, iteration: int) -> None:
         """Go to a saved step.
@@ -375,8 +395,10 @@ class Engine:
             OptimizerStateError: The optimizer state does not fit.
         """
         state = checkpoints.read_matching(iteration, self.run_state())
-        places = {kind: state.samplers[INPUT_OF[kind]] for kind in self.data.parts}
+        places = {kind: state.samplers[PLACE_OF[kind]] for kind in self.sources}
         self.sampler.load_state_dict(places, steps=iteration)
+        for kind, source in self.live.items():
+            source.load(checkpoints.path(iteration) / LIVE_NAME / kind)
         loaded = checkpoints.load(iteration, self.tensors(), seed=self.seed)
         self.model.load_state_dict(loaded["model"])
         self.optimizer.load_state_dict(loaded["optimizer"])

@@ -6,7 +6,7 @@ over each other. `heldout_objective` is the training objective on held-out sampl
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -58,8 +58,13 @@ def measure_held_out(
     result: dict[str, Any] = {"heldout_loss": 0.0, "heldout_objective": 0.0, "heldout_tokens": 0}
     means: list[float] = []
     found: list[float] = []
-    parts = objective.mixture.parts
-    for part in parts:
+    parts = [part for part in objective.mixture.parts if part.name in data.parts]
+    shares = _shares(data, objective, parts)
+    for part in objective.mixture.parts:
+        if part not in parts:  # made while training: there is nothing of it to hold out
+            means += [0.0] * len(part.spans.spans)
+            found += [0.0] * len(part.spans.spans)
+            continue
         batches = max(1, HELD_OUT_BATCHES // len(parts))
         losses, counts = _sums(token_losses, data.parts[part.name], part, batches, settings, layout)
         tokens = int(sum(counts))
@@ -75,11 +80,19 @@ def measure_held_out(
         mean = sum(losses) / tokens
         result[f"heldout_loss/{part.name}"] = mean
         result[f"heldout_tokens/{part.name}"] = tokens
-        result["heldout_loss"] += data.parts[part.name].share * mean
+        result["heldout_loss"] += shares[part.name] * mean
         result["heldout_tokens"] += tokens
-    shares = {part.name: data.parts[part.name].share for part in parts}
     result["heldout_objective"] = objective.value(means, torch.tensor(found), shares)
     return result
+
+
+def _shares(data: TrainingData, objective: Objective, parts: Sequence[Part]) -> dict[str, float]:
+    """Return the shares of the measured kinds among the samples that data sets hold."""
+    shares = {part.name: data.parts[part.name].share for part in parts}
+    if len(parts) == len(objective.mixture.parts):
+        return shares
+    total = sum(shares.values())
+    return {name: share / total for name, share in shares.items()}
 
 
 def _sums(
@@ -128,6 +141,8 @@ def describe_held_out(measured: list[dict[str, Any]], mixture: Mixture) -> dict[
     """
     course = {}
     for name in mixture.names:
+        if f"heldout_loss/{name}" not in measured[0]:
+            continue  # a kind that is made while training
         losses = [point[f"heldout_loss/{name}"] for point in measured]
         course[name] = {
             "start": losses[0],

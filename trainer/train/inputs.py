@@ -5,21 +5,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.contract.kinds import CONVERSATIONS, TEXT
+from trainer.contract.kinds import CONVERSATIONS, ROLLOUTS, SCORED, TEXT
 from trainer.contract.mix import mix_of
 from trainer.contract.schema.base import ConfigError
 from trainer.contract.schema.job import Job
 from trainer.contract.schema.training import TrainRecipe
 from trainer.data.indexed import SpanDocuments
-from trainer.data.kd import PackedDataset, Sample
-from trainer.data.mixture import Place, parts_of
+from trainer.data.kd import PackedDataset
 from trainer.data.sampler import SampleSource
 from trainer.data.text import TextDataset, TextDocuments
 
 KD_INPUT = "synth_kd_v1"
+TEACHER_INPUT = "teacher"
+TOPK_INPUT = "teacher_topk"
 TEXT_INPUT = "healing_text_v1"
 INPUT_OF = {CONVERSATIONS: KD_INPUT, TEXT: TEXT_INPUT}
 """Name, among a job's inputs, of each kind of samples."""
+LIVE_KINDS = (ROLLOUTS,)
+"""Kinds of samples that no data set holds; see `trainer.train.live`."""
+PLACE_OF = INPUT_OF | {SCORED: "scored", ROLLOUTS: "rollouts"}
+"""Name, in a resume checkpoint, of the place of a run in each kind of samples."""
 
 
 class Split(SampleSource, Protocol):
@@ -51,17 +56,9 @@ class DataPart:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The open data of a run, by kind: `conversations`, `text`, or both."""
+    """The open data of a run, by kind: those of its kinds of samples that a data set holds."""
 
     parts: Mapping[str, DataPart]
-
-    def sample(self, place: Place) -> Sample:
-        """Read one training sample."""
-        return self.parts[place.part].train.sample(place.epoch, place.number)
-
-    def describe(self, place: Place) -> str:
-        """Names a training sample for a person."""
-        return self.parts[place.part].train.describe(place.epoch, place.number)
 
     def num_samples(self) -> dict[str, int]:
         """Training samples in the first epoch of each kind."""
@@ -86,21 +83,21 @@ def open_data(job: Job, recipe: TrainRecipe, *, cache_dir: Path) -> TrainingData
             tokenizers.
         DataError: The data are damaged.
     """
-    if missing := [kind for kind in mix_of(recipe).kinds if kind not in INPUT_OF]:
-        raise ConfigError(f"recipe: mixes {', '.join(missing)}, which no data set of this trainer holds")
-    share = recipe.harmony_fraction
-    shares = {CONVERSATIONS: share, TEXT: 1.0 - share}
     parts = {}
-    for kind in parts_of(share):
+    for kind, share in mix_of(recipe).shares.items():
+        if kind in LIVE_KINDS:
+            continue
+        if kind not in INPUT_OF:
+            raise ConfigError(f"recipe: mixes {kind} samples, which no data set of this trainer holds")
         name = INPUT_OF[kind]
         if name not in job.inputs:
             raise ConfigError(
-                f"inputs: {name} is missing; a training job with recipe.harmony_fraction = {share} needs it, "
+                f"inputs: {name} is missing; a training job with recipe.{_asked(recipe)} needs it, "
                 f"found {', '.join(job.inputs) or 'none'}"
             )
         root = Path(job.inputs[name].path)
         opened = _conversations if kind == CONVERSATIONS else _text
-        parts[kind] = opened(root, recipe, job.seed, shares[kind], cache_dir)
+        parts[kind] = opened(root, recipe, job.seed, share, cache_dir)
         _check_vocabulary(root, parts[kind].manifest, recipe.architecture.vocab_size)
     tokenizers = {part.manifest["tokenizer"]["model_sha256"] for part in parts.values()}
     if len(tokenizers) > 1:
@@ -109,6 +106,12 @@ def open_data(job: Job, recipe: TrainRecipe, *, cache_dir: Path) -> TrainingData
             f"inputs were tokenised with different ranks: {named}; build them with one tokenizer"
         )
     return TrainingData(parts)
+
+
+def _asked(recipe: TrainRecipe) -> str:
+    """Name the key that decides which kinds of samples a recipe mixes."""
+    asked = [key for key in ("scored", "rollouts") if getattr(recipe, key) is not None]
+    return asked[0] if asked else f"harmony_fraction = {recipe.harmony_fraction}"
 
 
 def _conversations(root: Path, recipe: TrainRecipe, seed: int, share: float, cache_dir: Path) -> DataPart:

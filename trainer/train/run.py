@@ -34,7 +34,8 @@ from trainer.model.init import require_filled
 from trainer.train.drift import Drift, resume_drift
 from trainer.train.engine import Engine, StepResult, ran_under
 from trainer.train.heldout import describe_held_out
-from trainer.train.inputs import open_data
+from trainer.train.inputs import TEACHER_INPUT, open_data
+from trainer.train.live import open_live
 from trainer.train.room import require_room
 from trainer.train.tracking import NoTracker, Tracker, open_tracker
 
@@ -111,10 +112,11 @@ class Run:
         self.resumed_from: int | None = None
         self.saved: int | None = None
 
-    def engine(self, *, drawn: bool = True) -> Engine:
+    def engine(self, *, drawn: bool = True, keeps: bool = True) -> Engine:
         """Return a fresh engine at step 0.
 
         Args:
+            keeps: Keep what live sources make in the work directory; the resume check keeps nothing.
             drawn: Draw the weights from the seed; False leaves them NaN, to be loaded, which saves a
                 full-size run the drawing of six billion numbers.
         """
@@ -127,7 +129,13 @@ class Run:
             backend=self.settings.backend,
         )
         return Engine(
-            model, self.recipe, self.data, self.layout, seed=self.job.seed, config_hash=self.config_hash
+            model,
+            self.recipe,
+            self.data,
+            self.layout,
+            seed=self.job.seed,
+            config_hash=self.config_hash,
+            live=open_live(self.job, self.recipe, self.layout, self.work, keeps=keeps),
         )
 
     def start(self) -> Engine:
@@ -203,12 +211,12 @@ class Run:
             )
 
     def parent(self) -> Path:
-        """Return the published checkpoint among the inputs.
+        """Return the published checkpoint among the inputs that is not the teacher's.
 
         Raises:
             ValueError: There is none, or more than one.
         """
-        paths = [Path(given.path) for given in self.job.inputs.values()]
+        paths = [Path(given.path) for name, given in self.job.inputs.items() if name != TEACHER_INPUT]
         found = [path for path in paths if (path / "config.json").is_file()]
         if len(found) != 1:
             raise ValueError(
@@ -229,7 +237,10 @@ class Run:
         if self.drift_from is not None:
             self.work.at("verify resume", self.recipe.steps)
             drift = resume_drift(
-                lambda: self.engine(drawn=False), self.checkpoints, self.drift_from, self.recipe.steps
+                lambda: self.engine(drawn=False, keeps=False),
+                self.checkpoints,
+                self.drift_from,
+                self.recipe.steps,
             )
             LOGGER.info("%s", drift)
         summary = self.summary(trained, drift)

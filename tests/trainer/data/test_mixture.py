@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.contract.kinds import CONVERSATIONS, TEXT
-from trainer.data.mixture import MixtureSampler, Place, conversations_before, parts_of
+from trainer.contract.kinds import CONVERSATIONS, ROLLOUTS, SCORED, TEXT
+from trainer.contract.mix import Mix
+from trainer.data.mixture import MixtureSampler, Place, first_before
+from trainer.data.sampler import Walk
 from trainer.errors import DataError
 
 
@@ -27,9 +29,10 @@ class Numbers:
 
 def sampler(share, size=4, bases=(5, 7), micro=1, rank=0, dp=1, name="a"):
     given_sources = {CONVERSATIONS: Numbers(bases[0], f"c{name}"), TEXT: Numbers(bases[1], f"t{name}")}
-    sources = {part: given_sources[part] for part in parts_of(share)}
+    mix = Mix(CONVERSATIONS, share, TEXT)
+    sources = {part: given_sources[part] for part in mix.kinds}
     return MixtureSampler(
-        sources, share, global_batch_size=size, micro_batch_size=micro, dp_rank=rank, dp_size=dp
+        sources, mix, global_batch_size=size, micro_batch_size=micro, dp_rank=rank, dp_size=dp
     )
 
 
@@ -69,7 +72,7 @@ def test_any_first_samples_hold_their_share_and_each_data_set_is_walked_in_its_o
 def test_every_period_of_the_share_is_exact_wherever_it_begins(share, periods, start):
     exact = Fraction(str(share))
     n = exact.denominator * periods
-    found = conversations_before(start + n, share) - conversations_before(start, share)
+    found = first_before(start + n, share) - first_before(start, share)
     assert found == exact.numerator * periods
 
 
@@ -117,7 +120,7 @@ def test_a_resumed_mixture_goes_on_as_if_nothing_had_happened(share, before, dp)
         straight.next_batch()
     state = json.loads(json.dumps(straight.state_dict()))
     assert all(set(walked) == {"epoch", "index", "pack_index_sha256"} for walked in state.values())
-    assert set(state) == set(parts_of(share))
+    assert set(state) == set(Mix(CONVERSATIONS, share, TEXT).kinds)
     resumed = sampler(share, rank=dp - 1, dp=dp)
     resumed.load_state_dict(state, steps=before)
     assert [resumed.next_batch() for _ in range(5)] == [straight.next_batch() for _ in range(5)]
@@ -153,5 +156,62 @@ def test_other_data_of_either_kind_are_refused():
 def test_sources_that_do_not_fit_the_share_are_refused(share, sources, message):
     with pytest.raises(ValueError, match=message):
         MixtureSampler(
-            {name: Numbers(5, name) for name in sources}, share, global_batch_size=4, micro_batch_size=1
+            {name: Numbers(5, name) for name in sources},
+            Mix(CONVERSATIONS, share, TEXT),
+            global_batch_size=4,
+            micro_batch_size=1,
         )
+
+
+class Written(Walk):
+    """A kind without a data set: its samples are numbered as they are written."""
+
+    epoch = 0
+
+    def __init__(self):
+        self.made = 0
+
+    def take(self, count):
+        self.made += count
+        return [(0, number) for number in range(self.made - count, self.made)]
+
+    def state_dict(self):
+        return {"made": self.made}
+
+    def load_state_dict(self, state):
+        self.made = state["made"]
+
+
+@settings(deadline=None, max_examples=40)
+@given(share=shares, size=st.integers(1, 6), steps=st.integers(0, 6))
+def test_two_kinds_of_one_data_set_keep_their_places_apart_whatever_walks_them(share, size, steps):
+    def drawn():
+        mix = Mix(CONVERSATIONS, share, ROLLOUTS)
+        walks = {CONVERSATIONS: Numbers(5, "same"), ROLLOUTS: Written()}
+        return MixtureSampler(
+            {kind: walks[kind] for kind in mix.kinds}, mix, global_batch_size=size, micro_batch_size=1
+        )
+
+    straight, resumed = drawn(), drawn()
+    before = [place for _ in range(steps) for place in straight.next_batch()]
+    for kind in straight.state_dict():
+        own = [place for place in before if place.part == kind]
+        assert own == [
+            Place(kind, *at)
+            for at in (
+                walk(5, len(own)) if kind == CONVERSATIONS else [(0, number) for number in range(len(own))]
+            )
+        ]
+    resumed.load_state_dict(json.loads(json.dumps(straight.state_dict())), steps=steps)
+    assert [resumed.next_batch() for _ in range(3)] == [straight.next_batch() for _ in range(3)]
+
+
+def test_the_first_kind_of_a_mix_is_the_one_that_its_share_spreads():
+    scored = MixtureSampler(
+        {SCORED: Numbers(9, "s"), CONVERSATIONS: Numbers(9, "c")},
+        Mix(SCORED, 0.2, CONVERSATIONS),
+        global_batch_size=20,
+        micro_batch_size=1,
+    )
+    kinds = [place.part for place in scored.next_batch()]
+    assert "".join("s" if kind == SCORED else "." for kind in kinds) == "..s....s....s....s.."

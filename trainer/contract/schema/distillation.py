@@ -134,7 +134,8 @@ class Rollouts(Frozen):
     with the weights of `delay` steps before, so that the run is defined however fast its parts are.
 
     Attributes:
-        anchor_fraction: Share of the samples that are stored conversations, trained by cross-entropy.
+        anchor_fraction: Share of the samples that are stored conversations, trained by cross-entropy; what is
+            held out is measured on those.
         max_new_tokens: Tokens of a rollout, at most.
         buffer_size: Rollouts that are on their way or wait for their step, at most.
         max_staleness: Rollouts that were written by weights of more steps ago are dropped and counted.
@@ -147,7 +148,7 @@ class Rollouts(Frozen):
         curriculum: Parts of the run, in order; the last one ends at 1.
     """
 
-    anchor_fraction: Annotated[float, Field(ge=0, lt=1)]
+    anchor_fraction: Annotated[float, Field(gt=0, lt=1)]
     max_new_tokens: PositiveInt
     temperature: PositiveFloat = 1.0
     buffer_size: PositiveInt
