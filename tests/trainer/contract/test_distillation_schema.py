@@ -208,7 +208,7 @@ def test_what_does_not_fit_together_is_refused_with_its_remedy(changes, drop, me
             {"harmony_fraction": 0.5},
             "scored with harmony_fraction = 0.5: a run mixes two kinds of",
         ),
-        ("vpmoe_stage2", {"scored": None}, "kd has kl_weight, rescored, which are for scored"),
+        ("vpmoe_stage2", {"scored": None}, "kd.kl_weight, kd.rescored: for scored conversations"),
         (
             "vpmoe_stage2",
             {

@@ -195,11 +195,11 @@ class TrainRecipe(Frozen):
                 )
 
     def _check_kd(self, kd: KDConfig) -> None:
-        given = [key for key in ("kl_weight", "target", "rescored") if getattr(kd, key) is not None]
+        given = [f"kd.{key}" for key in ("kl_weight", "target", "rescored") if getattr(kd, key) is not None]
         if given and self.scored is None:
             raise ValueError(
-                f"kd has {', '.join(given)}, which are for scored conversations, and the run mixes none in; "
-                "leave them out, or give the table scored"
+                f"{', '.join(given)}: for scored conversations, and the run mixes none in; leave it out, or "
+                "give the table scored"
             )
         if kd.target in DRAWN_TARGETS and self.scored is not None and not self.scored.tail_draws:
             raise ValueError(
