@@ -48,8 +48,8 @@ class StoreIdentity:
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
                 raise StoreError(f"{name} = {value}: expected a number from {low} to {high}")
-        if not 1e-4 <= self.logprob_error <= 1:
-            raise StoreError(f"logprob_error = {self.logprob_error}: expected a bound from 0.0001 to 1")
+        if not 0.001 <= self.logprob_error <= 0.05:
+            raise StoreError(f"logprob_error = {self.logprob_error}: expected a bound from 0.001 to 0.05")
         if self.mass is not None and not 0 < self.mass <= 1:
             raise StoreError(f"mass = {self.mass}: expected a probability, or none for a fixed K")
 

@@ -1,5 +1,6 @@
 """What a teacher says of the supervised tokens of one sequence, and what a store asks of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from trainer.contract.topk.errors import StoreError
 
 LOWEST_LOGPROB = -10_000.0
 """No log-prob lies below it; servers write such numbers for "none"."""
-MASS_TOLERANCE = 0.01
+MASS_TOLERANCE = 0.005
 """How far the mass of a record may exceed 1, in units of the bound of its log-probs: rounding of float32."""
 
 
@@ -75,36 +76,44 @@ class TopKRecords:
             found = getattr(self, name)
             if found.shape != shape or found.dtype != dtype:
                 raise StoreError(
-                    f"records: {name} is {found.dtype} {list(found.shape)}, expected {np.dtype(dtype)}"
-                    f" {list(shape)}; score with topk = {topk} and tail_draws = {tail_draws}"
+                    f"{name} is {found.dtype} {list(found.shape)}, expected {np.dtype(dtype)} {list(shape)};"
+                    f" score with topk = {topk} and tail_draws = {tail_draws}"
                 )
-        present = self.ids >= 0
-        self._refuse(~(self.label_logprob <= 0) | (self.label_logprob < LOWEST_LOGPROB), "label_logprob", "0")
-        self._refuse(~((self.tail_mass >= 0) & (self.tail_mass <= 1)), "tail_mass", "1, and not below 0")
-        self._refuse((self.ids < -1) | (self.ids >= vocabulary), "ids", f"{vocabulary - 1}, or -1 for none")
-        self._refuse((self.draws < -1) | (self.draws >= vocabulary), "draws", f"{vocabulary - 1}")
-        impossible = ~((self.logprobs <= 0) & (self.logprobs >= LOWEST_LOGPROB))
-        self._refuse(
-            np.where(present, impossible, self.logprobs != -np.inf), "logprobs", "0 (-inf beside -1)"
-        )
-        self._refuse(present[:, 1:] & ~present[:, :-1], "ids", "an id after a -1")
-        with np.errstate(invalid="ignore"):
-            rising = self.logprobs[:, 1:] > self.logprobs[:, :-1]
-        self._refuse(rising, "logprobs", "the one before it: sort them by falling probability")
+        present, drawn = self.ids >= 0, self.draws >= 0
+        range_of_ids = f"ids are from 0 to {vocabulary - 1}, and -1 is none"
+        range_of_logprobs = f"log-probs are from {LOWEST_LOGPROB:.0f} to 0"
+        label, kept = self.label_logprob, self.logprobs
+        possible = (kept <= 0) & (kept >= LOWEST_LOGPROB)
         ordered = np.sort(self.ids, axis=1)
-        self._refuse(
-            (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0), "ids", "once: one is twice there"
-        )
-        mass = np.exp(self.logprobs.astype(np.float64)).sum(axis=1) + self.tail_mass
-        self._refuse(mass > 1 + MASS_TOLERANCE * logprob_error, "probabilities", "1 together with the tail")
-        if tail_draws:
-            self._refuse(
-                (self.draws < 0) & (self.tail_mass > 0)[:, None], "draws", "-1 although there is a tail"
-            )
+        with np.errstate(invalid="ignore"):
+            rising = kept[:, 1:] > kept[:, :-1]
+        mass = np.exp(kept.astype(np.float64)).sum(axis=1) + self.tail_mass
+        for name, wrong, rule in (
+            ("label_logprob", ~((label <= 0) & (label >= LOWEST_LOGPROB)), range_of_logprobs),
+            ("tail_mass", ~((self.tail_mass >= 0) & (self.tail_mass <= 1)), "it is a probability"),
+            ("ids", (self.ids < -1) | (self.ids >= vocabulary), range_of_ids),
+            ("ids", present[:, 1:] & ~present[:, :-1], "no id follows a -1"),
+            ("ids", (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0), "each id stands once"),
+            ("logprobs", present & ~possible, range_of_logprobs),
+            ("logprobs", ~present & (kept != -np.inf), "beside an id of -1 stands -inf"),
+            ("logprobs", rising, "they fall"),
+            ("logprobs", mass > 1 + MASS_TOLERANCE * logprob_error, "with the tail their mass is at most 1"),
+            ("draws", (self.draws < -1) | (self.draws >= vocabulary), range_of_ids),
+            ("draws", drawn != drawn[:, :1], "a position has all draws or none"),
+            ("draws", ~drawn & (self.tail_mass > 0)[:, None], "there is a tail, so it is drawn from"),
+        ):
+            if wrong.any():
+                row = int(np.argwhere(wrong)[0][0])
+                found = np.array2string(getattr(self, name)[row], threshold=12)
+                raise StoreError(f"position {row} has {name} {found}: {rule}; mend the teacher's answer")
 
-    def _refuse(self, wrong: NDArray[np.bool_], name: str, limit: str) -> None:
-        if wrong.any():
-            row = int(np.argwhere(wrong)[0][0])
-            found = getattr(self, name, None)
-            shown = "" if found is None else f" {np.asarray(found[row]).tolist()}"
-            raise StoreError(f"records: {name}{shown[:200]} at position {row}; expected at most {limit}")
+
+def joined(parts: Sequence[TopKRecords]) -> TopKRecords:
+    """Return the records of several sequences, one behind the other."""
+    return TopKRecords(
+        np.concatenate([part.label_logprob for part in parts]),
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.logprobs for part in parts]),
+        np.concatenate([part.tail_mass for part in parts]),
+        np.concatenate([part.draws for part in parts]),
+    )

@@ -4,17 +4,19 @@ Little-endian. The header is the magic number, bytes and CRC-32 of a canonical J
 split, shard, K, draws, error bound, vocabulary, and `binding`, the digest of the store's identity. A frame is
 its tag, bytes of the payload, first sequence, sequences, tokens, CRC-32 (over those fields and the payload),
 and the payload. Frames are `BLCK` (records), `TABL` (tables for the blocks after it) and last `INDX` (int64
-[blocks, 4]: offset, first sequence, sequences, tokens). Behind it stand its offset and a magic number of its
+[blocks, 5]: offset, offset of the table, first sequence, sequences, tokens). Behind it stand its offset and a magic number of its
 own. What stops before that is an unfinished shard, readable up to its last whole frame.
 """
 
 import json
 import struct
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from mmap import mmap
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+
+import numpy as np
 
 from trainer.contract.canonical import canonical_json
 from trainer.contract.topk.errors import StoreError
@@ -32,8 +34,10 @@ END = struct.Struct("<Q8s")
 REMEDY = "delete it and score this shard again"
 
 
-@dataclass(frozen=True)
-class Frame:
+type Buffer = mmap | bytes
+
+
+class Frame(NamedTuple):
     """A frame in a file.
 
     Attributes:
@@ -78,7 +82,7 @@ def pack_header(identity: StoreIdentity, split: str, shard: int) -> bytes:
     return _HEADER.pack(MAGIC, len(content), zlib.crc32(content)) + content
 
 
-def check_header(content: Any, identity: StoreIdentity, split: str, shard: int, path: Path) -> int:
+def check_header(content: Buffer, identity: StoreIdentity, split: str, shard: int, path: Path) -> int:
     """Hold the first bytes of a shard against what they must be.
 
     Returns:
@@ -114,7 +118,7 @@ def pack_frame(tag: bytes, payload: bytes, first: int = 0, sequences: int = 0, t
     return head + _CRC.pack(zlib.crc32(payload, zlib.crc32(head))) + payload
 
 
-def read_frame(content: Any, offset: int, name: str) -> tuple[Frame, memoryview]:
+def read_frame(content: Buffer, offset: int, name: str) -> tuple[Frame, memoryview]:
     """Read the frame at an offset.
 
     Args:
@@ -141,7 +145,7 @@ def read_frame(content: Any, offset: int, name: str) -> tuple[Frame, memoryview]
     return frame, payload
 
 
-def whole_frames(content: Any, start: int, name: str) -> Iterator[tuple[Frame, memoryview]]:
+def whole_frames(content: Buffer, start: int, name: str) -> Iterator[tuple[Frame, memoryview]]:
     """Yield the frames of a shard up to the first that is not whole."""
     offset = start
     while True:
@@ -151,3 +155,45 @@ def whole_frames(content: Any, start: int, name: str) -> Iterator[tuple[Frame, m
             return
         yield frame, payload
         offset = frame.end
+
+
+class IndexEntry(NamedTuple):
+    """A block in the index.
+
+    Attributes:
+        offset: Of its frame.
+        table: Offset of its table's frame.
+        first: First sequence.
+        sequences: Number of sequences.
+        tokens: Number of supervised positions.
+    """
+
+    offset: int
+    table: int
+    first: int
+    sequences: int
+    tokens: int
+
+
+def pack_index(entries: Sequence[IndexEntry]) -> bytes:
+    """Return the payload of the index frame."""
+    return np.array(entries, "<i8").tobytes()
+
+
+def read_index(content: Buffer, path: Path) -> list[IndexEntry]:
+    """Read the index at the end of a shard.
+
+    Raises:
+        StoreError: If the shard is unfinished, cut off or damaged there.
+    """
+    tail = content[-END.size :]
+    if len(tail) < END.size or not tail.endswith(END_MAGIC):
+        raise StoreError(f"{path} is unfinished or cut off; score this shard again to complete it")
+    offset, _ = END.unpack(tail)
+    frame, payload = read_frame(content, min(offset, len(content)), f"{path}: the index")
+    width = 8 * len(IndexEntry._fields)
+    if frame.tag == INDEX and frame.end + END.size == len(content) and len(payload) % width == 0:
+        table = np.frombuffer(payload, "<i8").reshape(-1, width // 8)
+        if (table >= 0).all() and (np.diff(table[:, [0, 2]], axis=0) > 0).all():
+            return [IndexEntry(*row) for row in table.tolist()]
+    raise StoreError(f"{path}: the index is damaged; {REMEDY}")

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from trainer.contract.topk.errors import StoreError
 from trainer.contract.topk.manifest import MANIFEST_NAME, SCHEMA, SPLITS, identity_of
 from trainer.contract.topk.records import TopKRecords
+from trainer.contract.topk.sequences import Sequences
 from trainer.contract.topk.shard_file import shard_name
-from trainer.contract.topk.shard_reader import Sequences, TopKShard
+from trainer.contract.topk.shard_reader import TopKShard
 
 _CACHED = 4
 
@@ -119,7 +120,7 @@ class TopKStore:
             if len(self._cache) > _CACHED:
                 self._cache.popitem(last=False)
         sequences, records = self._cache[key]
-        return records[sequences.rows(sequence, file, block)]
+        return records[file.rows(sequences, sequence, block)]
 
     def verify(self) -> None:
         """Read everything: every block, and the sha256 of every shard.

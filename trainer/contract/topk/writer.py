@@ -1,26 +1,31 @@
 """Writing a shard: block by block, so that what was scored before a kill is not scored again."""
 
 import hashlib
+import mmap
 import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from trainer.contract.files import sync
-from trainer.contract.topk.block import MOST_CELLS, encode
+from trainer.contract.topk.block import MOST_CELLS, decode, encode
 from trainer.contract.topk.errors import StoreError
 from trainer.contract.topk.identity import StoreIdentity
-from trainer.contract.topk.records import TopKRecords
+from trainer.contract.topk.ids import pack_table, unpack_table
+from trainer.contract.topk.learning import TableMaker
+from trainer.contract.topk.records import TopKRecords, joined
+from trainer.contract.topk.sequences import Sequences, pack_sequences, unpack_sequences
 from trainer.contract.topk.shard_file import (
     BLOCK,
     END,
     END_MAGIC,
     INDEX,
-    Frame,
+    TABLE,
+    Buffer,
+    IndexEntry,
     check_header,
     pack_frame,
     pack_header,
+    pack_index,
     whole_frames,
 )
 
@@ -56,16 +61,20 @@ class TopKShardWriter:
         self.next_sequence, self.finished = 0, False
         self._pending: list[tuple[int, TopKRecords]] = []
         self._cells = self._tokens = 0
-        self._blocks: list[Frame] = []
+        self._index: list[IndexEntry] = []
+        self._tables = TableMaker(identity.vocabulary)
+        self._table_offset = 0
         header = pack_header(identity, split, shard)
         created = not path.exists()
         # Not "a": the position of a file that is cut off has to be set.
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
-        content = self._file.read()
-        if len(content) < len(header) and header.startswith(content):
-            self._restart(header)  # nothing yet, or killed before the header was whole
+        if header.startswith(self._file.read(len(header))) and self._file.tell() < len(header):
+            self._end_at(0)  # nothing yet, or killed before the header was whole
+            self._write(header)
         else:
-            self._resume(content, check_header(content, identity, split, shard, path))
+            with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                end = self._resume(content, check_header(content, identity, split, shard, path))
+            self._end_at(end)
         if created:
             sync(path.parent)
 
@@ -110,11 +119,8 @@ class TopKShardWriter:
         """
         if not self.finished:
             self._flush()
-            index = np.array(
-                [(block.offset, block.first, block.sequences, block.tokens) for block in self._blocks], "<i8"
-            ).reshape(-1, 4)
             offset = self._file.tell()
-            self._write(pack_frame(INDEX, index.tobytes()) + END.pack(offset, END_MAGIC))
+            self._write(pack_frame(INDEX, pack_index(self._index)) + END.pack(offset, END_MAGIC))
             self.finished = True
         size = self._file.tell()
         self._file.seek(0)
@@ -123,50 +129,73 @@ class TopKShardWriter:
         return {
             "name": self.path.name,
             "shard": self._shard,
-            "sequences": sum(block.sequences for block in self._blocks),
-            "tokens": sum(block.tokens for block in self._blocks),
+            "sequences": sum(entry.sequences for entry in self._index),
+            "tokens": sum(entry.tokens for entry in self._index),
             "bytes": size,
             "sha256": sha256,
         }
 
-    def _restart(self, header: bytes) -> None:
-        self._file.seek(0)
-        self._file.truncate()
-        self._write(header)
-
-    def _resume(self, content: bytes, end: int) -> None:
-        for frame, payload in whole_frames(content, end, str(self.path)):
+    def _resume(self, content: Buffer, begin: int) -> int:
+        """Take up a file where it stops to be whole; return that byte."""
+        end = begin
+        for frame, payload in whole_frames(content, begin, str(self.path)):
             if frame.tag == INDEX:
                 self.finished = content[frame.end :] == END.pack(frame.offset, END_MAGIC)
-                end = frame.end + END.size if self.finished else end
-                break
+                return frame.end + END.size if self.finished else end
             end = frame.end
-            if frame.tag == BLOCK:
-                self._blocks.append(frame)
-                self.next_sequence = int(np.frombuffer(payload, "<i8", 1, 0)[0]) + 1
-        self._file.seek(end)
-        self._file.truncate()
+            if frame.tag == TABLE:
+                self._tables.take(unpack_table(payload, self._identity.vocabulary))
+                self._table_offset = frame.offset
+                continue
+            sequences, columns = unpack_sequences(payload, frame.sequences, frame.tokens)
+            if self._tables.learning:
+                self._tables.learn(self._decode(columns, frame.tokens))
+            self._note(frame.offset, sequences)
+        return end
 
     def _flush(self) -> None:
         if not self._pending:
             return
-        numbers = np.array([number for number, _ in self._pending], "<i8")
-        lengths = np.array([len(records) for _, records in self._pending], "<i4")
-        parts = [records for _, records in self._pending]
-        joined = TopKRecords(
-            *(
-                np.concatenate([getattr(part, name) for part in parts])
-                for name in ("label_logprob", "ids", "logprobs", "tail_mass", "draws")
-            )
-        )
-        last = int(numbers[-1])
-        payload = numbers[-1:].tobytes() + numbers.tobytes() + lengths.tobytes() + encode(joined)
+        records = joined([records for _, records in self._pending])
+        if self._tables.due:
+            table = self._tables.make(records)
+            self._table_offset = self._file.tell()
+            self._write(pack_frame(TABLE, pack_table(table)))
+        sequences = Sequences.of([(number, len(records)) for number, records in self._pending])
+        payload = pack_sequences(sequences) + self._encode(records)
         offset = self._file.tell()
-        frame = Frame(BLOCK, offset, len(payload), int(numbers[0]), len(numbers), int(lengths.sum()))
-        self._write(pack_frame(BLOCK, payload, frame.first, frame.sequences, frame.tokens))
-        self._blocks.append(frame)
-        self.next_sequence = last + 1
+        first = int(sequences.numbers[0])
+        self._write(pack_frame(BLOCK, payload, first, len(self._pending), len(records)))
+        if self._tables.learning:
+            self._tables.learn(records)
+        self._note(offset, sequences)
         self._pending, self._cells, self._tokens = [], 0, 0
+
+    def _note(self, offset: int, sequences: Sequences) -> None:
+        numbers, tokens = sequences.numbers, int(sequences.starts[-1])
+        entry = IndexEntry(offset, self._table_offset, int(numbers[0]), len(numbers), tokens)
+        self._index.append(entry)
+        self.next_sequence = int(numbers[-1]) + 1
+
+    def _encode(self, records: TopKRecords) -> bytes:
+        terms = self._identity
+        return encode(records, self._tables.table, terms.logprob_error, terms.mass is not None)
+
+    def _decode(self, columns: memoryview, tokens: int) -> TopKRecords:
+        terms = self._identity
+        return decode(
+            columns,
+            tokens,
+            terms.topk,
+            terms.tail_draws,
+            self._tables.table,
+            terms.logprob_error,
+            terms.mass is not None,
+        )
+
+    def _end_at(self, offset: int) -> None:
+        self._file.seek(offset)
+        self._file.truncate()
 
     def _write(self, content: bytes) -> None:
         self._file.write(content)
