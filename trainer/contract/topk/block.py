@@ -1,11 +1,19 @@
 """The records of some sequences as bytes: columns apart, each behind its own code.
 
 Cells are taken by k, then by position, because the k-th likeliest ids have statistics of their own; k from
-1, 2, 4, 8, … share a column each. The columns, in order: numbers of ids, if K is adaptive; phases; page of every
-id, group by group; numbers in local pages, group by group, and in the others; rank >> 8 on the wide page; gaps
-between the steps of neighbours, group by group, and what they exceed 255; steps of the tails; places of the
-labels, K where a label is not among the ids, and the steps of those labels; the draws, as ids are.
+1, 2, 4, 8, … share a column each. The columns, in order:
+
+* numbers of ids, if K is adaptive;
+* phases;
+* page of every id, group by group; numbers in local pages, group by group, and in the others; rank >> 8 on the
+  wide page;
+* gaps between the steps of neighbours, group by group, and what they exceed 255;
+* steps of the tails;
+* places of the labels, K where a label is not among the ids, and the steps of those labels;
+* the draws, as ids are.
 """
+
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +128,7 @@ def decode(
     m = int(drawn.sum()) * tail_draws
     draws = np.full((n, tail_draws), -1, np.int32)
     page, low, wide = _take_pages(columns, [(0, m)], m)
-    draws[drawn] = table.ids(page, low, table.other, wide).reshape(-1, tail_draws)
+    draws[drawn] = table.ids(page, low, table.other, wide).reshape(draws[drawn].shape)
     columns.end()
     tail = np.exp(to_logprobs(tails - _TAIL, phases.astype(np.int64), error).astype(np.float64))
     label = np.empty(n, np.float32)
@@ -139,11 +147,11 @@ def decode(
 
 
 def _bounds(cells: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Return where each group of columns begins and ends among the cells, of which column k has `cells[k]`."""
+    """Return where each group of columns begins and ends among the cells, given how many each k has."""
     topk = len(cells)
     edges = [0, *(1 << power for power in range(topk.bit_length()) if 1 << power < topk), topk]
     ends = np.concatenate([[0], np.cumsum(cells)])
-    return [(int(ends[begin]), int(ends[end])) for begin, end in zip(edges, edges[1:], strict=False)]
+    return [(int(ends[begin]), int(ends[end])) for begin, end in pairwise(edges)]
 
 
 def _add_ids(
