@@ -115,9 +115,9 @@ def decode(
     ids[:1] = table.ids(page[:1], low[:1], table.other, wide[: np.count_nonzero(page[:1] == WIDE)])
     heads = table.offsets(ids[0])
     ids[1:] = table.ids(page[1:], low[1:], heads, wide[np.count_nonzero(page[:1] == WIDE) :])
-    steps = _spread(gaps, cells, topk, n).astype(np.int32)
-    if len(far):
-        steps[steps == _ESCAPE] += far
+    steps = gaps.astype(np.int32)
+    steps[np.flatnonzero(gaps == _ESCAPE)] += far.astype(np.int32)
+    steps = _spread(steps, cells, topk, n)
     for k in range(1, topk):
         steps[k] += steps[k - 1]
     logprobs = to_logprobs(steps, phases, error)
@@ -178,17 +178,17 @@ def _take_pages(
     local = page < LOCAL
     found = [columns.take(int(np.count_nonzero(local[begin:end]))) for begin, end in bounds]
     low = np.empty(total, np.uint8)
-    low[local] = np.concatenate(found)
-    low[~local] = columns.take(total - sum(map(len, found)))
+    low[np.flatnonzero(local)] = np.concatenate(found)  # ten times as fast as by a mask
+    low[np.flatnonzero(~local)] = columns.take(total - sum(map(len, found)))
     return page, low, columns.take_numbers(int(np.count_nonzero(page == WIDE)))
 
 
-def _spread(
-    values: NDArray[np.uint8], cells: NDArray[np.bool_] | None, topk: int, n: int
-) -> NDArray[np.uint8]:
+def _spread[Number: np.integer](
+    values: NDArray[Number], cells: NDArray[np.bool_] | None, topk: int, n: int
+) -> NDArray[Number]:
     """Return values as `[K, n]`, zeros where nothing is."""
     if cells is None:
         return values.reshape(topk, n)
-    spread = np.zeros((topk, n), np.uint8)
+    spread = np.zeros((topk, n), values.dtype)
     spread[cells] = values
     return spread

@@ -128,12 +128,12 @@ class IdTable:
         numbers += begin
         numbers += (page < LOCAL) * (offsets - begin)
         if len(wide):
-            ranks = low[page == WIDE] | (wide << 8)
+            ranks = low.reshape(-1)[np.flatnonzero(page == WIDE)] | (wide << 8)
             if ranks.max() >= self.vocabulary:
                 raise StoreError(f"rank {int(ranks.max())} in a vocabulary of {self.vocabulary}")
-            numbers[page == WIDE] = ranks + self.lists.size
+            numbers.reshape(-1)[np.flatnonzero(page == WIDE)] = ranks + self.lists.size
         try:
-            return self._flat[numbers]
+            return self._flat.take(numbers)
         except IndexError as error:
             raise StoreError("an id behind the last of its table") from error
 
