@@ -26,7 +26,7 @@ class ColumnWriter:
         self._parts.append(_SIZE.pack(len(content)) + content)
 
     def add_numbers(self, column: NDArray[np.integer]) -> None:
-        """Append a column of numbers below 2^32, as planes of their bytes: the low ones, the next ones, …"""
+        """Append a column of numbers below 2^32, as planes of their bytes, the low ones first."""
         numbers = column.astype("<u4").reshape(-1, 1).view(np.uint8)
         for plane in range(4):
             self.add(numbers[:, plane] if numbers[:, plane:].any() else np.zeros(0, np.uint8))

@@ -1,9 +1,9 @@
 """Token ids by their frequency: pages of 256 numbers, the likeliest first.
 
 An id is a page and a number in it. The first `LOCAL` pages are those of a context: ids that often stand beside
-the position's likeliest id, most frequent first; contexts are the likeliest ids that are frequent themselves, and
-one for all other positions. The pages after them are global, ids by falling frequency, then all others. The last
-page, `WIDE`, takes two bytes more and reaches any rank.
+the position's likeliest id, most frequent first. Contexts are the likeliest ids that are frequent themselves,
+and one for all other positions. The pages after them are global, ids by falling frequency, then all others. The
+last page, `WIDE`, takes two bytes more and reaches any rank.
 """
 
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ class IdTable:
         order: All ids, the most frequent first, int32 [V].
         listed: So many of them have a frequency; the rest follow by id.
         contexts: Likeliest ids that have a list of their own, ascending, int32 [C].
-        lists: Ids of each context's pages, -1 behind its last, int32 [C, `LOCAL` * 256]; the last row belongs to
-            all other positions.
+        lists: Ids of each context's pages, -1 behind its last, int32 [C + 1, `LOCAL` * 256]; the last row
+            belongs to all other positions.
     """
 
     vocabulary: int

@@ -4,8 +4,8 @@ Little-endian. The header is the magic number, bytes and CRC-32 of a canonical J
 split, shard, K, draws, error bound, vocabulary, and `binding`, the digest of the store's identity. A frame is
 its tag, bytes of the payload, first sequence, sequences, tokens, CRC-32 (over those fields and the payload),
 and the payload. Frames are `BLCK` (records), `TABL` (tables for the blocks after it) and last `INDX` (int64
-[blocks, 5]: offset, offset of the table, first sequence, sequences, tokens). Behind it stand its offset and a magic number of its
-own. What stops before that is an unfinished shard, readable up to its last whole frame.
+[blocks, 5]: offset, offset of the table, first sequence, sequences, tokens). Behind it stand its offset and
+a magic number of its own. What stops before is an unfinished shard, readable up to its last whole frame.
 """
 
 import json
