@@ -1,9 +1,9 @@
 """Token ids by their frequency: pages of 256 numbers, the likeliest first.
 
-An id is a page and a number in it. The first `LOCAL` pages are those of a context: ids that often stand beside
-the position's likeliest id, most frequent first. Contexts are the likeliest ids that are frequent themselves,
-and one for all other positions. The pages after them are global, ids by falling frequency, then all others. The
-last page, `WIDE`, takes two bytes more and reaches any rank.
+An id is a page and a number in it. The first `LOCAL` pages are those of a context: ids that often stand
+beside the position's likeliest id, most frequent first. Contexts are the likeliest ids that are frequent
+themselves, and one for all other positions. The pages after them are global, ids by falling frequency, then
+all others. The last page, `WIDE`, takes two bytes more and reaches any rank.
 """
 
 from dataclasses import dataclass

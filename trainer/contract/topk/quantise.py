@@ -1,11 +1,11 @@
 """Log-probs as whole steps, within a bound, their mass never above 1.
 
-A position's log-probs, and that of its tail, are -(L + phase / 64) · step with one phase of the position. The
-step is a little less than twice the bound, and numbers are rounded a little upwards (`_SLACK`), probabilities
-that is downwards. One phase of the 64 brings the mass of what is decoded to at most 1: averaged over the phases,
-a probability grows by at most step/128 (they are a grid), by step²/24 (exp is convex) and by what the teacher's
-own mass exceeds 1, together less than the slack. The first phase that does it is taken, in an order that
-spreads them, so that most positions have one of few.
+A position's log-probs, and that of its tail, are -(L + phase / 64) · step with one phase of the position.
+The step is a little less than twice the bound, and numbers are rounded a little upwards (`_SLACK`),
+probabilities that is downwards. One phase of the 64 brings the mass of what is decoded to at most 1:
+averaged over the phases, a probability grows by at most step/128 (they are a grid), by step²/24 (exp is
+convex) and by what the teacher's own mass exceeds 1, together less than the slack. The first phase that does
+it is taken, in an order that spreads them, so that most positions have one of few.
 """
 
 import numpy as np
