@@ -20,7 +20,7 @@ import torch
 TIMEOUT = 100.0
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["trainer.train.run"])
+_context.set_forkserver_preload(["tests.warm"])
 
 
 def free_port() -> int:

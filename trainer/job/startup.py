@@ -1,5 +1,6 @@
 """Loading Megatron in a process that runs one job."""
 
+import gc
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,17 +13,27 @@ def load_megatron() -> None:
     is imported. That alone loads Dynamo and Inductor, a good part of a job's start-up, for functions that
     the `reference` backend never calls. Here they stay plain functions; whatever this trainer compiles itself
     is not affected.
+
+    The garbage collector waits meanwhile: what is imported stays, and looking through all of it again and
+    again takes a quarter of the time. Frozen, no later collection looks at it either.
     """
     if "megatron.core" in sys.modules:
         return
-    import torch
-
-    namespace: Any = torch
-    real, namespace.compile = namespace.compile, _uncompiled
+    collecting = gc.isenabled()
+    gc.disable()
     try:
-        import megatron.core  # noqa: F401
+        import torch
+
+        namespace: Any = torch
+        real, namespace.compile = namespace.compile, _uncompiled
+        try:
+            import megatron.core  # noqa: F401
+        finally:
+            namespace.compile = real
+        gc.freeze()
     finally:
-        namespace.compile = real
+        if collecting:
+            gc.enable()
 
 
 def _uncompiled(function: Callable[..., Any] | None = None, **_: Any) -> Any:
