@@ -17,6 +17,7 @@ from trainer.contract.sources import ForeignSourcesError, require_meant
 from trainer.contract.status import EXIT_FAILED
 from trainer.count import command as count_command
 from trainer.generate import command as generate_command
+from trainer.teacher import command as score_command
 
 if TYPE_CHECKING:
     from trainer.contract.schema.job import Job
@@ -29,6 +30,7 @@ EXAMPLES = """examples:
   torchrun --nproc-per-node 8 -m trainer train --job job.json     eight; the job says nproc = 8
   python -m trainer convert --job job.json                        one rung of the ladder from the one before
   python -m trainer evaluate --job job.json                       measure several checkpoints in one process
+  python -m trainer score --job job.json --shard 0 --of 4         a teacher's distributions, shared out
   python -m trainer generate --checkpoint DIR --tokenizer DIR --prompt "The sea is"
   python -m trainer count full --rung vpmoe                       parameters and memory
 
@@ -142,6 +144,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="most tokens of a batch, padding included (default: what suits the device)",
     )
     evaluate.set_defaults(run=_evaluate)
+    score = commands.add_parser(
+        "score",
+        help="store a teacher's likeliest tokens for conversations",
+        description=score_command.DESCRIPTION,
+        epilog=score_command.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    score_command.add_arguments(score)
+    score.set_defaults(run=score_command.main)
     generate = commands.add_parser(
         "generate",
         help="continue a prompt or answer in a conversation",

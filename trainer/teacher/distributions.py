@@ -114,8 +114,9 @@ def _chunk(
     listed = (best - largest[:, None]).double()
     kept = torch.ones_like(ids, dtype=torch.bool)
     if mass is not None:
-        before = listed.exp().cumsum(dim=1) / total[:, None]
-        kept[:, 1:] = before[:, :-1] < mass
+        # On the CPU: a GPU's running sum is not the same from call to call.
+        reached = listed.exp().cpu().cumsum(dim=1).to(total.device) / total[:, None]
+        kept[:, 1:] = reached[:, :-1] < mass
     weights.scatter_(1, ids, weights.gather(1, ids).masked_fill_(kept, 0.0))
     blocks = _block_sums(weights)
     tail = blocks.sum(dim=1)

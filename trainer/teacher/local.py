@@ -46,11 +46,7 @@ class LocalTeacher(Teacher):
 
     def identity(self) -> dict[str, Any]:
         """Return kind and digest of the weights, and the type they compute in."""
-        return {
-            "kind": self.kind,
-            "digest": self.digest,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-        }
+        return local_identity(self.kind, self.digest, self.model.dtype)
 
     @torch.no_grad()
     def _score(
@@ -108,6 +104,11 @@ class LocalTeacher(Teacher):
             number: _part(scores, end - count, end)
             for (_, number, _), count, end in zip(reads, counts, ends, strict=True)
         }
+
+
+def local_identity(kind: str, digest: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the identity of a teacher with weights."""
+    return {"kind": kind, "digest": digest, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def _part(scores: TeacherScores, start: int, stop: int) -> TeacherScores:

@@ -1,20 +1,22 @@
 """Opens a teacher's payload: weights of ours, weights of `transformers`, or where it is served."""
 
-import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from trainer.checkpoints.format import CONFIG_NAME, SCHEMA
-from trainer.contract.canonical import sha256_json
 from trainer.contract.schema.evaluate import Dtype
 from trainer.errors import TeacherError
 from trainer.teacher.checkpoint import CheckpointTeacher
 from trainer.teacher.descriptor import DESCRIPTOR_NAME, read_descriptor
+from trainer.teacher.files_digest import files_digest
 from trainer.teacher.journal import JournalledTeacher
-from trainer.teacher.server import ServerTeacher
+from trainer.teacher.local import local_identity
+from trainer.teacher.server import ServerTeacher, served_identity
 from trainer.teacher.teacher import Teacher
 from trainer.teacher.transformers_teacher import TransformersTeacher
 
@@ -30,6 +32,7 @@ def open_teacher(
     backend: str = "reference",
     batch_tokens: int | None = None,
     journal: Path | None = None,
+    url_env: str | None = None,
 ) -> Teacher:
     """Open a teacher.
 
@@ -42,6 +45,7 @@ def open_teacher(
         batch_tokens: Most positions of a batch of a local teacher.
         journal: Keeps a served teacher's answers, so that they are the same after a restart. A local one
             gives the same bits by itself and has no use for it.
+        url_env: Environment variable with the addresses of a served one, instead of the descriptor's.
 
     Raises:
         TeacherError: It is none of these, or a server that cannot be reached.
@@ -49,12 +53,14 @@ def open_teacher(
     """
     if (path / DESCRIPTOR_NAME).is_file():
         descriptor = read_descriptor(path / DESCRIPTOR_NAME)
+        if url_env is not None:
+            descriptor = replace(descriptor, url_env=url_env)
         served = ServerTeacher(descriptor, descriptor.urls(), key=descriptor.key())
         return served if journal is None else JournalledTeacher(served, journal)
-    config = _config(path)
+    kind = _kind(path)
     digest = digest or files_digest(path)
     device = torch.device(device)
-    if config.get("schema") == SCHEMA:
+    if kind is CheckpointTeacher:
         return CheckpointTeacher(
             path,
             digest=digest,
@@ -63,23 +69,36 @@ def open_teacher(
             backend=backend,
             batch_tokens=batch_tokens,
         )
-    if "model_type" in config:
-        return TransformersTeacher(
-            path, digest=digest, device=device, dtype=_DTYPES[dtype], batch_tokens=batch_tokens
-        )
-    raise TeacherError(
-        f"{path / CONFIG_NAME} has neither schema {SCHEMA!r} nor a model_type: not a known checkpoint"
+    return TransformersTeacher(
+        path, digest=digest, device=device, dtype=_DTYPES[dtype], batch_tokens=batch_tokens
     )
 
 
-def files_digest(path: Path) -> str:
-    """Return a digest of the names and contents of a directory's files."""
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    contents = {}
-    for file in files:
-        with file.open("rb") as content:
-            contents[str(file.relative_to(path))] = hashlib.file_digest(content, "sha256").hexdigest()
-    return sha256_json(contents)
+def teacher_identity(path: Path, *, digest: str, dtype: Dtype) -> dict[str, Any]:
+    """Return what `Teacher.identity` of a payload will be, without opening it.
+
+    Args:
+        path: Its payload.
+        digest: Content digest of the payload.
+        dtype: Type that weights will compute in.
+
+    Raises:
+        TeacherError: It is no teacher.
+    """
+    if (path / DESCRIPTOR_NAME).is_file():
+        return served_identity(read_descriptor(path / DESCRIPTOR_NAME))
+    return local_identity(_kind(path).kind, digest, _DTYPES[dtype])
+
+
+def _kind(path: Path) -> type[CheckpointTeacher] | type[TransformersTeacher]:
+    config = _config(path)
+    if config.get("schema") == SCHEMA:
+        return CheckpointTeacher
+    if "model_type" in config:
+        return TransformersTeacher
+    raise TeacherError(
+        f"{path / CONFIG_NAME} has neither schema {SCHEMA!r} nor a model_type: not a known checkpoint"
+    )
 
 
 def _config(path: Path) -> dict[str, object]:

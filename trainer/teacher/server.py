@@ -100,11 +100,7 @@ class ServerTeacher(Teacher):
 
     def identity(self) -> dict[str, Any]:
         """Return model and revision; where it is served is nobody's identity."""
-        return {
-            "kind": self.kind,
-            "model": self.descriptor.model,
-            "revision": self.descriptor.revision,
-        }
+        return served_identity(self.descriptor)
 
     def voices(self) -> list[tuple[str, Teacher]]:
         """Return a teacher for each replica."""
@@ -300,6 +296,11 @@ class ServerTeacher(Teacher):
         with self._lock:
             self._load[url] -= 1
             self._failed[url] = self._failed[url] + 1 if failed else 0
+
+
+def served_identity(descriptor: Descriptor) -> dict[str, Any]:
+    """Return the identity of a served teacher."""
+    return {"kind": ServerTeacher.kind, "model": descriptor.model, "revision": descriptor.revision}
 
 
 def shown(url: str) -> str:

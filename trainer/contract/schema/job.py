@@ -11,6 +11,7 @@ from trainer.contract.schema.base import ConfigError, Count, Frozen, Name, Posit
 from trainer.contract.schema.evaluate import EvaluateRecipe
 from trainer.contract.schema.rungs.ladder import parse_convert_recipe
 from trainer.contract.schema.rungs.rung import ConversionRecipe, named_inputs
+from trainer.contract.schema.score import ScoreRecipe
 from trainer.contract.schema.training import TrainRecipe
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -33,6 +34,7 @@ class Execution(Frozen):
         launcher: What started it; for the record.
         verify_resume: Repeat the last steps of a training run from their checkpoint, and report by how much
             they differ.
+        teacher_url_env: Environment variable with the addresses of a served teacher's replicas.
     """
 
     device: Literal["cpu", "cuda"]
@@ -45,6 +47,7 @@ class Execution(Frozen):
     resume: bool = True
     verify_resume: bool = True
     per_layer_router_metrics: bool = False
+    teacher_url_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -132,7 +135,7 @@ class Job(Frozen):
     """
 
     schema_: Literal["vpmoe.job/1"] = Field(alias="schema", default="vpmoe.job/1")
-    command: Literal["convert", "train", "evaluate"]
+    command: Literal["convert", "train", "evaluate", "score"]
     asset: Name
     experiment: Name
     recipe: dict[str, Any]
@@ -207,6 +210,22 @@ class Job(Frozen):
             )
         return recipe
 
+    def score_recipe(self) -> ScoreRecipe:
+        """Return the recipe of a `score` job, checked against the job's inputs.
+
+        Raises:
+            ConfigError: Another command, a malformed recipe, an input that is missing, or more than one
+                process.
+        """
+        if self.command != "score":
+            raise ConfigError(f"command: found {self.command!r}; only a 'score' job has a recipe of scores")
+        recipe = parse(ScoreRecipe, self.recipe, origin="recipe")
+        named = [("scores", "synth_kd_v1"), ("scores", "teacher")]
+        if recipe.reasoning_mode != recipe.stored_mode:
+            named.append(("reasoning_mode", "o200k_tokenizer"))
+        self._require(named, "a teacher scores in processes of their own (score --shard), so in a job of one")
+        return recipe
+
     def _require(self, named: Iterable[tuple[str, str]], alone: str) -> None:
         """Refuse a job that lacks an input which its recipe names, or that has several processes.
 
@@ -245,4 +264,6 @@ def load_job(path: str | Path) -> Job:
         job.convert_recipe()
     elif job.command == "evaluate":
         job.evaluate_recipe()
+    elif job.command == "score":
+        job.score_recipe()
     return job
