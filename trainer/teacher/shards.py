@@ -257,7 +257,7 @@ def tally_shard(
             if (at := shard.block_of(conversation.sequence)) != block or parts is None:
                 block, parts = at, shard.read_block(at)
             sequences, records = parts
-            mine = records[sequences.rows(conversation.sequence, shard, block)]
+            mine = records[shard.rows(sequences, conversation.sequence, block)]
             if len(mine) != len(conversation.wanted):
                 raise TeacherError(
                     f"{shard.path}: sequence {conversation.sequence} has {len(mine)} records, "

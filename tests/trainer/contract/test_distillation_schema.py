@@ -230,3 +230,19 @@ def test_a_recipe_that_does_not_fit_together_is_refused(run, changes, message):
 def test_a_mix_names_the_kinds_that_it_has_samples_of():
     assert Mix("a", 0.0, "b").kinds == ("b",)
     assert Mix("a", 1.0, "b").shares == {"a": 1.0}
+
+
+def test_the_recipe_of_the_store_says_both_modes_and_what_the_teacher_computes_in():
+    recipe = experiment({"sources.teacher.reasoning_mode": "medium"}).score_recipe()
+    assert plain(recipe) == {
+        "topk": 32,
+        "subset_fraction": 0.2,
+        "tail_draws": 8,
+        "logprob_error": 0.01,
+        "reasoning_mode": "medium",
+        "stored_mode": "high",
+        "dtype": "fp32",
+        "backend": "reference",
+    }
+    with pytest.raises(ConfigError, match=r"stages\.teacher_topk: missing"):
+        experiment(drop=("stages.teacher_topk", "stages.vpmoe_stage2", "stages.vpmoe_stage3")).score_recipe()

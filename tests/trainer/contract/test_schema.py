@@ -515,10 +515,10 @@ def test_a_job_reads_back_with_its_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"command": "dance"}, "command: found 'dance'; allowed: 'convert', 'train' or 'evaluate'"),
-        ({"command": "score"}, "command: found 'score'; allowed: 'convert', 'train' or 'evaluate'"),
-        ({"command": "profile"}, "command: found 'profile'; allowed: 'convert', 'train' or 'evaluate'"),
-        ({"command": "generate"}, "command: found 'generate'; allowed: 'convert', 'train' or 'evaluate'"),
+        ({"command": "dance"}, "command: found 'dance'; allowed: 'convert', 'train', 'evaluate' or 'score'"),
+        ({"command": "bake"}, "command: found 'bake'; allowed: 'convert', 'train', 'evaluate' or 'score'"),
+        ({"command": "profile"}, "command: found 'profile'; allowed: 'convert', 'train', 'evaluate' or 'score'"),
+        ({"command": "generate"}, "command: found 'generate'; allowed: 'convert', 'train', 'evaluate' or 'score'"),
         ({"comand": "train"}, "comand: unknown key; the nearest valid key is 'command'"),
         ({"execution": {"device": "tpu"}}, "execution.device: found 'tpu'; allowed: 'cpu' or 'cuda'"),
         ({"execution": {"device": "cpu", "nproc": 2}}, "nproc = 2, but tp × dp = 1 × 1 = 1"),

@@ -39,6 +39,7 @@ from trainer.contract.schema.rungs.rung import (
     RungConfig,
     named_inputs,
 )
+from trainer.contract.schema.score import ScoreRecipe
 from trainer.contract.schema.sources import ArtifactTeacher, Sources
 from trainer.contract.schema.stages import (
     TEACHER_TOPK,
@@ -197,6 +198,27 @@ class Experiment(Frozen):
             topk=store.topk,
             tail_draws=store.tail_draws,
         )
+
+    def score_recipe(self) -> ScoreRecipe:
+        """Return the complete recipe of the top-K store.
+
+        A teacher with weights computes in the type that evaluations do, with their backend.
+
+        Raises:
+            ConfigError: The experiment has no `[stages.teacher_topk]`.
+        """
+        store, teacher = self.stages.teacher_topk, self.sources.teacher
+        if store is None:
+            raise ConfigError("stages.teacher_topk: missing, so no teacher scores anything")
+        assert teacher is not None  # check_stages
+        measured = self.evaluation
+        asked = {
+            "reasoning_mode": teacher.reasoning_mode,
+            "stored_mode": self.data.synth_harmony.reasoning_effort.lower(),
+            "dtype": "fp32" if measured is None else measured.dtype,
+            "backend": "reference" if measured is None else measured.backend,
+        }
+        return parse(ScoreRecipe, plain(store) | asked, origin="stages.teacher_topk")
 
     def convert_recipe(self, asset: str) -> ConversionRecipe:
         """Return the complete recipe of a conversion.
