@@ -8,15 +8,14 @@ formula inside a kind of samples, `common.mixture` the one across kinds.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.contract.kinds import CONVERSATIONS, TEXT
 from trainer.contract.schema.base import ConfigError
 from trainer.contract.schema.training import TrainRecipe
-from trainer.losses.common.mixture import Mixture, Part
+from trainer.losses.common.mixture import Mixture
 from trainer.losses.common.objective import Head, Objective
+from trainer.losses.common.parts import mixture_of
 from trainer.losses.common.spans import Batch, SpanMetrics, SpanWeights, span_counts, token_weights
 
 
@@ -34,7 +33,13 @@ class SpanCrossEntropy(Objective):
 
     @classmethod
     def refuse(cls, recipe: TrainRecipe) -> None:
-        """Refuse weights of spans that are not mixed in."""
+        """Refuse weights of spans that are not mixed in, and what only other objectives use."""
+        for key, word in (("scored", "topk_kl"), ("rollouts", "opd")):
+            if getattr(recipe, key) is not None:
+                raise ConfigError(
+                    f"recipe.{key}: given, and recipe.objective = 'span_ce' uses no teacher; leave it out, "
+                    f"or take objective = {word!r}"
+                )
         if recipe.kd is not None and recipe.harmony_fraction == 0:
             raise ConfigError(
                 "recipe.kd weighs the spans of conversations, and recipe.harmony_fraction = 0 mixes none in; "
@@ -44,16 +49,7 @@ class SpanCrossEntropy(Objective):
     @classmethod
     def of(cls, recipe: TrainRecipe, kinds: Iterable[str]) -> Self:
         """Make the objective of a recipe."""
-        kd = recipe.kd
-        conversations = (
-            Part(CONVERSATIONS, SpanWeights.conversations(), pooled=True)
-            if kd is None
-            else Part(
-                CONVERSATIONS, SpanWeights.conversations(kd.span_weight_reasoning, kd.span_weight_final)
-            )
-        )
-        parts = {CONVERSATIONS: conversations, TEXT: Part(TEXT, SpanWeights.text())}
-        return cls(Mixture(tuple(parts[kind] for kind in kinds)))
+        return cls(mixture_of(kinds, recipe.kd))
 
     def start(
         self, batches: Sequence[Batch], samples: Mapping[str, int], group: dist.ProcessGroup | None
@@ -61,16 +57,6 @@ class SpanCrossEntropy(Objective):
         """Count the tokens of each span and give the spans their weights in this batch."""
         counts = span_counts(batches, self.mixture.spans, group)
         return GlobalBatch(self.measured, counts, self.mixture.of_batch(counts, samples), group)
-
-    def token_losses(self, head: Head, hidden: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy of each supervised token."""
-        mask = batch["loss_mask"]
-        return head.cross_entropy(hidden, batch["labels"], torch.zeros_like(mask), mask > 0)[1]
-
-    def value(self, means: Sequence[float], counts: Tensor, shares: Mapping[str, float]) -> float:
-        """Weigh the means as a global batch of these counts and shares would."""
-        weighted = self.mixture.of_batch(counts, shares).spans
-        return sum(span.weight * mean for span, mean in zip(weighted, means, strict=True))
 
 
 class GlobalBatch:

@@ -342,11 +342,13 @@ class Engine:
             ValueError: A validation split is too small, or has nothing supervised.
         """
 
-        def token_losses(batch: Sample) -> torch.Tensor:
-            return self.objective.token_losses(self.model, self._hidden(batch), batch)
+        def token_measures(batch: Sample) -> dict[str, torch.Tensor]:
+            return self.objective.token_measures(self.model, self._hidden(batch), batch)
 
         self.model.eval()
-        result = measure_held_out(token_losses, self.data, self.objective, self.recipe.training, self.layout)
+        result = measure_held_out(
+            token_measures, self.data, self.objective, self.recipe.training, self.layout
+        )
         self.model.train()
         if not finite(result):
             raise NonFiniteError(f"the held-out loss after step {self.iteration} is {result['heldout_loss']}")

@@ -6,7 +6,7 @@ over each other. `heldout_objective` is the training objective on held-out sampl
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ HELD_OUT_BATCHES = 2
 
 @torch.no_grad()
 def measure_held_out(
-    token_losses: Callable[[Sample], Tensor],
+    token_measures: Callable[[Sample], Mapping[str, Tensor]],
     data: TrainingData,
     objective: Objective,
     settings: TrainingConfig,
@@ -39,7 +39,7 @@ def measure_held_out(
     expert parallelism needs. Collective.
 
     Args:
-        token_losses: Losses `[B, S]` of a micro-batch, 0 where not supervised.
+        token_measures: Of a micro-batch, see `Objective.token_measures`.
         data: The open data.
         objective: Says which kinds there are, which spans they have, and what their losses amount to.
         settings: Batch sizes.
@@ -47,7 +47,8 @@ def measure_held_out(
 
     Returns:
         `heldout_loss/<part>` for `conversations` and `text`, whichever the run mixes: the mean over the
-        part's supervised tokens; `heldout_loss/reasoning` and `heldout_loss/final`, the same by span;
+        part's supervised tokens; `heldout_loss/reasoning` and `heldout_loss/final`, the same by span; what
+        else the objective measures, such as `heldout_kl/scored` and `heldout_kl/scored_final`;
         `heldout_tokens/<part>` and their sum `heldout_tokens`; `heldout_loss`, the number to watch: the
         parts' losses weighted by their shares of the training samples; and `heldout_objective`: what
         `trainer.losses` would make of these samples as one global batch, mixed by those same shares.
@@ -66,21 +67,21 @@ def measure_held_out(
             found += [0.0] * len(part.spans.spans)
             continue
         batches = max(1, HELD_OUT_BATCHES // len(parts))
-        losses, counts = _sums(token_losses, data.parts[part.name], part, batches, settings, layout)
+        sums, counts = _sums(token_measures, data.parts[part.name], part, batches, settings, layout)
         tokens = int(sum(counts))
         if not tokens:
             raise ValueError(
                 f"the validation samples of {INPUT_OF[part.name]} have no supervised token: no held-out loss"
             )
-        means += [loss / max(count, 1.0) for loss, count in zip(losses, counts, strict=True)]
+        means += [total / max(count, 1.0) for total, count in zip(sums.pop("objective"), counts, strict=True)]
         found += counts
-        for name, loss, count in zip(part.spans.names, losses, counts, strict=True):
-            if count:
-                result[f"heldout_loss/{name}"] = loss / count
-        mean = sum(losses) / tokens
-        result[f"heldout_loss/{part.name}"] = mean
+        for measure, totals in sums.items():
+            for name, total, count in zip(part.spans.names, totals, counts, strict=True):
+                if count:
+                    result[f"heldout_{measure}/{name}"] = total / count
+            result[f"heldout_{measure}/{part.name}"] = sum(totals) / tokens
         result[f"heldout_tokens/{part.name}"] = tokens
-        result["heldout_loss"] += shares[part.name] * mean
+        result["heldout_loss"] += shares[part.name] * result[f"heldout_loss/{part.name}"]
         result["heldout_tokens"] += tokens
     result["heldout_objective"] = objective.value(means, torch.tensor(found), shares)
     return result
@@ -96,14 +97,14 @@ def _shares(data: TrainingData, objective: Objective, parts: Sequence[Part]) -> 
 
 
 def _sums(
-    token_losses: Callable[[Sample], Tensor],
+    token_measures: Callable[[Sample], Mapping[str, Tensor]],
     data: DataPart,
     part: Part,
     batches: int,
     settings: TrainingConfig,
     layout: Layout,
-) -> tuple[list[float], list[float]]:
-    """Return summed losses and numbers of supervised tokens of each span, over all ranks."""
+) -> tuple[dict[str, list[float]], list[float]]:
+    """Return each measure, summed over the spans, and their supervised tokens, over all ranks."""
     size = data.valid.num_samples(0)
     batches = min(size // settings.global_batch_size, batches)
     if batches == 0:
@@ -112,7 +113,8 @@ def _sums(
             f"least one global batch of {settings.global_batch_size}; build more rows or raise valid_fraction"
         )
     spans = part.spans.spans
-    sums = torch.zeros(2, len(spans), dtype=torch.float64, device=layout.device)
+    counts = torch.zeros(len(spans), dtype=torch.float64, device=layout.device)
+    sums: dict[str, Tensor] = {}
     for cpu_batch in held_out(
         data.valid,
         micro_batch_size=settings.micro_batch_size,
@@ -121,15 +123,20 @@ def _sums(
         dp_size=layout.dp,
     ):
         batch = {name: tensor.to(layout.device) for name, tensor in cpu_batch.items()}
-        losses = token_losses(batch).double()
+        measures = token_measures(batch)
         span_id, supervised = batch["span_id"], batch["loss_mask"] > 0
         for place, span in enumerate(spans):
             inside = (span_id == span.id) & supervised
-            sums[0, place] += losses[inside].sum()
-            sums[1, place] += inside.sum()
-    dist.all_reduce(sums, group=layout.dp_group)
-    losses_of, counts = sums.tolist()
-    return losses_of, counts
+            counts[place] += inside.sum()
+            for name, values in measures.items():
+                total = sums.setdefault(name, torch.zeros_like(counts))
+                total[place] += values.double()[inside].sum()
+    # All samples of a kind have the same fields, so every rank has measured the same.
+    names = sorted(sums)
+    gathered = torch.stack([counts, *(sums[name] for name in names)])
+    dist.all_reduce(gathered, group=layout.dp_group)
+    found, *totals = gathered.tolist()
+    return dict(zip(names, totals, strict=True)), found
 
 
 def describe_held_out(measured: list[dict[str, Any]], mixture: Mixture) -> dict[str, dict[str, float]]:

@@ -4,7 +4,12 @@ import torch
 import torch.distributed as dist
 
 from tests.ranks import run_ranks
+from tests.trainer.losses.loss_cases import Head, micro_batch, recipe, scored_batch, scored_table
+from tests.trainer.losses.loss_cases import V as VOCABULARY
+from tests.trainer.losses.loss_cases import run as run_objective
+from trainer.contract.kinds import CONVERSATIONS, SCORED
 from trainer.errors import LossError
+from trainer.losses.common.objective import load_objective
 from trainer.losses.common.spans import SpanMetrics, SpanWeights, span_counts, token_weights
 from trainer.model.cross_entropy import chunked_cross_entropy
 from trainer.model.support_loss import chunked_support_loss
@@ -50,6 +55,32 @@ def run_support(hidden, head, labels, batch, counts, objective, group=None):
     return loss.detach(), each, highest, hidden.grad, head.grad
 
 
+def divergence_over_ranks(rank, group):
+    """The objective of stage 2: its head split over both ranks, then its micro-batches; one lacks scores."""
+    asked = {"kd": {"kl_weight": 0.6, "target": "mix"}, "scored": scored_table()}
+    objective = load_objective("topk_kl").of(recipe(objective="topk_kl", **asked), (SCORED, CONVERSATIONS))
+    parts = [scored_batch(1)[0], micro_batch(2, (1, 2))]
+    samples = {SCORED: 2, CONVERSATIONS: 2}
+    weight = Head().weight.detach()[: VOCABULARY // WORLD * WORLD].clone()
+    for _, batch in parts:
+        for name in ("labels", "teacher_ids", "teacher_draws"):
+            if name in batch:
+                batch[name].clamp_(max=len(weight) - 1)
+    loss, gradients, metrics = run_objective(objective, Head(weight.clone()), parts, samples)
+    rows = slice(rank * len(weight) // WORLD, (rank + 1) * len(weight) // WORLD)
+    split = run_objective(objective, Head(weight[rows].clone(), group), parts, samples)
+    torch.testing.assert_close(split[1], [gradients[0][rows], *gradients[1:]])
+    mine = run_objective(objective, Head(weight.clone()), [parts[rank]], samples, group)
+    dist.all_reduce(mine[1][0])
+    torch.testing.assert_close(mine[1], [gradients[0], gradients[1 + rank]])
+    total = torch.tensor(mine[0])
+    dist.all_reduce(total)
+    torch.testing.assert_close(total, torch.tensor(loss))
+    for other in (split[2], mine[2]):
+        assert other.keys() == metrics.keys()
+        assert all(abs(other[name] - value) < 1e-9 for name, value in metrics.items())
+
+
 def work():
     dist.init_process_group("gloo")
     rank = dist.get_rank()
@@ -83,6 +114,8 @@ def work():
         shared = run_support(hidden, head[rows], labels, batch, counts, objective, group)
         for ours, theirs in zip(shared, (*sparse[:-1], sparse[-1][rows]), strict=True):
             torch.testing.assert_close(ours, theirs)
+
+        divergence_over_ranks(rank, group)
 
         # Data-parallel: half of the tokens each, gradients summed.
         part = slice(0, T // 2) if rank == 0 else slice(T // 2, T)

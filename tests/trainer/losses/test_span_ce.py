@@ -144,7 +144,7 @@ def test_weights_of_spans_that_nothing_mixes_in_are_refused():
 
 
 def test_an_unknown_objective_is_refused_with_what_there_is():
-    for word in ("topk_kl", "common", "objective", "spans"):
+    for word in ("topk_lk", "common", "objective", "spans"):
         with pytest.raises(ConfigError, match=rf"recipe\.objective: found '{word}'; allowed: .*'span_ce'"):
             load_objective(word)
         with pytest.raises(ConfigError, match=rf"objective: found '{word}'; allowed: .*'span_ce'"):

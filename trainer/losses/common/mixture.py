@@ -19,7 +19,7 @@ masks, both before the first forward pass. Every micro-batch back-propagates the
 gradient therefore does not depend on which samples share a micro-batch or a rank.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -88,6 +88,20 @@ class Mixture:
                 inside = tokens[span.name] / max(supervised, 1) if part.pooled else span.weight
                 weighted.append(replace(span, weight=share * inside))
         return SpanWeights(tuple(weighted))
+
+    def value(self, means: Sequence[float], counts: Tensor, samples: Mapping[str, float]) -> float:
+        """Return the loss of a global batch of which the mean of each span is known.
+
+        Args:
+            means: Mean token loss of each span.
+            counts: Tokens of each.
+            samples: Samples of each part, or their shares.
+
+        Raises:
+            LossError: A sample is of no known part, or no token carries a weight.
+        """
+        weighted = self.of_batch(counts, samples).spans
+        return sum(span.weight * mean for span, mean in zip(weighted, means, strict=True))
 
     @property
     def names(self) -> list[str]:

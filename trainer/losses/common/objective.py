@@ -16,8 +16,9 @@ ids, advantages. Samples made another way are a kind of their own, a `Part` of t
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -116,19 +117,43 @@ class Objective(ABC):
             LossError: There is nothing to train on, or a batch lacks a field.
         """
 
-    @abstractmethod
-    def token_losses(self, head: Head, hidden: Tensor, batch: Batch) -> Tensor:
-        """Return the cross-entropy of each supervised token `[B, S]`, 0 elsewhere, for held-out samples."""
+    def use_store(self, manifest: Mapping[str, Any]) -> None:  # noqa: B027 - most need nothing of it
+        """Take from the manifest of the run's top-K store what the objective needs, before the first step.
 
-    @abstractmethod
+        Args:
+            manifest: `store.json`.
+
+        Raises:
+            LossError: The store is not the one that the recipe asks for.
+        """
+
+    def token_losses(self, head: Head, hidden: Tensor, batch: Batch) -> Tensor:
+        """Return the cross-entropy of each supervised token `[B, S]`, 0 elsewhere, for held-out samples.
+
+        It is what runs of different objectives can be compared by.
+        """
+        mask = batch["loss_mask"]
+        return head.cross_entropy(hidden, batch["labels"], torch.zeros_like(mask), mask > 0)[1]
+
+    def token_measures(self, head: Head, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return all that is measured of held-out samples, each `[B, S]`, 0 where not supervised.
+
+        Returns:
+            `loss`, that of `token_losses`; `objective`, the token losses that `value` makes the objective of;
+            and what else the objective knows of these samples.
+        """
+        losses = self.token_losses(head, hidden, batch)
+        return {"loss": losses, "objective": losses}
+
     def value(self, means: Sequence[float], counts: Tensor, shares: Mapping[str, float]) -> float:
         """Return the objective of samples that were only measured, as if they were one global batch.
 
         Args:
-            means: Mean token loss of each span of the mixture.
+            means: Mean `objective` of `token_measures` of each span of the mixture.
             counts: Tokens of each.
             shares: Share of each kind in the run's samples.
         """
+        return self.mixture.value(means, counts, shares)
 
     @property
     def names(self) -> list[str]:

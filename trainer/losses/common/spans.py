@@ -70,6 +70,16 @@ class SpanWeights:
         return cls((Span("reasoning", 1, reasoning), Span("final", 2, final)))
 
     @classmethod
+    def scored(cls, reasoning: float = 1.0, final: float = 1.0) -> "SpanWeights":
+        """Reasoning and final answer of conversations that a teacher has scored, ids 4 and 5."""
+        return cls((Span("scored_reasoning", 4, reasoning), Span("scored_final", 5, final)))
+
+    @classmethod
+    def rollouts(cls, reasoning: float = 1.0, final: float = 1.0) -> "SpanWeights":
+        """Reasoning and final answer of conversations that the student wrote, ids 6 and 7."""
+        return cls((Span("rollout_reasoning", 6, reasoning), Span("rollout_final", 7, final)))
+
+    @classmethod
     def text(cls) -> "SpanWeights":
         """Plain text as one span, id 3: the mean cross-entropy over its tokens."""
         return cls((Span("text", 3, 1.0),))
