@@ -51,7 +51,7 @@ class Scorer:
     """Scores rounds in the order in which they are handed in.
 
     Args:
-        teacher: Who is asked, by this thread alone.
+        teacher: Who is asked, by this thread alone; closed with it.
         topk: K of the likeliest tokens that are wanted too.
         device: Where a local teacher computes.
         threads: Intra-op threads of torch; a new thread would have a number of its own, and round otherwise.
@@ -89,10 +89,11 @@ class Scorer:
         return self._rounds.pop(number).result()
 
     def close(self) -> None:
-        """Forget what was not begun, and wait for what was."""
+        """Forget what was not begun, wait for what was, and let the teacher go."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._rounds.clear()
+        self._teacher.close()
 
     def _score(self, rollouts: Sequence[Rollout]) -> Scored:
         if self._device.type != "cuda":

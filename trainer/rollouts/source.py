@@ -19,6 +19,7 @@ from torch import nn
 from trainer.contract.files import sync
 from trainer.contract.schema.distillation import Rollouts
 from trainer.data.kd import Sample
+from trainer.data.live import LiveSource
 from trainer.errors import DataError
 from trainer.job.distributed import Layout, agree
 from trainer.job.metrics import Value
@@ -37,7 +38,7 @@ from trainer.rollouts.storage import buffer_bytes, read_buffer, round_bytes
 BUFFER_NAME = "buffer.safetensors"
 
 
-class RolloutSource:
+class RolloutSource(LiveSource):
     """The rollouts of a run. Collective: all ranks call the same methods in the same order.
 
     Args:
@@ -55,6 +56,7 @@ class RolloutSource:
 
     Attributes:
         step: The present one.
+        epoch: Of the next prompt.
         clock: When what is made.
         walk: Over the prompts.
         buffer: What waits.
@@ -84,7 +86,7 @@ class RolloutSource:
         )
         self.buffer = Buffer(self.clock)
         self._answering = Answering(seed, asked.max_new_tokens, asked.temperature, form)
-        self.step = 0
+        self.step = self.epoch = 0
         self._rows: list[list[Rollout]] = []
         self._loaded: dict[str, Any] = {}
         self._began = 0.0
@@ -92,11 +94,6 @@ class RolloutSource:
         self._seconds = {"teacher": 0.0, "waited": 0.0, "answering": 0.0}
 
     # ---------------------------------------------------------------- a step
-
-    @property
-    def epoch(self) -> int:
-        """Epoch of the next prompt."""
-        return self.walk.epoch
 
     def prepare(self, step: int, model: nn.Module) -> None:
         """Make what is due with the present weights, and wait for the scores of the step's round.
@@ -119,7 +116,7 @@ class RolloutSource:
         arrived = self._arrived(step)
         self._history.add(step, round_bytes(step, arrived))
         dropped = self.buffer.arrive(step, arrived)
-        self.step, self._rows = step, []
+        self.step, self.epoch, self._rows = step, self.walk.epoch, []
         self._metrics = round_metrics(arrived, self._form) | {
             "rollouts/dropped": dropped,
             "rollouts/dropped_total": self.buffer.dropped,
@@ -247,7 +244,8 @@ class RolloutSource:
             DataError: It is a place among other prompts.
         """
         self.walk.load_state_dict(state["prompts"])
-        self.step, self.buffer.dropped = int(state["step"]), int(state["dropped"])
+        self.step, self.epoch = int(state["step"]), self.walk.epoch
+        self.buffer.dropped = int(state["dropped"])
         self._history.sha256 = str(state["history_sha256"])
         self._loaded = dict(state)
 

@@ -19,6 +19,7 @@ from trainer.contract.mix import mix_of
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.training import TrainingConfig, TrainRecipe
 from trainer.data.kd import Sample
+from trainer.data.live import LiveSource
 from trainer.data.mixture import MixtureSampler, Place
 from trainer.data.sampler import collate
 from trainer.errors import NonFiniteGradientError
@@ -34,7 +35,6 @@ from trainer.optim.optimizer import Optimizer
 from trainer.optim.schedule import lr_fraction, thaw_fraction
 from trainer.train.heldout import finite, measure_held_out
 from trainer.train.inputs import PLACE_OF, TrainingData
-from trainer.train.live import LiveSource
 
 
 class NonFiniteError(JobError):

@@ -22,7 +22,7 @@ TEXT_INPUT = "healing_text_v1"
 INPUT_OF = {CONVERSATIONS: KD_INPUT, TEXT: TEXT_INPUT}
 """Name, among a job's inputs, of each kind of samples."""
 LIVE_KINDS = (ROLLOUTS,)
-"""Kinds of samples that no data set holds; see `trainer.train.live`."""
+"""Kinds of samples that no data set holds; see `trainer.data.live`."""
 PLACE_OF = INPUT_OF | {SCORED: "scored", ROLLOUTS: "rollouts"}
 """Name, in a resume checkpoint, of the place of a run in each kind of samples."""
 

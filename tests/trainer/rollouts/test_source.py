@@ -38,7 +38,7 @@ def student(layout):
 
 def asked(**changes):
     phase = {"until": 1.0, "medium": 0.5, "high": 0.5, "rollouts": 2}
-    keys = {"anchor_fraction": 0.0, "max_new_tokens": 8, "buffer_size": 8, "curriculum": [phase]}
+    keys = {"anchor_fraction": 0.25, "max_new_tokens": 8, "buffer_size": 8, "curriculum": [phase]}
     return parse(Rollouts, keys | {"delay": 1, "max_staleness": 2} | changes)
 
 
