@@ -30,8 +30,10 @@ SIDECARS: dict[str, np.dtype[Any]] = {
 SPAN_REASONING = 1
 SPAN_FINAL = 2
 SPAN_TEXT = 3
-"""Span of plain text, never stored: it keeps healing text apart from the two spans of a conversation, which
-have weights of their own in the loss."""
+SPAN_SCORED_REASONING = 4
+SPAN_SCORED_FINAL = 5
+"""Spans that are never stored: they keep healing text, and conversations that a teacher has scored, apart
+from the two spans of a conversation, which have weights of their own in the loss."""
 
 
 def read_manifest(root: Path, schema_version: str) -> dict[str, Any]:
@@ -290,6 +292,24 @@ class SpanDocuments:
             raise IndexError(f"document {document}: {self._directory} has documents 0 to {len(self) - 1}")
         shard = int(np.searchsorted(self._starts, document, side="right")) - 1
         return shard, int(document - self._starts[shard])
+
+    @property
+    def shards(self) -> dict[int, range]:
+        """Documents of each shard, by the shard's number."""
+        starts = self._starts.tolist()
+        return {
+            int(Path(name).name.rsplit("_", 1)[1]): range(starts[place], starts[place + 1])
+            for place, name in enumerate(self._names)
+        }
+
+    def place(self, document: int) -> tuple[int, int]:
+        """Return the number of a document's shard, and its own in that shard.
+
+        Raises:
+            IndexError: There is no such document.
+        """
+        shard, local = self._locate(document)
+        return int(Path(self._names[shard]).name.rsplit("_", 1)[1]), local
 
     def describe(self, document: int) -> str:
         """Name a document for a person: its place in its file."""

@@ -2,18 +2,36 @@
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer.data.indexed import SpanDocuments
+from trainer.data.indexed import SpanDocument
 from trainer.data.pack_index import PackIndex, PackKey, load_or_build
 from trainer.model.document_mask import PADDING
 
 Sample = dict[str, torch.Tensor]
 """`tokens`, `labels`, `span_id`, `position_ids`, `doc_id` [S] int64 and `loss_mask` [S]
-float32."""
+float32; some kinds of samples have more fields, [S] or [S, ...], see `trainer.data.sampler.FILLERS`."""
+
+
+class Documents(Protocol):
+    """What is packed: `SpanDocuments`, or some of them."""
+
+    lengths: NDArray[np.int32]
+    eod: int
+
+    @property
+    def lengths_sha256(self) -> str:
+        """Digest of the lengths."""
+
+    def __getitem__(self, document: int) -> SpanDocument:
+        """Read one conversation."""
+
+    def describe(self, document: int) -> str:
+        """Name a document for a person."""
 
 
 class PackedDataset:
@@ -22,7 +40,7 @@ class PackedDataset:
     A sample is a pure function of the documents, `seq_len`, `block`, `seed`, epoch and index.
     """
 
-    def __init__(self, documents: SpanDocuments, *, seq_len: int, block: int, seed: int, cache_dir: Path):
+    def __init__(self, documents: Documents, *, seq_len: int, block: int, seed: int, cache_dir: Path):
         """Hold the documents; an epoch is packed when it is first asked for.
 
         Args:

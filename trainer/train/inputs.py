@@ -10,16 +10,18 @@ from trainer.contract.mix import mix_of
 from trainer.contract.schema.base import ConfigError
 from trainer.contract.schema.job import Job
 from trainer.contract.schema.training import TrainRecipe
-from trainer.data.indexed import SpanDocuments
+from trainer.contract.topk.store import TopKStore
+from trainer.data.indexed import SpanDocuments, manifest_value, read_manifest
 from trainer.data.kd import PackedDataset
 from trainer.data.sampler import SampleSource
+from trainer.data.scored import ScoredDataset, ScoredDocuments
 from trainer.data.text import TextDataset, TextDocuments
 
 KD_INPUT = "synth_kd_v1"
 TEACHER_INPUT = "teacher"
 TOPK_INPUT = "teacher_topk"
 TEXT_INPUT = "healing_text_v1"
-INPUT_OF = {CONVERSATIONS: KD_INPUT, TEXT: TEXT_INPUT}
+INPUT_OF = {CONVERSATIONS: KD_INPUT, TEXT: TEXT_INPUT, SCORED: KD_INPUT}
 """Name, among a job's inputs, of each kind of samples."""
 LIVE_KINDS = (ROLLOUTS,)
 """Kinds of samples that no data set holds; see `trainer.data.live`."""
@@ -56,9 +58,15 @@ class DataPart:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The open data of a run, by kind: those of its kinds of samples that a data set holds."""
+    """The open data of a run.
+
+    Attributes:
+        parts: By kind, those of its kinds of samples that a data set holds.
+        store: Manifest of the top-K store that scored samples come with.
+    """
 
     parts: Mapping[str, DataPart]
+    store: Mapping[str, Any] | None = None
 
     def num_samples(self) -> dict[str, int]:
         """Training samples in the first epoch of each kind."""
@@ -73,8 +81,8 @@ def open_data(job: Job, recipe: TrainRecipe, *, cache_dir: Path) -> TrainingData
     """Open the data among a job's inputs that its recipe mixes, and check that they are for this model.
 
     Args:
-        job: The job; needs the input `synth_kd_v1` where `harmony_fraction` is above 0, and `healing_text_v1`
-            where it is below 1.
+        job: The job; needs the input `synth_kd_v1` where the recipe mixes conversations, `teacher_topk` where
+            it has the table `scored`, and `healing_text_v1` where `harmony_fraction` is below 1.
         recipe: Its recipe.
         cache_dir: Where packings are stored; may be shared by ranks.
 
@@ -82,22 +90,20 @@ def open_data(job: Job, recipe: TrainRecipe, *, cache_dir: Path) -> TrainingData
         ConfigError: An input is missing, its vocabulary is not the model's, or two inputs are of different
             tokenizers.
         DataError: The data are damaged.
+        StoreError: The top-K store is damaged, or is not the one that the recipe and the data ask for.
     """
-    parts = {}
+    parts: dict[str, DataPart] = {}
+    store: TopKStore | None = None
     for kind, share in mix_of(recipe).shares.items():
         if kind in LIVE_KINDS:
             continue
-        if kind not in INPUT_OF:
-            raise ConfigError(f"recipe: mixes {kind} samples, which no data set of this trainer holds")
-        name = INPUT_OF[kind]
-        if name not in job.inputs:
-            raise ConfigError(
-                f"inputs: {name} is missing; a training job with recipe.{_asked(recipe)} needs it, "
-                f"found {', '.join(job.inputs) or 'none'}"
-            )
-        root = Path(job.inputs[name].path)
-        opened = _conversations if kind == CONVERSATIONS else _text
-        parts[kind] = opened(root, recipe, job.seed, share, cache_dir)
+        root = _root(job, recipe, INPUT_OF[kind])
+        if kind == SCORED:
+            store = open_store(job, recipe)
+            parts[kind] = _scored(root, store, recipe, job.seed, share, cache_dir)
+        else:
+            opened = _conversations if kind == CONVERSATIONS else _text
+            parts[kind] = opened(root, recipe, job.seed, share, cache_dir)
         _check_vocabulary(root, parts[kind].manifest, recipe.architecture.vocab_size)
     tokenizers = {part.manifest["tokenizer"]["model_sha256"] for part in parts.values()}
     if len(tokenizers) > 1:
@@ -105,7 +111,49 @@ def open_data(job: Job, recipe: TrainRecipe, *, cache_dir: Path) -> TrainingData
         raise ConfigError(
             f"inputs were tokenised with different ranks: {named}; build them with one tokenizer"
         )
-    return TrainingData(parts)
+    return TrainingData(parts, None if store is None else store.manifest)
+
+
+def _root(job: Job, recipe: TrainRecipe, name: str) -> Path:
+    """Return where an input is that a recipe needs.
+
+    Raises:
+        ConfigError: The job lacks it.
+    """
+    if name not in job.inputs:
+        raise ConfigError(
+            f"inputs: {name} is missing; a training job with recipe.{_asked(recipe)} needs it, "
+            f"found {', '.join(job.inputs) or 'none'}"
+        )
+    return Path(job.inputs[name].path)
+
+
+def open_store(job: Job, recipe: TrainRecipe) -> TopKStore:
+    """Open the top-K store among a job's inputs, and check that it is what the recipe asks for.
+
+    Args:
+        job: Needs the inputs `synth_kd_v1` and `teacher_topk`; where it has `teacher`, that one must have
+            made the store.
+        recipe: With the table `scored`.
+
+    Raises:
+        ConfigError: An input is missing.
+        StoreError: The store is damaged, or of another data set, tokenizer or teacher, or has other terms.
+    """
+    assert recipe.scored is not None
+    root, data = _root(job, recipe, TOPK_INPUT), _root(job, recipe, KD_INPUT)
+    manifest = read_manifest(data, SpanDocuments.SCHEMA)
+    expect: dict[str, Any] = {
+        "dataset_digest": job.inputs[KD_INPUT].digest,
+        "tokenizer_sha256": manifest_value(manifest, "tokenizer", "model_sha256"),
+        "topk": recipe.scored.topk,
+        "tail_draws": recipe.scored.tail_draws,
+        "subset_fraction": recipe.scored.subset_fraction,
+    }
+    store = TopKStore(root, expect)
+    if TEACHER_INPUT in job.inputs and "digest" in store.manifest["teacher"]:
+        store.require(teacher={"digest": job.inputs[TEACHER_INPUT].digest})
+    return store
 
 
 def _asked(recipe: TrainRecipe) -> str:
@@ -121,8 +169,26 @@ def _conversations(root: Path, recipe: TrainRecipe, seed: int, share: float, cac
             documents, seq_len=recipe.seq_len, block=recipe.pack_block, seed=seed, cache_dir=cache_dir
         )
 
-    train = split("train")
-    return DataPart(train, split("valid"), share, train.documents.manifest)
+    manifest = read_manifest(root, SpanDocuments.SCHEMA)
+    return DataPart(split("train"), split("valid"), share, manifest)
+
+
+def _scored(
+    root: Path, store: TopKStore, recipe: TrainRecipe, seed: int, share: float, cache_dir: Path
+) -> DataPart:
+    assert recipe.scored is not None
+    fraction = recipe.scored.subset_fraction
+
+    def split(name: str) -> tuple[ScoredDataset, Mapping[str, Any]]:
+        documents = SpanDocuments(root, name)
+        scored = ScoredDocuments(documents, store, name, fraction)
+        packed = ScoredDataset(
+            scored, seq_len=recipe.seq_len, block=recipe.pack_block, seed=seed, cache_dir=cache_dir
+        )
+        return packed, documents.manifest
+
+    train, manifest = split("train")
+    return DataPart(train, split("valid")[0], share, manifest)
 
 
 def _text(root: Path, recipe: TrainRecipe, seed: int, share: float, cache_dir: Path) -> DataPart:
