@@ -63,3 +63,22 @@ def identity_of(document: Mapping[str, Any], source: str) -> StoreIdentity:
         raise StoreError(
             f"{source} is damaged ({type(error).__name__}: {error}); score the store again"
         ) from error
+
+
+def shard_entries(manifest: Mapping[str, Any], source: str) -> list[tuple[str, int, dict[str, Any]]]:
+    """Return split, number and entry of every shard.
+
+    Raises:
+        StoreError: If an entry is not one; `source` is named.
+    """
+    try:
+        entries = [(split, dict(entry)) for split in SPLITS for entry in manifest["splits"][split]["shards"]]
+        for _, entry in entries:
+            for key, kind in (("shard", int), ("bytes", int), ("sha256", str)):
+                if type(entry[key]) is not kind:
+                    raise TypeError(f"{key} is {entry[key]!r}")
+        return [(split, entry["shard"], entry) for split, entry in entries]
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{source} is damaged ({type(error).__name__}: {error}); score the store again"
+        ) from error

@@ -104,7 +104,7 @@ class TopKRecords:
         ):
             if wrong.any():
                 row = int(np.argwhere(wrong)[0][0])
-                found = np.array2string(getattr(self, name)[row], threshold=12)
+                found = str(getattr(self, name)[row].tolist())[:120]
                 raise StoreError(f"position {row} has {name} {found}: {rule}; mend the teacher's answer")
 
 

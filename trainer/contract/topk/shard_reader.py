@@ -156,6 +156,19 @@ class TopKShard:
                 raise StoreError(f"{name} is damaged: {error}; {REMEDY}") from error
         return self._tables[offset]
 
+    def verify_block(self, block: int) -> None:
+        """Read a block and hold its records to what records are.
+
+        Raises:
+            StoreError: If they are not.
+        """
+        _, records = self.read_block(block)
+        terms = self._identity
+        try:
+            records.check(terms.topk, terms.tail_draws, terms.vocabulary, terms.logprob_error)
+        except StoreError as error:
+            raise StoreError(f"{self.path}: block {block} is damaged: {error}; {REMEDY}") from error
+
     def verify(self) -> None:
         """Compare the sha256 of the file with the manifest's.
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.contract.topk.errors import StoreError
-from trainer.contract.topk.manifest import MANIFEST_NAME, SCHEMA, SPLITS, identity_of
+from trainer.contract.topk.manifest import MANIFEST_NAME, SCHEMA, identity_of, shard_entries
 from trainer.contract.topk.records import TopKRecords
 from trainer.contract.topk.sequences import Sequences
 from trainer.contract.topk.shard_file import shard_name
@@ -57,13 +57,11 @@ class TopKStore:
             )
         self.require(**(expect or {}))
         self._shards: dict[tuple[str, int], TopKShard] = {}
-        for split in SPLITS:
-            for entry in self.manifest["splits"][split]["shards"]:
-                number = int(entry["shard"])
-                file = root / split / shard_name(number)
-                self._shards[split, number] = TopKShard(
-                    file, self.identity, split=split, shard=number, entry=entry
-                )
+        for split, number, entry in shard_entries(self.manifest, str(path)):
+            file = root / split / shard_name(number)
+            self._shards[split, number] = TopKShard(
+                file, self.identity, split=split, shard=number, entry=entry
+            )
         self._cache: OrderedDict[tuple[str, int, int], tuple[Sequences, TopKRecords]] = OrderedDict()
 
     def require(self, **expected: Any) -> None:
@@ -129,15 +127,9 @@ class TopKStore:
             StoreError: Naming the first block or file that is not what was written.
         """
         for _, shard in sorted(self._shards.items()):
-            shard.verify()
             for number in range(shard.blocks):
-                _, records = shard.read_block(number)
-                records.check(
-                    self.identity.topk,
-                    self.identity.tail_draws,
-                    self.identity.vocabulary,
-                    self.identity.logprob_error,
-                )
+                shard.verify_block(number)
+            shard.verify()
 
     def _shard(self, split: str, shard: int) -> TopKShard:
         try:
