@@ -46,8 +46,10 @@ def answers(draw: st.DrawFn) -> tuple[TopKRecords, StoreIdentity]:
     logits = scale * rng.normal(size=(n, vocabulary))
     if draw(st.booleans()):
         logits = np.round(logits)  # ties
-    probabilities = np.maximum(softmax(logits), 1e-44) return answer(probabilities /
-    probabilities.sum(axis=1, keepdims=True), np.arange(n) % vocabulary, identity), identity
+    probabilities = np.maximum(softmax(logits), 1e-44)
+    return answer(
+        probabilities / probabilities.sum(axis=1, keepdims=True), np.arange(n) % vocabulary, identity
+    ), identity
 
 
 @settings(max_examples=80, deadline=None)
@@ -62,11 +64,14 @@ def test_what_is_written_is_read(case, learned):
 @pytest.mark.parametrize("vocabulary", [257, 201_088, 1 << 20])
 def test_ids_of_any_size_pass(vocabulary):
     """Frequent and unheard-of, at the edges of pages and at the end of the vocabulary."""
-    identity = replace(IDENTITY, vocabulary=vocabulary, topk=4, tail_draws=1) some = [0, 1, 255, 256, 16384 -
-    1, 16384, 65535, 65536, vocabulary // 2, vocabulary - 2, vocabulary - 1] ids = np.array([token for token
-    in some if token < vocabulary - 2] + [vocabulary - 2, vocabulary - 1], np.int32) rows =
-    np.stack([np.roll(ids, shift)[:4] for shift in range(len(ids))]).astype(np.int32) logprobs =
-    np.tile(np.log(np.full(4, 0.15)), (len(rows), 1)).astype(np.float32) records = TopKRecords(
+    identity = replace(IDENTITY, vocabulary=vocabulary, topk=4, tail_draws=1)
+    some = [0, 1, 255, 256, 16384 - 1, 16384, 65535, 65536, vocabulary // 2, vocabulary - 2, vocabulary - 1]
+    ids = np.array(
+        [token for token in some if token < vocabulary - 2] + [vocabulary - 2, vocabulary - 1], np.int32
+    )
+    rows = np.stack([np.roll(ids, shift)[:4] for shift in range(len(ids))]).astype(np.int32)
+    logprobs = np.tile(np.log(np.full(4, 0.15)), (len(rows), 1)).astype(np.float32)
+    records = TopKRecords(
         logprobs[:, 0], rows, logprobs, np.full(len(rows), 0.4, np.float32), rows[:, :1].copy()
     )
     table = count_table(vocabulary, np.tile(rows[:7], (30, 1)), records.draws)
@@ -80,9 +85,7 @@ def test_a_table_makes_frequent_ids_short():
     often = rng.permutation(50_000)[:300]
     rows = np.stack([rng.permutation(often)[:32] for _ in range(500)]).astype(np.int32)
     logprobs = np.tile(np.log(np.full(32, 0.03)), (500, 1)).astype(np.float32)
-    given = TopKRecords(
-        logprobs[:, 0], rows, logprobs, np.full(500, 0.04, np.float32), rows[:, :2].copy()
-    )
+    given = TopKRecords(logprobs[:, 0], rows, logprobs, np.full(500, 0.04, np.float32), rows[:, :2].copy())
     known = encode(given, count_table(50_000, rows, given.draws), 0.01, False)
     unknown = encode(given, plain_table(50_000), 0.01, False)
     assert len(known) < 0.65 * len(unknown)

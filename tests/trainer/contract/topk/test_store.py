@@ -5,10 +5,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.trainer.contract.topk.distributions import IDENTITY, assert_within, records from
-trainer.contract.topk import writer from trainer.contract.topk.errors import StoreError from
-trainer.contract.topk.manifest import write_manifest from trainer.contract.topk.shard_file import BLOCK, END,
-INDEX, TABLE, Frame, pack_frame, read_frame, whole_frames from trainer.contract.topk.store import TopKStore
+from tests.trainer.contract.topk.distributions import IDENTITY, assert_within, records
+from trainer.contract.topk import writer
+from trainer.contract.topk.errors import StoreError
+from trainer.contract.topk.manifest import write_manifest
+from trainer.contract.topk.shard_file import (
+    BLOCK,
+    END,
+    INDEX,
+    TABLE,
+    Frame,
+    pack_frame,
+    read_frame,
+    whole_frames,
+)
+from trainer.contract.topk.store import TopKStore
 from trainer.contract.topk.writer import TopKShardWriter
 
 
@@ -72,8 +83,10 @@ def test_the_same_answers_give_the_same_bytes(made, tmp_path, monkeypatch):
 
 
 def test_records_that_are_not_there_are_refused(made):
-    store = TopKStore(made[0]) with pytest.raises(StoreError, match=r"train/shard_00.topk: block 0 has no
-    record of sequence 1: it was not"):
+    store = TopKStore(made[0])
+    with pytest.raises(
+        StoreError, match=r"train/shard_00.topk: block 0 has no record of sequence 1: it was not"
+    ):
         store.read("train", 0, 1)
     with pytest.raises(StoreError, match=r"no shard 7 of 'train', only \[0\]; score"):
         store.read("train", 7, 0)
@@ -111,11 +124,16 @@ def test_any_flipped_bit_is_found(copied):
 
 
 def test_a_damaged_block_spoils_no_other(copied, made):
-    path = copied / "train" / "shard_00.topk" blocks = [f for f in frames(copied) if f.tag == BLOCK] content
-    = bytearray(path.read_bytes()) content[blocks[1].end - 1] ^= 1 path.write_bytes(content) store =
-    TopKStore(copied) assert_within(store.read("train", 0, 0), made[1]["train", 0], 0.01) with
-    pytest.raises(StoreError, match=r"block 1 is damaged: its checksum is not that of its bytes; delete it
-    and"):
+    path = copied / "train" / "shard_00.topk"
+    blocks = [f for f in frames(copied) if f.tag == BLOCK]
+    content = bytearray(path.read_bytes())
+    content[blocks[1].end - 1] ^= 1
+    path.write_bytes(content)
+    store = TopKStore(copied)
+    assert_within(store.read("train", 0, 0), made[1]["train", 0], 0.01)
+    with pytest.raises(
+        StoreError, match=r"block 1 is damaged: its checksum is not that of its bytes; delete it and"
+    ):
         store.read("train", 0, blocks[1].first)
 
 
@@ -123,8 +141,10 @@ def test_a_cut_off_shard_is_refused(copied):
     path = copied / "valid" / "shard_00.topk"
     size = path.stat().st_size
     for cut in (0, 10, size // 2, size - 1):
-        path.write_bytes(path.read_bytes()[:cut]) with pytest.raises(StoreError, match=rf"valid/shard_00.topk
-        is cut off: {cut} bytes, expected {size}"):
+        path.write_bytes(path.read_bytes()[:cut])
+        with pytest.raises(
+            StoreError, match=rf"valid/shard_00.topk is cut off: {cut} bytes, expected {size}"
+        ):
             TopKStore(copied)
         path.write_bytes((path.read_bytes() + bytes(size))[:size])
         with pytest.raises(StoreError, match=r"valid/shard_00.topk.*(score|delete)"):

@@ -54,10 +54,7 @@ def test_a_prefix_keeps_every_block_that_was_whole(tmp_path, given):
     reached = []
     for cut in range(0, len(content), 97):
         path.write_bytes(content[:cut])
-        try:
-            reached.append(TopKShardWriter(path, IDENTITY, split="train", shard=7).next_sequence)
-        except StoreError as error:
-            assert cut < 400, error  # inside the header: nothing is lost that was there
+        reached.append(TopKShardWriter(path, IDENTITY, split="train", shard=7).next_sequence)
     assert reached == sorted(reached)
     assert len(set(reached)) > 5
 
@@ -121,12 +118,18 @@ def test_a_shard_of_another_place_or_store_is_not_continued(tmp_path, given):
 @pytest.mark.parametrize(
     ("field", "change", "message"),
     [
-        ("label_logprob", lambda a: np.where(np.arange(len(a)) == 2, 0.5, a), r"position 2 has label_logprob
-        0.5"), ("label_logprob", lambda a: a * np.float32(np.nan), "log-probs are from -10000 to 0"),
-        ("tail_mass", lambda a: a * 0 + 1, "mass is at most 1"), ("ids", lambda a: a + 100, "ids are from 0
-        to 99"), ("ids", lambda a: a * 0, "each id stands once"), ("logprobs", lambda a: a[:, ::-1], "they
-        fall"), ("draws", lambda a: a * 0 - 1, "there is a tail, so it is drawn from"), ("draws", lambda a:
-        a[:, :1], r"draws is int32 \[11, 1\], expected int32 \[11, 2\]"),
+        (
+            "label_logprob",
+            lambda a: np.where(np.arange(len(a)) == 2, 0.5, a),
+            r"position 2 has label_logprob 0.5",
+        ),
+        ("label_logprob", lambda a: a * np.float32(np.nan), "log-probs are from -10000 to 0"),
+        ("tail_mass", lambda a: a * 0 + 1, "mass is at most 1"),
+        ("ids", lambda a: a + 100, "ids are from 0 to 99"),
+        ("ids", lambda a: a * 0, "each id stands once"),
+        ("logprobs", lambda a: a[:, ::-1], "they fall"),
+        ("draws", lambda a: a * 0 - 1, "there is a tail, so it is drawn from"),
+        ("draws", lambda a: a[:, :1], r"draws is int32 \[11, 1\], expected int32 \[11, 2\]"),
     ],
 )
 def test_an_impossible_answer_is_refused(tmp_path, field, change, message):
