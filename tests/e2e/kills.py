@@ -1,10 +1,10 @@
-"""SIGKILL at random moments: `python -m tests.e2e.kills data|stage1 TRIALS [SEED]` prints a line for each.
+"""SIGKILL at random moments: `python -m tests.e2e.kills data|stage1|stage3 TRIALS [SEED]` prints a line each.
 
 A trial starts from a fresh store, materialises with Dagster's own command in a process of its own, kills one
 of the processes that take part (the orchestrator, a rank, a worker), and materialises again until it is
 done: by turns after `vpmoe reap`, in a shell that knows nothing of Dagster's instance, and without it. What
 was published has to be the same bytes as without a kill, and nothing may be left: no process, no open run,
-no slot, lease or lock.
+no slot, lease or lock. (`stage3` is about the trainer alone, see `tests.e2e.kills_on_policy`.)
 """
 
 import contextlib
@@ -25,6 +25,7 @@ import dagster as dg
 import psutil
 
 from tests.assets.graphs import DATA, ROOT, write_experiment
+from tests.e2e.kills_on_policy import on_policy
 from tests.resources.launched import TEST_ENV, carrying
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.resources.leases import Gpu, lease
@@ -222,6 +223,8 @@ def main() -> None:
     path, trials, *seed = sys.argv[1:]
     drawn = int(seed[0]) if seed else random.randrange(10**6)
     directory = Path(tempfile.mkdtemp(prefix="kills-"))
+    if path == "stage3":
+        sys.exit(on_policy(directory, int(trials), drawn))
     kills = Kills(path, directory, drawn)
     print(f"{path}: {kills.duration:.1f} s undisturbed; seed {drawn}; {directory}", flush=True)
     failed = 0
