@@ -150,6 +150,8 @@ class Engine:
         self.live = dict(live or {})
         self.sources = {kind: self.live.get(kind) or data.parts[kind].train for kind in mix.kinds}
         self.objective = load_objective(recipe.objective).of(recipe, self.sources)
+        if data.store is not None:
+            self.objective.use_store(data.store)
         self.sampler = MixtureSampler(
             self.sources,
             mix,
