@@ -24,6 +24,7 @@ from trainer.teacher.teacher import TailDraws, Teacher, TeacherScores
 
 LOGGER = logging.getLogger("trainer")
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_GREETINGS = 3
 _MOST_TOLD = 300  # characters of a server's message that are passed on
 
 
@@ -65,7 +66,7 @@ class ServerTeacher(Teacher):
         sleep: Waits between attempts; tests need not.
 
     Raises:
-        TeacherError: No replica can be reached, or one serves no such model.
+        TeacherError: No replica can be reached, one serves no such model, or an address has a password in it.
     """
 
     kind: ClassVar[str] = "server"
@@ -79,6 +80,12 @@ class ServerTeacher(Teacher):
         manners: Manners | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        for url in urls:
+            if urlsplit(url).username is not None:  # libraries log addresses
+                raise TeacherError(
+                    f"{descriptor.url_env}: the address of {shown(url)} has a user or password in it; leave "
+                    f"them out, and give the key in the environment variable {descriptor.key_env}"
+                )
         self.descriptor, self.urls = descriptor, list(urls)
         self.tokenizer_sha256 = descriptor.tokenizer_sha256
         self.manners, self._sleep, self._key = manners or Manners(), sleep, key
@@ -249,25 +256,14 @@ class ServerTeacher(Teacher):
         """Ask each replica which models it serves; dead ones are passed over while another lives."""
         alive, problems = [], []
         for url in self.urls:
-            try:
-                response = self._client.get(_endpoint(url, "models"))
-                served = (
-                    {entry["id"]: entry for entry in response.json()["data"]} if response.is_success else None
-                )
-            except (httpx.TransportError, httpx.DecodingError) as error:
-                problems.append(f"{shown(url)}: {type(error).__name__}")
-                continue
-            except (ValueError, KeyError, TypeError):
-                problems.append(f"{shown(url)}: no list of models, so no OpenAI-compatible server")
-                continue
+            served, problem = self._models(url)
             if served is None:
-                problems.append(f"{shown(url)}: {_told(response)}")
+                problems.append(f"{shown(url)}: {problem}")
                 continue
             if self.descriptor.model not in served:
                 raise TeacherError(
                     f"{shown(url)} serves {', '.join(sorted(served)) or 'nothing'}, not "
-                    f"{self.descriptor.model}: "
-                    f"serve that, or correct {self.descriptor.url_env}"
+                    f"{self.descriptor.model}: serve that, or correct {self.descriptor.url_env}"
                 )
             length = served[self.descriptor.model].get("max_model_len")
             if isinstance(length, int) and length > 1:
@@ -284,6 +280,30 @@ class ServerTeacher(Teacher):
                 "teacher: %s; going on with %d of %d replicas", problem, len(alive), len(self.urls)
             )
         self.urls = alive
+
+    def _models(self, url: str) -> tuple[dict[str, dict[str, Any]] | None, str]:
+        """Ask a replica for its models; one that is there and busy is asked again."""
+        problem = ""
+        for attempt in range(_GREETINGS):
+            if attempt:
+                self._sleep(min(self.manners.first_pause * 2**attempt, self.manners.longest_pause))
+            try:
+                response = self._client.get(_endpoint(url, "models"))
+            except (httpx.TransportError, httpx.DecodingError) as error:
+                problem = type(error).__name__
+                if isinstance(error, httpx.ConnectError):
+                    break
+                continue
+            if response.status_code in _AGAIN:
+                problem = _told(response)
+                continue
+            if not response.is_success:
+                return None, _told(response)
+            try:
+                return {str(entry["id"]): entry for entry in response.json()["data"]}, ""
+            except (ValueError, KeyError, TypeError):
+                return None, "no list of models, so no OpenAI-compatible server"
+        return None, problem
 
     def _take(self) -> str:
         """Choose the replica with the fewest failures of late, then the fewest requests under way."""
