@@ -1,19 +1,21 @@
-"""`python -m trainer count CONFIG`: parameters, memory and disk of an experiment's models."""
+"""`python -m trainer count CONFIG`: parameters, memory, disk and tokens of an experiment's models."""
 
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from trainer.contract.disk import DiskPlan
     from trainer.contract.memory import MemoryPlan
     from trainer.contract.parameters import ParameterCount
     from trainer.contract.schema.experiment import Experiment
 
-DESCRIPTION = """Counts parameters and plans memory and disk of training on the reference backend, from the
-config alone: nothing is built."""
+DESCRIPTION = """Counts parameters and tokens, and plans memory and disk of training on the reference backend and of
+the store of a teacher's scores, from the config alone: nothing is built."""
 
 EXAMPLES = """examples:
   python -m trainer count full                            every rung of an experiment
@@ -74,6 +76,7 @@ def main(options: argparse.Namespace) -> int:
     """
     from trainer.contract.schema.base import ConfigError
     from trainer.contract.schema.experiment import load_experiment
+    from trainer.count.distillation import run_tokens, store_size
 
     try:
         experiment = load_experiment(options.config)
@@ -85,14 +88,20 @@ def main(options: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if options.json:
-        report = {
+        report: dict[str, Any] = {
             "experiment": experiment.name,
             "rungs": {name: rung.as_dict() for name, rung in found.items()},
         }
+        if options.rung is None:
+            report["runs"] = {asset: asdict(run) for asset, run in run_tokens(experiment).items()}
+            if (store := store_size(experiment)) is not None:
+                report["teacher_topk"] = store.as_dict()
         print(json.dumps(report, indent=2))
     else:
         for name, rung in found.items():
             print_tables(experiment, name, rung)
+        if options.rung is None:
+            print_distillation(experiment)
     return 0
 
 
@@ -145,7 +154,6 @@ def count_rung(experiment: "Experiment", rung: str, layout: tuple[int, ...] | No
 
 def print_tables(experiment: "Experiment", name: str, rung: Rung) -> None:
     """Print a rung's breakdown, its memory plans and the disk that its runs take."""
-    from rich.console import Console
     from rich.table import Table
 
     count = rung.count
@@ -202,8 +210,49 @@ def print_tables(experiment: "Experiment", name: str, rung: Rung) -> None:
     for asset, run in rung.disk.items():
         sizes = [f"{size / 1e9:,.3f}" for size in (run.checkpoint, run.weights, run.total)]
         disk.add_row(asset, sizes[0], str(run.checkpoints), *sizes[1:])
+    _print(parameters, memory, *([disk] if rung.disk else []))
+
+
+def print_distillation(experiment: "Experiment") -> None:
+    """Print the tokens of every run, and the store of the teacher's scores where there is one."""
+    from rich.table import Table
+
+    from trainer.contract.topk.size import SOURCE
+    from trainer.count.distillation import run_tokens, store_size
+
+    found = run_tokens(experiment)
+    kinds = list(dict.fromkeys(kind for run in found.values() for kind in run.by_kind))
+    runs = Table(title=f"{experiment.name}: million tokens, padding included", title_justify="left")
+    for label in ("run", "steps", "tokens", *kinds):
+        runs.add_column(label, justify="left" if label == "run" else "right")
+    for asset, run in found.items():
+        amounts = [run.tokens, *(run.by_kind.get(kind) for kind in kinds)]
+        shown = ["" if amount is None else f"{amount / 1e6:,.1f}" for amount in amounts]
+        runs.add_row(asset, f"{run.steps:,}", *shown)
+    tables = [runs]
+    if (size := store_size(experiment)) is not None:
+        store = Table(
+            title=f"{experiment.name}/teacher_topk: estimates; bytes per token {SOURCE}", title_justify="left"
+        )
+        for label in ("conversations", "supervised tokens", "layout", "bytes per token", "GB"):
+            store.add_column(label, justify="left" if label == "layout" else "right")
+        known = [size.conversations, size.tokens]
+        counts = ["unknown" if amount is None else f"{amount:,}" for amount in known]
+        for layout, each, total in (
+            ("store", size.bytes_per_token, size.bytes),
+            ("int32 + fp16", size.plain_bytes_per_token, size.plain_bytes),
+        ):
+            gigabytes = "unknown" if total is None else f"{total / 1e9:,.3f}"
+            store.add_row(*counts, layout, f"{each:,.1f}", gigabytes)
+        tables.append(store)
+    _print(*tables)
+
+
+def _print(*tables: "Table") -> None:
+    from rich.console import Console
+
     # A pipe has no width; 80 columns would cut the figures.
     console = Console(width=None if sys.stdout.isatty() else 130)
     with console.capture() as captured:  # rich has its own way to end where nobody reads
-        console.print(parameters, memory, *([disk] if rung.disk else []), sep="\n")
+        console.print(*tables, sep="\n")
     print(captured.get(), end="")

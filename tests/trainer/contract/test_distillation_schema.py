@@ -114,9 +114,8 @@ def test_a_teacher_of_ours_trains_on_by_the_recipe_of_the_run_that_it_starts_fro
 
 
 def test_the_recipe_of_stage_2_has_what_is_asked_for_and_no_more():
-    found = experiment({"stages.vpmoe_stage2.objective": "span_ce"})
-    assert experiment().stages.vpmoe_stage2.objective == "topk_kl"
-    recipe = found.train_recipe("vpmoe_stage2")
+    recipe = experiment().train_recipe("vpmoe_stage2")
+    assert recipe.objective == "topk_kl"
     assert plain(recipe)["scored"] == {
         "fraction": 0.7,
         "subset_fraction": 0.2,
@@ -125,17 +124,18 @@ def test_the_recipe_of_stage_2_has_what_is_asked_for_and_no_more():
     }
     asked = {"span_weight_reasoning": 1.0, "span_weight_final": 1.0, "kl_weight": 0.25}
     asked["rescored"] = {"tau": 1.0, "w_min": 0.25, "w_max": 4.0}
-    assert plain(recipe)["kd"] == asked
-    assert plain(experiment().stages.vpmoe_stage2.resolved_kd()) == asked | {"target": "bucket"}
+    assert plain(recipe)["kd"] == asked | {"target": "bucket"}
     assert "rollouts" not in plain(recipe)
     assert mix_of(recipe) == Mix("scored", 0.7, "conversations")
-    alone = experiment({"stages.vpmoe_stage2.kd": {}}).stages.vpmoe_stage2.resolved_kd()
+    alone = experiment({"stages.vpmoe_stage2.kd": {}}).train_recipe("vpmoe_stage2").kd
     assert (alone.kl_weight, alone.target, alone.rescored) == (0.5, "bucket", None)
+    other = experiment({"stages.vpmoe_stage2.objective": "rescored_ce"}).train_recipe("vpmoe_stage2").kd
+    assert (other.kl_weight, other.target) == (0.25, None), "nothing is added that it would not use"
 
 
 def test_the_recipe_of_stage_3_has_every_key_of_its_rollouts():
-    assert experiment().stages.vpmoe_stage3.objective == "opd"
-    recipe = experiment({"stages.vpmoe_stage3.objective": "span_ce"}).train_recipe("vpmoe_stage3")
+    recipe = experiment().train_recipe("vpmoe_stage3")
+    assert recipe.objective == "opd"
     assert plain(recipe)["kd"].keys() == {"span_weight_reasoning", "span_weight_final"}
     found = plain(recipe)["rollouts"]
     asked = {key: value for key, value in TABLES["stages"]["vpmoe_stage3"].items() if key != "steps"}
@@ -149,9 +149,7 @@ def test_the_recipe_of_stage_3_has_every_key_of_its_rollouts():
 
 @pytest.mark.parametrize("run", ["teacher", "vpmoe_stage2", "vpmoe_stage3"])
 def test_recipes_and_experiments_read_back_as_themselves(run):
-    found = experiment(
-        {"stages.vpmoe_stage2.objective": "span_ce", "stages.vpmoe_stage3.objective": "span_ce"}
-    )
+    found = experiment()
     recipe = found.train_recipe(run)
     assert parse(TrainRecipe, json.loads(json.dumps(plain(recipe)))) == recipe
     assert parse(Experiment, json.loads(json.dumps(plain(found)))) == found
@@ -208,7 +206,7 @@ def test_what_does_not_fit_together_is_refused_with_its_remedy(changes, drop, me
             {"harmony_fraction": 0.5},
             "scored with harmony_fraction = 0.5: a run mixes two kinds of",
         ),
-        ("vpmoe_stage2", {"scored": None}, "kd.kl_weight, kd.rescored: for scored conversations"),
+        ("vpmoe_stage2", {"scored": None}, "kd.kl_weight, kd.target, kd.rescored: for scored conversations"),
         (
             "vpmoe_stage2",
             {
@@ -221,8 +219,7 @@ def test_what_does_not_fit_together_is_refused_with_its_remedy(changes, drop, me
     ],
 )
 def test_a_recipe_that_does_not_fit_together_is_refused(run, changes, message):
-    plainly = {"stages.vpmoe_stage2.objective": "span_ce", "stages.vpmoe_stage3.objective": "span_ce"}
-    recipe = plain(experiment(plainly).train_recipe(run))
+    recipe = plain(experiment().train_recipe(run))
     with pytest.raises(ConfigError, match=message):
         parse(TrainRecipe, {key: value for key, value in (recipe | changes).items() if value is not None})
 

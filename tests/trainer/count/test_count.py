@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer.contract.test_distillation_schema import experiment
 from trainer.__main__ import main
 from trainer.contract.schema.experiment import CONFIGS_DIR
 from trainer.count import command
+from trainer.count.distillation import run_tokens, store_size
 
 
 def count(*arguments: str) -> int:
@@ -96,3 +98,42 @@ def test_nothing_heavy_is_loaded(arguments):
     )
     assert done.stderr == "0 []\n"
     assert done.stdout
+
+
+def test_the_tokens_of_a_run_are_those_of_its_samples_by_kind():
+    found = run_tokens(experiment())
+    assert list(found)[-4:] == ["vpmoe_stage1", "teacher", "vpmoe_stage2", "vpmoe_stage3"]
+    stage2, stage3 = found["vpmoe_stage2"], found["vpmoe_stage3"]
+    assert stage2.tokens == 6 * 2 * 1024
+    assert stage2.by_kind == {"scored": round(0.7 * 12288), "conversations": round(0.3 * 12288)}
+    assert sum(stage3.by_kind.values()) == stage3.tokens == 4 * 2 * 1024
+    assert found["teacher"].steps == 20
+
+
+def test_the_store_is_planned_from_the_rows_that_are_scored():
+    size = store_size(experiment({"stages.teacher_topk.tail_draws": 0}))
+    assert size.conversations == 2000 * 0.1 + 2000 * 0.9 * 0.2
+    assert size.tokens == pytest.approx(size.conversations * 856 * 0.831, rel=1e-6)
+    assert size.plain_bytes_per_token == 32 * (4 + 2)
+    assert size.plain_bytes == size.tokens * 192
+    assert size.bytes == pytest.approx(size.tokens * size.bytes_per_token, abs=1)
+    assert 0.3 < size.bytes_per_token / 192 < 0.42
+    with_draws = store_size(experiment())
+    assert with_draws.plain_bytes_per_token == 192 + 8 * 4
+    assert with_draws.bytes_per_token < 0.5 * 192
+    folder = {"kind": "parquet", "path": "rows"}
+    unknown = store_size(experiment({"sources.synth": folder}))
+    assert set(unknown.as_dict()) == {"bytes_per_token", "plain_bytes_per_token"}
+    capped = store_size(experiment({"sources.synth": folder, "data.synth_kd_v1.max_rows": 1000}))
+    assert capped.conversations == 1000 * 0.1 + 1000 * 0.9 * 0.2
+
+
+def test_prints_the_tokens_of_runs_and_no_store_where_there_is_none(capsys):
+    assert count("bench", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["runs"]["vpmoe_stage1"]["by_kind"].keys() == {"conversations"}
+    assert "teacher_topk" not in report
+    command.print_distillation(experiment())
+    printed = capsys.readouterr().out
+    assert "int32 + fp16" in printed
+    assert "vpmoe_stage3" in printed
