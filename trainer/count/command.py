@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from trainer.contract.parameters import ParameterCount
     from trainer.contract.schema.experiment import Experiment
 
-DESCRIPTION = """Counts parameters and tokens, and plans memory and disk of training on the reference backend and of
-the store of a teacher's scores, from the config alone: nothing is built."""
+DESCRIPTION = """Counts parameters and tokens; plans memory and disk of training on the reference backend, and
+the store of a teacher's scores. All of it comes from the config alone: nothing is built."""
 
 EXAMPLES = """examples:
   python -m trainer count full                            every rung of an experiment
