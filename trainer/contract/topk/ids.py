@@ -128,10 +128,11 @@ class IdTable:
         numbers += begin
         numbers += (page < LOCAL) * (offsets - begin)
         if len(wide):
-            ranks = low.reshape(-1)[np.flatnonzero(page == WIDE)] | (wide << 8)
+            places = np.flatnonzero(page == WIDE)
+            ranks = low.reshape(-1)[places] | (wide << 8)
             if ranks.max() >= self.vocabulary:
                 raise StoreError(f"rank {int(ranks.max())} in a vocabulary of {self.vocabulary}")
-            numbers.reshape(-1)[np.flatnonzero(page == WIDE)] = ranks + self.lists.size
+            numbers.reshape(-1)[places] = ranks + self.lists.size
         try:
             return self._flat.take(numbers)
         except IndexError as error:

@@ -34,9 +34,9 @@ def to_logprobs(
         phases: Of a shape that broadcasts.
         error: The bound.
     """
-    scale = np.float32(-step_of(error) / PHASES)
-    result: NDArray[np.float32] = (steps * PHASES + phases).astype(np.float32)
-    result *= scale
+    result: NDArray[np.float32] = steps.astype(np.float32)
+    result += np.asarray(phases, np.float32) / np.float32(PHASES)
+    result *= np.float32(-step_of(error))
     return result
 
 

@@ -23,7 +23,7 @@ from trainer.contract.topk.errors import StoreError
 from trainer.contract.topk.identity import StoreIdentity
 
 MAGIC = b"vpTOPK\x00\x01"
-END_MAGIC = b"vpTOPKend"[:8]
+END_MAGIC = b"vpTOPKen"
 BLOCK, TABLE, INDEX = b"BLCK", b"TABL", b"INDX"
 MOST_FRAME_BYTES = 1 << 30
 _HEADER = struct.Struct("<8sII")

@@ -29,7 +29,7 @@ from trainer.contract.topk.shard_file import (
     whole_frames,
 )
 
-BLOCK_TOKENS = 8192
+BLOCK_TOKENS = 4096
 """A block ends with the sequence that brings it to so many tokens, or to `BLOCK_CELLS` ids."""
 BLOCK_CELLS = 1 << 20
 
