@@ -114,8 +114,8 @@ class HuggingFaceModel(LanguageModel):
                 f"{self.path}: {type(self.module).__name__} does more to its logits than the output head; "
                 "only models whose logits are final hidden states times the head can be evaluated"
             )
-        if self._window is not None and length <= self._window:
-            return  # nobody has seen whether a branch keeps to the window
+        if not _sees_all_or_a_window(self.module.config) or length <= (self._window or 0):
+            return  # nobody has seen whether a branch keeps to what its layers see
         # Prefix of 4, then the others as a branch, with a stranger branch of 3 between.
         positions = torch.cat((torch.arange(4), torch.arange(4, 7), torch.arange(4, length)))[None]
         branch = torch.tensor([[0] * 4 + [1] * 3 + [2] * (length - 4)])
@@ -127,6 +127,14 @@ class HuggingFaceModel(LanguageModel):
         plain = self.hidden(tokens, lengths)[:, 4:]
         gap = float((shared - plain).abs().float().max())
         self.shares_prefixes = gap <= tolerance * 10 * (float(plain.float().std()) + 1e-6)
+
+
+def _sees_all_or_a_window(config: Any) -> bool:
+    """Whether each layer sees everything before a token, or a window that the config names by layer."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return getattr(config, "sliding_window", None) is None
+    return set(kinds) <= {"full_attention", "sliding_attention"}
 
 
 def _sliding_window(config: Any) -> int | None:

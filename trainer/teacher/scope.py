@@ -1,6 +1,6 @@
 """Which conversations of a data set a teacher scores, shard by shard, in pieces that are always the same."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,14 @@ class Scope:
         """Tokens of the longest conversation."""
         return max(int(documents.lengths.max()) for documents in self._documents.values())
 
-    def conversations(self, place: Place) -> Iterator[Conversation]:
+    def conversations(
+        self, place: Place, count: Callable[[int], None] = lambda _: None
+    ) -> Iterator[Conversation]:
         """Go through the scored conversations of a shard, in order.
+
+        Args:
+            place: The shard.
+            count: Told the supervised tokens of every conversation of the shard, scored or not.
 
         Raises:
             DataError: One is damaged.
@@ -91,15 +97,18 @@ class Scope:
         documents = self._documents[place.split]
         for sequence in range(place.conversations):
             document = documents[place.first + sequence]
+            wanted = np.flatnonzero(document.loss_mask)
+            count(len(wanted))
             if place.split != "train" or scored_sequence(document.tokens, self.fraction):
-                wanted = np.flatnonzero(document.loss_mask)
                 yield Conversation(sequence, document.tokens, wanted, document.span[wanted])
 
-    def pieces(self, place: Place) -> Iterator[list[Conversation]]:
-        """Go through them in pieces, each worth one call of a teacher."""
+    def pieces(
+        self, place: Place, count: Callable[[int], None] = lambda _: None
+    ) -> Iterator[list[Conversation]]:
+        """Go through them in pieces, each worth one call of a teacher; `count` as above."""
         piece: list[Conversation] = []
         tokens = 0
-        for conversation in self.conversations(place):
+        for conversation in self.conversations(place, count):
             piece.append(conversation)
             tokens += len(conversation.tokens)
             if tokens >= PIECE_TOKENS:
@@ -107,14 +116,6 @@ class Scope:
                 piece, tokens = [], 0
         if piece:
             yield piece
-
-    def supervised(self, place: Place) -> int:
-        """Count the supervised tokens of a shard, scored or not."""
-        documents = self._documents[place.split]
-        return sum(
-            int(np.count_nonzero(documents[place.first + sequence].loss_mask))
-            for sequence in range(place.conversations)
-        )
 
 
 def _shards(manifest: dict[str, Any], split: str) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ def require_tokenizer(teacher: Teacher, tokenizer_sha256: str, vocab_size: int) 
             f"the teacher's tokenizer is {teacher.tokenizer_sha256}, the data's is {tokenizer_sha256}: its "
             "log-probabilities are of other tokens; take a teacher that shares the student's token ids"
         )
-    if teacher.vocab_size is not None and teacher.vocab_size < vocab_size:
+    if teacher.vocab_size not in (None, vocab_size):
         raise TeacherError(
             f"the teacher has {teacher.vocab_size} token ids, the data have {vocab_size}: it was trained on "
             "another tokenizer; take a teacher that shares the student's token ids"

@@ -249,9 +249,13 @@ def tally_shard(
     """
     shard = TopKShard(shard_path(root, place), identity, split=place.split, shard=place.shard, entry=entry)
     shard.verify()
-    tally = Tally(of_conversations=place.conversations, of_tokens=scope.supervised(place))
+    tally = Tally(of_conversations=place.conversations)
+
+    def count(supervised: int) -> None:
+        tally.of_tokens += supervised
+
     block, parts = -1, None
-    for piece in scope.pieces(place):
+    for piece in scope.pieces(place, count):
         tally.pieces += 1
         for conversation in piece:
             if (at := shard.block_of(conversation.sequence)) != block or parts is None:

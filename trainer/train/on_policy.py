@@ -109,6 +109,7 @@ def _teacher(
         dtype=recipe.training.dtype,
         backend=recipe.training.backend,
         journal=journal,
+        url_env=job.execution.teacher_url_env,
     )
     tokenizer = str(manifest_value(documents.manifest, "tokenizer", "model_sha256"))
     require_tokenizer(teacher, tokenizer, recipe.architecture.vocab_size)

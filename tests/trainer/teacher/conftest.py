@@ -59,6 +59,6 @@ def gpt_oss(gpt_oss_dir) -> TransformersTeacher:
     return TransformersTeacher(gpt_oss_dir, digest="gpt-oss", device=CPU, dtype=torch.float32)
 
 
-@pytest.fixture(scope="session")
-def student(student_dir) -> CheckpointTeacher:
+@pytest.fixture(scope="module")
+def student(student_dir, no_process_group) -> CheckpointTeacher:
     return CheckpointTeacher(student_dir, digest="student", device=CPU, dtype=torch.float32)

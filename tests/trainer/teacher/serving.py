@@ -24,7 +24,7 @@ class Served:
     Attributes:
         url: Its address.
         requests: Bodies of the completions that were asked of it.
-        headers: Of the last of them.
+        headers, path: Of the last of them.
         faults: What happens to the coming requests, first to last; afterwards it behaves.
         style: What it knows: `prompt_logprobs`, or `echo` alone.
         change: Applied to every answer.
@@ -34,6 +34,7 @@ class Served:
         self.module, self.style, self.shift = module, style, shift
         self.requests: list[dict[str, Any]] = []
         self.headers: dict[str, str] = {}
+        self.path = ""
         self.faults: list[str] = []
         self.change: Callable[[dict[str, Any]], None] = lambda _: None
         self.url = ""
@@ -116,7 +117,7 @@ def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             served.requests.append(body)
-            served.headers = dict(self.headers)
+            served.headers, served.path = dict(self.headers), self.path
             fault = served.faults.pop(0) if served.faults else ""
             if fault.isdigit():
                 self.send(

@@ -1,16 +1,19 @@
 """What teachers are made from, and what they must say by a naive computation in float64."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from transformers import GptOssConfig, GptOssForCausalLM
 
 from tests.trainer.evaluate.evaluation_inputs import architecture, write_tokenizer
 from trainer.checkpoints.published import save_published
+from trainer.job.distributed import session
 from trainer.model.gpt import build_model
 
 WINDOW = 6
@@ -19,12 +22,13 @@ FP4 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 
 def published(directory: Path, *, layers: int = 4, seed: int = 3) -> Path:
     """A checkpoint of ours over the real vocabulary, whose predictions differ by more than round-off."""
-    model = build_model(architecture(layers), seed=seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(4)
-    save_published(model, architecture(layers), directory)
+    with nullcontext() if dist.is_initialized() else session("cpu"):
+        model = build_model(architecture(layers), seed=seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(4)
+        save_published(model, architecture(layers), directory)
     return directory
 
 

@@ -6,11 +6,13 @@ import pytest
 from tests.trainer.teacher.serving import DESCRIPTOR, Served, serving
 from tests.trainer.teacher.test_local_teachers import conversations
 from tests.trainer.teacher.test_server import QUICK
+from trainer.checkpoints.tokenizers import RANKS_FINGERPRINT, RANKS_SHA256
 from trainer.errors import TeacherError
 from trainer.teacher.journal import JournalledTeacher
 from trainer.teacher.self_test import NOISE, require_tokenizer, self_test
 from trainer.teacher.server import ServerTeacher
 from trainer.teacher.teacher import Teacher, TeacherScores
+from trainer.teacher.transformers_teacher import tokenizer_digest
 
 SEQUENCES, WANTED = conversations(count=5)
 
@@ -83,10 +85,16 @@ def test_too_few_tokens_to_tell_are_refused():
         self_test(Noisy(0, "time"), [[1, 2, 3]], [[0, 1]])
 
 
+def test_o200k_is_known_in_any_format(o200k, llama):
+    assert tokenizer_digest(o200k) == RANKS_SHA256
+    assert tokenizer_digest(llama.model.tokenizer) == llama.model.tokenizer.fingerprint != RANKS_FINGERPRINT
+
+
 def test_a_teacher_of_other_token_ids_is_refused(llama, student):
     require_tokenizer(student, "any", student.vocab_size)
     require_tokenizer(llama, llama.tokenizer_sha256, llama.vocab_size)
     with pytest.raises(TeacherError, match=r"the teacher's tokenizer is [0-9a-f]{64}, the data's is 446a"):
         require_tokenizer(llama, "446a", 1)
-    with pytest.raises(TeacherError, match="has 201088 token ids, the data have 201089"):
-        require_tokenizer(student, "any", 201089)
+    for other in (201087, 201089):
+        with pytest.raises(TeacherError, match=rf"has 201088 token ids, the data have {other}"):
+            require_tokenizer(student, "any", other)

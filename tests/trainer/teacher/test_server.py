@@ -197,6 +197,13 @@ def test_a_dead_replica_is_passed_over_and_one_that_dies_hands_on_its_work(llama
         same(one, other)
 
 
+def test_a_proxy_of_the_environment_is_used(served, llama, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", served.url)
+    with ServerTeacher(DESCRIPTOR, ["http://teacher.invalid:8000/v1"], manners=QUICK) as teacher:
+        same(teacher.score([[1, 2, 3]], [[0, 1]], 2)[0], llama.score([[1, 2, 3]], [[0, 1]], 2)[0])
+    assert served.path == "http://teacher.invalid:8000/v1/completions"
+
+
 def test_nobody_there_or_another_model_is_refused_at_the_start(served):
     with pytest.raises(TeacherError, match=r"no teacher can be reached: .*ConnectError.*TINY_URLS"):
         ServerTeacher(DESCRIPTOR, [dead_url()], manners=QUICK)
