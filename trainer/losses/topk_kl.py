@@ -221,12 +221,12 @@ class TokenRule:
         rest = (1 - torch.where(present, student.exp(), 0.0).sum(dim=1)).clamp(min=LEAST_MASS)
         others = tail * tail.clamp(min=LEAST_MASS).log()
         bucket = kept + others - tail * rest.log()
-        kl = bucket
-        if self._target != "bucket":
+        unbiased = None
+        if self._draws:
             drawn = logprobs[:, 1 + self._topk :]
             drawn = torch.where(scored.unsqueeze(1) & (drawn > -torch.inf), drawn, 0.0)
             unbiased = kept + others - tail / self._draws * drawn.sum(dim=1)
-            kl = unbiased if self._target == "unbiased" else (bucket + unbiased) / 2
+        kl = self.divergence(bucket, unbiased, kept, q, student)
         weighed = ce if self._rescoring is None else self._rescoring[rows].to(wide) * ce
         losses = torch.where(scored, self._kl_weight * kl + (1 - self._kl_weight) * weighed, ce)
         for name, values in (
@@ -238,6 +238,22 @@ class TokenRule:
         ):
             getattr(self, name)[rows] = values.detach().double()
         return self._weights[rows].to(wide) * losses
+
+    def divergence(
+        self, bucket: Tensor, unbiased: Tensor | None, kept: Tensor, q: Tensor, student: Tensor
+    ) -> Tensor:
+        """Return the divergence that is trained on [c].
+
+        Args:
+            bucket: The target `bucket` [c].
+            unbiased: The target `unbiased` [c], where there are draws.
+            kept: What both have of the kept ids, `sum_K q_k (log q_k - log p_k)` [c].
+            q: The teacher's probabilities of these [c, K], 0 where there is none.
+            student: The student's log-probabilities of these [c, K], 0 where there is none.
+        """
+        if unbiased is None:
+            return bucket
+        return unbiased if self._target == "unbiased" else (bucket + unbiased) / 2
 
 
 class GlobalBatch(MeasuredBatch):
