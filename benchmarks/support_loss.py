@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.cross_entropy import PeakMemory
 from benchmarks.record import record
+from trainer.contract.schema.distillation import Target
 from trainer.losses.topk_kl import TokenRule
 from trainer.model.cross_entropy import chunked_cross_entropy
 from trainer.model.support_loss import chunked_support_loss
@@ -56,7 +57,7 @@ def measure(
         "teacher_tail": kept[None, :, topk].exp(),
         "teacher_draws": torch.randint(vocabulary, (1, tokens, draws), generator=generator).to(device),
     }
-    target = "mix" if draws else "bucket"
+    target: Target = "mix" if draws else "bucket"
 
     def cross_entropy() -> torch.Tensor:
         return chunked_cross_entropy(hidden, head, labels, weights, select=everything)[0]
