@@ -73,8 +73,10 @@ class TrainingData:
         return {name: part.train.num_samples(0) for name, part in self.parts.items()}
 
     def fill_ratio(self) -> float:
-        """Share of positions that hold document tokens, over the kinds as they are mixed."""
-        return sum(part.share * part.train.fill_ratio(0) for part in self.parts.values())
+        """Share of positions that hold document tokens, over the kinds of data sets as they are mixed."""
+        filled = sum(part.share * part.train.fill_ratio(0) for part in self.parts.values())
+        held = sum(part.share for part in self.parts.values())
+        return filled if abs(held - 1.0) < 1e-9 else filled / held
 
 
 def open_data(job: Job, recipe: TrainRecipe, *, cache_dir: Path) -> TrainingData:

@@ -19,6 +19,7 @@ from trainer.contract.topk.records import TopKRecords
 from trainer.contract.topk.sequences import Sequences, unpack_sequences
 from trainer.contract.topk.shard_file import (
     BLOCK,
+    FRAME_BYTES,
     REMEDY,
     TABLE,
     Buffer,
@@ -78,10 +79,27 @@ class TopKShard:
 
     @cached_property
     def sequences(self) -> NDArray[np.int64]:
-        """Numbers of all sequences, ascending."""
-        if not self.blocks:
-            return np.zeros(0, np.int64)
-        return np.concatenate([self._open_block(block)[0].numbers for block in range(self.blocks)])
+        """Numbers of all sequences, ascending.
+
+        They stand at the beginning of each block, and only that is read: a shard may be as large as a disk. A
+        block's checksum is looked at when its records are read, or here where the numbers cannot be right.
+        """
+        numbers = [np.zeros(0, np.int64), *(self._numbers(block) for block in range(self.blocks))]
+        found = np.concatenate(numbers)
+        if (np.diff(found) <= 0).any():
+            for block in range(self.blocks):
+                self._open_block(block)  # names the one that is damaged
+            raise StoreError(f"{self.path}: blocks share sequences; {REMEDY}")
+        return found
+
+    def _numbers(self, block: int) -> NDArray[np.int64]:
+        entry = self._index[block]
+        begin = entry.offset + FRAME_BYTES
+        if entry.sequences and begin + 8 * entry.sequences <= len(self._map):
+            found = np.frombuffer(self._map, "<i8", entry.sequences, begin).astype(np.int64)
+            if found[0] == entry.first:
+                return found
+        return self._open_block(block)[0].numbers  # names what is damaged
 
     def block_of(self, sequence: int) -> int:
         """Return the block that has a sequence, if one does.
