@@ -1,22 +1,24 @@
 """The file of a shard: a header, then frames, each with a checksum over all of it.
 
-Little-endian. The header is the magic number, bytes and CRC-32 of a canonical JSON document, and that itself:
-split, shard, K, draws, error bound, vocabulary, and `binding`, the digest of the store's identity. A frame is
-its tag, bytes of the payload, first sequence, sequences, tokens, CRC-32 (over those fields and the payload),
-and the payload. Frames are `BLCK` (records), `TABL` (tables for the blocks after it) and last `INDX` (int64
-[blocks, 5]: offset, offset of the table, first sequence, sequences, tokens). Behind it stand its offset and
-a magic number of its own. What stops before is an unfinished shard, readable up to its last whole frame.
+Little-endian. The header is the magic number, bytes and CRC-32 of a canonical JSON document, and that
+itself: split, shard, K, draws, error bound, vocabulary, and `binding`, the digest of the store's identity. A
+frame is its tag, bytes of the payload, first sequence, sequences, tokens, CRC-32 (over those fields and the
+payload), and the payload. Frames are `BLCK` (records), `TABL` (tables for the blocks after it) and last
+`INDX`: u64 blocks, int64 [blocks, 5] (offset, offset of the table, first sequence, sequences, tokens), int64
+numbers of all sequences. Behind it stand its offset and a magic number of its own. What stops before is an
+unfinished shard, readable up to its last whole frame.
 """
 
 import json
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from mmap import mmap
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.contract.canonical import canonical_json
 from trainer.contract.topk.errors import StoreError
@@ -29,6 +31,7 @@ MOST_FRAME_BYTES = 1 << 30
 _HEADER = struct.Struct("<8sII")
 _FRAME = struct.Struct("<4sIQII")
 _CRC = struct.Struct("<I")
+_COUNT = struct.Struct("<Q")
 FRAME_BYTES = _FRAME.size + _CRC.size
 END = struct.Struct("<Q8s")
 REMEDY = "delete it and score this shard again"
@@ -175,12 +178,25 @@ class IndexEntry(NamedTuple):
     tokens: int
 
 
-def pack_index(entries: Sequence[IndexEntry]) -> bytes:
-    """Return the payload of the index frame."""
-    return np.array(entries, "<i8").tobytes()
+class Index(NamedTuple):
+    """What the last frame of a shard says.
+
+    Attributes:
+        blocks: In the order of the file.
+        numbers: Of all sequences, ascending, int64.
+    """
+
+    blocks: list[IndexEntry]
+    numbers: NDArray[np.int64]
 
 
-def read_index(content: Buffer, path: Path) -> list[IndexEntry]:
+def pack_index(index: Index) -> bytes:
+    """Return the payload of the index frame: how many blocks there are, the blocks, the sequences."""
+    blocks = np.array(index.blocks, "<i8").tobytes()
+    return _COUNT.pack(len(index.blocks)) + blocks + index.numbers.astype("<i8").tobytes()
+
+
+def read_index(content: Buffer, path: Path) -> Index:
     """Read the index at the end of a shard.
 
     Raises:
@@ -191,9 +207,20 @@ def read_index(content: Buffer, path: Path) -> list[IndexEntry]:
         raise StoreError(f"{path} is unfinished or cut off; score this shard again to complete it")
     offset, _ = END.unpack(tail)
     frame, payload = read_frame(content, min(offset, len(content)), f"{path}: the index")
-    width = 8 * len(IndexEntry._fields)
-    if frame.tag == INDEX and frame.end + END.size == len(content) and len(payload) % width == 0:
-        table = np.frombuffer(payload, "<i8").reshape(-1, width // 8)
-        if (table >= 0).all() and (np.diff(table[:, [0, 2]], axis=0) > 0).all():
-            return [IndexEntry(*row) for row in table.tolist()]
+    width = len(IndexEntry._fields)
+    if frame.tag == INDEX and frame.end + END.size == len(content) and len(payload) % 8 == 0 and payload:
+        (count,) = _COUNT.unpack_from(payload)
+        if 8 + 8 * width * count <= len(payload):
+            blocks = np.frombuffer(payload, "<i8", width * count, 8).reshape(-1, width)
+            numbers = np.frombuffer(payload, "<i8", offset=8 + 8 * width * count).astype(np.int64)
+            firsts = np.cumsum(blocks[:, 3]) - blocks[:, 3]
+            if (
+                (blocks >= 0).all()
+                and (np.diff(blocks[:, 0]) > 0).all()
+                and (np.diff(numbers) > 0).all()
+                and (blocks[:, 3] > 0).all()
+                and blocks[:, 3].max(initial=0) <= len(numbers) == blocks[:, 3].sum()
+                and (numbers[firsts] == blocks[:, 2]).all()
+            ):
+                return Index([IndexEntry(*row) for row in blocks.tolist()], numbers)
     raise StoreError(f"{path}: the index is damaged; {REMEDY}")

@@ -3,13 +3,10 @@
 import hashlib
 import mmap
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from trainer.contract.topk.block import decode
 from trainer.contract.topk.errors import StoreError
@@ -19,7 +16,6 @@ from trainer.contract.topk.records import TopKRecords
 from trainer.contract.topk.sequences import Sequences, unpack_sequences
 from trainer.contract.topk.shard_file import (
     BLOCK,
-    FRAME_BYTES,
     REMEDY,
     TABLE,
     Buffer,
@@ -32,11 +28,36 @@ _NOT_SCORED = "it was not scored; score the data set with a subset_fraction that
 _TABLES = 4
 
 
+class Maps:
+    """Maps of files, the latest ones kept open: a store may have more shards than a process may have files."""
+
+    def __init__(self, most: int = 128):
+        self._most = most
+        self._open: OrderedDict[Path, Buffer] = OrderedDict()
+
+    def get(self, path: Path) -> Buffer:
+        """Return the content of a file.
+
+        Raises:
+            FileNotFoundError: If it is missing.
+        """
+        if path in self._open:
+            self._open.move_to_end(path)
+        else:
+            with path.open("rb") as file:
+                empty = not file.seek(0, 2)
+                self._open[path] = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if len(self._open) > self._most:
+                self._open.popitem(last=False)
+        return self._open[path]
+
+
 class TopKShard:
     """A finished shard, mapped into memory.
 
     Attributes:
         path: The file.
+        sequences: Numbers of all sequences, ascending, int64.
         blocks: Number of blocks.
     """
 
@@ -48,6 +69,7 @@ class TopKShard:
         split: str,
         shard: int,
         entry: Mapping[str, Any] | None = None,
+        maps: Maps | None = None,
     ):
         """Open a shard; its header, size and index are checked.
 
@@ -57,49 +79,26 @@ class TopKShard:
             split: Its split.
             shard: Its number.
             entry: What the manifest says of it.
+            maps: Of the store; its own if there are none.
 
         Raises:
             StoreError: If it is missing, unfinished, cut off, damaged or another's.
         """
         self.path, self._identity, self._entry = path, identity, entry
+        self._maps = maps or Maps()
         try:
-            with path.open("rb") as file:
-                size = file.seek(0, 2)
-                if entry is not None and size != entry["bytes"]:
-                    kind = "cut off" if size < entry["bytes"] else "too long"
-                    raise StoreError(f"{path} is {kind}: {size} bytes, expected {entry['bytes']}; {REMEDY}")
-                self._map: Buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+            content = self._maps.get(path)
         except FileNotFoundError as error:
             raise StoreError(f"{path} is missing; score this shard again") from error
-        check_header(self._map, identity, split, shard, path)
-        self._index = read_index(self._map, path)
-        self._firsts = [entry.first for entry in self._index]
-        self._tables: dict[int, IdTable] = {}
+        if entry is not None and len(content) != entry["bytes"]:
+            kind = "cut off" if len(content) < entry["bytes"] else "too long"
+            raise StoreError(f"{path} is {kind}: {len(content)} bytes, expected {entry['bytes']}; {REMEDY}")
+        check_header(content, identity, split, shard, path)
+        index = read_index(content, path)
+        self.sequences, self._index = index.numbers, index.blocks
         self.blocks = len(self._index)
-
-    @cached_property
-    def sequences(self) -> NDArray[np.int64]:
-        """Numbers of all sequences, ascending.
-
-        They stand at the beginning of each block, and only that is read: a shard may be as large as a disk. A
-        block's checksum is looked at when its records are read, or here where the numbers cannot be right.
-        """
-        numbers = [np.zeros(0, np.int64), *(self._numbers(block) for block in range(self.blocks))]
-        found = np.concatenate(numbers)
-        if (np.diff(found) <= 0).any():
-            for block in range(self.blocks):
-                self._open_block(block)  # names the one that is damaged
-            raise StoreError(f"{self.path}: blocks share sequences; {REMEDY}")
-        return found
-
-    def _numbers(self, block: int) -> NDArray[np.int64]:
-        entry = self._index[block]
-        begin = entry.offset + FRAME_BYTES
-        if entry.sequences and begin + 8 * entry.sequences <= len(self._map):
-            found = np.frombuffer(self._map, "<i8", entry.sequences, begin).astype(np.int64)
-            if found[0] == entry.first:
-                return found
-        return self._open_block(block)[0].numbers  # names what is damaged
+        self._firsts = [block.first for block in self._index]
+        self._tables: dict[int, IdTable] = {}
 
     def block_of(self, sequence: int) -> int:
         """Return the block that has a sequence, if one does.
@@ -151,7 +150,7 @@ class TopKShard:
 
     def _open_block(self, block: int) -> tuple[Sequences, memoryview]:
         entry, name = self._index[block], f"{self.path}: block {block}"
-        frame, payload = read_frame(self._map, entry.offset, name)
+        frame, payload = read_frame(self._maps.get(self.path), entry.offset, name)
         found = (frame.tag, frame.first, frame.sequences, frame.tokens)
         if found != (BLOCK, entry.first, entry.sequences, entry.tokens):
             raise StoreError(f"{name} is not the one in the index; {REMEDY}")
@@ -163,7 +162,7 @@ class TopKShard:
     def _table(self, offset: int, block: int) -> IdTable:
         if offset not in self._tables:
             name = f"{self.path}: the table of block {block}"
-            frame, payload = read_frame(self._map, offset, name)
+            frame, payload = read_frame(self._maps.get(self.path), offset, name)
             if frame.tag != TABLE:
                 raise StoreError(f"{name} is not where the index says; {REMEDY}")
             if len(self._tables) >= _TABLES:
@@ -193,6 +192,6 @@ class TopKShard:
         Raises:
             StoreError: If it is another.
         """
-        found = hashlib.sha256(self._map).hexdigest()
+        found = hashlib.sha256(self._maps.get(self.path)).hexdigest()
         if self._entry is not None and found != self._entry["sha256"]:
             raise StoreError(f"{self.path} has sha256 {found}, expected {self._entry['sha256']}; {REMEDY}")

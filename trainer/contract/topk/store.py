@@ -14,7 +14,7 @@ from trainer.contract.topk.manifest import MANIFEST_NAME, SCHEMA, identity_of, s
 from trainer.contract.topk.records import TopKRecords
 from trainer.contract.topk.sequences import Sequences
 from trainer.contract.topk.shard_file import shard_name
-from trainer.contract.topk.shard_reader import TopKShard
+from trainer.contract.topk.shard_reader import Maps, TopKShard
 
 _CACHED = 4
 
@@ -57,10 +57,11 @@ class TopKStore:
             )
         self.require(**(expect or {}))
         self._shards: dict[tuple[str, int], TopKShard] = {}
+        maps = Maps()
         for split, number, entry in shard_entries(self.manifest, str(path)):
             file = root / split / shard_name(number)
             self._shards[split, number] = TopKShard(
-                file, self.identity, split=split, shard=number, entry=entry
+                file, self.identity, split=split, shard=number, entry=entry, maps=maps
             )
         self._cache: OrderedDict[tuple[str, int, int], tuple[Sequences, TopKRecords]] = OrderedDict()
 

@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trainer.contract.files import sync
 from trainer.contract.topk.block import MOST_CELLS, decode, encode
 from trainer.contract.topk.errors import StoreError
@@ -21,6 +24,7 @@ from trainer.contract.topk.shard_file import (
     INDEX,
     TABLE,
     Buffer,
+    Index,
     IndexEntry,
     check_header,
     pack_frame,
@@ -61,7 +65,8 @@ class TopKShardWriter:
         self.next_sequence, self.finished = 0, False
         self._pending: list[tuple[int, TopKRecords]] = []
         self._cells = self._tokens = 0
-        self._index: list[IndexEntry] = []
+        self._blocks: list[IndexEntry] = []
+        self._numbers: list[NDArray[np.int64]] = []
         self._tables = TableMaker(identity.vocabulary)
         self._table_offset = 0
         header = pack_header(identity, split, shard)
@@ -120,7 +125,10 @@ class TopKShardWriter:
         if not self.finished:
             self._flush()
             offset = self._file.tell()
-            self._write(pack_frame(INDEX, pack_index(self._index)) + END.pack(offset, END_MAGIC))
+            self._write(
+                pack_frame(INDEX, pack_index(Index(self._blocks, self._all_numbers())))
+                + END.pack(offset, END_MAGIC)
+            )
             self.finished = True
         size = self._file.tell()
         self._file.seek(0)
@@ -129,8 +137,8 @@ class TopKShardWriter:
         return {
             "name": self.path.name,
             "shard": self._shard,
-            "sequences": sum(entry.sequences for entry in self._index),
-            "tokens": sum(entry.tokens for entry in self._index),
+            "sequences": sum(entry.sequences for entry in self._blocks),
+            "tokens": sum(entry.tokens for entry in self._blocks),
             "bytes": size,
             "sha256": sha256,
         }
@@ -174,8 +182,12 @@ class TopKShardWriter:
     def _note(self, offset: int, sequences: Sequences) -> None:
         numbers, tokens = sequences.numbers, int(sequences.starts[-1])
         entry = IndexEntry(offset, self._table_offset, int(numbers[0]), len(numbers), tokens)
-        self._index.append(entry)
+        self._blocks.append(entry)
+        self._numbers.append(numbers)
         self.next_sequence = int(numbers[-1]) + 1
+
+    def _all_numbers(self) -> NDArray[np.int64]:
+        return np.concatenate([np.zeros(0, np.int64), *self._numbers])
 
     def _encode(self, records: TopKRecords) -> bytes:
         terms = self._identity
