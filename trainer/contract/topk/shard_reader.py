@@ -29,7 +29,7 @@ _TABLES = 4
 
 
 class Maps:
-    """Maps of files, the latest ones kept open: a store may have more shards than a process may have files."""
+    """Maps of files, the latest few kept open: a store may have more shards than a process may have files."""
 
     def __init__(self, most: int = 128):
         self._most = most
