@@ -1,5 +1,7 @@
 """Opens the sources of samples that a run makes while it trains, `trainer.data.live`."""
 
+from importlib import import_module
+
 from trainer.contract.kinds import ROLLOUTS
 from trainer.contract.mix import mix_of
 from trainer.contract.schema.job import Job
@@ -7,7 +9,9 @@ from trainer.contract.schema.training import TrainRecipe
 from trainer.data.live import LiveSource
 from trainer.job.distributed import Layout
 from trainer.job.workdir import WorkDir
-from trainer.train.on_policy import open_rollouts
+
+ON_POLICY = "trainer.train.on_policy"
+"""Imported by name where a recipe asks for it: a run on stored samples neither loads nor consists of it."""
 
 
 def open_live(
@@ -30,4 +34,5 @@ def open_live(
     """
     if ROLLOUTS not in mix_of(recipe).kinds:
         return {}
-    return {ROLLOUTS: open_rollouts(job, recipe, layout, work, keeps=keeps)}
+    source: LiveSource = import_module(ON_POLICY).open_rollouts(job, recipe, layout, work, keeps=keeps)
+    return {ROLLOUTS: source}
