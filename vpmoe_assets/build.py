@@ -140,6 +140,7 @@ class Build:
         alone: bool = False,
         verify_resume: bool = True,
         parts: Mapping[str, Part] | None = None,
+        execution: Mapping[str, Any] | None = None,
     ) -> TrainerResult:
         """Run a job of the trainer in the work area, from the sources as they were read.
 
@@ -149,6 +150,7 @@ class Build:
             alone: In one process, whatever the layout of training runs is.
             verify_resume: At the end of a training run, repeat its last steps from their checkpoint.
             parts: Of an evaluation: identity and directories of each checkpoint's measurement.
+            execution: Keys of the job's `execution` beside the resource's settings.
         """
         trainer = self.trainer.alone() if alone else self.trainer
         snapshot = self.objects.sources
@@ -175,6 +177,7 @@ class Build:
             output_dir=self.work.output,
             verify_resume=verify_resume,
             parts=parts,
+            execution=execution,
         )
 
 

@@ -31,10 +31,16 @@ EXPERIMENT = {
     "als_sweeps = 200": "als_sweeps = 3",
     "[stages.vpmoe_stage1]\nsteps = 8": "[stages.vpmoe_stage1]\nsteps = 2"
     + ("" if WHOLE else '\ninit = "fresh"'),
+    "extra_steps = 8": "extra_steps = 1",
+    "topk = 32": "topk = 4",
+    "[stages.vpmoe_stage2]\nsteps = 6": "[stages.vpmoe_stage2]\nsteps = 2",
+    "[stages.vpmoe_stage3]\nsteps = 4": "[stages.vpmoe_stage3]\nsteps = 2",
+    "max_new_tokens = 64": "max_new_tokens = 8",
+    "buffer_size = 16": "buffer_size = 4",
     "ppl_tokens = 2000": "ppl_tokens = 200",
     "prompts = 4, max_new_tokens = 48, greedy = true": "prompts = 1, max_new_tokens = 4, greedy = false",
 }
-"""One healing run, one stage, all conversions; few rows, few steps."""
+"""One healing run, all stages, all conversions; few rows, few steps."""
 EVERY = (
     "o200k_tokenizer",
     "synth",
@@ -52,11 +58,18 @@ EVERY = (
     "vpdense_80_healed",
     "vpmoe",
     "vpmoe_stage1",
+    "teacher",
+    "teacher_topk",
+    "vpmoe_stage2",
+    "vpmoe_stage3",
     "eval_vpmoe_stage1",
     "ladder_report",
 )
 """In an order in which they can be made."""
-LONG = ("vpdense_28", "vpdense_80", "vpdense_80_healed", "vpmoe")
+LONG = (
+    *("vpdense_28", "vpdense_80", "vpdense_80_healed", "vpmoe"),
+    *("teacher", "teacher_topk", "vpmoe_stage2", "vpmoe_stage3"),
+)
 ASSETS = tuple(asset for asset in EVERY if WHOLE or asset not in LONG)
 _MAKE = """
 import sys

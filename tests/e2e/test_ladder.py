@@ -28,7 +28,8 @@ VOCABULARY = 201_088
 
 
 SHORT = {
-    "rows = 2000\n\n": "rows = 200\n\n",
+    "rows = 2000\n\n": "rows = 120\n\n",
+    "extra_steps = 8": "extra_steps = 1",
     "max_tokens = 200000": "max_tokens = 40000",
     "[stages.vpmoe_stage1]\nsteps = 8": '[stages.vpmoe_stage1]\nsteps = 4\ninit = "fresh"',
     "global_batch_size = 2": "global_batch_size = 1",
@@ -36,6 +37,12 @@ SHORT = {
     "max_per_task = 20": "max_per_task = 6",
     "ppl_tokens = 2000": "ppl_tokens = 500",
     "max_new_tokens = 48": "max_new_tokens = 8",
+    "topk = 32": "topk = 4",
+    "tail_draws = 8": "tail_draws = 2",
+    "[stages.vpmoe_stage2]\nsteps = 6": "[stages.vpmoe_stage2]\nsteps = 2",
+    "[stages.vpmoe_stage3]\nsteps = 4": "[stages.vpmoe_stage3]\nsteps = 2",
+    "max_new_tokens = 64": "max_new_tokens = 8",
+    "buffer_size = 16": "buffer_size = 4",
 }
 LEFT_OUT = re.compile(
     r"^\[(sources\.(qwen3_0_6b|gpt_oss_20b)|rungs\.\w+\.(surgery|healing)|rungs\.(qwen|vpdense)\w+(\.\w+)?)\].*\n"

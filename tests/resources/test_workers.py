@@ -83,12 +83,16 @@ def test_they_are_done_when_all_are_and_failed_as_soon_as_one_is(launch):
         handles.codes[starts[0].work_dir] = 0
         assert workers.poll() is None
         handles.codes[starts[2].work_dir] = -9
-        assert (workers.poll(), workers.failed()) == (-9, (2, -9))
+        assert workers.poll() == -9
         assert workers.stop(grace_s=1.0, log=print) == "SIGINT"
-        handles.codes |= dict.fromkeys((start.work_dir for start in starts), 0)
-        assert workers.poll() == 0
+        handles.codes[starts[1].work_dir] = -2  # of the signal that it was sent
+        assert (workers.poll(), workers.failed) == (-9, (2, -9))
     assert handles.stopped == [start.work_dir for start in starts]
     assert handles.held == []
+    with reserve(handles, starts, print) as workers:
+        workers.start()
+        handles.codes |= dict.fromkeys((start.work_dir for start in starts), 0)
+        assert (workers.poll(), workers.failed) == (0, None)
 
 
 def test_what_the_first_ones_hold_is_given_back_when_the_last_gets_nothing(launch):

@@ -1,6 +1,7 @@
 """Distillation stages: training runs of the student."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import TEACHER, Experiment
@@ -8,16 +9,19 @@ from trainer.contract.schema.stages import TEACHER_TOPK
 from vpmoe_assets.assets.curves import distillation_metadata, training_metadata
 from vpmoe_assets.assets.produced import produced_asset
 from vpmoe_assets.assets.step import Produced
+from vpmoe_assets.assets.topk import teacher_topk
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import distillation, training
 from vpmoe_assets.checks.check import Check
-from vpmoe_assets.checks.rungs import weights_complete
+from vpmoe_assets.checks.rungs import loss_not_diverged, weights_complete
 from vpmoe_assets.codebase.words import job_roots
 
 
 def distill_assets(experiment: Experiment) -> list[Produced]:
     """Return the `distill` group of an experiment: its stages, and the store between the first two."""
     made = [_stage1(experiment)]
+    if experiment.stages.teacher_topk is not None:
+        made.append(teacher_topk(experiment))
     if experiment.stages.vpmoe_stage2 is not None:
         made.append(_stage2(experiment))
     if experiment.stages.vpmoe_stage3 is not None:
@@ -55,11 +59,15 @@ def _stage2(experiment: Experiment) -> Produced:
 
 
 def _stage3(experiment: Experiment) -> Produced:
+    source = experiment.sources.teacher
+    assert source is not None  # or the experiment would have been refused
+
     @_stage(
         experiment,
         "vpmoe_stage3",
         ["vpmoe_stage2", "synth_kd_v1", TEACHER],
-        checks=[distillation.harmony_validity, distillation.buffer_health],
+        # Its objective is the teacher's word on the student's answers, not the loss of stored ones.
+        checks=[loss_not_diverged, distillation.harmony_validity, distillation.buffer_health],
     )
     def vpmoe_stage3(build: Build, **inputs: Published) -> Built:
         """Stage 3, on-policy distillation: the student answers, the teacher judges every token of it.
@@ -67,13 +75,18 @@ def _stage3(experiment: Experiment) -> Produced:
         Rollouts come by a logical clock, so that the run is defined whatever the speed of its parts; stored
         conversations anchor it. The rollouts of every round are kept in `run/rollouts/`.
         """
-        return train(build, inputs)
+        from vpmoe_assets.donors.teacher import where
+
+        return train(build, inputs, execution=where(source))
 
     return vpmoe_stage3
 
 
 def _stage(
-    experiment: Experiment, asset: str, inputs: Sequence[str], checks: Sequence[Check] = ()
+    experiment: Experiment,
+    asset: str,
+    inputs: Sequence[str],
+    checks: Sequence[Check] = (training.heldout_loss_fell,),
 ) -> Callable[[Callable[..., Built]], Produced]:
     """Return what all stages have in common, around the function of one.
 
@@ -94,7 +107,6 @@ def _stage(
             weights_complete(recipe.architecture, recipe.training.dtype),
             training.resume_drift,
             training.router_alive,
-            training.heldout_loss_fell,
             *checks,
         ],
         metadata=training_metadata if asset == "vpmoe_stage1" else distillation_metadata,
@@ -104,15 +116,22 @@ def _stage(
     )
 
 
-def train(build: Build, inputs: Mapping[str, Published], *, verify_resume: bool = True) -> Built:
+def train(
+    build: Build,
+    inputs: Mapping[str, Published],
+    *,
+    verify_resume: bool = True,
+    execution: Mapping[str, Any] | None = None,
+) -> Built:
     """Run a training job in the work area and return what its summary says.
 
     Args:
         build: Of the asset.
         inputs: Of the job.
         verify_resume: Repeat the last steps from their checkpoint; for the assets whose check asks for it.
+        execution: Keys of the job's `execution` beside the resource's settings.
     """
-    result = build.run_job("train", inputs, verify_resume=verify_resume)
+    result = build.run_job("train", inputs, verify_resume=verify_resume, execution=execution)
     summary = result.summary
     model = build.recipe["architecture"]["model"]
     return Built(

@@ -12,6 +12,7 @@ from trainer.contract.words import BACKENDS, OBJECTIVES
 JOBS: Mapping[str, tuple[str, ...]] = {
     "convert": ("trainer.job.startup", "trainer.surgery.convert"),
     "evaluate": ("trainer.job.startup", "trainer.evaluate.evaluate"),
+    "score": ("trainer.job.startup", "trainer.teacher.score"),
     "train": ("trainer.job.startup", "trainer.train.run"),
 }
 """What a command of the trainer does, command line and life of the job apart."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract.files import replace_json
-from trainer.contract.schema.sources import HubTeacher, ServerTeacher
+from trainer.contract.schema.sources import HubTeacher, ServerTeacher, TeacherSource
 from vpmoe_assets.donors.checkpoints import CONFIG_NAME, read_config
 from vpmoe_assets.donors.tokenizers import O200K_TOKENIZER_SHA256, TOKENIZER_NAME
 from vpmoe_assets.errors import DonorError
@@ -96,6 +96,23 @@ def revision_faults(source: HubTeacher, manifest: Mapping[str, Any]) -> list[str
         for key, value in (("repo", source.repo), ("revision", source.revision))
         if manifest.get(key) != value
     ]
+
+
+def where(source: TeacherSource) -> dict[str, str]:
+    """Return the keys of a job's `execution` by which it finds a served teacher; none for one at hand.
+
+    Raises:
+        DonorError: The experiment's environment variable is not set.
+    """
+    if not isinstance(source, ServerTeacher):
+        return {}
+    if not addresses(source.url_env):
+        raise DonorError(
+            f"sources.teacher.url_env: the environment variable {source.url_env} is not set; set it to the "
+            f"address of the server of {source.model}, such as http://host:8000/v1 (several replicas apart "
+            "by commas)"
+        )
+    return {"teacher_url_env": source.url_env}
 
 
 def addresses(url_env: str) -> list[str]:

@@ -137,6 +137,7 @@ class TrainerResource(dg.ConfigurableResource):
         output_dir: Path,
         verify_resume: bool = True,
         parts: Mapping[str, Part] | None = None,
+        execution: Mapping[str, Any] | None = None,
     ) -> TrainerResult:
         """Run one job to its end; the caller holds the lock of the work directory.
 
@@ -160,6 +161,7 @@ class TrainerResource(dg.ConfigurableResource):
             output_dir: Where `payload/` and `summary.json` are to appear.
             verify_resume: Whether a training run repeats its last steps from their checkpoint at the end.
             parts: Of an evaluation, by checkpoint; the caller holds their work directories' locks as well.
+            execution: Keys of the job's `execution` beside the settings.
 
         Raises:
             dagster.Failure: The job cannot be started, failed, stalled or left an incomplete deliverable. The
@@ -183,7 +185,7 @@ class TrainerResource(dg.ConfigurableResource):
                     "inputs": {
                         name: {"path": str(path), "digest": made} for name, (path, made) in inputs.items()
                     },
-                    "execution": {**self.execution(), "verify_resume": verify_resume},
+                    "execution": {**self.execution(), "verify_resume": verify_resume, **(execution or {})},
                     "provenance": dict(provenance),
                     "work_dir": str(work_dir),
                     "output_dir": str(output_dir),
@@ -265,11 +267,7 @@ class TrainerResource(dg.ConfigurableResource):
     ) -> TrainerResult:
         begun = time.monotonic()
         resumed_from = files.last_checkpoint() if self.resume else None
-        metrics = MetricsTail(
-            files.metrics, total_steps=steps, after_step=-1 if resumed_from is None else resumed_from
-        )
-        limits = Limits(self.stall_timeout_s, self.progress_timeout_s, _AFTER_FAILURE_S, self.poll_s)
-        watcher = Watcher(context, files, metrics, limits)
+        watcher = self._watcher(context, files, steps, resumed_from)
         launch = Launch(
             command=job.command,
             experiment=job.experiment,
@@ -286,7 +284,7 @@ class TrainerResource(dg.ConfigurableResource):
         )
         try:
             if launch.command == "score" and self.score_workers > 1:
-                self._shared(context, place, launch, watcher, files, job)
+                self._shared(context, place, launch, files, job)
             with (
                 place.reserve(launch, context.log.info) as handle,
                 attempt(files.noted, resumed_from, job.provenance.snapshot),
@@ -299,36 +297,40 @@ class TrainerResource(dg.ConfigurableResource):
         return self._result(files, summary, resumed_from, False, seconds, handle.devices)
 
     def _shared(
-        self,
-        context: dg.AssetExecutionContext,
-        place: Launcher,
-        launch: Launch,
-        watcher: Watcher,
-        files: WorkFiles,
-        job: Job,
+        self, context: dg.AssetExecutionContext, place: Launcher, launch: Launch, files: WorkFiles, job: Job
     ) -> None:
         """Let workers do a share of the work each; the job then finds it done, and delivers."""
         starts = workers.launches(launch, self.score_workers)
+        own = [WorkFiles(start.work_dir, files.output_dir, in_parts=True) for start in starts]
         with (
             workers.reserve(place, starts, context.log.info) as handle,
             attempt(files.noted, None, job.provenance.snapshot),
         ):
+            watchers = [self._watcher(context, each, None, None) for each in own]
+            watcher = workers.WorkersWatcher(handle, watchers, self.poll_s)
             try:
-                returncode = self._to_its_end(context, handle, watcher, files, job.asset)
+                self._to_its_end(context, handle, watcher, files, job.asset)
             finally:
                 workers.tidy(files.work_dir)
-            if returncode:
-                number, code = handle.failed()
-                own = WorkFiles(starts[number].work_dir, files.output_dir, in_parts=True)
+            if handle.failed is not None:
+                number, code = handle.failed
                 ended = f"signal {-code}" if code < 0 else f"exit code {code}"
-                raise self._failure(own, job.asset, f"worker {number} of {len(starts)} ended with {ended}")
-        files.clear_status()
+                said = own[number].status()[1]
+                which = f"worker {number} of {len(starts)}"
+                raise self._failure(own[number], job.asset, f"{which}: {said or f'ended with {ended}'}")
+
+    def _watcher(
+        self, context: dg.AssetExecutionContext, files: WorkFiles, steps: int | None, resumed: int | None
+    ) -> Watcher:
+        metrics = MetricsTail(files.metrics, total_steps=steps, after_step=-1 if resumed is None else resumed)
+        limits = Limits(self.stall_timeout_s, self.progress_timeout_s, _AFTER_FAILURE_S, self.poll_s)
+        return Watcher(context, files, metrics, limits)
 
     def _to_its_end(
         self,
         context: dg.AssetExecutionContext,
         handle: Handle,
-        watcher: Watcher,
+        watcher: Watcher | workers.WorkersWatcher,
         files: WorkFiles,
         asset: str,
     ) -> int:

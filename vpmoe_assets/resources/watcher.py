@@ -65,7 +65,7 @@ class Watcher:
         since = time.time()
         while (returncode := handle.poll()) is None:
             self.look()
-            self._check(since)
+            self.check(since)
             time.sleep(self._limits.poll_s)
         self.look(all_of_it=True)
         return returncode
@@ -87,7 +87,15 @@ class Watcher:
             self._log_every = min(_LOG_SLOWEST_S, self._log_every * _LOG_SLOWDOWN)
         self._log_due = now + self._log_every
 
-    def _check(self, since: float) -> None:
+    def check(self, since: float) -> None:
+        """Look whether it gets on.
+
+        Args:
+            since: When it was started, Unix time in seconds.
+
+        Raises:
+            StalledError: It does not.
+        """
         beat, limits = self._files.beat(since), self._limits
         at = f", while at {beat.phase!r} of step {beat.iteration}" if beat.phase else ""
         if beat.age_s > limits.stall_s:

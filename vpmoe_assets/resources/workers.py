@@ -5,14 +5,16 @@ what it printed, and the record by which it is found after a crash.
 """
 
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer.contract.status import HEARTBEAT_NAME, JOB_NAME
+from trainer.contract.status import HEARTBEAT_NAME, JOB_NAME, STATUS_NAME
 from vpmoe_assets.resources.launcher import Handle, Launch, Launcher
 from vpmoe_assets.resources.processes import Log, new_marker
+from vpmoe_assets.resources.watcher import Watcher
 
 FOLDER = "workers"
 
@@ -28,6 +30,7 @@ def launches(launch: Launch, workers: int) -> list[Launch]:
     for number in range(workers):
         place = launch.work_dir / FOLDER / str(number)
         place.mkdir(parents=True, exist_ok=True)
+        (place / STATUS_NAME).unlink(missing_ok=True)  # how an earlier start ended is not how this one does
         shutil.copyfile(launch.work_dir / JOB_NAME, place / JOB_NAME)
         share = ("--shard", str(number), "--of", str(workers))
         starts.append(replace(launch, work_dir=place, marker=new_marker(), arguments=share))
@@ -56,11 +59,17 @@ def reserve(launcher: Launcher, starts: Sequence[Launch], log: Log) -> Iterator[
         yield Workers(tuple(held.enter_context(launcher.reserve(start, log)) for start in starts))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Workers:
-    """Workers as one handle: done when all are, failed as soon as one is."""
+    """Workers as one handle: done when all are, failed as soon as one is.
+
+    Attributes:
+        handles: One for each.
+        failed: Number and exit code of the one that failed first, as `poll` found.
+    """
 
     handles: tuple[Handle, ...]
+    failed: tuple[int, int] | None = None
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -73,20 +82,13 @@ class Workers:
             handle.start()
 
     def poll(self) -> int | None:
-        """Return 0 when all have ended well, the exit code of one that has not, None otherwise."""
+        """Return 0 when all have ended well, the exit code of the first that has not, None otherwise."""
         codes = [handle.poll() for handle in self.handles]
-        if any(codes):
-            return self.failed()[1]
+        if self.failed is None:
+            self.failed = next(((number, code) for number, code in enumerate(codes) if code), None)
+        if self.failed is not None:
+            return self.failed[1]
         return None if None in codes else 0
-
-    def failed(self) -> tuple[int, int]:
-        """Return number and exit code of the first worker that has failed.
-
-        Raises:
-            StopIteration: None has.
-        """
-        codes = ((number, handle.poll()) for number, handle in enumerate(self.handles))
-        return next((number, code) for number, code in codes if code)
 
     def stop(self, *, grace_s: float, stack: bool = False, log: Log) -> str:
         """End all of them; see `vpmoe_assets.resources.launcher.Handle`."""
@@ -99,3 +101,41 @@ class Workers:
             for handle in reversed(self.handles):
                 ends.callback(end, handle)
         return next((signal for signal in needed if signal != "none"), "none")
+
+
+@dataclass(frozen=True)
+class WorkersWatcher:
+    """Follows workers as one job: log and curve of the first go to Dagster, a hang of any is noticed.
+
+    Attributes:
+        workers: To be followed.
+        watchers: One for each.
+        poll_s: Time between two looks, in seconds.
+    """
+
+    workers: Workers
+    watchers: Sequence[Watcher]
+    poll_s: float
+
+    def follow(self, handle: Handle) -> int:
+        """Watch until all have ended, or one has failed.
+
+        Returns:
+            The exit code.
+
+        Raises:
+            StalledError: See `Watcher.follow`.
+        """
+        since = time.time()
+        while (returncode := handle.poll()) is None:
+            self.look()
+            for watcher, worker in zip(self.watchers, self.workers.handles, strict=True):
+                if worker.poll() is None:
+                    watcher.check(since)
+            time.sleep(self.poll_s)
+        self.look(all_of_it=True)
+        return returncode
+
+    def look(self, *, all_of_it: bool = False) -> None:
+        """Pass on what is new of the first."""
+        self.watchers[0].look(all_of_it=all_of_it)

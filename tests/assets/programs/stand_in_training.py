@@ -4,6 +4,7 @@
 last; its weights, zeros, are a function of the job's recipe, seed and inputs.
   die_at     step at which it ends without a word
   summary    entries of the summary that are to be others
+  logged     entries of every line of the metrics beside the usual ones
 """
 
 import hashlib
@@ -37,6 +38,7 @@ with (work / "log.txt").open("a") as log, (work / "metrics.jsonl").open("a") as 
         line = {"step": step, "loss": 12.0 - step / 10, "tokens_per_s": 100.0}
         if step % 5 == 0:
             line["heldout_loss"] = 11.5
+        line |= asked.get("logged", {})
         metrics.write(json.dumps(line) + "\n")
         metrics.flush()
         (work / "checkpoints" / f"iter_{step:07d}").mkdir(parents=True)

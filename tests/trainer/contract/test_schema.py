@@ -231,6 +231,8 @@ def test_unknown_pins_are_left_empty_load_and_are_refused_at_use():
         "sources.synth.revision",
         "sources.healing_corpus.revision",
         "sources.core8.url",
+        "sources.teacher.revision",
+        'sources.teacher.files."config.json"',
     ]
     with pytest.raises(ConfigError, match=r"sources\.synth\.revision: not pinned.*40-digit commit"):
         sources.synth.require_pins("sources.synth")
