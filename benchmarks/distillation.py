@@ -3,11 +3,14 @@
     python -m benchmarks.distillation [--device cuda] [--steps 400] [--teacher-steps 3000] [--record]
 
 In the setting of `benchmarks.learning`. Every arm trains the same student from the same weights on the same
-documents in the same order, through the engine and the objective `topk_kl` with its K = 16 ids and 8 draws;
-only the target differs. `ce` has kl_weight = 0, the others 0.5. The two negative controls are no part of the
-product: `renormalised` scales the kept ids of both to 1, `tailless` leaves the tail's term away. Measured on
-held-out documents: the loss in nats a token, and the whole KL(teacher || student). Three seeds; differences
-are paired by seed, with the standard error of their mean. Seeds run side by side.
+documents in the same order, through the engine and the objective `topk_kl` with K = 16 ids and 8 draws, of
+which a teacher scored 70 %, as a published checkpoint through `trainer.teacher`; only the target differs. `ce`
+has kl_weight = 0, the others 0.5. The two negative controls are no part of the product: `renormalised` scales
+the kept ids of both to 1, `tailless` leaves the tail's term away. Measured on held-out documents: the loss in
+nats a token, and the whole KL(teacher || student). Three seeds; differences are paired by seed, with the
+standard error of their mean. Seeds run side by side.
+
+A teacher of another tokenizer is offered too, and its refusal recorded.
 """
 
 import argparse
@@ -28,6 +31,7 @@ from benchmarks.learning import (
     BATCH,
     STUDENT,
     TEACHER,
+    VOCABULARY,
     Documents,
     Language,
     compare,
@@ -37,12 +41,16 @@ from benchmarks.learning import (
     train_teacher,
 )
 from benchmarks.record import record
+from trainer.checkpoints.published import save_published
 from trainer.contract.kinds import CONVERSATIONS, SCORED
 from trainer.contract.schema.training import TrainRecipe
+from trainer.errors import TeacherError
 from trainer.job.distributed import session
 from trainer.losses.common.spans import Batch
 from trainer.losses.topk_kl import TokenRule, TopKDivergence
 from trainer.model.gpt import VPGPTModel, build_model
+from trainer.teacher.checkpoint import CheckpointTeacher
+from trainer.teacher.self_test import require_tokenizer
 from trainer.train.engine import Engine
 
 TOPK, DRAWS = 16, 8
@@ -50,6 +58,8 @@ SCORED_FRACTION = 0.7
 ARMS = ("ce", "bucket", "unbiased", "mix", "renormalised", "tailless")
 CONTROLS = ("renormalised", "tailless")
 HELD_OUT = 512
+TOKENIZER = "0" * 64
+"""Digest of the tokenizer that a language without text has."""
 
 
 class _WrongRule(TokenRule):
@@ -120,7 +130,9 @@ def run_seed(seed: int, device: str, steps: int, folder: str) -> None:
         teacher = load_teacher(Path(folder), layout.device)
         scored = math.ceil(steps * BATCH * SCORED_FRACTION)
         documents = language.documents(steps * BATCH + 1, 1000 + seed)
-        fields = score(teacher, documents[:scored], TOPK, DRAWS, seed)
+        with publish(teacher, Path(folder) / f"teacher-{seed}", layout.device) as published:
+            require_tokenizer(published, TOKENIZER, VOCABULARY)
+            fields = score(published, documents[:scored], TOPK, DRAWS, seed)
         held_out = language.documents(HELD_OUT, 5)
         found: dict[str, Any] = {}
         for arm in ARMS:
@@ -141,6 +153,27 @@ def run_seed(seed: int, device: str, steps: int, folder: str) -> None:
             engine.close()
             print(json.dumps({"seed": seed, "arm": arm} | found[arm]), flush=True)
     (Path(folder) / f"{seed}.json").write_text(json.dumps(found))
+
+
+def publish(model: VPGPTModel, path: Path, device: torch.device) -> CheckpointTeacher:
+    """Publish a teacher as every run publishes its weights, and open it as stage 2's scoring would."""
+    sizes = {**TEACHER, "vocabulary": model.vocab_size}
+    save_published(model, recipe_for(sizes, 1).architecture, path)
+    return CheckpointTeacher(path, digest=TOKENIZER, device=device, dtype=torch.float32)
+
+
+def refused_teacher(device: str, folder: Path) -> str:
+    """Offer a teacher with the ids of another tokenizer; return what it is refused with."""
+    with session(device) as layout:  # type: ignore[arg-type]
+        recipe = recipe_for({**TEACHER, "vocabulary": VOCABULARY + 128}, 1)
+        other = publish(
+            build_model(recipe.architecture, device=layout.device), folder / "other", layout.device
+        )
+        try:
+            require_tokenizer(other, TOKENIZER, VOCABULARY)
+        except TeacherError as error:
+            return str(error)
+    raise SystemExit("a teacher of another tokenizer was accepted")
 
 
 def fillers(fields: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -216,7 +249,9 @@ def measure(device: str, seeds: Sequence[int], steps: int, teacher_steps: int) -
             for job in jobs:
                 finish([job])
         found = {seed: json.loads((Path(folder) / f"{seed}.json").read_text()) for seed in seeds}
+        refused = refused_teacher(device, Path(folder))
     return summary(found) | {
+        "teacher_of_another_tokenizer": refused,
         "seeds": list(seeds),
         "steps": steps,
         "tokens": steps * BATCH * 128,

@@ -27,6 +27,7 @@ from trainer.contract.schema.training import TrainRecipe
 from trainer.data.kd import Sample
 from trainer.job.distributed import Layout
 from trainer.model.gpt import VPGPTModel, build_model
+from trainer.teacher.teacher import TailDraws, Teacher
 from trainer.train.engine import Engine
 from trainer.train.inputs import DataPart, TrainingData
 
@@ -97,7 +98,7 @@ def recipe_for(
     """Return a recipe of smoke's dense rung in other sizes over documents of the language.
 
     Args:
-        sizes: Keys of `[model]`.
+        sizes: Keys of `[model]`, and `vocabulary` for another than the language's.
         steps: Steps.
         learning_rate: Peak of every group of parameters.
         **changes: Further keys of the recipe.
@@ -105,9 +106,10 @@ def recipe_for(
     smoke = load_experiment("smoke")
     recipe = copy.deepcopy(plain(smoke.train_recipe("vpmoe_stage1")))
     recipe["architecture"] = plain(smoke.architecture("vpdense_80"))
-    recipe["architecture"]["vocab_size"] = VOCABULARY
-    recipe["architecture"]["model"] |= {"num_attention_heads": 4, "num_query_groups": 2, **sizes}
-    recipe["architecture"]["attention"] |= {"window_attn_skip_freq": 2, "max_sequence_length": LENGTH}
+    sizes = {"vocabulary": VOCABULARY, "num_attention_heads": 4, "num_query_groups": 2, **sizes}
+    recipe["architecture"]["vocab_size"] = sizes.pop("vocabulary")
+    recipe["architecture"]["model"] |= sizes
+    recipe["architecture"]["attention"] |= {"window_attn_skip_freq": 2, "max_sequence_length": LENGTH + 1}
     rates = dict.fromkeys(("lr", "normuon_aux_lr", "decoupled_lr"), learning_rate)
     recipe["training"] |= {"dtype": "fp32", "global_batch_size": BATCH, "micro_batch_size": BATCH}
     recipe["training"]["optimizer"] |= rates
@@ -196,30 +198,36 @@ def log_probabilities(model: VPGPTModel, documents: Tensor) -> Tensor:
     return model(tokens, positions, torch.zeros_like(tokens)).float().log_softmax(dim=-1)
 
 
-@torch.no_grad()
 def score(
-    teacher: VPGPTModel, documents: NDArray[np.int64], topk: int, draws: int, seed: int
+    teacher: Teacher, documents: NDArray[np.int64], topk: int, draws: int, seed: int
 ) -> dict[str, Tensor]:
-    """Return the fields of scored samples `[N, LENGTH, ...]`: top-K, tail, draws from it, and the label."""
-    torch.manual_seed(seed)
-    found: dict[str, list[Tensor]] = {}
-    for start in range(0, len(documents), 4 * BATCH):
-        part = torch.from_numpy(documents[start : start + 4 * BATCH])
-        logprobs = log_probabilities(teacher, part)
-        kept, ids = logprobs.topk(topk, dim=-1)
-        tail = logprobs.exp().scatter(-1, ids, 0.0)
-        drawn = torch.multinomial(tail.flatten(0, 1), draws, replacement=True)
-        label = logprobs.gather(-1, part[:, 1:, None].to(logprobs.device)).squeeze(-1)
-        fields = {
-            "teacher_ids": ids,
-            "teacher_logprobs": kept,
-            "teacher_tail": tail.sum(dim=-1),
-            "teacher_draws": drawn.view(*ids.shape[:2], draws),
-            "teacher_label_logprob": label,
-        }
-        for name, values in fields.items():
-            found.setdefault(name, []).append(values.cpu())
-    return {name: torch.cat(values) for name, values in found.items()}
+    """Ask a teacher for the fields of scored samples `[N, LENGTH, ...]`; fillers within the prompts.
+
+    Args:
+        teacher: The teacher.
+        documents: `[N, LENGTH + 1]`.
+        topk: Ids that are kept.
+        draws: Draws from the tail.
+        seed: Of the draws.
+    """
+    shape = (len(documents), LENGTH)
+    fields = {
+        "teacher_ids": torch.full((*shape, topk), -1, dtype=torch.int64),
+        "teacher_logprobs": torch.full((*shape, topk), -torch.inf),
+        "teacher_tail": torch.zeros(shape),
+        "teacher_draws": torch.full((*shape, draws), -1, dtype=torch.int64),
+        "teacher_label_logprob": torch.zeros(shape),
+    }
+    wanted = range(PROMPT - 1, LENGTH)
+    for start in range(0, len(documents), 16 * BATCH):
+        part = documents[start : start + 16 * BATCH].tolist()
+        keys = [(seed << 64) + start + place for place in range(len(part))]
+        answers = teacher.score(part, [wanted] * len(part), topk, tail=TailDraws(draws, keys))
+        for place, answer in enumerate(answers, start=start):
+            found = (answer.ids, answer.logprobs, answer.tail_mass, answer.draws, answer.label_logprob)
+            for field, values in zip(fields.values(), found, strict=True):
+                field[place, PROMPT - 1 :] = torch.from_numpy(values)
+    return fields
 
 
 @torch.no_grad()
