@@ -4,11 +4,11 @@
 
 In the setting of `benchmarks.learning`. Every arm trains the same student from the same weights on the same
 documents in the same order, through the engine and the objective `topk_kl` with K = 16 ids and 8 draws, of
-which a teacher scored 70 %, as a published checkpoint through `trainer.teacher`; only the target differs. `ce`
-has kl_weight = 0, the others 0.5. The two negative controls are no part of the product: `renormalised` scales
-the kept ids of both to 1, `tailless` leaves the tail's term away. Measured on held-out documents: the loss in
-nats a token, and the whole KL(teacher || student). Three seeds; differences are paired by seed, with the
-standard error of their mean. Seeds run side by side.
+which a teacher scored 70 %, as a published checkpoint through `trainer.teacher`; only the target differs.
+The arm `ce` has kl_weight = 0, the others 0.5. The two negative controls are no part of the product:
+`renormalised` scales the kept ids of both to 1, `tailless` leaves the tail's term away. Measured on held-out
+documents: the loss in nats a token, and the whole KL(teacher || student). Three seeds; differences are paired
+by seed, with the standard error of their mean. Seeds run side by side.
 
 A teacher of another tokenizer is offered too, and its refusal recorded.
 """
