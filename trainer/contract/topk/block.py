@@ -5,7 +5,7 @@ Cells are taken by k, then by position, because the k-th likeliest ids have stat
 
 * numbers of ids, if K is adaptive;
 * phases;
-* page of every id, group by group; numbers in local pages, group by group; numbers in the others; rank >> 8
+* page of every id, group by group; numbers in pages of contexts, group by group, and in others; rank >> 8
   on the wide page;
 * gaps between the steps of neighbours, group by group, and what they exceed 255;
 * steps of the tails;

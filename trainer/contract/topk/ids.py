@@ -1,9 +1,9 @@
 """Token ids by their frequency: pages of 256 numbers, the likeliest first.
 
-An id is a page and a number in it. The first `LOCAL` pages are those of a context: ids that often stand
-beside the position's likeliest id, most frequent first. Contexts are the likeliest ids that are frequent
-themselves, and one for all other positions. The pages after them are global, ids by falling frequency, then
-all others. The last page, `WIDE`, takes two bytes more and reaches any rank.
+An id is a page and a number in it. Page 0 is that of a context: ids that often stand beside the position's
+likeliest id, most frequent first. Contexts are the likeliest ids that are frequent themselves, and one for
+all other positions. The pages after it are global, ids by falling frequency, then all others. The last page,
+`WIDE`, takes two bytes more and reaches any rank.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from trainer.contract.topk.columns import ColumnReader, ColumnWriter
 from trainer.contract.topk.errors import StoreError
 
-LOCAL = 2
+LOCAL = 1
 PAGE = 256
 WIDE = 255
 GLOBAL_PAGES = 64
 MOST_CONTEXTS = 254
-CONTEXT_TOKENS = 24
-"""A likeliest id is a context from so many positions on."""
+CONTEXT_TOKENS = 48
+LISTED_FROM = 3
+"""A likeliest id is a context from so many positions on, and an id on its list from so many times beside it: a
+list costs two bytes an id, and what it saves has to be more."""
 _LISTED = LOCAL * PAGE
 
 
@@ -168,7 +170,7 @@ def count_table(vocabulary: int, ids: NDArray[np.int32], draws: NDArray[np.int32
     for row in range(len(lists)):
         beside = ids[rows == row, 1:]
         found, times = np.unique(beside[beside >= 0], return_counts=True)
-        found, times = found[times > 1], times[times > 1]
+        found, times = found[times >= LISTED_FROM], times[times >= LISTED_FROM]
         best = found[np.argsort(-times, kind="stable")][:_LISTED]
         lists[row, : len(best)] = best
     return IdTable(vocabulary, order, int(np.count_nonzero(counts)), contexts, lists)
