@@ -22,8 +22,8 @@ GLOBAL_PAGES = 64
 MOST_CONTEXTS = 254
 CONTEXT_TOKENS = 48
 LISTED_FROM = 3
-"""A likeliest id is a context from so many positions on, and an id on its list from so many times beside it: a
-list costs two bytes an id, and what it saves has to be more."""
+"""A likeliest id is a context from so many positions on, an id on its list from so many times beside it.
+A list costs two bytes an id, and what it saves has to be more."""
 _LISTED = LOCAL * PAGE
 
 
