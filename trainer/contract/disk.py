@@ -1,9 +1,10 @@
-"""What a training run writes: resume checkpoints, as many as lie there at once, and published weights."""
+"""What a training run writes: resume checkpoints (as many as lie there at once), rollouts, weights."""
 
 from dataclasses import dataclass
 
 from trainer.contract.memory import WIDTHS
 from trainer.contract.parameters import count_parameters, parameters
+from trainer.contract.rounds import round_size
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.training import TrainingConfig, TrainRecipe
 
@@ -19,16 +20,18 @@ class DiskPlan:
         checkpoint: One resume checkpoint: weights, master weights and optimizer state, whatever the layout.
         checkpoints: How many of them lie there at the most, the one that is being written included.
         weights: The published weights.
+        rollouts: The rounds of an on-policy run, all of which are kept; none is longer than it may be.
     """
 
     checkpoint: int
     checkpoints: int
     weights: int
+    rollouts: int = 0
 
     @property
     def work_dir(self) -> int:
-        """Bytes of all checkpoints."""
-        return self.checkpoint * self.checkpoints
+        """Bytes of all checkpoints and rollouts."""
+        return self.checkpoint * self.checkpoints + self.rollouts
 
     @property
     def total(self) -> int:
@@ -41,6 +44,7 @@ class DiskPlan:
             "checkpoint": self.checkpoint,
             "checkpoints": self.checkpoints,
             "weights": self.weights,
+            **({"rollouts": self.rollouts} if self.rollouts else {}),
             "total": self.total,
         }
 
@@ -58,7 +62,17 @@ def disk_plan(recipe: TrainRecipe, *, verify_resume: bool = True) -> DiskPlan:
         checkpoint=checkpoint_bytes(arch, training),
         checkpoints=most_checkpoints(recipe.steps, training, drift),
         weights=weight_bytes(arch, training),
+        rollouts=rollout_bytes(recipe),
     )
+
+
+def rollout_bytes(recipe: TrainRecipe) -> int:
+    """Bytes of all rounds of rollouts, where none ends before it must: 12 a token, 22 a rollout."""
+    if recipe.rollouts is None:
+        return 0
+    terms = recipe.rollouts
+    each = 12 * terms.max_new_tokens + 22
+    return recipe.steps * round_size(terms.buffer_size, terms.delay) * each
 
 
 def weight_bytes(arch: Architecture, training: TrainingConfig) -> int:

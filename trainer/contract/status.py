@@ -9,6 +9,7 @@ work_dir/
   log.txt         the log of rank 0; other ranks write log.rank_NNNNN.txt
   console.txt     standard output and error of all ranks, where a launcher keeps them
   checkpoints/    resume checkpoints, iter_0000123 and the like
+  rollouts/       the rounds of an on-policy run, round_0000123.safetensors and the like
   attempts.jsonl  when each start of the job began and how it ended; see `trainer.contract.attempts`
   .tasks/         what an evaluation has finished of one checkpoint
 output_dir/
@@ -25,6 +26,7 @@ METRICS_NAME = "metrics.jsonl"
 LOG_NAME = "log.txt"
 CONSOLE_NAME = "console.txt"
 CHECKPOINTS_NAME = "checkpoints"
+ROLLOUTS_NAME = "rollouts"
 ATTEMPTS_NAME = "attempts.jsonl"
 TASKS_NAME = ".tasks"
 PAYLOAD_NAME = "payload"

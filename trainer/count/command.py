@@ -205,10 +205,11 @@ def print_tables(experiment: "Experiment", name: str, rung: Rung) -> None:
         memory.add_row(label, *(f"{getattr(plan, entry) / 1e9:,.3f}" for entry, _ in entries))
 
     disk = Table(title=f"{title}: GB on disk", title_justify="left")
-    for label in ("run", "one checkpoint", "at most", "weights", "total"):
+    for label in ("run", "one checkpoint", "at most", "rollouts", "weights", "total"):
         disk.add_column(label, justify="left" if label == "run" else "right")
     for asset, run in rung.disk.items():
-        sizes = [f"{size / 1e9:,.3f}" for size in (run.checkpoint, run.weights, run.total)]
+        figures = (run.checkpoint, run.rollouts, run.weights, run.total)
+        sizes = [f"{size / 1e9:,.3f}" if size else "" for size in figures]
         disk.add_row(asset, sizes[0], str(run.checkpoints), *sizes[1:])
     _print(parameters, memory, *([disk] if rung.disk else []))
 

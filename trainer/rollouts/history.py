@@ -12,8 +12,6 @@ from trainer.contract.files import replace_bytes, sync
 from trainer.errors import DataError
 from trainer.rollouts.storage import round_name
 
-ROLLOUTS_NAME = "rollouts"
-
 
 class History:
     """Writes rounds, or only reckons what they would be.

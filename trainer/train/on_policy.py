@@ -7,11 +7,12 @@ import torch
 from trainer.contract.schema.base import ConfigError
 from trainer.contract.schema.job import Job
 from trainer.contract.schema.training import TrainRecipe
+from trainer.contract.status import ROLLOUTS_NAME
 from trainer.data.indexed import SpanDocuments, manifest_value
 from trainer.job.distributed import Layout, together
 from trainer.job.workdir import LOGGER, WorkDir
 from trainer.rollouts.forms import HarmonyForm
-from trainer.rollouts.history import ROLLOUTS_NAME, History
+from trainer.rollouts.history import History
 from trainer.rollouts.scoring import Scorer
 from trainer.rollouts.source import RolloutSource
 from trainer.rollouts.stored import stored_prompts

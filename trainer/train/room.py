@@ -15,7 +15,7 @@ from trainer.contract.memory import Layout as Ranks
 from trainer.contract.memory import MemoryPlan, memory_plan
 from trainer.contract.schema.job import Job
 from trainer.contract.schema.training import TrainRecipe
-from trainer.contract.status import CHECKPOINTS_NAME
+from trainer.contract.status import CHECKPOINTS_NAME, ROLLOUTS_NAME
 from trainer.errors import NoRoomError
 from trainer.job.distributed import Layout
 from trainer.job.workdir import LOGGER
@@ -161,11 +161,11 @@ def disk_problem(job: Job, recipe: TrainRecipe, *, verify_resume: bool = True) -
     needs = [(work / CHECKPOINTS_NAME, plan.work_dir), (output, plan.weights)]
     if _disk_of(work) == _disk_of(output):
         needs = [(work / CHECKPOINTS_NAME, plan.total)]
-        reused = [work / CHECKPOINTS_NAME, output]
+        reused = [work / CHECKPOINTS_NAME, work / ROLLOUTS_NAME, output]
     else:
         reused = []
     for path, needed in needs:
-        free = shutil.disk_usage(_existing(path)).free + sum(_size(old) for old in reused or [path])
+        free = shutil.disk_usage(_existing(path)).free + sum(_size(old) for old in reused or _own(path))
         if not _fits(needed, free):
             return _disk_message(path, needed, free, plan, recipe, verify_resume=verify_resume)
     return None
@@ -191,10 +191,11 @@ def _disk_message(
         if other.checkpoints < plan.checkpoints and _fits(other.work_dir + spare, free):
             remedies.append(f"{text} (needs {_gb(other.work_dir + spare)})")
     remedies.append("a work directory on another disk, or room made on this one")
+    kept = f"rollouts {_gb(plan.rollouts)} at most; " if plan.rollouts else ""
     return (
         f"{path}: the run needs {_gb(needed)} there (at most {plan.checkpoints} resume checkpoints of "
-        f"{_gb(plan.checkpoint)} at once; published weights {_gb(plan.weights)}) and {_gb(free)} are free. "
-        f"Remedies: {'; '.join(remedies)}"
+        f"{_gb(plan.checkpoint)} at once; {kept}published weights {_gb(plan.weights)}) and {_gb(free)} are "
+        f"free. Remedies: {'; '.join(remedies)}"
     )
 
 
@@ -210,6 +211,11 @@ def _memory(recipe: TrainRecipe, ranks: Ranks, device: str) -> MemoryPlan:
 
 def _fits(needed: int, free: int) -> bool:
     return needed <= free * (1 + MARGIN)
+
+
+def _own(path: Path) -> list[Path]:
+    """Return what a run has in the place of a need: rollouts lie beside checkpoints."""
+    return [path, path.with_name(ROLLOUTS_NAME)] if path.name == CHECKPOINTS_NAME else [path]
 
 
 def _existing(path: Path) -> Path:

@@ -65,3 +65,15 @@ def test_planned_bytes_are_those_of_the_tensors_that_are_written(rung, dtype):
     assert sum(value.data.nbytes for value in published) == weight_bytes(arch, training)
     saved = [*published, *optimizer.sharded_state_dict(state)["tensors"].values()]
     assert sum(value.data.nbytes for value in saved) == checkpoint_bytes(arch, training)
+
+
+def test_an_on_policy_run_keeps_every_round_and_the_plan_has_room_for_the_longest():
+    """12 bytes a token and 22 a rollout: what a round's file is made of."""
+    recipe = load_experiment("full").train_recipe("vpmoe_stage3")
+    terms = recipe.rollouts
+    rounds = recipe.steps * (terms.buffer_size // (terms.delay + 1))
+    plan = disk_plan(recipe)
+    assert plan.rollouts == rounds * (12 * terms.max_new_tokens + 22)
+    assert plan.total == plan.checkpoint * plan.checkpoints + plan.rollouts + plan.weights
+    assert plan.as_dict()["rollouts"] == plan.rollouts
+    assert "rollouts" not in disk_plan(load_experiment("full").train_recipe("vpmoe_stage2")).as_dict()
