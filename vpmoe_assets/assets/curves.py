@@ -12,6 +12,15 @@ from vpmoe_assets.assets.plots import bars, drawn_once, loss_curve, panels
 from vpmoe_assets.build import Published
 from vpmoe_assets.checks.distillation import staleness
 
+_BY_SPAN = {
+    "kl": "divergence\nnats",
+    "heldout_kl": "divergence\nheld out",
+    "ce": "cross-entropy\nnats",
+    "top1_agreement": "top token\nas the teacher's",
+    "clipped": "clipped\nadvantages",
+}
+"""Panels of a run from a teacher, a line for each span: what the axis says, by the first part of the keys."""
+
 _ROLLOUTS = {
     "teacher − student\nnats": {
         "rollouts/teacher_gap/rollout_reasoning": "reasoning",
@@ -25,6 +34,16 @@ _ROLLOUTS = {
         "rollouts/length/high": "high",
     },
     "entropy\nnats": {"rollouts/entropy": "entropy"},
+    "prompts\nby mode": {
+        "rollouts/mode/low": "low",
+        "rollouts/mode/medium": "medium",
+        "rollouts/mode/high": "high",
+    },
+    "share of\na step": {
+        "rollouts/answering_share": "student answers",
+        "rollouts/teacher_share": "teacher scores",
+        "rollouts/teacher_wait_share": "waits for it",
+    },
     "rollouts": {
         "rollouts/trained": "trained",
         "rollouts/waiting": "waiting",
@@ -63,8 +82,8 @@ def distillation_metadata(item: Published) -> Mapping[str, Any]:
 def _distillation(points: Sequence[Mapping[str, Any]]) -> str | None:
     keys = {key for point in points for key in point}
     spans = {
-        f"{name}\nnats": {key: key.partition("/")[2] for key in sorted(keys) if key.startswith(f"{name}/")}
-        for name in ("kl", "ce")
+        axis: {key: key.partition("/")[2] for key in sorted(keys) if key.partition("/")[0] == name}
+        for name, axis in _BY_SPAN.items()
     }
     return panels(points, {**spans, **_ROLLOUTS})
 
