@@ -29,6 +29,7 @@ from trainer.job.lifecycle import Interrupted
 from trainer.job.metrics import MetricsLog
 from trainer.job.signals import StopRequest
 from trainer.job.workdir import LOGGER, WorkDir
+from trainer.teacher.descriptor import DESCRIPTOR_NAME, read_descriptor
 from trainer.teacher.modes import ModeWriter
 from trainer.teacher.opening import open_teacher, teacher_identity
 from trainer.teacher.scope import Conversation, Place, Scope
@@ -173,9 +174,17 @@ class Run:
         """Return how conversations are scored.
 
         Raises:
-            ConfigError: Another mode is asked for and there is no tokenizer to write it with.
+            ConfigError: Another mode is asked for and there is no tokenizer to write it with, or a served
+                teacher is described with another mode.
         """
-        recipe = self.recipe
+        recipe, teacher = self.recipe, Path(self.job.inputs[TEACHER_INPUT].path)
+        if (teacher / DESCRIPTOR_NAME).is_file():
+            described = read_descriptor(teacher / DESCRIPTOR_NAME).reasoning_mode
+            if described != recipe.reasoning_mode:
+                raise ConfigError(
+                    f"recipe.reasoning_mode = {recipe.reasoning_mode!r}, but {DESCRIPTOR_NAME} of the teacher "
+                    f"says {described!r}; make the teacher again, or set sources.teacher.reasoning_mode"
+                )
         modes = None
         if recipe.reasoning_mode != recipe.stored_mode:
             if TOKENIZER_INPUT not in self.job.inputs:
@@ -187,9 +196,7 @@ class Run:
             modes = ModeWriter(O200kTokenizer(Path(self.job.inputs[TOKENIZER_INPUT].path)))
         identity = StoreIdentity(
             teacher=teacher_identity(
-                Path(self.job.inputs[TEACHER_INPUT].path),
-                digest=self.job.inputs[TEACHER_INPUT].digest,
-                dtype=recipe.dtype,
+                teacher, digest=self.job.inputs[TEACHER_INPUT].digest, dtype=recipe.dtype
             )
             | {"reasoning_mode": recipe.reasoning_mode},
             tokenizer_sha256=self.scope.tokenizer_sha256,

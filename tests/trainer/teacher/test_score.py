@@ -260,12 +260,13 @@ def test_a_served_teacher_makes_a_store_without_draws(llama, tmp_path, monkeypat
     (tmp_path / "teacher" / "teacher.json").write_text(text)
     with serving(Served(llama.model.module)) as served:
         monkeypatch.setenv("VPMOE_TEACHER_URL", served.url)
-        assert score(tmp_path / "teacher", data, tmp_path / "drawn", subset_fraction=1.0) == EXIT_FAILED
+        described, terms = tmp_path / "teacher", {"subset_fraction": 1.0}
+        assert score(described, data, tmp_path / "drawn", **terms) == EXIT_FAILED
         assert "tail_draws = 2: a server gives its likeliest tokens" in failure(tmp_path / "drawn", capsys)
-        assert (
-            score(tmp_path / "teacher", data, tmp_path / "made", tail_draws=0, subset_fraction=1.0)
-            == EXIT_DONE
-        )
+        other = {"reasoning_mode": "low", "stored_mode": "low"}
+        assert score(described, data, tmp_path / "low", **other) == EXIT_FAILED
+        assert "teacher.json of the teacher says 'high'" in failure(tmp_path / "low", capsys)
+        assert score(described, data, tmp_path / "made", tail_draws=0, **terms) == EXIT_DONE
     store = TopKStore(tmp_path / "made" / "payload")
     assert store.manifest["teacher"] == {
         "kind": "server",
