@@ -182,8 +182,8 @@ class Run:
             described = read_descriptor(teacher / DESCRIPTOR_NAME).reasoning_mode
             if described != recipe.reasoning_mode:
                 raise ConfigError(
-                    f"recipe.reasoning_mode = {recipe.reasoning_mode!r}, but {DESCRIPTOR_NAME} of the teacher "
-                    f"says {described!r}; make the teacher again, or set sources.teacher.reasoning_mode"
+                    f"recipe.reasoning_mode = {recipe.reasoning_mode!r}, but {DESCRIPTOR_NAME} of the "
+                    f"teacher says {described!r}; make it again, or set sources.teacher.reasoning_mode"
                 )
         modes = None
         if recipe.reasoning_mode != recipe.stored_mode:

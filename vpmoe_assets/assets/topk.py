@@ -27,6 +27,7 @@ def teacher_topk(experiment: Experiment) -> Produced:
     assert settings is not None  # who asks has looked
     assert source is not None  # or the experiment would have been refused
     recipe = plain(experiment.score_recipe())
+    renders = recipe["reasoning_mode"] != recipe["stored_mode"]
 
     @produced_asset(
         experiment,
@@ -45,7 +46,7 @@ def teacher_topk(experiment: Experiment) -> Produced:
         seed=experiment.seed,
         trains=True,
         name=TEACHER_TOPK,
-        inputs=[TEACHER, "synth_kd_v1"],
+        inputs=[TEACHER, "synth_kd_v1", *(["o200k_tokenizer"] if renders else [])],
     )
     def topk(build: Build, **inputs: Published) -> Built:
         """What the teacher says of the supervised tokens of a subset of the conversations.
