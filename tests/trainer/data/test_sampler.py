@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from trainer.data.indexed import SpanDocuments
 from trainer.data.kd import PackedDataset
-from trainer.data.sampler import Sampler, collate, held_out
+from trainer.data.sampler import FILLERS, Sampler, collate, held_out
 from trainer.errors import DataError
 
 
@@ -204,3 +204,32 @@ def test_two_runs_over_real_files_read_the_same_tensors(kd_payload, tmp_path):
     )
     with pytest.raises(DataError, match="pack index"):
         Sampler(other, global_batch_size=4, micro_batch_size=1).load_state_dict(straight.state_dict())
+
+
+@settings(deadline=None, max_examples=40)
+@given(present=st.lists(st.sets(st.sampled_from(sorted(FILLERS))), min_size=1, max_size=4), data=st.data())
+def test_what_only_some_samples_have_is_filled_in_the_others_and_what_none_has_is_not_there(present, data):
+    shapes = {name: data.draw(st.sampled_from([(3,), (3, 2), (3, 0)])) for name in FILLERS}
+    dtypes = {name: torch.tensor(filler).dtype for name, filler in FILLERS.items()}
+
+    def sample(number, names):
+        fields = {name: torch.full(shapes[name], number + 5).to(dtypes[name]) for name in names}
+        return {"tokens": torch.full((3,), number)} | fields
+
+    samples = [sample(number, names) for number, names in enumerate(present)]
+    batch = collate(samples)
+    assert set(batch) == {"tokens"}.union(*present)
+    for name in set(batch) - {"tokens"}:
+        for number, names in enumerate(present):
+            expected = samples[number].get(name)
+            if expected is None:
+                expected = torch.full(shapes[name], FILLERS[name])
+            assert batch[name].dtype == dtypes[name]
+            assert torch.equal(batch[name][number], expected.to(dtypes[name])), name
+            assert (name in names) == (name in samples[number])
+
+
+def test_a_field_that_every_sample_must_have_is_never_made_up():
+    whole = Numbers().sample(0, 0)
+    with pytest.raises(KeyError, match="loss_mask"):
+        collate([whole, {"tokens": whole["tokens"]}])
