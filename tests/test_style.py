@@ -19,6 +19,14 @@ def docstrings() -> Iterator[tuple[str, str]]:
                     yield f"{file.relative_to(ROOT)}:{node.lineno}", text
 
 
+def test_no_module_of_the_product_is_longer_than_can_be_read_at_once():
+    """A module of more than some 500 lines holds two things."""
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    assert len(files) > 300
+    lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in files}
+    assert {path: lines for path, lines in lengths.items() if lines > 500} == {}
+
+
 def test_docstrings_use_one_markup():
     """Markdown's single backticks: the UI shows asset docstrings as Markdown, and roles are noise there."""
     found = dict(docstrings())

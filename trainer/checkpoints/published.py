@@ -36,18 +36,6 @@ from trainer.contract.geometry import geometry
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import ConfigError, parse, plain
 
-__all__ = [
-    "CONFIG_NAME",
-    "INDEX_NAME",
-    "SCHEMA",
-    "PublishedError",
-    "load_published",
-    "read_architecture",
-    "read_config",
-    "save_published",
-    "sharded_state_dict",
-]
-
 _DTYPES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",

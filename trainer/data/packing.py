@@ -4,6 +4,8 @@ Cutting a concatenation into equal windows would begin samples in the middle of 
 of an epoch are permuted, cut into blocks, and each block is packed by best-fit decreasing into bins of
 `seq_len` tokens; the bins of all blocks are then permuted with the same stream. Blocks keep the packing
 local (a bin mixes documents that the permutation put near each other) and the cost linear in the corpus.
+
+What keeps the documents of a bin apart in the model is `trainer.model.document_mask`.
 """
 
 from bisect import bisect_left, insort

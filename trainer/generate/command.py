@@ -153,7 +153,7 @@ def _refuse(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace, texts: list[str]) -> int:
-    from trainer.checkpoints.published import SCHEMA
+    from trainer.checkpoints.format import SCHEMA
     from trainer.decoding.generation import generate
     from trainer.decoding.sampling import Sampling
     from trainer.evaluate.opening import open_model

@@ -33,7 +33,8 @@ from trainer.job.signals import StopRequest
 from trainer.job.workdir import LOGGER, WorkDir
 from trainer.surgery.step import Conversion, Outcome, Step, Verdict
 from trainer.surgery.steps import load_step
-from trainer.surgery.weights import WeightsError, WeightsReader, WeightsWriter
+from trainer.surgery.tensorfile import WeightsError
+from trainer.surgery.weights import WeightsReader, WeightsWriter
 
 CLAIM = ".converting"
 """Says whose unfinished work an output directory holds; removed when the summary is there."""

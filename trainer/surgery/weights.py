@@ -26,8 +26,6 @@ from trainer.contract.schema.base import ConfigError, parse, plain
 from trainer.surgery.tensorfile import TensorFile, TensorFileWriter, TensorSpec, WeightsError, raw
 from trainer.surgery.tensors import BUFFERS, TORCH_DTYPES, tensor_table
 
-__all__ = ["TensorSpec", "WeightsError", "WeightsReader", "WeightsWriter"]
-
 SINGLE_NAME = "model.safetensors"
 
 

@@ -12,14 +12,8 @@ from megatron.core import parallel_state
 from safetensors.torch import load_file, save_file
 
 from tests.trainer.other_backend import SOURCE, add_backend
-from trainer.checkpoints.published import (
-    INDEX_NAME,
-    PublishedError,
-    load_published,
-    read_architecture,
-    read_config,
-    save_published,
-)
+from trainer.checkpoints.format import INDEX_NAME, PublishedError
+from trainer.checkpoints.published import load_published, read_architecture, read_config, save_published
 from trainer.contract.fusions import FUSIONS
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import parse, plain

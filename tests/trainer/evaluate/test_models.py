@@ -14,7 +14,7 @@ from tests.trainer.evaluate.evaluation_inputs import (
     write_tokenizer,
 )
 from tests.trainer.other_backend import add_backend
-from trainer.checkpoints.published import PublishedError
+from trainer.checkpoints.format import PublishedError
 from trainer.checkpoints.tokenizers import HuggingFaceTokenizer, O200kTokenizer
 from trainer.contract.schema.base import ConfigError
 from trainer.contract.schema.evaluate import HuggingFaceCheckpoint, MegatronCheckpoint

@@ -19,7 +19,8 @@ from trainer.model.qkv import split_qkv
 from trainer.surgery import morph
 from trainer.surgery.calibration import load_calibration
 from trainer.surgery.step import Conversion, Outcome
-from trainer.surgery.weights import WeightsError, WeightsReader, WeightsWriter
+from trainer.surgery.tensorfile import WeightsError
+from trainer.surgery.weights import WeightsReader, WeightsWriter
 
 TOKENS = 600
 

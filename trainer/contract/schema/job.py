@@ -127,9 +127,18 @@ class Provenance(Frozen):
 
 
 class Job(Frozen):
-    """One job of the trainer.
+    """One job of the trainer: the content of `job.json`.
 
     Attributes:
+        command: What is done.
+        asset: Name of what is made.
+        recipe: All that decides the bytes, resolved; the command says which tables it has.
+        recipe_fingerprint: Of recipe, code, packages and inputs: what the asset is known by.
+        inputs: By name: an upstream asset, or a key of the recipe that is an `InputName`.
+        execution: Where and how it runs, which decides no identity.
+        provenance: The code that asked for it.
+        work_dir: Outlives a crash; a restart goes on from what is in it.
+        output_dir: Gets `payload/` and, last, `summary.json`.
         parts: Of an evaluation, by checkpoint; one that is not named works and delivers in a subdirectory of
             the job's own directories.
     """
