@@ -81,7 +81,7 @@ def write(root: Path, identity: StoreIdentity, given: list[TopKRecords], times: 
     return TopKShard(path, identity, split="train", shard=0, entry=entry)
 
 
-def tokens_per_second(tokens: int, decode: Callable[[], object], repeats: int = 5) -> float:
+def tokens_per_second(tokens: int, decode: Callable[[], object], repeats: int = 40) -> float:
     """Return the best speed of decoding so many tokens."""
     best = float("inf")
     for _ in range(repeats):
@@ -141,7 +141,7 @@ def columns(shard: TopKShard, identity: StoreIdentity) -> dict[str, float]:
     order = [("counts", planes)] if identity.mass is not None else []
     order += [("phases", 1), ("pages", groups), ("local numbers", groups), ("other numbers", 1)]
     order += [("wide ranks", planes), ("gaps", groups), ("far gaps", planes), ("tails", planes)]
-    order += [("labels", 2 * planes), ("draws", 3 + planes)]
+    order += [("labels", 2 * planes)] + [("draws", 3 + planes)] * (identity.tail_draws > 0)
     kinds = [name for name, count in order for _ in range(count)]
     sizes = dict.fromkeys(kinds, 0)
     tokens = 0

@@ -10,7 +10,7 @@ Cells are taken by k, then by position, because the k-th likeliest ids have stat
 * gaps between the steps of neighbours, group by group, and what they exceed 255;
 * steps of the tails;
 * places of the labels, K where a label is not among the ids, and the steps of those labels;
-* the draws, as ids are.
+* the draws, if there are any, as ids are.
 """
 
 from itertools import pairwise
@@ -68,6 +68,8 @@ def encode(records: TopKRecords, table: IdTable, error: float, adaptive: bool) -
     among = same.any(axis=1)
     columns.add_numbers(np.where(among, same.argmax(axis=1), topk))
     columns.add_numbers(to_steps(records.label_logprob[~among], error))
+    if not records.draws.shape[1]:
+        return columns.content()
     draws = records.draws[drawn].ravel()
     _add_ids(columns, table, draws, np.full(len(draws), table.other), [(0, len(draws))])
     return columns.content()
@@ -124,11 +126,12 @@ def decode(
     if cells is not None:
         ids[~cells], logprobs[~cells] = -1, -np.inf
 
-    drawn = tails > _NO_TAIL if tail_draws else np.zeros(n, bool)
-    m = int(drawn.sum()) * tail_draws
     draws = np.full((n, tail_draws), -1, np.int32)
-    page, low, wide = _take_pages(columns, [(0, m)], m)
-    draws[drawn] = table.ids(page, low, table.other, wide).reshape(draws[drawn].shape)
+    if tail_draws:
+        drawn = tails > _NO_TAIL
+        m = int(drawn.sum()) * tail_draws
+        page, low, wide = _take_pages(columns, [(0, m)], m)
+        draws[drawn] = table.ids(page, low, table.other, wide).reshape(-1, tail_draws)
     columns.end()
     tail = np.exp(to_logprobs(tails - _TAIL, phases.astype(np.int64), error).astype(np.float64))
     label = np.empty(n, np.float32)
