@@ -1,6 +1,6 @@
 """What a stored target teaches: error of the gradient at the output head against the full divergence.
 
-    python -m benchmarks.topk_gradients MODEL --rows ROWS.parquet [--tokens 2000] [--kl 1.3] [--record]
+    python -m benchmarks.topk_gradients MODEL --rows ROWS.parquet [--tokens 512] [--kl 1.3] [--record]
 
 The teacher is a causal language model (any directory that transformers loads), the student the same model
 with noise on its matrices, as much as it takes to be `--kl` nats away. Of the gradient of KL(teacher,
@@ -25,6 +25,8 @@ from benchmarks.topk_distributions import conversations
 
 BUCKET, KEPT, DRAWS = 32, 24, 8
 CHUNK = 128
+EACH = 256
+"""Response tokens of each conversation: of more of them, rather than more of each."""
 
 
 def noised(model: Any, scale: float) -> Any:
@@ -108,7 +110,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--name", help="of the model in the result; its directory's by default")
-    parser.add_argument("--tokens", type=int, default=2000)
+    parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--kl", type=float, default=1.3, help="how far the student is, in nats")
     parser.add_argument("--record", action="store_true")
     given = parser.parse_args()
@@ -116,14 +118,16 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype="auto").eval()
     texts = conversations(given.rows, tokenizer, 0)
     low, high = 0.0, 1.0
-    _, reference = outputs(model, *texts[0])
+    tokens, begin = texts[0][0][: texts[0][1] + CHUNK], texts[0][1]
+    _, reference = outputs(model, tokens, begin)
     for _ in range(6):
         scale = (low + high) / 2
-        distance = divergence(reference, outputs(noised(model, scale), *texts[0])[1])
+        distance = divergence(reference, outputs(noised(model, scale), tokens, begin)[1])
         low, high = (low, scale) if distance > given.kl else (scale, high)
     student = noised(model, high)
     pairs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    for tokens, begin in texts:
+    for whole, begin in texts:
+        tokens = whole[: begin + EACH]
         hidden, logprobs = outputs(student, tokens, begin)
         pairs.append((hidden, outputs(model, tokens, begin)[1], logprobs))
         if sum(len(hidden) for hidden, _, _ in pairs) >= given.tokens:
