@@ -131,7 +131,7 @@ def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 return
             if fault == "stall":
-                time.sleep(0.6)
+                time.sleep(3.0)
                 self.close_connection = True
                 return
             content = json.dumps(served.answer(body)).encode()

@@ -75,7 +75,7 @@ def test_completions_of_one_prompt_are_scored_as_if_each_stood_alone(name, reque
         same(scores, teacher.score([tokens], [at], 4)[0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_rows_hold_every_sequence_once_and_every_read_in_its_place(data):
     size = st.integers(2, 12)
@@ -131,13 +131,13 @@ def test_the_same_call_gives_the_same_bits(student):
             assert np.array_equal(getattr(one, name), getattr(other, name))
 
 
-@pytest.mark.parametrize("vocab", [40, 512, 1300])
+@pytest.mark.parametrize("vocab", [40, 1300])
 def test_draws_come_from_the_tail_by_its_probabilities(vocab):
     draw = np.random.default_rng(vocab)
     logits = np.full((1, vocab), -12.0, np.float32)
     alive = draw.choice(vocab, size=24, replace=False)
     logits[0, alive] = draw.normal(0, 1.5, size=24)
-    many = 20_000
+    many = 8_000
     chances = module.uniforms([9], [1], many)
     scores = module._chunk(torch.from_numpy(logits.copy()), torch.tensor([0]), 4, None, chances)
     probabilities = np.exp(logits[0].astype(np.float64))

@@ -31,7 +31,7 @@ def scaffold(mode, identity="You are a model.", instructions=DEFAULT_INSTRUCTION
     return Scaffold(model_identity=identity, reasoning_effort=mode, instructions=instructions)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     modes=st.tuples(st.sampled_from(MODES), st.sampled_from(MODES)),
     identity=TEXTS,

@@ -79,14 +79,14 @@ def test_without_listed_tokens_there_are_the_labels_alone(teacher, llama):
 
 @pytest.mark.parametrize("fault", ["500", "503", "429", "html", "half", "hang up", "stall"])
 def test_a_passing_fault_costs_another_attempt_and_nothing_else(fault, served, llama):
-    manners = replace(QUICK, answer_seconds=0.3 if fault == "stall" else 20.0, attempts=9)
+    manners = replace(QUICK, answer_seconds=1.5 if fault == "stall" else 20.0, attempts=9)
     sequences, wanted = conversations(count=1)
     with ServerTeacher(DESCRIPTOR, [served.url], manners=manners) as teacher:
-        served.faults = [fault, fault]
+        served.faults = [fault] if fault == "stall" else [fault, fault]
         found = teacher.score(sequences, wanted, 3)
     same(found[0], llama.score(sequences, wanted, 3)[0])
     if fault == "stall":  # on a busy machine it may be late once more
-        assert len(served.requests) >= 3
+        assert len(served.requests) >= 2
         return
     assert len(served.requests) == 3
 
