@@ -14,7 +14,8 @@ from vpmoe_assets.project import ROOT
 
 RUNGS = ("vpdense0_5_28", "vpdense_28", "vpdense_80", "vpmoe")
 CONVERSIONS = ("qwen3_0_6b_o200k", *RUNGS)
-TRAININGS = ("*_healed", "vpmoe_stage1")
+TRAININGS = ("*_healed", "vpmoe_stage[123]", "teacher")
+SCORING = ("teacher_topk",)
 EVALUATIONS = ("eval_*",)
 
 Versions = Callable[[], dict[str, str]]
@@ -72,16 +73,16 @@ def matching(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
         ("trainer/__main__.py", ()),
         ("trainer/contract/schema/training.py", ()),
         ("trainer/train/tracking.py", ()),
-        ("trainer/model/gpt.py", (*RUNGS, *TRAININGS, *EVALUATIONS)),
-        ("trainer/job/startup.py", (*CONVERSIONS, *TRAININGS, *EVALUATIONS)),
+        ("trainer/model/gpt.py", (*RUNGS, *TRAININGS, *SCORING, *EVALUATIONS)),
+        ("trainer/job/startup.py", (*CONVERSIONS, *TRAININGS, *SCORING, *EVALUATIONS)),
         ("trainer/optim/normuon.py", TRAININGS),
-        ("trainer/losses/span_ce.py", TRAININGS),
+        ("trainer/losses/span_ce.py", ("*_healed", "vpmoe_stage1", "teacher")),
         ("trainer/surgery/step.py", CONVERSIONS),
         ("trainer/surgery/convert.py", CONVERSIONS),
         ("trainer/surgery/morph.py", ("vpdense_28",)),
         ("trainer/surgery/vocabulary.py", ("qwen3_0_6b_o200k",)),
         ("trainer/evaluate/numeric.py", EVALUATIONS),
-        ("trainer/evaluate/router_health.py", ("eval_vpmoe", "eval_vpmoe_stage1")),
+        ("trainer/evaluate/router_health.py", ("eval_vpmoe", "eval_vpmoe_stage[123]")),
     ],
 )
 def test_an_edit_changes_the_steps_that_run_the_file_and_no_others(
