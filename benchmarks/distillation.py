@@ -4,13 +4,13 @@
 
 In the setting of `benchmarks.learning`. Every arm trains the same student from the same weights on the same
 documents in the same order, through the engine and the objective `topk_kl` with K = 16 ids and 8 draws, of
-which a teacher scored 70 %, as a published checkpoint through `trainer.teacher`; only the target differs.
+which a teacher scored 70 %; only the target differs.
 The arm `ce` has kl_weight = 0, the others 0.5. The two negative controls are no part of the product:
 `renormalised` scales the kept ids of both to 1, `tailless` leaves the tail's term away. Measured on held-out
 documents: the loss in nats a token, and the whole KL(teacher || student). Three seeds; differences are paired
 by seed, with the standard error of their mean. Seeds run side by side.
 
-A teacher of another tokenizer is offered too, and its refusal recorded.
+A published teacher of another tokenizer is offered to `trainer.teacher` too, and its refusal recorded.
 """
 
 import argparse
@@ -130,9 +130,7 @@ def run_seed(seed: int, device: str, steps: int, folder: str) -> None:
         teacher = load_teacher(Path(folder), layout.device)
         scored = math.ceil(steps * BATCH * SCORED_FRACTION)
         documents = language.documents(steps * BATCH + 1, 1000 + seed)
-        with publish(teacher, Path(folder) / f"teacher-{seed}", layout.device) as published:
-            require_tokenizer(published, TOKENIZER, VOCABULARY)
-            fields = score(published, documents[:scored], TOPK, DRAWS, seed)
+        fields = score(teacher, documents[:scored], TOPK, DRAWS, seed)
         held_out = language.documents(HELD_OUT, 5)
         found: dict[str, Any] = {}
         for arm in ARMS:

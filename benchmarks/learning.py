@@ -27,7 +27,6 @@ from trainer.contract.schema.training import TrainRecipe
 from trainer.data.kd import Sample
 from trainer.job.distributed import Layout
 from trainer.model.gpt import VPGPTModel, build_model
-from trainer.teacher.teacher import TailDraws, Teacher
 from trainer.train.engine import Engine
 from trainer.train.inputs import DataPart, TrainingData
 
@@ -198,36 +197,30 @@ def log_probabilities(model: VPGPTModel, documents: Tensor) -> Tensor:
     return model(tokens, positions, torch.zeros_like(tokens)).float().log_softmax(dim=-1)
 
 
+@torch.no_grad()
 def score(
-    teacher: Teacher, documents: NDArray[np.int64], topk: int, draws: int, seed: int
+    teacher: VPGPTModel, documents: NDArray[np.int64], topk: int, draws: int, seed: int
 ) -> dict[str, Tensor]:
-    """Ask a teacher for the fields of scored samples `[N, LENGTH, ...]`; fillers within the prompts.
-
-    Args:
-        teacher: The teacher.
-        documents: `[N, LENGTH + 1]`.
-        topk: Ids that are kept.
-        draws: Draws from the tail.
-        seed: Of the draws.
-    """
-    shape = (len(documents), LENGTH)
-    fields = {
-        "teacher_ids": torch.full((*shape, topk), -1, dtype=torch.int64),
-        "teacher_logprobs": torch.full((*shape, topk), -torch.inf),
-        "teacher_tail": torch.zeros(shape),
-        "teacher_draws": torch.full((*shape, draws), -1, dtype=torch.int64),
-        "teacher_label_logprob": torch.zeros(shape),
-    }
-    wanted = range(PROMPT - 1, LENGTH)
-    for start in range(0, len(documents), 16 * BATCH):
-        part = documents[start : start + 16 * BATCH].tolist()
-        keys = [(seed << 64) + start + place for place in range(len(part))]
-        answers = teacher.score(part, [wanted] * len(part), topk, tail=TailDraws(draws, keys))
-        for place, answer in enumerate(answers, start=start):
-            found = (answer.ids, answer.logprobs, answer.tail_mass, answer.draws, answer.label_logprob)
-            for field, values in zip(fields.values(), found, strict=True):
-                field[place, PROMPT - 1 :] = torch.from_numpy(values)
-    return fields
+    """Return the fields of scored samples `[N, LENGTH, ...]`: top-K, tail, draws from it, and the label."""
+    torch.manual_seed(seed)
+    found: dict[str, list[Tensor]] = {}
+    for start in range(0, len(documents), 4 * BATCH):
+        part = torch.from_numpy(documents[start : start + 4 * BATCH])
+        logprobs = log_probabilities(teacher, part)
+        kept, ids = logprobs.topk(topk, dim=-1)
+        tail = logprobs.exp().scatter(-1, ids, 0.0)
+        drawn = torch.multinomial(tail.flatten(0, 1), draws, replacement=True)
+        label = logprobs.gather(-1, part[:, 1:, None].to(logprobs.device)).squeeze(-1)
+        fields = {
+            "teacher_ids": ids,
+            "teacher_logprobs": kept,
+            "teacher_tail": tail.sum(dim=-1),
+            "teacher_draws": drawn.view(*ids.shape[:2], draws),
+            "teacher_label_logprob": label,
+        }
+        for name, values in fields.items():
+            found.setdefault(name, []).append(values.cpu())
+    return {name: torch.cat(values) for name, values in found.items()}
 
 
 @torch.no_grad()
