@@ -29,6 +29,7 @@ SMALL = {
     "rows = 2000\n\n": "rows = 60\n\n",
     "num_shards = 4": "num_shards = 2",
     "max_tokens = 200000": "max_tokens = 5000",
+    "subset_fraction = 0.02": "subset_fraction = 0.2",
     "[stages.vpmoe_stage1]\nsteps = 8": '[stages.vpmoe_stage1]\nsteps = 10\ninit = "fresh"',
 }
 DATA = ("o200k_tokenizer", "synth", "synth_harmony", "synth_kd_v1", "healing_corpus", "healing_text_v1")
