@@ -36,7 +36,7 @@ SHORT = {
     "model = { num_layers = 16, ffn": "model = { num_layers = 8, ffn",
     "global_batch_size = 2": "global_batch_size = 1",
     "eval_interval = 5": "eval_interval = 10",
-    "max_per_task = 20": "max_per_task = 3",
+    "max_per_task = 20": "max_per_task = 6",
     "ppl_tokens = 2000": "ppl_tokens = 300",
     "max_new_tokens = 48": "max_new_tokens = 8",
     "prompts = 4": "prompts = 1",
