@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from trainer.contract.assets import TEACHER, TEACHER_TOPK
 from trainer.contract.schema.base import plain
-from trainer.contract.schema.experiment import TEACHER, Experiment
-from trainer.contract.schema.stages import TEACHER_TOPK
+from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.curves import distillation_metadata, training_metadata
 from vpmoe_assets.assets.produced import produced_asset
 from vpmoe_assets.assets.step import Produced

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.contract.assets import TEACHER
 from trainer.contract.schema.base import plain
-from trainer.contract.schema.experiment import TEACHER, Experiment
+from trainer.contract.schema.experiment import Experiment
 from trainer.contract.schema.sources import ArtifactTeacher, HubTeacher, ServerTeacher
 from vpmoe_assets.assets.curves import training_metadata
 from vpmoe_assets.assets.distill import train

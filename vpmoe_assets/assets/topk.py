@@ -6,9 +6,9 @@ from typing import Any
 import dagster as dg
 import orjson
 
+from trainer.contract.assets import TEACHER, TEACHER_TOPK
 from trainer.contract.schema.base import plain
-from trainer.contract.schema.experiment import TEACHER, Experiment
-from trainer.contract.schema.stages import TEACHER_TOPK
+from trainer.contract.schema.experiment import Experiment
 from trainer.contract.status import LOG_NAME
 from trainer.contract.topk.manifest import MANIFEST_NAME
 from vpmoe_assets.assets.plots import bars, drawn_once

@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from trainer.contract.assets import TEACHER, TEACHER_TOPK
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import (
     ConfigError,
@@ -42,7 +43,6 @@ from trainer.contract.schema.rungs.rung import (
 from trainer.contract.schema.score import ScoreRecipe
 from trainer.contract.schema.sources import ArtifactTeacher, Sources
 from trainer.contract.schema.stages import (
-    TEACHER_TOPK,
     OfflineStage,
     OnPolicyStage,
     StageConfig,
@@ -53,7 +53,6 @@ from trainer.contract.schema.training import OptimizerConfig, TrainingConfig, Tr
 
 CONFIGS_DIR = Path(__file__).resolve().parents[3] / "configs"
 STUDENT = "vpmoe"
-TEACHER = "teacher"
 _HEALED = "_healed"
 _MAX_LEN = 2048
 

@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from trainer.contract.assets import TEACHER_TOPK
 from trainer.contract.schema.base import Frozen, NamedTables, PositiveInt
 from trainer.contract.schema.distillation import (
     DRAWN_TARGETS,
@@ -17,8 +18,6 @@ from trainer.contract.schema.distillation import (
 from trainer.contract.schema.sources import Sources
 from trainer.contract.schema.training import TrainingConfig
 from trainer.contract.schema.words import ObjectiveName
-
-TEACHER_TOPK = "teacher_topk"
 
 
 class _Stage(Frozen):
