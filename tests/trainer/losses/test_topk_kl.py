@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.trainer.losses.loss_cases import (
     MANIFEST,
@@ -145,6 +147,7 @@ def test_the_unbiased_target_has_the_gradient_of_the_kl_in_expectation():
     batch["teacher_logprobs"], batch["teacher_ids"] = teacher.topk(K, dim=-1)
     tail = teacher.exp().scatter(-1, batch["teacher_ids"], 0.0)
     batch["teacher_tail"] = tail.sum(dim=-1)
+    batch["loss_mask"][0, 4:] = batch["loss_mask"][1] = 0.0  # a few tokens: each is done 15 times
     mean = [torch.zeros_like(head.weight), torch.zeros_like(hidden)]
     odds = (tail / tail.sum(dim=-1, keepdim=True)).sort(dim=-1, descending=True)
     supervised = batch["loss_mask"] > 0
@@ -160,6 +163,19 @@ def test_the_unbiased_target_has_the_gradient_of_the_kl_in_expectation():
     wanted = torch.autograd.grad(exact(teacher, head, hidden, batch), [head.weight, hidden])
     for ours, theirs in zip(mean, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10**6), spread=st.floats(0.0, 4.0))
+def test_the_bucket_lies_between_nothing_and_the_whole_kl(seed, spread):
+    made, head = objective(kl_weight=1.0, span_weight_reasoning=1.0), Head()
+    (hidden, batch), teacher = scored_batch(seed, (4,))
+    teacher = ((1 + spread) * teacher).log_softmax(dim=-1)
+    batch["teacher_logprobs"], batch["teacher_ids"] = teacher.topk(K, dim=-1)
+    batch["teacher_tail"] = 1 - batch["teacher_logprobs"].exp().sum(dim=-1)
+    whole = exact(teacher, head, hidden, batch).item()
+    loss = run(made, head, [(hidden, batch)], {SCORED: 2})[0]
+    assert -1e-9 <= loss <= whole + 1e-9
 
 
 def of_trl(*names: str) -> list[Any]:
