@@ -53,6 +53,7 @@ class RolloutSource(LiveSource):
         seq_len: Tokens of a row.
         eod: Fills rows.
         between: Called before every step of the decoder.
+        rows: Most answers that are sampled side by side; decides how they round, so the same for a whole run.
 
     Attributes:
         step: The present one.
@@ -76,6 +77,7 @@ class RolloutSource(LiveSource):
         seq_len: int,
         eod: int,
         between: Callable[[], None] | None = None,
+        rows: int = 64,
     ) -> None:
         self._asked, self._scorer, self._form = asked, scorer, form
         self._history, self._layout, self._between = history, layout, between
@@ -85,7 +87,7 @@ class RolloutSource(LiveSource):
             prompts, asked.curriculum, seed=seed, steps=steps, longest=seq_len - asked.max_new_tokens
         )
         self.buffer = Buffer(self.clock)
-        self._answering = Answering(seed, asked.max_new_tokens, asked.temperature, form)
+        self._answering = Answering(seed, asked.max_new_tokens, asked.temperature, form, rows)
         self.step = self.epoch = 0
         self._rows: list[list[Rollout]] = []
         self._loaded: dict[str, Any] = {}
