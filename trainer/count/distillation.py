@@ -32,7 +32,7 @@ class RunTokens:
 
 @dataclass(frozen=True)
 class StoreSize:
-    """What `teacher_topk` scores and takes.
+    """What `teacher_topk` scores and takes; with `mass`, by which a token may have fewer ids, at most.
 
     Attributes:
         conversations: That a teacher scores; None where nobody knows how many there are before they are read.
