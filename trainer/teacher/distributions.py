@@ -12,8 +12,7 @@ from trainer.teacher.teacher import TeacherScores
 
 _CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}  # logits alive at a time: 64 MiB and 1 GiB of float32
 _BLOCK = 512
-"""Probabilities are summed in blocks of so many tokens, so that a draw reads one block and not all of "
-"them."""
+"""Probabilities are summed in blocks of so many tokens, so that a draw reads one block and not all."""
 _GROUP = 64
 """Columns of which the largest is found before any is sorted."""
 

@@ -107,8 +107,7 @@ def _config(path: Path) -> dict[str, object]:
     except FileNotFoundError:
         raise TeacherError(
             f"{path} holds neither {DESCRIPTOR_NAME} nor {CONFIG_NAME}: it is no teacher; give the payload "
-            "of "
-            "the asset teacher, or a checkpoint"
+            "of the asset teacher, or a checkpoint"
         ) from None
     except ValueError as error:
         raise TeacherError(f"{path / CONFIG_NAME} is not JSON: {error}") from error
