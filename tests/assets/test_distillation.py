@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.assets.graphs import Graph, Run, copy_store, stand_in_trainer
+from tests.assets.graphs import Graph, Run, copy_store, stand_in_trainer, write_experiment
 from vpmoe_assets.checks import distillation
 from vpmoe_assets.harmony import topk_audit
 from vpmoe_assets.lineage.errors import ArtifactBlocked, EvidenceMissing
@@ -211,3 +211,34 @@ def test_of_a_run_that_went_on_from_a_checkpoint_every_step_counts_once():
 def test_without_a_word_on_rollouts_nothing_is_known():
     with pytest.raises(EvidenceMissing, match="nothing was logged of rollouts"):
         distillation.buffer_health.run(SimpleNamespace(points=[{"step": 1, "loss": 2.0}]), {})
+
+
+OURS = """kind = "artifact"                        # a stand-in: our own stage 1, trained longer
+asset = "vpmoe_stage1"
+extra_steps = 8
+"""
+SERVED = """kind = "server"
+model = "gpt-oss"
+revision = "0123456789abcdef0123456789abcdef01234567"
+url_env = "MY_TEACHER"
+"""
+
+
+def test_a_served_teacher_is_who_answers_and_its_scores_need_to_know_where(tiny, monkeypatch, tmp_path):
+    monkeypatch.delenv("MY_TEACHER", raising=False)
+    toml = write_experiment(tmp_path / "served.toml", {OURS: SERVED, "tail_draws = 8\n": ""})
+    served = Graph(toml, tiny.root, resources={"trainer": stand_in_trainer(monkeypatch, PROGRAM)})
+    run = served.make("teacher")
+    record = served.latest("teacher")
+    assert [entry.path for entry in record.files] == ["teacher.json"]
+    assert "url_env" not in record.recipe, "where it is, is no part of what it is"
+    assert "MY_TEACHER" not in (served.store.directory(record) / "payload" / "teacher.json").read_text()
+    assert run.metadata("teacher")["teacher"] == f"gpt-oss at {record.recipe['revision']}, served"
+    checks = run.checks("teacher")
+    assert checks["token_id_space"].passed
+    assert not checks["reachable"].passed
+    assert "MY_TEACHER is not set, so nobody could be asked" in checks["reachable"].description
+    failed = served.run("teacher_topk")
+    assert failed.error().startswith(
+        "teacher_topk: sources.teacher.url_env: the environment variable MY_TEACHER is not set"
+    )
