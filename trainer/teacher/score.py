@@ -174,8 +174,7 @@ class Run:
         """Return how conversations are scored.
 
         Raises:
-            ConfigError: Another mode is asked for and there is no tokenizer to write it with, or a served
-                teacher is described with another mode.
+            ConfigError: The stored conversations, or the description of a served teacher, say another mode.
         """
         recipe, teacher = self.recipe, Path(self.job.inputs[TEACHER_INPUT].path)
         if (teacher / DESCRIPTOR_NAME).is_file():
@@ -186,14 +185,10 @@ class Run:
                     f"teacher says {described!r}; make it again, or set sources.teacher.reasoning_mode"
                 )
         modes = None
-        if recipe.reasoning_mode != recipe.stored_mode:
-            if TOKENIZER_INPUT not in self.job.inputs:
-                raise ConfigError(
-                    f"inputs.{TOKENIZER_INPUT}: missing; recipe.reasoning_mode = {recipe.reasoning_mode!r} "
-                    "is not "
-                    f"the stored conversations' {recipe.stored_mode!r}, and writing it takes the tokenizer"
-                )
-            modes = ModeWriter(O200kTokenizer(Path(self.job.inputs[TOKENIZER_INPUT].path)))
+        if TOKENIZER_INPUT in self.job.inputs:
+            writer = ModeWriter(O200kTokenizer(Path(self.job.inputs[TOKENIZER_INPUT].path)))
+            self.check_mode(writer)
+            modes = writer if recipe.reasoning_mode != recipe.stored_mode else None
         identity = StoreIdentity(
             teacher=teacher_identity(
                 teacher, digest=self.job.inputs[TEACHER_INPUT].digest, dtype=recipe.dtype
@@ -209,6 +204,20 @@ class Run:
             logprob_error=recipe.logprob_error,
         )
         return Terms(identity, self.job.seed, recipe.reasoning_mode, modes)
+
+    def check_mode(self, writer: ModeWriter) -> None:
+        """Refuse conversations that say another mode than the recipe says; the first one is looked at.
+
+        Raises:
+            ConfigError: It does.
+        """
+        first = next((one for place in self.scope.places for one in self.scope.conversations(place)), None)
+        if first is not None and (found := writer.mode(first.tokens)) != self.recipe.stored_mode:
+            raise ConfigError(
+                f"recipe.stored_mode = {self.recipe.stored_mode!r}, but the stored conversations say "
+                f"{found!r}; "
+                "set it to that"
+            )
 
     def make(self, places: Sequence[Place], terms: Terms) -> dict[Place, Finished]:
         """Make shards, those that an earlier process finished excepted; with none left, nobody is asked."""

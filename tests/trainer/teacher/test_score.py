@@ -280,9 +280,14 @@ def test_a_served_teacher_makes_a_store_without_draws(llama, tmp_path, monkeypat
     np.testing.assert_allclose(store.read("valid", 0, 0).logprobs, said.logprobs, atol=0.01)
 
 
-def test_another_mode_is_asked_for_in_the_stored_conversations_words(student_dir, ranks, o200k, tmp_path):
+def test_another_mode_is_asked_for_in_the_stored_conversations_words(
+    student_dir, ranks, o200k, tmp_path, capsys
+):
     data = write_rendered(tmp_path / "data", ranks)
     terms = {"reasoning_mode": "low", "subset_fraction": 1.0}
+    wrong = terms | {"stored_mode": "medium"}
+    assert score(student_dir, data, tmp_path / "wrong", "--tokenizer", ranks, **wrong) == EXIT_FAILED
+    assert "the stored conversations say 'high'" in failure(tmp_path / "wrong", capsys)
     assert score(student_dir, data, tmp_path / "out", "--tokenizer", ranks, **terms) == EXIT_DONE
     store = TopKStore(tmp_path / "out" / "payload")
     assert store.manifest["teacher"]["reasoning_mode"] == "low"
