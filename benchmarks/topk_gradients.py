@@ -10,7 +10,6 @@ half of both. NumPy, float64, from both models' whole distributions; the draws a
 """
 
 import argparse
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,28 @@ from benchmarks.topk_distributions import conversations
 
 BUCKET, KEPT, DRAWS = 32, 24, 8
 CHUNK = 128
-EACH = 256
-"""Response tokens of each conversation: of more of them, rather than more of each."""
+EACH, PROBE = 128, 64
+"""Response tokens of each conversation, and of the first one to find the noise with."""
 
 
-def noised(model: Any, scale: float) -> Any:
-    """Return the model with Gaussian noise on each matrix, `scale` times its own standard deviation."""
-    student = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in student.parameters():
-            if parameter.ndim == 2:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.add_((scale * parameter.float().std() * noise).to(parameter.dtype))
-    return student
+class Noise:
+    """Gaussian noise for each matrix of a model, its own standard deviation large, from one seed."""
+
+    @torch.no_grad()
+    def __init__(self, model: Any):
+        generator = torch.Generator().manual_seed(0)
+        self._matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+        self._clean = [matrix.clone() for matrix in self._matrices]
+        self._noise = [
+            (torch.randn(matrix.shape, generator=generator) * matrix.float().std()).to(matrix.dtype)
+            for matrix in self._matrices
+        ]
+
+    @torch.no_grad()
+    def set(self, scale: float) -> None:
+        """Make the model the clean one and `scale` times the noise."""
+        for matrix, clean, noise in zip(self._matrices, self._clean, self._noise, strict=True):
+            matrix.copy_(clean).add_(noise, alpha=scale)
 
 
 @torch.no_grad()
@@ -117,21 +124,20 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype="auto").eval()
     texts = conversations(given.rows, tokenizer, 0)
+    noise = Noise(model)
+    texts = [(whole[: begin + EACH], begin) for whole, begin in texts[: -(-given.tokens // EACH)]]
+    clean = [outputs(model, *text)[1] for text in texts]
     low, high = 0.0, 1.0
-    tokens, begin = texts[0][0][: texts[0][1] + CHUNK], texts[0][1]
-    _, reference = outputs(model, tokens, begin)
+    short, begin = texts[0][0][: texts[0][1] + PROBE], texts[0][1]
     for _ in range(6):
-        scale = (low + high) / 2
-        distance = divergence(reference, outputs(noised(model, scale), tokens, begin)[1])
-        low, high = (low, scale) if distance > given.kl else (scale, high)
-    student = noised(model, high)
+        noise.set((low + high) / 2)
+        distance = divergence(clean[0][:PROBE], outputs(model, short, begin)[1])
+        low, high = (low, (low + high) / 2) if distance > given.kl else ((low + high) / 2, high)
+    noise.set(high)
     pairs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    for whole, begin in texts:
-        tokens = whole[: begin + EACH]
-        hidden, logprobs = outputs(student, tokens, begin)
-        pairs.append((hidden, outputs(model, tokens, begin)[1], logprobs))
-        if sum(len(hidden) for hidden, _, _ in pairs) >= given.tokens:
-            break
+    for (tokens, begin), teacher in zip(texts, clean, strict=True):
+        hidden, student = outputs(model, tokens, begin)
+        pairs.append((hidden, teacher, student))
     found = errors(pairs)
     details = {
         "teacher": given.name or given.model.name,
