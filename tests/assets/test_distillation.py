@@ -154,10 +154,11 @@ def test_the_later_stages_are_made_of_the_ones_before_and_the_teachers_word(
     graph, _ = scores_made
     trainer = stand_in_trainer(monkeypatch, PROGRAM)
     mine = Graph(graph.experiment, copy_store(graph.root, tmp_path / "store"), resources={"trainer": trainer})
-    ask(monkeypatch, logged={"kl/scored_reasoning": 1.25})
+    ask(monkeypatch, logged={"kl/scored_reasoning": 1.25, "heldout_kl/scored": 1.5})
     run = mine.make("vpmoe_stage2")
     second = mine.latest("vpmoe_stage2")
     assert {given.asset for given in second.inputs} == {"vpmoe_stage1", "synth_kd_v1", "teacher_topk"}
+    assert second.metrics["heldout_kl_scored"] == 1.5
     assert run.metadata("vpmoe_stage2")["distillation"].startswith("![measured over steps]")
     assert all(found.passed for found in run.checks("vpmoe_stage2").values())
     ask(monkeypatch, logged=ROLLOUTS)
@@ -165,6 +166,7 @@ def test_the_later_stages_are_made_of_the_ones_before_and_the_teachers_word(
     third = mine.latest("vpmoe_stage3")
     assert {given.asset for given in third.inputs} == {"vpmoe_stage2", "synth_kd_v1", "teacher"}
     shown, checks = run.metadata("vpmoe_stage3"), run.checks("vpmoe_stage3")
+    assert (third.metrics["rollouts_valid_rate"], third.metrics["rollouts_dropped_total"]) == (0.25, 2)
     assert shown["distillation"].startswith("![measured over steps]")
     assert shown["staleness"].startswith("![staleness of the rollouts]")
     assert all(found.passed for found in checks.values())

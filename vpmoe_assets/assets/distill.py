@@ -1,11 +1,15 @@
 """Distillation stages: training runs of the student."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+import orjson
 
 from trainer.contract.assets import TEACHER, TEACHER_TOPK
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.experiment import Experiment
+from trainer.contract.status import METRICS_NAME
 from vpmoe_assets.assets.curves import distillation_metadata, training_metadata
 from vpmoe_assets.assets.produced import produced_asset
 from vpmoe_assets.assets.step import Produced
@@ -15,6 +19,15 @@ from vpmoe_assets.checks import distillation, training
 from vpmoe_assets.checks.check import Check
 from vpmoe_assets.checks.rungs import loss_not_diverged, weights_complete
 from vpmoe_assets.codebase.words import job_roots
+
+_LAST_OF_ROLLOUTS = (
+    "rollouts/teacher_gap/rollout_reasoning",
+    "rollouts/teacher_gap/rollout_final",
+    "rollouts/valid_rate",
+    "rollouts/end_rate",
+    "rollouts/length",
+    "rollouts/dropped_total",
+)
 
 
 def distill_assets(experiment: Experiment) -> list[Produced]:
@@ -53,7 +66,7 @@ def _stage2(experiment: Experiment) -> Produced:
         On scored tokens the divergence from the stored top of the teacher's distribution is mixed with the
         cross-entropy; plain conversations are trained as in stage 1. Its curves are drawn while it trains.
         """
-        return train(build, inputs)
+        return _with_last(build, train(build, inputs), ("heldout_kl/scored", "heldout_loss/scored"))
 
     return vpmoe_stage2
 
@@ -77,7 +90,7 @@ def _stage3(experiment: Experiment) -> Produced:
         """
         from vpmoe_assets.donors.teacher import where
 
-        return train(build, inputs, execution=where(source))
+        return _with_last(build, train(build, inputs, execution=where(source)), _LAST_OF_ROLLOUTS)
 
     return vpmoe_stage3
 
@@ -155,3 +168,13 @@ def train(
         execution={**result.execution, "gpus": list(result.devices), "resumed_from": result.resumed_from},
         attempts=result.attempts,
     )
+
+
+def _with_last(build: Build, built: Built, keys: Sequence[str]) -> Built:
+    """Add to a run's metrics what it logged last under some keys, where it did."""
+    last: dict[str, Any] = {}
+    with (build.work.path / METRICS_NAME).open("rb") as lines:
+        for line in lines:
+            last |= orjson.loads(line)
+    found = {key.replace("/", "_"): last[key] for key in keys if last.get(key) is not None}
+    return replace(built, metrics={**built.metrics, **found})
