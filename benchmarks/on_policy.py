@@ -189,7 +189,7 @@ def run_seed(seed: int, device: str, settings: dict[str, Any], folder: str) -> N
             began, course, logged = time.perf_counter(), {}, {}
             for step in range(1, steps + 1):
                 logged = dict(engine.step().metrics)
-                if step % max(1, steps // 6) == 0:
+                if step % max(1, steps // 6) == 0 or step == steps:
                     course[step] = reverse_kl(engine.model, teacher, kept)
                     print(
                         json.dumps({"seed": seed, "arm": arm, "step": step, "kl": course[step]}), flush=True
