@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.forks import forks  # noqa: F401 - a fixture
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # torch.compile on a CPU runs a C++ compiler for every fused function: ten times slower, and no test needs it.

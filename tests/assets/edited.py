@@ -4,12 +4,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.assets.graphs import ROOT
+from tests.forks import Forks
 from vpmoe_assets.codebase.tree import current
 from vpmoe_assets.lineage.objects import ObjectStore
 from vpmoe_assets.lineage.store import Store
@@ -58,14 +58,15 @@ class Checkout:
     """A git checkout of the project's sources, with one commit."""
 
     root: Path
+    forks: Forks
 
     @classmethod
-    def make(cls, root: Path) -> "Checkout":
+    def make(cls, root: Path, forks: Forks) -> "Checkout":
         for path, content in current().content.items():
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_bytes(content)
         (root / ".gitignore").write_text("__pycache__/\nsaid.json\n")
-        checkout = cls(root)
+        checkout = cls(root, forks)
         checkout.git("init", "-q")
         checkout.git("add", ".")
         checkout.git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "one")
@@ -93,13 +94,10 @@ class Checkout:
         """
         said = self.root / "said.json"
         said.unlink(missing_ok=True)
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, meanwhile, str(experiment), str(store.root), *assets],
-            cwd=self.root,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "VPMOE_WORKERS": str(workers)},
-            capture_output=True,
-            text=True,
-            check=False,
+        done = self.forks.run(
+            ["-c", PROGRAM, meanwhile, str(experiment), str(store.root), *assets],
+            environment={**os.environ, "PYTHONPATH": str(ROOT), "VPMOE_WORKERS": str(workers)},
+            directory=self.root,
         )
         assert done.returncode <= 0, done.stderr[-4000:]
         found = json.loads(said.read_text()) if said.exists() else {}
@@ -109,6 +107,9 @@ class Checkout:
 def copy_of(store: Store, target: Path, *assets: str) -> Store:
     """Return a new store with all that is known of some assets of the experiment `tiny`."""
     shutil.copytree(ObjectStore(store.root).directory, ObjectStore(target).directory)
+    facts = Path(".work", "codebase.json")  # of sources, by their content: nobody has to parse them again
+    (target / facts).parent.mkdir(parents=True)
+    shutil.copyfile(store.root / facts, target / facts)
     for asset in assets:
         for part in (store.root / "tiny", store.statements.root / "tiny"):
             if (part / asset).exists():

@@ -32,6 +32,17 @@ SMALL = {
     "subset_fraction = 0.02": "subset_fraction = 0.2",
     "[stages.vpmoe_stage1]\nsteps = 8": '[stages.vpmoe_stage1]\nsteps = 10\ninit = "fresh"',
 }
+SHALLOW = {
+    "seq_len = 1024\n": "seq_len = 256\n",
+    "block = 1024\n": "block = 256\n",
+    "global_batch_size = 2\n": "global_batch_size = 1\n",
+    "num_layers = 8\nhidden_size = 64": "num_layers = 4\nhidden_size = 64",
+    "model = { num_layers = 8, softmax_type": "model = { num_layers = 4, softmax_type",
+    "model = { num_layers = 8 }": "model = { num_layers = 4 }",
+    "model = { num_layers = 16 }": "model = { num_layers = 8 }",
+    "model = { num_layers = 16, ffn": "model = { num_layers = 8, ffn",
+}
+"""Half the layers and a quarter of the sequences, for whoever trains such an experiment for real."""
 DATA = ("o200k_tokenizer", "synth", "synth_harmony", "synth_kd_v1", "healing_corpus", "healing_text_v1")
 """The assets of a dataset, in an order in which they can be made."""
 

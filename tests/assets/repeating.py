@@ -3,17 +3,16 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+from tests.forks import Forks
 from vpmoe_assets.codebase.snapshot import lay_out
 from vpmoe_assets.lineage.objects import ObjectStore
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.store import Store
 
 
-def repeat(record: Record, objects: ObjectStore, inputs: Store, directory: Path) -> Record:
+def repeat(record: Record, objects: ObjectStore, inputs: Store, directory: Path, forks: Forks) -> Record:
     """Make an artifact again as its record says, and return the record of what came out.
 
     Args:
@@ -21,6 +20,7 @@ def repeat(record: Record, objects: ObjectStore, inputs: Store, directory: Path)
         objects: Where the objects that it names are.
         inputs: Where the artifacts that it was made from are.
         directory: Empty; everything happens in it.
+        forks: What runs the command.
     """
     assert list(directory.iterdir()) == []
     named, recorded = record.objects, record.environment["variables"]
@@ -36,14 +36,14 @@ def repeat(record: Record, objects: ObjectStore, inputs: Store, directory: Path)
         for statement in inputs.statements.about(upstream):
             store.statements.append(statement)
     (directory / "home").mkdir()
-    done = subprocess.run(
+    done = forks.run(
         [
-            *(sys.executable, "-m", "dagster", "asset", "materialize", "-m", "vpmoe_assets.definitions"),
+            *("-m", "dagster", "asset", "materialize", "-m", "vpmoe_assets.definitions"),
             *("--select", f'key:"{record.experiment}/{record.asset}"'),
             *("--config-json", json.dumps(objects.get_json(named.run_config))),
         ],
-        cwd=directory,
-        env={
+        directory=directory,
+        environment={
             **{
                 name: value
                 for name, value in os.environ.items()
@@ -58,9 +58,6 @@ def repeat(record: Record, objects: ObjectStore, inputs: Store, directory: Path)
             "VPMOE_GIT_SHA": record.code.git_sha,
             "VPMOE_LEASE_DIR": str(directory / "leases"),
         },
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     again = store.find(record.experiment, record.asset)

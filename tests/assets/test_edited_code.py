@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.assets.edited import Checkout, copy_of
-from tests.assets.graphs import write_experiment
+from tests.assets.graphs import SHALLOW, Graph, write_experiment
 from tests.assets.repeating import repeat
 from vpmoe_assets.codebase.snapshot import unpack
 from vpmoe_assets.lineage.objects import ObjectStore
@@ -21,15 +21,15 @@ from vpmoe_assets.lineage.verify import verify_record
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SHORT = {
+    **SHALLOW,
     "[stages.vpmoe_stage1]\nsteps = 10\n": "[stages.vpmoe_stage1]\nsteps = 2\n",
-    "global_batch_size = 2": "global_batch_size = 1",
     "eval_interval = 5": "eval_interval = 10",
 }
 
 
 @pytest.fixture(scope="module")
-def checkout_made(tmp_path_factory) -> Checkout:
-    return Checkout.make(tmp_path_factory.mktemp("checkout") / "project")
+def checkout_made(tmp_path_factory, forks) -> Checkout:
+    return Checkout.make(tmp_path_factory.mktemp("checkout") / "project", forks)
 
 
 @pytest.fixture
@@ -51,6 +51,15 @@ def experiment(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def packed(tiny_made, tmp_path_factory, experiment) -> Store:
+    """A store with what the stage of that experiment is trained on."""
+    root = tmp_path_factory.mktemp("packed") / "artifacts"
+    data = copy_of(tiny_made[0].store, root, "synth", "o200k_tokenizer", "synth_harmony")
+    Graph(experiment, data.root).make("synth_kd_v1")
+    return data
+
+
 INIT = "trainer/model/init.py"
 EDIT_BEFORE_THE_JOB = f"""
 from vpmoe_assets.resources.launchers.local import LocalHandle
@@ -59,12 +68,10 @@ before(LocalHandle, "start", lambda: edit({INIT!r}, "INIT_STD = 0.02", "INIT_STD
 
 
 def test_a_job_runs_the_code_that_was_hashed_and_can_be_repeated_from_its_record(
-    tiny_made, tmp_path, checkout, experiment
+    packed, tmp_path, checkout, experiment, forks
 ):
-    made = tiny_made[0].store
-
     def trained(name: str, meanwhile: str = ""):
-        store = copy_of(made, tmp_path / name, "synth_kd_v1")
+        store = copy_of(packed, tmp_path / name, "synth_kd_v1")
         said = checkout.run(experiment, store, "vpmoe_stage1", meanwhile=meanwhile)
         assert said["error"] == "", said["log"]
         return store, store.find("tiny", "vpmoe_stage1")
@@ -87,7 +94,7 @@ def test_a_job_runs_the_code_that_was_hashed_and_can_be_repeated_from_its_record
 
     checkout.git("checkout", "-q", "--", ".")
     (tmp_path / "empty").mkdir()
-    again = repeat(dirty, objects, made, tmp_path / "empty")
+    again = repeat(dirty, objects, packed, tmp_path / "empty", forks)
     assert (again.digest, again.fingerprint) == (dirty.digest, dirty.fingerprint)
 
 

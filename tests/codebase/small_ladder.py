@@ -3,15 +3,14 @@
 import json
 import os
 import runpy
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.assets.graphs import write_experiment
+from tests.assets.graphs import SHALLOW, write_experiment
+from tests.forks import Forks
 from trainer.contract.status import MODULES_NAME
 from vpmoe_assets.assets.step import Step
 from vpmoe_assets.codebase.bystanders import bystander
@@ -23,6 +22,7 @@ WHOLE = bool(os.environ.get("VPMOE_TEST_WHOLE_LADDER"))
 """Whether every rung is made: it takes five minutes more than a run of all tests has."""
 WITNESS = Path(__file__).with_name("programs") / "witness"
 EXPERIMENT = {
+    **SHALLOW,
     "rows = 2000\n\n": "rows = 40\n\n",
     "max_tokens = 200000": "max_tokens = 30000",
     "max_per_task = 20": "max_per_task = 12",
@@ -40,7 +40,7 @@ EXPERIMENT = {
     "ppl_tokens = 2000": "ppl_tokens = 200",
     "prompts = 4, max_new_tokens = 48, greedy = true": "prompts = 1, max_new_tokens = 4, greedy = false",
 }
-"""One healing run, all stages, all conversions; few rows, few steps."""
+"""One healing run, all stages, all conversions; few rows, few steps, few layers, short sequences."""
 EVERY = (
     "o200k_tokenizer",
     "synth",
@@ -114,8 +114,8 @@ class Seen:
         return found
 
 
-def make(directory: Path, assets: Sequence[str] = ASSETS) -> dict[str, Seen]:
-    """Make the ladder's assets, one process after another."""
+def make(directory: Path, forks: Forks, assets: Sequence[str] = ASSETS) -> dict[str, Seen]:
+    """Make the ladder's assets, one process after another: each has loaded nothing of this project before."""
     experiment = write_experiment(directory / "tiny.toml", {**EXPERIMENT})
     store = Store(directory / "artifacts")
     seen = {}
@@ -130,14 +130,7 @@ def make(directory: Path, assets: Sequence[str] = ASSETS) -> dict[str, Seen]:
             "VPMOE_LEASE_DIR": str(directory / "leases"),
             "VPMOE_WORKERS": "1",
         }
-        done = subprocess.run(
-            [sys.executable, "-c", _MAKE, asset],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-            cwd=directory,
-        )
+        done = forks.run(["-c", _MAKE, asset], environment=environment, directory=directory)
         record = store.find("tiny", asset)
         assert done.returncode == 0, f"{asset}: {done.stderr[-3000:]}"
         assert record is not None, asset

@@ -14,6 +14,7 @@ import pytest
 
 from tests.codebase import edits, small_ladder
 from tests.codebase.small_ladder import ASSETS, EVERY, Seen
+from tests.forks import Forks
 from vpmoe_assets.assets.step import Step
 from vpmoe_assets.codebase.closure import module_name
 from vpmoe_assets.codebase.loaded import standing_by, unexplained
@@ -42,9 +43,9 @@ class Ladder:
 
 
 @pytest.fixture(scope="module")
-def ladder(tmp_path_factory: pytest.TempPathFactory, tree: SourceTree) -> Ladder:
+def ladder(tmp_path_factory: pytest.TempPathFactory, tree: SourceTree, forks: Forks) -> Ladder:
     directory = tmp_path_factory.mktemp("ladder")
-    seen = small_ladder.make(directory)
+    seen = small_ladder.make(directory, forks)
     beside = standing_by(tree)
     ran = {asset: what.ran(beside) for asset, what in seen.items()}
     return Ladder(seen, small_ladder.steps_of(directory), ran)

@@ -33,6 +33,8 @@ SHORT = {
     "extra_steps = 8": "extra_steps = 1",
     "max_tokens = 200000": "max_tokens = 40000",
     "[stages.vpmoe_stage1]\nsteps = 8": '[stages.vpmoe_stage1]\nsteps = 4\ninit = "fresh"',
+    "seq_len = 1024\n": "seq_len = 512\n",
+    "block = 1024\n": "block = 512\n",
     "model = { num_layers = 16, ffn": "model = { num_layers = 8, ffn",
     "global_batch_size = 2": "global_batch_size = 1",
     "eval_interval = 5": "eval_interval = 10",
@@ -108,7 +110,9 @@ class Place:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_the_ladder_from_nothing_then_again_then_what_users_ask(tmp_path, tmp_path_factory, monkeypatch):
+def test_the_ladder_from_nothing_then_again_then_what_users_ask(
+    tmp_path, tmp_path_factory, monkeypatch, forks
+):
     place = Place(tmp_path)
     monkeypatch.setenv("VPMOE_EXPERIMENT", place.environment["VPMOE_EXPERIMENT"])
     assets = {
@@ -142,7 +146,7 @@ def test_the_ladder_from_nothing_then_again_then_what_users_ask(tmp_path, tmp_pa
 
     store = Store(tmp_path / "artifacts")
     record = store.find("smoke", "synth_kd_v1")
-    repeated = repeat(record, ObjectStore(store.root), store, tmp_path_factory.mktemp("repeated"))
+    repeated = repeat(record, ObjectStore(store.root), store, tmp_path_factory.mktemp("repeated"), forks)
     assert (repeated.fingerprint, repeated.digest) == (record.fingerprint, record.digest)
 
     assert place.vpmoe("verify") == {"artifacts": len(made), "problems": [], "notes": []}

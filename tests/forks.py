@@ -1,0 +1,281 @@
+"""Python programs as processes of their own, without importing the packages of others anew in each.
+
+A server has imported those, and nothing of this project; a program is a fork of it with its own arguments,
+environment, working directory and streams, and finds modules where a new Python with that environment would.
+So which modules of this project a program loads, and from where, is as if it had been started by `python`.
+What a start itself does is for tests that start one: the kernel shows a fork the environment of the server,
+and packages of others have read theirs.
+
+The server is shared by the workers of a run of tests, and ends with the last of them.
+"""
+
+import atexit
+import contextlib
+import fcntl
+import gc
+import hashlib
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+SOCKET_ENV = "VPMOE_TEST_FORKS"
+OF_OTHERS = (
+    "torch",
+    "torch.distributed.checkpoint",
+    "megatron.core",
+    "megatron.core.dist_checkpointing",
+    "megatron.core.models.gpt",
+    "dagster",
+    "dagster._cli",
+    "dagster._core.storage.sqlite_storage",
+    "alembic.command",
+    "sqlalchemy",
+    "duckdb",
+    "numpy",
+    "safetensors",
+    "psutil",
+    "openai_harmony",
+    "tiktoken",
+    "multiprocessing.spawn",
+)
+"""What the programs import of others sooner or later. None of these starts a thread, as pyarrow does."""
+OURS = ("trainer", "vpmoe_assets", "tests")
+PYTHON = f"""#!{sys.executable} -IS
+import json, os, signal, socket, struct, sys
+arguments, environment = sys.argv[1:], dict(os.environ)
+if arguments[:2] != ["-m", "trainer"] or "RANK" in environment:
+    os.execv({sys.executable!r}, [{sys.executable!r}, *arguments])
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect(environment[{SOCKET_ENV!r}])
+    request = {{"arguments": arguments, "environment": environment, "directory": os.getcwd()}}
+    socket.send_fds(server, [b"r"], [0, 1, 2])
+    server.sendall(json.dumps({{**request, "executable": {sys.executable!r}}}).encode() + b"\\n")
+    pid, = struct.unpack("i", server.recv(4))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: os.kill(pid, number))
+    code, = struct.unpack("i", server.recv(4))
+if code < 0:
+    signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+os._exit(code)
+"""
+"""Stands for `sys.executable` in a program: the trainer that it starts is a fork too, all else is not."""
+
+
+class Forks:
+    """A running server.
+
+    Attributes:
+        path: Its socket.
+        python: Program that stands for Python's in what it runs.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.python = path.with_suffix(".python")
+        self._lease = self._connected()
+
+    def _connected(self) -> socket.socket:
+        with self.path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):
+                return self._hold()
+            self.python.write_text(PYTHON)
+            self.python.chmod(0o700)
+            self.path.unlink(missing_ok=True)
+            left_out = ("PYTHONPATH", "PYTEST_CURRENT_TEST")
+            environment = {name: text for name, text in os.environ.items() if name not in left_out}
+            with self.path.with_suffix(".log").open("w") as log:
+                server = subprocess.Popen(
+                    [sys.executable, "-P", "-W", "ignore", __file__, str(self.path)],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            while True:
+                with contextlib.suppress(OSError):
+                    return self._hold()
+                assert server.poll() is None, self.path.with_suffix(".log").read_text()
+                time.sleep(0.1)
+
+    def _hold(self) -> socket.socket:
+        lease = socket.socket(socket.AF_UNIX)
+        try:
+            lease.connect(str(self.path))
+            lease.sendall(b"h")
+            if lease.recv(1) != b"h":
+                raise ConnectionError("it was about to end")
+        except OSError:
+            lease.close()
+            raise
+        return lease
+
+    def run(
+        self, arguments: Sequence[str], *, environment: Mapping[str, str], directory: Path
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `python ARGUMENT …`, which begin with `-c` or `-m`, to its end; outputs are read as text."""
+        with (
+            socket.socket(socket.AF_UNIX) as server,
+            tempfile.TemporaryFile("w+") as output,
+            tempfile.TemporaryFile("w+") as errors,
+            Path(os.devnull).open() as nothing,
+        ):
+            server.connect(str(self.path))
+            socket.send_fds(server, [b"r"], [nothing.fileno(), output.fileno(), errors.fileno()])
+            request = {
+                "arguments": [*arguments],
+                "environment": {**environment, SOCKET_ENV: str(self.path)},
+                "directory": str(directory),
+                "executable": str(self.python),
+            }
+            server.sendall(json.dumps(request).encode() + b"\n")
+            server.recv(4)
+            (code,) = struct.unpack("i", server.recv(4))
+            output.seek(0)
+            errors.seek(0)
+            return subprocess.CompletedProcess([*arguments], code, output.read(), errors.read())
+
+    def close(self) -> None:
+        """Need it no longer."""
+        self._lease.close()
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """The server of this run of tests."""
+    base = tmp_path_factory.getbasetemp()
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    # A socket's path has a hundred characters, and that of a temporary directory may have more.
+    name = hashlib.sha256(str(run).encode()).hexdigest()[:16]
+    server = Forks(Path(tempfile.gettempdir(), f"vpmoe-forks-{os.getuid()}-{name}"))
+    yield server
+    server.close()
+
+
+def _serve(path: str) -> None:
+    """Import what is of others, then fork whatever is asked for until nobody holds a lease."""
+    gc.disable()
+    import torch
+
+    # As `trainer.job.startup` does it, which is of this project.
+    real, torch.compile = torch.compile, lambda function=None, **_: function or (lambda decorated: decorated)
+    for name in OF_OTHERS:
+        importlib.import_module(name)
+    torch.compile = real
+    gc.freeze()
+    ours = [name for name in sys.modules if name.partition(".")[0] in OURS]
+    assert not ours, ours
+    assert threading.active_count() == 1, threading.enumerate()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(path)
+    listening.listen(16)
+    leases: list[socket.socket] = []
+    while True:
+        for ready in select.select([listening, *leases], [], [])[0]:
+            if ready is not listening:
+                ready.close()
+                leases.remove(ready)
+                continue
+            asked, _ = listening.accept()
+            kind, descriptors, _, _ = socket.recv_fds(asked, 1, 3)
+            if kind == b"h":
+                asked.sendall(b"h")
+                leases.append(asked)
+            elif kind == b"r":
+                if os.fork() == 0:
+                    for held in (listening, *leases):
+                        held.close()
+                    _run(asked, descriptors)
+                asked.close()
+                for descriptor in descriptors:
+                    os.close(descriptor)
+        if not leases:
+            os.unlink(path)
+            return
+
+
+def _run(asked: socket.socket, descriptors: Sequence[int]) -> NoReturn:
+    """Run one program in a child and tell whoever asked how it ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    with asked.makefile("rb") as lines:
+        request = json.loads(lines.readline())
+    if (pid := os.fork()) == 0:
+        asked.close()
+        _become(request, descriptors)
+    asked.sendall(struct.pack("i", pid))
+    _, status = os.waitpid(pid, 0)
+    with contextlib.suppress(OSError):
+        asked.sendall(struct.pack("i", os.waitstatus_to_exitcode(status)))
+    os._exit(0)
+
+
+def _become(request: dict, descriptors: Sequence[int]) -> NoReturn:
+    """Be the program, to its end."""
+    os.setsid()
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.chdir(request["directory"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    if os.environ.get("PYTHONUNBUFFERED"):
+        sys.stdout.reconfigure(write_through=True)
+    gc.enable()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    flag, program, *rest = request["arguments"]
+    assert flag in ("-c", "-m"), flag
+    sys.executable = request["executable"]
+    found = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    first = [] if os.environ.get("PYTHONSAFEPATH") else ["" if flag == "-c" else os.getcwd()]
+    sys.path[:] = [*first, *found, *sys.path]
+    importlib.invalidate_caches()
+    sys.modules.pop("sitecustomize", None)
+    code = 1
+    try:
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module("sitecustomize")
+        sys.argv = [flag, *rest]
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        if flag == "-c":
+            exec(compile(program, "<string>", "exec"), main.__dict__)
+        else:
+            runpy._run_module_as_main(program)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(BaseException):
+            threading._shutdown()
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code & 0xFF)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])
