@@ -210,7 +210,8 @@ def _serve(path: str) -> None:
                 for descriptor in descriptors:
                     os.close(descriptor)
         if not leases:
-            os.unlink(path)
+            for file in Path(path).parent.glob(f"{Path(path).name}*"):
+                file.unlink()
             return
 
 
