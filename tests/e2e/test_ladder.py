@@ -34,8 +34,6 @@ SHORT = {
     "extra_steps = 8": "extra_steps = 1",
     "max_tokens = 200000": "max_tokens = 40000",
     "[stages.vpmoe_stage1]\nsteps = 8": '[stages.vpmoe_stage1]\nsteps = 4\ninit = "fresh"',
-    "seq_len = 1024\n": "seq_len = 256\n",
-    "block = 1024\n": "block = 256\n",
     "model = { num_layers = 16, ffn": "model = { num_layers = 8, ffn",
     "global_batch_size = 2": "global_batch_size = 1",
     "eval_interval = 5": "eval_interval = 10",
