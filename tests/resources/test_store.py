@@ -1,12 +1,12 @@
 """What the store's resource does before the first step of a run."""
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from tests.forks import Forks
 from tests.resources.launched import ROOT
 from tests.resources.marked import dead_orchestrator
 from vpmoe_assets.resources.instances import InstanceIdentity
@@ -40,7 +40,7 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
     return error.cause.message
 
 
-def test_a_run_is_recorded_while_its_process_lives(tmp_path: Path) -> None:
+def test_a_run_is_recorded_while_its_process_lives(tmp_path: Path, forks: Forks) -> None:
     program = (
         "import sys, pathlib, dagster as dg\n"
         "from tests.resources.test_store import materialize, recorded\n"
@@ -50,14 +50,12 @@ def test_a_run_is_recorded_while_its_process_lives(tmp_path: Path) -> None:
         "print(len(list((store / '.work' / '.runs').iterdir())))\n"
     )
     (tmp_path / "home").mkdir()
-    ran = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "store"), str(tmp_path / "home")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
+    ran = forks.run(
+        ["-c", program, str(tmp_path / "store"), str(tmp_path / "home")],
+        environment=os.environ,
+        directory=ROOT,
     )
-    assert ran.stdout.split() == ["True", "1"]
+    assert ran.stdout.split() == ["True", "1"], ran.stderr
     assert list(paths(tmp_path / "store")) == []
 
 
