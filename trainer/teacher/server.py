@@ -90,6 +90,8 @@ class ServerTeacher(Teacher):
         self.tokenizer_sha256 = descriptor.tokenizer_sha256
         self.manners, self._sleep, self._key = manners or Manners(), sleep, key
         self._style = Style.PROMPT_LOGPROBS
+        # Of its own: checkpoints hold the state of the module's, which a failed attempt must not move.
+        self._chance = random.Random()
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(self.manners.answer_seconds, connect=self.manners.connect_seconds),
@@ -218,7 +220,7 @@ class ServerTeacher(Teacher):
             self._release(url, failed=True)
             LOGGER.warning("teacher, attempt %d of %d: %s", attempt + 1, self.manners.attempts, problem)
             if attempt + 1 < self.manners.attempts:
-                grown = self.manners.first_pause * 2**attempt * random.uniform(0.75, 1.25)
+                grown = self.manners.first_pause * 2**attempt * self._chance.uniform(0.75, 1.25)
                 self._sleep(min(max(pause, grown), self.manners.longest_pause))
         raise TeacherError(
             f"no answer from the teacher after {self.manners.attempts} attempts, the last: {problem}; see "

@@ -84,6 +84,10 @@ class Served:
             }
         return made
 
+    def fault(self, body: dict[str, Any]) -> str:
+        """What happens to a request."""
+        return self.faults.pop(0) if self.faults else ""
+
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         with self._lock:
             choices = [self.choice(n, tokens, body) for n, tokens in enumerate(body["prompt"])]
@@ -118,7 +122,7 @@ def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             served.requests.append(body)
             served.headers, served.path = dict(self.headers), self.path
-            fault = served.faults.pop(0) if served.faults else ""
+            fault = served.fault(body)
             if fault.isdigit():
                 self.send(
                     b'{"error": {"message": "logprobs: no more than 5"}}', int(fault), Retry_After="0.01"

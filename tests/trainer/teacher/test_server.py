@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import socket
 from dataclasses import replace
 
@@ -97,9 +98,11 @@ def test_a_passing_fault_costs_another_attempt_and_nothing_else(fault, served, l
 )
 def test_a_lasting_fault_ends_it_with_its_name(fault, says, served, teacher):
     served.faults = [fault] * 9
+    chance = random.getstate()
     with pytest.raises(TeacherError, match=rf"after 4 attempts, the last: {served.url}: .*{says}.*TINY_URLS"):
         teacher.score([[1, 2, 3]], [[0, 1]], 2)
     assert len(served.requests) == 4
+    assert random.getstate() == chance  # a run's checkpoints hold it
 
 
 def test_what_the_server_refuses_is_not_asked_again(served, teacher):

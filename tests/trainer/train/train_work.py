@@ -107,9 +107,14 @@ def train_until(job: Job, last: int, verify: bool = True) -> int:
 
 def wait_for(path: Path, seconds: float = 90.0) -> None:
     """Waits until a file is there."""
+    wait_until(path.exists, str(path), seconds)
+
+
+def wait_until(there: Callable[[], bool], what: str, seconds: float = 90.0) -> None:
+    """Waits until something is the case."""
     end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} did not appear in {seconds} s"
+    while not there():
+        assert time.monotonic() < end, f"{what} did not appear in {seconds} s"
         time.sleep(0.05)
 
 
