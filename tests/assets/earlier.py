@@ -40,7 +40,7 @@ def make_earlier_store(directory: Path) -> Path:
         packed.extractall(checkout, filter="data")
     text = (checkout / "configs" / "smoke.toml").read_text()
     for old, new in SMALL.items():
-        assert text.count(old) == 1, old
+        assert text.count(old) <= 1, old  # what came later is not in it
         text = text.replace(old, new)
     (checkout / "tiny.toml").write_text(text)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}

@@ -10,7 +10,7 @@ from trainer.evaluate.suite import SUITES
 from vpmoe_assets.codebase.closure import Closure, module_name
 from vpmoe_assets.codebase.facts import facts_of
 from vpmoe_assets.codebase.tree import SourceTree
-from vpmoe_assets.codebase.words import FOLLOWED, JOBS, ON_POLICY, ROUTER_SUITE, job_roots, named_modules
+from vpmoe_assets.codebase.words import FOLLOWED, JOBS, ROUTER_SUITE, TABLES, job_roots, named_modules
 
 
 def test_every_import_by_a_computed_name_is_followed_from_a_word(
@@ -81,11 +81,14 @@ def test_a_checkpoint_of_which_nothing_is_known_may_have_routers() -> None:
     assert named_modules(recipe) == [ROUTER_SUITE]
 
 
-def test_rollouts_belong_to_the_trainings_that_have_them_alone(tree: SourceTree) -> None:
-    objective = f"{OBJECTIVES}.opd"
-    assert named_modules({"objective": "opd", "rollouts": {"delay": 1}}) == [objective, ON_POLICY]
-    assert ON_POLICY in tree.modules
-    assert ON_POLICY not in named_modules({"objective": "span_ce"})
+@pytest.mark.parametrize("table", TABLES)
+def test_what_a_table_asks_for_belongs_to_the_trainings_that_have_it_alone(
+    tree: SourceTree, table: str
+) -> None:
+    objective = f"{OBJECTIVES}.span_ce"
+    assert named_modules({"objective": "span_ce", table: {"delay": 1}}) == [objective, TABLES[table]]
+    assert TABLES[table] in tree.modules
+    assert named_modules({"objective": "span_ce"}) == [objective]
 
 
 def test_every_module_that_a_word_can_name_is_there(tree: SourceTree) -> None:

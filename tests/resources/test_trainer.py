@@ -55,6 +55,7 @@ def test_the_job_file_is_what_the_trainer_reads_and_names_no_key(run_stand_in, t
         "resume": True,
         "verify_resume": True,
         "per_layer_router_metrics": False,
+        "teacher_url_env": None,
     }
     for path in (tmp_path / "work").rglob("*"):
         assert path.is_dir() or b"very-secret" not in path.read_bytes(), path

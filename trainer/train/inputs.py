@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,11 +11,9 @@ from trainer.contract.mix import mix_of
 from trainer.contract.schema.base import ConfigError
 from trainer.contract.schema.job import Job
 from trainer.contract.schema.training import TrainRecipe
-from trainer.contract.topk.store import TopKStore
-from trainer.data.indexed import SpanDocuments, manifest_value, read_manifest
+from trainer.data.indexed import SpanDocuments, read_manifest
 from trainer.data.kd import PackedDataset
 from trainer.data.sampler import SampleSource
-from trainer.data.scored import ScoredDataset, ScoredDocuments
 from trainer.data.text import TextDataset, TextDocuments
 
 KD_INPUT = "synth_kd_v1"
@@ -27,6 +26,8 @@ LIVE_KINDS = (ROLLOUTS,)
 """Kinds of samples that no data set holds; see `trainer.data.live`."""
 PLACE_OF = INPUT_OF | {SCORED: "scored", ROLLOUTS: "rollouts"}
 """Name, in a resume checkpoint, of the place of a run in each kind of samples."""
+SCORED_INPUTS = "trainer.train.scored_inputs"
+"""Imported by name where a recipe asks for it: other runs neither load nor consist of what reads a store."""
 
 
 class Split(SampleSource, Protocol):
@@ -95,14 +96,13 @@ def open_data(job: Job, recipe: TrainRecipe, *, cache_dir: Path) -> TrainingData
         StoreError: The top-K store is damaged, or is not the one that the recipe and the data ask for.
     """
     parts: dict[str, DataPart] = {}
-    store: TopKStore | None = None
+    store: Mapping[str, Any] | None = None
     for kind, share in mix_of(recipe).shares.items():
         if kind in LIVE_KINDS:
             continue
-        root = _root(job, recipe, INPUT_OF[kind])
+        root = input_root(job, recipe, INPUT_OF[kind])
         if kind == SCORED:
-            store = open_store(job, recipe)
-            parts[kind] = _scored(root, store, recipe, job.seed, share, cache_dir)
+            parts[kind], store = import_module(SCORED_INPUTS).open_scored(job, recipe, share, cache_dir)
         else:
             opened = _conversations if kind == CONVERSATIONS else _text
             parts[kind] = opened(root, recipe, job.seed, share, cache_dir)
@@ -113,11 +113,16 @@ def open_data(job: Job, recipe: TrainRecipe, *, cache_dir: Path) -> TrainingData
         raise ConfigError(
             f"inputs were tokenised with different ranks: {named}; build them with one tokenizer"
         )
-    return TrainingData(parts, None if store is None else store.manifest)
+    return TrainingData(parts, store)
 
 
-def _root(job: Job, recipe: TrainRecipe, name: str) -> Path:
+def input_root(job: Job, recipe: TrainRecipe, name: str) -> Path:
     """Return where an input is that a recipe needs.
+
+    Args:
+        job: The job.
+        recipe: Its recipe.
+        name: Of the input.
 
     Raises:
         ConfigError: The job lacks it.
@@ -128,34 +133,6 @@ def _root(job: Job, recipe: TrainRecipe, name: str) -> Path:
             f"found {', '.join(job.inputs) or 'none'}"
         )
     return Path(job.inputs[name].path)
-
-
-def open_store(job: Job, recipe: TrainRecipe) -> TopKStore:
-    """Open the top-K store among a job's inputs, and check that it is what the recipe asks for.
-
-    Args:
-        job: Needs the inputs `synth_kd_v1` and `teacher_topk`; where it has `teacher`, that one must have
-            made the store.
-        recipe: With the table `scored`.
-
-    Raises:
-        ConfigError: An input is missing.
-        StoreError: The store is damaged, or of another data set, tokenizer or teacher, or has other terms.
-    """
-    assert recipe.scored is not None
-    root, data = _root(job, recipe, TOPK_INPUT), _root(job, recipe, KD_INPUT)
-    manifest = read_manifest(data, SpanDocuments.SCHEMA)
-    expect: dict[str, Any] = {
-        "dataset_digest": job.inputs[KD_INPUT].digest,
-        "tokenizer_sha256": manifest_value(manifest, "tokenizer", "model_sha256"),
-        "topk": recipe.scored.topk,
-        "tail_draws": recipe.scored.tail_draws,
-        "subset_fraction": recipe.scored.subset_fraction,
-    }
-    store = TopKStore(root, expect)
-    if TEACHER_INPUT in job.inputs and "digest" in store.manifest["teacher"]:
-        store.require(teacher={"digest": job.inputs[TEACHER_INPUT].digest})
-    return store
 
 
 def _asked(recipe: TrainRecipe) -> str:
@@ -173,24 +150,6 @@ def _conversations(root: Path, recipe: TrainRecipe, seed: int, share: float, cac
 
     manifest = read_manifest(root, SpanDocuments.SCHEMA)
     return DataPart(split("train"), split("valid"), share, manifest)
-
-
-def _scored(
-    root: Path, store: TopKStore, recipe: TrainRecipe, seed: int, share: float, cache_dir: Path
-) -> DataPart:
-    assert recipe.scored is not None
-    fraction = recipe.scored.subset_fraction
-
-    def split(name: str) -> tuple[ScoredDataset, Mapping[str, Any]]:
-        documents = SpanDocuments(root, name)
-        scored = ScoredDocuments(documents, store, name, fraction)
-        packed = ScoredDataset(
-            scored, seq_len=recipe.seq_len, block=recipe.pack_block, seed=seed, cache_dir=cache_dir
-        )
-        return packed, documents.manifest
-
-    train, manifest = split("train")
-    return DataPart(train, split("valid")[0], share, manifest)
 
 
 def _text(root: Path, recipe: TrainRecipe, seed: int, share: float, cache_dir: Path) -> DataPart:

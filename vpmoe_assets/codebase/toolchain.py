@@ -45,10 +45,12 @@ DECIDERS: Mapping[str, Decider] = {
     "tiktoken": Decider("makes token ids", ("tiktoken", "tiktoken_ext")),
     "tokenizers": Decider("makes token ids", ("tokenizers",)),
     "transformers": Decider("computes the donor's layers and scores, and makes token ids", ("transformers",)),
+    "zstandard": Decider("compresses the columns of the top-K store", ("zstandard.ZstdCompressor",)),
 }
 
 NEUTRAL: Mapping[str, str] = {
     "filelock": "locks",
+    "httpx": "asks a served teacher, whose ids and numbers are what counts",
     "huggingface_hub": "fetches files that are held to a pinned commit and sha256",
     "megatron": "recorded, and compared under `strict_toolchain`",
     "pydantic": "its error is caught where openai-harmony refuses a conversation",

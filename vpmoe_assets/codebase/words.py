@@ -33,6 +33,7 @@ FOLLOWED: Mapping[str, str] = {
     "trainer.model.backend": "`training.backend` of a training, `backend` of an evaluation",
     "trainer.surgery.program": "runs another project's program, whose release is in the packages",
     "trainer.surgery.steps": "`step`",
+    "trainer.train.inputs": "scored conversations, where a recipe has that table",
     "trainer.train.live": "the source of rollouts, where a recipe has that table",
     "vpmoe_assets.harmony.pool": "runs itself; its workers are of modules that import it",
 }
@@ -41,8 +42,11 @@ FOLLOWED: Mapping[str, str] = {
 LISTED: Mapping[str, tuple[str, ...]] = {"trainer.contract.words": (BACKENDS, OBJECTIVES)}
 """Packages that a module imports to list the words in them, and no word."""
 
-ON_POLICY = "trainer.train.on_policy"
-"""What a training whose recipe has the table `rollouts` consists of beside its words."""
+TABLES: Mapping[str, str] = {
+    "rollouts": "trainer.train.on_policy",
+    "scored": "trainer.train.scored_inputs",
+}
+"""What a training whose recipe has such a table consists of beside its words."""
 ROUTER_SUITE = "trainer.evaluate.router_health"
 """Asked of checkpoints with experts, without a word in the recipe."""
 
@@ -55,8 +59,7 @@ def job_roots(command: str, recipe: Mapping[str, Any]) -> list[str]:
 def named_modules(recipe: Mapping[str, Any]) -> list[str]:
     """Return the modules that the recipe of a trainer's job names by their words, sorted."""
     found = {f"{package}.{word}" for key, package in KEYS.items() for word in _words(recipe, key)}
-    if recipe.get("rollouts") is not None:
-        found.add(ON_POLICY)
+    found |= {module for table, module in TABLES.items() if recipe.get(table) is not None}
     for checkpoint in recipe.get("checkpoints", {}).values():
         architecture = checkpoint.get("architecture")
         if checkpoint["format"] == "megatron" and (architecture is None or architecture.get("moe")):
