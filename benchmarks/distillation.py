@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from benchmarks.learning import (
@@ -40,6 +39,7 @@ from benchmarks.learning import (
     score,
     train_teacher,
 )
+from benchmarks.processes import run_apart
 from benchmarks.record import record
 from trainer.checkpoints.published import save_published
 from trainer.contract.kinds import CONVERSATIONS, SCORED
@@ -227,25 +227,11 @@ def summary(found: dict[int, Any]) -> dict[str, Any]:
 def measure(device: str, seeds: Sequence[int], steps: int, teacher_steps: int) -> dict[str, Any]:
     """Train the teacher, then all seeds side by side."""
     began = time.perf_counter()
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-
-        def finish(jobs: list[Any]) -> None:
-            for job in jobs:
-                job.start()
-            for job in jobs:
-                job.join()
-                if job.exitcode:
-                    raise SystemExit(f"a process ended with {job.exitcode}; its traceback is above")
-
-        finish([context.Process(target=make_teacher, args=(device, teacher_steps, folder))])
+        run_apart(make_teacher, [(device, teacher_steps, folder)])
         teacher_seconds = time.perf_counter() - began
-        jobs = [context.Process(target=run_seed, args=(seed, device, steps, folder)) for seed in seeds]
-        if device == "cuda":
-            finish(jobs)
-        else:  # all cores to one after the other
-            for job in jobs:
-                finish([job])
+        calls = [(seed, device, steps, folder) for seed in seeds]
+        run_apart(run_seed, calls, side_by_side=device == "cuda")
         found = {seed: json.loads((Path(folder) / f"{seed}.json").read_text()) for seed in seeds}
         refused = refused_teacher(device, Path(folder))
     return summary(found) | {

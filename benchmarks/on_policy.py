@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.multiprocessing as multiprocessing
 from numpy.typing import NDArray
 
 from benchmarks.distillation import load_teacher, make_teacher
@@ -39,6 +38,7 @@ from benchmarks.learning import (
     log_probabilities,
     recipe_for,
 )
+from benchmarks.processes import run_apart
 from benchmarks.record import record
 from trainer.checkpoints.published import save_published
 from trainer.contract.kinds import CONVERSATIONS, ROLLOUTS
@@ -258,26 +258,12 @@ def measure(
 ) -> dict[str, Any]:
     """Train the teacher, then all seeds side by side."""
     began = time.perf_counter()
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-
-        def finish(jobs: Sequence[Any]) -> None:
-            for job in jobs:
-                job.start()
-            for job in jobs:
-                job.join()
-                if job.exitcode:
-                    raise SystemExit(f"a process ended with {job.exitcode}; its traceback is above")
-
-        finish([context.Process(target=make_teacher, args=(device, teacher_steps, folder))])
-        finish([context.Process(target=publish_teacher, args=(device, folder))])
+        run_apart(make_teacher, [(device, teacher_steps, folder)])
+        run_apart(publish_teacher, [(device, folder)])
         teacher_seconds = time.perf_counter() - began
-        jobs = [context.Process(target=run_seed, args=(seed, device, settings, folder)) for seed in seeds]
-        if device == "cuda":
-            finish(jobs)
-        else:  # all cores to one after the other
-            for job in jobs:
-                finish([job])
+        calls = [(seed, device, settings, folder) for seed in seeds]
+        run_apart(run_seed, calls, side_by_side=device == "cuda")
         found = {seed: json.loads((Path(folder) / f"{seed}.json").read_text()) for seed in seeds}
     return summary(found) | {
         "seeds": list(seeds),

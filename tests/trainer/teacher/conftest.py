@@ -1,11 +1,9 @@
-"""Tiny teachers, made from seeds; no test begins in another's process group."""
+"""Tiny teachers, made from seeds."""
 
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
 
 from tests.trainer.evaluate.evaluation_inputs import write_llama, write_ranks
 from tests.trainer.teacher.teachers import published, write_gpt_oss
@@ -14,14 +12,6 @@ from trainer.teacher.checkpoint import CheckpointTeacher
 from trainer.teacher.transformers_teacher import TransformersTeacher
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_process_group() -> None:
-    """Jobs make process groups of their own."""
-    if dist.is_initialized():
-        parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")
@@ -60,5 +50,5 @@ def gpt_oss(gpt_oss_dir) -> TransformersTeacher:
 
 
 @pytest.fixture(scope="module")
-def student(student_dir, no_process_group) -> CheckpointTeacher:
+def student(student_dir) -> CheckpointTeacher:
     return CheckpointTeacher(student_dir, digest="student", device=CPU, dtype=torch.float32)

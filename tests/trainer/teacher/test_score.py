@@ -51,7 +51,7 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory, no_process_group) -> Path:
+def teacher(tmp_path_factory) -> Path:
     architecture = parse(Architecture, tiny_recipe()["architecture"])
     directory = tmp_path_factory.mktemp("teacher") / "payload"
     with session("cpu"):
