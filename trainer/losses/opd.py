@@ -43,7 +43,7 @@ from trainer.losses.common.mixture import Mixture
 from trainer.losses.common.objective import Head, Objective
 from trainer.losses.common.parts import mixture_of
 from trainer.losses.common.scored import LABEL, LEAST_MASS, require_fields, spans_of, tokens_of
-from trainer.losses.common.spans import Batch, SpanMetrics, SpanWeights, span_counts, token_weights
+from trainer.losses.common.spans import Batch, SpanMetrics, span_counts, token_weights
 
 _BEHAVIOUR = "behaviour_logprob"
 _MEASURES = ("logprob_gap", "clipped", "behaviour_drift", "advantage_square")
@@ -182,25 +182,8 @@ class TokenRule:
         return torch.where(self._written[rows], self._clipped(expected), 0.0), mass
 
 
-class GlobalBatch(MeasuredBatch):
-    """One global batch of rollouts and their anchor.
-
-    Args:
-        objective: The objective.
-        counts: Tokens of each span, over all ranks, excluded ones left out.
-        weighted: The spans with their weights in this batch.
-        group: The data-parallel ranks.
-    """
-
-    def __init__(
-        self,
-        objective: OnPolicyDistillation,
-        counts: Tensor,
-        weighted: SpanWeights,
-        group: dist.ProcessGroup | None,
-    ) -> None:
-        super().__init__(objective.measured, objective.measures, counts, weighted, group)
-        self.objective = objective
+class GlobalBatch(MeasuredBatch[OnPolicyDistillation]):
+    """One global batch of rollouts and their anchor."""
 
     def loss(self, head: Head, hidden: Tensor, batch: Batch) -> Tensor:
         """Sum of the micro-batch's token losses, each by the weight of its span over the span's tokens."""

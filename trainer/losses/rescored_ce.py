@@ -22,7 +22,7 @@ from trainer.losses.common.mixture import Mixture
 from trainer.losses.common.objective import Head, Objective
 from trainer.losses.common.parts import mixture_of
 from trainer.losses.common.scored import LABEL, Rescoring, require_fields, require_scored, spans_of
-from trainer.losses.common.spans import Batch, SpanMetrics, SpanWeights, span_counts, token_weights
+from trainer.losses.common.spans import Batch, SpanMetrics, span_counts, token_weights
 
 
 class RescoredCrossEntropy(Objective):
@@ -83,25 +83,8 @@ class RescoredCrossEntropy(Objective):
         return {"loss": ce, "objective": ce * self.rescoring.weights(batch)}
 
 
-class GlobalBatch(MeasuredBatch):
-    """One global batch of rescored cross-entropy.
-
-    Args:
-        objective: The objective.
-        counts: Tokens of each span, over all ranks.
-        weighted: The spans with their weights in this batch.
-        group: The data-parallel ranks.
-    """
-
-    def __init__(
-        self,
-        objective: RescoredCrossEntropy,
-        counts: Tensor,
-        weighted: SpanWeights,
-        group: dist.ProcessGroup | None,
-    ) -> None:
-        super().__init__(objective.measured, objective.measures, counts, weighted, group)
-        self.objective = objective
+class GlobalBatch(MeasuredBatch[RescoredCrossEntropy]):
+    """One global batch of rescored cross-entropy."""
 
     def loss(self, head: Head, hidden: Tensor, batch: Batch) -> Tensor:
         """Sum of the micro-batch's cross-entropies, by the weights of spans and teacher."""

@@ -50,7 +50,7 @@ from trainer.losses.common.scored import (
     spans_of,
     tokens_of,
 )
-from trainer.losses.common.spans import Batch, SpanMetrics, SpanWeights, span_counts, token_weights
+from trainer.losses.common.spans import Batch, SpanMetrics, span_counts, token_weights
 
 _MEASURES = ("ce", "kl", "teacher_mass", "top1_agreement")
 
@@ -256,25 +256,8 @@ class TokenRule:
         return unbiased if self._target == "unbiased" else (bucket + unbiased) / 2
 
 
-class GlobalBatch(MeasuredBatch):
-    """One global batch of divergence and cross-entropy.
-
-    Args:
-        objective: The objective.
-        counts: Tokens of each span, over all ranks.
-        weighted: The spans with their weights in this batch.
-        group: The data-parallel ranks.
-    """
-
-    def __init__(
-        self,
-        objective: TopKDivergence,
-        counts: Tensor,
-        weighted: SpanWeights,
-        group: dist.ProcessGroup | None,
-    ) -> None:
-        super().__init__(objective.measured, objective.measures, counts, weighted, group)
-        self.objective = objective
+class GlobalBatch(MeasuredBatch[TopKDivergence]):
+    """One global batch of divergence and cross-entropy."""
 
     def loss(self, head: Head, hidden: Tensor, batch: Batch) -> Tensor:
         """Sum of the micro-batch's token losses, each by the weight of its span over the span's tokens."""

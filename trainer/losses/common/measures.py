@@ -1,6 +1,7 @@
 """Further numbers of tokens beside their losses, as means over the spans of a global batch."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -63,26 +64,37 @@ class SpanMeasures:
         }
 
 
-class MeasuredBatch:
+class Measured(Protocol):
+    """An objective that logs more than its losses.
+
+    Attributes:
+        measured: Where token losses are summed.
+        measures: Where further values are.
+    """
+
+    measured: SpanMetrics
+    measures: SpanMeasures
+
+
+class MeasuredBatch[M: Measured]:
     """One global batch with the weights of its spans, and what is logged of it.
 
     Args:
-        measured: Where its token losses are summed.
-        measures: Where further values are.
-        counts: Tokens of each span, over all ranks.
+        objective: The objective.
+        counts: Tokens of each span that are trained on, over all ranks.
         weighted: The spans with their weights in this batch.
         group: The data-parallel ranks.
     """
 
     def __init__(
         self,
-        measured: SpanMetrics,
-        measures: SpanMeasures,
+        objective: M,
         counts: Tensor,
         weighted: SpanWeights,
         group: dist.ProcessGroup | None,
     ) -> None:
-        self.measured, self.measures = measured, measures
+        self.objective = objective
+        self.measured, self.measures = objective.measured, objective.measures
         self.counts, self.weighted, self.group = counts, weighted, group
 
     def metrics(self) -> dict[str, float | int]:
