@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.rows import inspect_inputs
 from vpmoe_assets.hub import HubClient, HuggingFaceHub, fetch, require_commit, select_files
+from vpmoe_assets.lineage.digest import file_sha256
 
 
 def fetch_synth(
@@ -61,11 +63,13 @@ def copy_parquet(files: Sequence[Path], directory: Path) -> dict[str, Any]:
         The manifest: name, rows, bytes and sha256 of each file.
 
     Raises:
-        DataError: A file is no parquet, or lacks a column; nothing is copied then.
+        DataError: A file is no parquet, or lacks a column: nothing is copied then. Or one changes meanwhile.
     """
     inputs = inspect_inputs(files)  # before anything is copied, so that a message names the user's file
-    for file in files:
+    for file, entry in zip(files, inputs, strict=True):
         shutil.copyfile(file, directory / file.name)
+        if file_sha256(directory / file.name) != entry.sha256:
+            raise DataError(f"{file} has changed while it was copied; start again when nothing writes to it")
     shards = [
         {
             "path": entry.name,

@@ -165,3 +165,32 @@ def test_rows_in_the_wrong_split_fail(copied):
     outcome = audit.split_rule_holds(manifest, root / "h", harmony_manifest)
     assert not outcome.passed
     assert "the ids say" in outcome.description
+
+
+def test_a_conversation_with_a_word_too_long_for_openai_harmony_is_passed_over(tmp_path, tokenizer_dir):
+    content = rows(12)
+    content[3]["synthetic_reasoning"] = "".join(chr(0x0E01 + i * 7919 % 45) for i in range(60_000))
+    content[5]["query"] = "x" + " " * 1_000_100 + "y"
+    harmony_manifest = harmony([write(tmp_path / "a.parquet", content)], tmp_path / "h", num_shards=1)
+    manifest = from_harmony(tmp_path / "h", tmp_path / "kd", tokenizer_dir).manifest
+    counts = [split["counts"] for split in manifest["splits"].values()]
+    assert (
+        sum(count["truncated_analysis"] for count in counts) >= 2
+    )  # both are cut to their room, not refused
+    paths = (tmp_path / "kd/payload", manifest, tmp_path / "h/payload", harmony_manifest, tokenizer_dir)
+    verdict = audit.sample_renders_alike(*paths, seed=1, sample=12)
+    assert verdict.passed
+    assert (
+        "10 conversations rendered again, all equal; 2 passed over, which have words" in verdict.description
+    )
+    assert verdict.metadata["passed_over"] == 2
+
+
+def test_a_sample_of_which_nothing_can_be_compared_fails(tmp_path, tokenizer_dir):
+    content = [{**rows(1)[0], "synthetic_reasoning": "A" * 30_000}]
+    harmony_manifest = harmony([write(tmp_path / "a.parquet", content)], tmp_path / "h", num_shards=1)
+    manifest = from_harmony(tmp_path / "h", tmp_path / "kd", tokenizer_dir).manifest
+    paths = (tmp_path / "kd/payload", manifest, tmp_path / "h/payload", harmony_manifest, tokenizer_dir)
+    verdict = audit.sample_renders_alike(*paths, seed=1, sample=12)
+    assert not verdict.passed
+    assert "nothing was compared" in verdict.description

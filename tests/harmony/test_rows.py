@@ -133,3 +133,43 @@ def test_a_cap_takes_the_first_complete_rows(tmp_path):
     limits = [source.limit for source in synth_sources(files, 4, Scaffold(), max_rows=9)]
     assert limits == [3, 4, 2, 0]
     assert [source.limit for source in synth_sources(files, 4, Scaffold())] == [-1] * 4
+
+
+def test_a_flipped_bit_in_a_page_with_a_checksum_is_refused(tmp_path):
+    table = pa.Table.from_pylist([{**row, "query": f"the {row['synth_id']} question"} for row in rows(9)])
+    path = tmp_path / "a.parquet"
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    for checksum, refused in ((False, False), (True, True)):
+        pq.write_table(table, path, write_page_checksum=checksum, **options)
+        content = bytearray(path.read_bytes())
+        content[content.find(b"question") + 1] ^= 2
+        path.write_bytes(content)
+        files = inspect_inputs([path])
+        if refused:
+            with pytest.raises(DataError, match=r"a\.parquet is not a whole parquet file.*CRC"):
+                list(read_batches(files, ("query",), 0, 9))
+        else:
+            assert len(next(read_batches(files, ("query",), 0, 9))) == 9
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    names = ["synth_id", "query", "synthetic_reasoning", "synthetic_answer", "query"]
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 5, names=names), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet has 2 columns query"):
+        inspect_inputs([tmp_path / "a.parquet"])
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
+    path = write(tmp_path / "a.parquet", rows(30))
+    files = inspect_inputs([path])
+    batches = read_batches(files, ("query",), 0, 30, batch_rows=10)
+    next(batches)
+    with path.open("ab") as stream:
+        stream.write(b"more")
+    with pytest.raises(DataError, match=r"a\.parquet has changed while it was read; build again"):
+        list(batches)
+    with pytest.raises(DataError, match="has changed"):
+        next(read_batches(files, ("query",), 0, 30))
+    path.unlink()
+    with pytest.raises(DataError, match="has changed"):
+        next(read_batches(files, ("query",), 0, 30))

@@ -20,7 +20,7 @@ from vpmoe_assets.harmony.tokenizer import EOD, VOCAB_SIZE, load_tiktoken, write
 from vpmoe_assets.hub import HubError, HubFile
 from vpmoe_assets.lineage.volatile import without_volatile
 from vpmoe_assets.text.audit import text_aligned, tokens_within_budget
-from vpmoe_assets.text.documents import split_paragraphs
+from vpmoe_assets.text.documents import folder, split_paragraphs
 from vpmoe_assets.text.healing import (
     build_healing_corpus,
     build_healing_text,
@@ -336,6 +336,68 @@ def test_splitting_at_paragraphs_loses_nothing_and_keeps_paragraphs_whole(text, 
     assert all(len(piece) <= most or "\n\n" not in piece for piece in pieces)
 
 
+def folder_of(tmp_path, **files):
+    """Build a corpus from files given by name and bytes."""
+    (tmp_path / "in").mkdir()
+    for name, content in files.items():
+        (tmp_path / "in" / name.replace("__", ".")).write_bytes(content)
+    source = TextFolder(kind="folder", path=str(tmp_path / "in"))
+    return build_healing_corpus(source, tmp_path / "corpus", **WHEN)
+
+
+def test_a_byte_order_mark_and_the_line_ends_of_windows_are_no_text(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    manifest = folder_of(
+        tmp_path,
+        a__txt=mark + b"one\r\ntwo\rthree",
+        b__jsonl=mark + b'{"id": "b", "text": "four"}\r\n',
+        c__txt=b"",
+    )
+    found = dict(read_corpus(tmp_path / "corpus", manifest))
+    assert found == {"a.txt": "one\ntwo\nthree", "b": "four"}
+    assert manifest["blank_dropped"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", b"\xff\xfeo\0", r"a\.txt is UTF-16, by its first bytes; save it as UTF-8"),
+        ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8 \(byte 3\)"),
+        ("a.jsonl", b'{"text": "\xe9"}', r"a\.jsonl, line 1: not valid JSON"),
+        ("a.jsonl", b'{"text": "a"}\n' + b"[" * 200_000, r"a\.jsonl, line 2: not valid JSON"),
+        ("a.jsonl", b'{"text": 1' + b"0" * 5000 + b"}", r"a\.jsonl, line 1: not valid JSON"),
+        ("a.jsonl", b'{"text": "\\ud800"}', r"a\.jsonl, line 1: the text is not valid Unicode"),
+        ("a.jsonl", b'{"id": "x", "text": "\\ud800"}', "document 'x': a text is not valid Unicode"),
+        ("a.jsonl", b'{"text": {"a": 1}}', r"a\.jsonl, line 1: field 'text' is dict, expected text"),
+        ("a.txt", b"", "the healing corpus is empty"),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused_by_name(tmp_path, name, content, said):
+    with pytest.raises(DataError, match=said):
+        folder_of(tmp_path, **{name.replace(".", "__"): content})
+
+
+def test_a_text_that_the_pattern_cannot_cross_is_encoded_in_corpus_and_shards(tmp_path, tokenizer_dir):
+    text = "x" + " " * 1_000_100 + "y"
+    corpus, manifest = corpus_of(tmp_path, [{"doc_id": "wide", "text": text}])
+    made = build_healing_text(
+        corpus, manifest, tmp_path / "text", tokenizer_dir=tokenizer_dir, valid_fraction=0, **WHEN
+    )
+    ids = np.fromfile(tmp_path / "text" / made["splits"]["train"]["shards"][0]["paths"]["tokens.bin"], "<i4")
+    assert ids.size == manifest["tokens"] == made["splits"]["train"]["tokens"]
+    assert load_tiktoken(tokenizer_dir).decode(ids[:-1].tolist()) == text
+
+
+def test_a_text_file_that_changes_while_it_is_read_is_refused(tmp_path):
+    for name, content in (("a.txt", "one"), ("b.jsonl", '{"text": "two"}\n')):
+        (tmp_path / name).write_text(content)
+        source = folder(TextFolder(kind="folder", path=str(tmp_path)))
+        (tmp_path / name).write_text(content.replace("o", "0"))
+        with pytest.raises(DataError, match=f"{name} has changed while it was read"):
+            list(source.documents())
+        (tmp_path / name).write_text(content)
+
+
 class FakeHub:
     def __init__(self, files):
         self.files = files
@@ -395,3 +457,18 @@ def test_an_unpinned_hub_corpus_is_refused_naming_the_key(tmp_path):
             hub_source(revision=""), tmp_path / "out", cache=tmp_path / "c", hub=FakeHub({}), **WHEN
         )
     assert not Path(tmp_path / "out").exists()
+
+
+def test_a_damaged_or_doubled_table_of_the_hub_is_refused_by_name(tmp_path):
+    whole = parquet([{"id": "a", "text": "Lesson one."}])
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"]), sink)
+    for content, said in (
+        (whole[:-9], "is not a whole parquet file"),
+        (sink.getvalue().to_pybytes(), "has the column text 2 times"),
+    ):
+        hub = FakeHub({"data/CC-1/train-0.parquet": content})
+        with pytest.raises(DataError, match=rf"train-0\.parquet {said}"):
+            build_healing_corpus(
+                hub_source(), tmp_path / said[:3], cache=tmp_path / f"cache{said[:3]}", hub=hub, **WHEN
+            )

@@ -5,11 +5,13 @@ import os
 import tempfile
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from trainer.contract.text_runs import LONGEST_RUN, is_panic, segments
 from trainer.errors import EvaluationError
 
 RANKS_NAME = "o200k_base.tiktoken"
@@ -112,12 +114,29 @@ class O200kTokenizer(Tokenizer):
         }
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; the name of a special token in it is ordinary text."""
-        ids: list[int] = self._encoding.encode_ordinary(text)
+        """Ids of a text; the name of a special token in it is ordinary text.
+
+        Raises:
+            EvaluationError: It is not valid Unicode, or has no encoding.
+        """
+        ids: list[int] = []
+        with _refused(text):
+            for part, one_piece in segments(text):
+                encode = self._encoding._encode_single_piece if one_piece else self._encoding.encode_ordinary
+                ids += encode(part)
         return ids
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of several texts, on all cores."""
+        """Ids of several texts, on all cores.
+
+        Raises:
+            EvaluationError: As `encode`.
+        """
+        if any(len(text) >= LONGEST_RUN for text in texts):
+            return [self.encode(text) for text in texts]
+        for text in texts:
+            with _refused(text):
+                pass
         threads = len(os.sched_getaffinity(0))
         ids: list[list[int]] = self._encoding.encode_ordinary_batch(list(texts), num_threads=threads)
         return ids
@@ -198,6 +217,25 @@ def byte_symbols() -> dict[int, str]:
     symbols = {byte: chr(byte) for byte in printable}
     others = (byte for byte in range(256) if byte not in symbols)
     return symbols | {byte: chr(256 + place) for place, byte in enumerate(others)}
+
+
+@contextmanager
+def _refused(text: str) -> Iterator[None]:
+    """Refuse a text that has no encoding; for a lone surrogate tiktoken would put another character."""
+    try:
+        if not text.isascii():
+            text.encode("utf-8")
+        yield
+    except UnicodeEncodeError as error:
+        raise EvaluationError(
+            f"the text {text[:40]!r} is not valid Unicode ({error.reason} at {error.start}); correct it"
+        ) from error
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        raise EvaluationError(
+            f"the text {text[:40]!r} of {len(text)} characters makes tiktoken panic ({error}); shorten it"
+        ) from None
 
 
 def _tiktoken(ranks: bytes) -> Any:

@@ -3,7 +3,9 @@
 import json
 from dataclasses import dataclass
 from math import prod
+from operator import index
 from pathlib import Path
+from typing import Any
 
 ITEM_BYTES = {
     "F64": 8,
@@ -69,18 +71,31 @@ def read_header(path: Path) -> Header:
             raise HeaderError(f"{path} is no safetensors file: a header of {length} bytes in {size}")
         try:
             content = json.loads(stream.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise HeaderError(f"{path} is no safetensors file: {error}") from error
-    metadata = content.pop("__metadata__", {})
-    entries = {}
-    for name, item in content.items():
-        start, stop = (8 + length + offset for offset in item["data_offsets"])
-        entry = TensorEntry(item["dtype"], tuple(item["shape"]), start, stop)
-        width = ITEM_BYTES.get(entry.dtype)
-        if stop > size or (width is not None and stop - start != prod(entry.shape) * width):
-            raise HeaderError(
-                f"{path} is cut off or damaged: {name} {entry.dtype}{list(entry.shape)} ends at byte {stop} "
-                f"of {size}"
-            )
-        entries[name] = entry
+    if not isinstance(content, dict) or not isinstance(metadata := content.pop("__metadata__", {}), dict):
+        raise HeaderError(f"{path} is no safetensors file: its header is no table of tensors")
+    entries = {name: _entry(path, name, item, 8 + length, size) for name, item in content.items()}
     return Header(entries, metadata)
+
+
+def _entry(path: Path, name: str, item: Any, offset: int, size: int) -> TensorEntry:
+    try:
+        first, last = item["data_offsets"]
+        entry = TensorEntry(
+            str(item["dtype"]), tuple(map(index, item["shape"])), offset + first, offset + last
+        )
+        width = ITEM_BYTES.get(entry.dtype)
+        nbytes = entry.stop - entry.start
+        whole = nbytes >= 0 and first >= 0 and entry.stop <= size
+        whole = whole and (width is None or nbytes == prod(entry.shape) * width)
+    except (KeyError, TypeError, ValueError) as error:
+        raise HeaderError(
+            f"{path} is no safetensors file: its entry of {name} is malformed ({error!r})"
+        ) from error
+    if not whole:
+        raise HeaderError(
+            f"{path} is cut off or damaged: {name} {entry.dtype}{list(entry.shape)} ends at byte "
+            f"{entry.stop} of {size}"
+        )
+    return entry

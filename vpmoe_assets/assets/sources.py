@@ -13,6 +13,7 @@ from vpmoe_assets.assets.produced import produced_asset
 from vpmoe_assets.assets.step import Produced
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import data as checks
+from vpmoe_assets.input_files import TEXT_SUFFIXES
 from vpmoe_assets.lineage.digest import FileEntry, file_sha256, merkle_root
 
 
@@ -198,7 +199,8 @@ def _source_metadata(item: Published) -> Mapping[str, Any]:
     return shown
 
 
-_LOCAL_FILES = {"parquet": ("*.parquet",), "folder": ("**/*.jsonl", "**/*.txt")}
+_LOCAL_FILES = {"parquet": ((".parquet",), False), "folder": (TEXT_SUFFIXES, True)}
+"""Endings of the files that are read, and whether those in folders of the folder are."""
 
 
 def _recipe(source: Any) -> dict[str, Any]:
@@ -222,12 +224,17 @@ def _folder_digest(key: str, source: Any) -> Mapping[str, str]:
 def _local_files(key: str, source: Any) -> list[Path]:
     """Return the files of a local folder that are read, in the order of their paths."""
     from vpmoe_assets.errors import DataError
+    from vpmoe_assets.input_files import input_files
 
-    root, patterns = Path(source.path), _LOCAL_FILES[source.kind]
-    files = sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
+    root, (suffixes, deep) = Path(source.path), _LOCAL_FILES[source.kind]
+    try:
+        files = input_files(root, suffixes, deep=deep)
+    except DataError as error:
+        raise DataError(f"{key}.path = {source.path!r}: {error}") from error
     if not files:
         found = "has no such file" if root.is_dir() else "is no directory"
-        raise DataError(f"{key}.path = {source.path!r}: expected {' or '.join(patterns)}, but {root} {found}")
+        wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
+        raise DataError(f"{key}.path = {source.path!r}: expected {wanted}, but {root} {found}")
     return files
 
 

@@ -1,6 +1,5 @@
 """`vpmoe data`: datasets without Dagster."""
 
-import glob
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,7 +119,7 @@ def build(
             seq_len=seq_len,
             valid_fraction=valid_fraction,
             workers=workers,
-            num_shards=shards or DEFAULT_SHARDS,
+            num_shards=DEFAULT_SHARDS if shards is None else shards,
             max_rows=max_rows,
             pack_block=pack_block,
             scaffold=scaffold,
@@ -191,17 +190,20 @@ def input_files(inputs: Sequence[str]) -> list[Path]:
     """Return the parquet files that `--input` names, in the order given; those of one pattern sorted.
 
     Raises:
-        click.ClickException: A name or pattern matches nothing.
+        click.ClickException: A name or pattern matches nothing, or something that cannot be read.
     """
+    from vpmoe_assets.errors import DataError
+    from vpmoe_assets.input_files import input_files as files_of_folder
+    from vpmoe_assets.input_files import matching_files
+
     files: list[Path] = []
     for text in inputs:
         path = Path(text)
-        if path.is_dir():
-            found = sorted(path.glob("*.parquet"))
-        elif path.exists():
-            found = [path]
-        else:
-            found = sorted(Path(match) for match in glob.glob(text, recursive=True))
+        with user_errors(DataError, OSError):
+            if path.is_dir():
+                found = files_of_folder(path, (".parquet",), deep=False)
+            else:
+                found = [path] if path.exists() else matching_files(text)
         if not found:
             what = "no *.parquet in directory" if path.is_dir() else "no file at"
             raise click.ClickException(f"--input: {what} {text}")

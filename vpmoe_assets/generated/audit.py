@@ -25,7 +25,7 @@ def rows_as_generated(payload_dir: Path, *, seed: int, rows: int, sample: int) -
     number = 0
     for path in sorted(payload_dir.iterdir()):
         try:
-            file = pq.ParquetFile(path)
+            file = pq.ParquetFile(path, page_checksum_verification=True)
         except (pa.ArrowInvalid, OSError) as error:
             faults.append(f"{path.name} is no parquet file: {error}")
             continue

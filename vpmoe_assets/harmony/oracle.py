@@ -25,6 +25,7 @@ def expected_document(
         seq_len: Longest document, EOD included; None never truncates.
 
     Raises:
+        OracleTooSlowError: A text has words that the library takes too long for.
         RowError: `openai-harmony` refuses the messages or contradicts itself.
     """
     _, parts = render_with_harmony(tokenizer_dir, messages, for_training=True)

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from vpmoe_assets.errors import RowError
 from vpmoe_assets.harmony import tokenizer
 from vpmoe_assets.harmony.conversation import Turn, validate
+from vpmoe_assets.harmony.long_words import require_quick
 from vpmoe_assets.harmony.truncate import Cut, plan_cut
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Renderer:
     def __init__(self, tokenizer_dir: Path) -> None:
         self._directory = tokenizer_dir
         self._encoding = tokenizer.load_text_encoding(tokenizer_dir)
-        self._encode = self._encoding.encode_to_numpy
+        self._encode = tokenizer.text_encoder(tokenizer_dir)
         self._heads: dict[bytes, Head] = {}
         self._latest: tuple[Sequence[Mapping[str, Any]] | None, Head] = (None, _head([], []))
         self._user_header = self._header("user")
@@ -130,15 +131,12 @@ class Renderer:
         heads = [self.head(turn.head) for turn in turns]
         encode = self._encode
         try:
-            # Same ids as encode_ordinary, without a Python integer per token. Column after column with
-            # nothing in between: the encoder's tables stay in the processor's cache.
-            users = [encode(turn.user, disallowed_special=()) for turn in turns]
-            analyses = [encode(turn.analysis, disallowed_special=()) for turn in turns]
-            finals = [encode(turn.final, disallowed_special=()) for turn in turns]
-        except UnicodeEncodeError as error:
-            raise RowError(f"a text is not valid Unicode ({error.reason} at {error.start})") from error
-        except ValueError as error:
-            raise RowError(f"a text cannot be encoded ({error})") from error
+            # Column after column with nothing in between: the encoder's tables stay in the processor's cache.
+            users = [encode(turn.user) for turn in turns]
+            analyses = [encode(turn.analysis) for turn in turns]
+            finals = [encode(turn.final) for turn in turns]
+        except tokenizer.TextError as error:
+            raise RowError(str(error)) from error
         other = self._other
         return [
             Encoded(
@@ -277,11 +275,13 @@ def render_with_harmony(
         All ids, and per message (span label, ids), which concatenate to all ids.
 
     Raises:
+        OracleTooSlowError: A text has words that the library takes too long for.
         RowError: The library refuses the messages, or the two renderings differ.
     """
     import openai_harmony as oh
     import pydantic
 
+    require_quick(messages)
     oracle = tokenizer.load_harmony(tokenizer_dir)
     config = oh.RenderConversationConfig(auto_drop_analysis=False)
     try:

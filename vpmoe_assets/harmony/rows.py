@@ -6,12 +6,13 @@ and each worker reads only its own rows. Both ways into the training shards use 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.conversation import METADATA_FIELDS, TEXT_FIELDS
+from vpmoe_assets.input_files import require_named
 from vpmoe_assets.lineage.digest import file_sha256
 
 if TYPE_CHECKING:
@@ -25,11 +26,19 @@ _READ_BUFFER = 1 << 20
 
 @dataclass(frozen=True)
 class InputFile:
-    """One parquet file: path, number of rows, sha256 of its bytes."""
+    """One parquet file.
+
+    Attributes:
+        path: Where it lies.
+        rows: Their number.
+        sha256: Of its bytes.
+        stamp: Size and time of its last change when it was inspected, by which a later change shows.
+    """
 
     path: str
     rows: int
     sha256: str
+    stamp: tuple[int, int] = field(compare=False)
 
     @property
     def name(self) -> str:
@@ -62,8 +71,12 @@ def inspect_inputs(
     """
     if not paths:
         raise DataError("no input files were given; expected at least one parquet file")
-    if len({path.resolve() for path in paths}) != len(paths):
-        raise DataError("the same input file was given twice")
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        if (first := seen.get(real := path.resolve())) is not None:
+            names = "" if first == path else f", as {first} and as {path}"
+            raise DataError(f"the same input file was given twice: {real}{names}; give it once")
+        seen[real] = path
     return [inspect_file(path, required) for path in paths]
 
 
@@ -71,11 +84,13 @@ def inspect_file(path: Path, required: Sequence[str], sha256: str | None = None)
     """One input file: columns checked, rows counted, and hashed unless the caller knows its `sha256`.
 
     Raises:
-        DataError: The file is absent, damaged or lacks a column.
+        DataError: The file is absent or damaged, lacks a column, or has one twice.
     """
+    require_named(path)
     if not path.is_file():
         raise DataError(f"no input file {path}")
-    with _open(path) as parquet:
+    stamp = _stamp(path)
+    with open_parquet(path) as parquet:
         names = parquet.schema_arrow.names
         if missing := [name for name in required if name not in names]:
             raise DataError(
@@ -84,9 +99,14 @@ def inspect_file(path: Path, required: Sequence[str], sha256: str | None = None)
             )
         for name in names:
             if name in required or name in METADATA_FIELDS:
+                if names.count(name) > 1:
+                    raise DataError(
+                        f"{path} has {names.count(name)} columns {name}, and which one counts is not known; "
+                        "write the file again with one"
+                    )
                 _require_text(path, name, parquet.schema_arrow.field(name).type)
         rows = parquet.metadata.num_rows
-    return InputFile(str(path), rows, sha256 or file_sha256(path))
+    return InputFile(str(path), rows, sha256 or file_sha256(path), stamp)
 
 
 def shard_range(total: int, shard: int, count: int) -> tuple[int, int]:
@@ -119,31 +139,51 @@ def read_batches(
     Memory is one batch and one read buffer per column, whatever the size of the files.
 
     Raises:
-        DataError: A file is damaged, or a column cannot be read as text.
+        DataError: A file is damaged or has changed, or a column cannot be read as text.
     """
     offset = 0
     for file in files:
         first, last = max(start - offset, 0), min(stop - offset, file.rows)
         if first < last:
+            _require_unchanged(file)
             for batch_first, batch in _file_batches(file, columns, first, last, batch_rows):
                 yield RowBatch(offset + batch_first, batch)
+            _require_unchanged(file)
         offset += file.rows
 
 
-def _open(path: Path) -> "pq.ParquetFile":
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _require_unchanged(file: InputFile) -> None:
+    path = Path(file.path)
+    if not path.is_file() or _stamp(path) != file.stamp:
+        raise DataError(f"{path} has changed while it was read; build again when nothing writes to it")
+
+
+def open_parquet(path: Path) -> "pq.ParquetFile":
+    """Open a parquet file; the checksums of its pages, where it has some, are compared as they are read.
+
+    Raises:
+        DataError: It is no parquet file, or is cut off.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path, buffer_size=_READ_BUFFER, pre_buffer=False)
+        return pq.ParquetFile(
+            path, buffer_size=_READ_BUFFER, pre_buffer=False, page_checksum_verification=True
+        )
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"{path} is not a whole parquet file (truncated or damaged): {str(error).splitlines()[0]}"
-    )
+def damaged(path: Path, error: Exception) -> DataError:
+    """Return what is said of a parquet file that cannot be read."""
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return DataError(f"{path} is not a whole parquet file (truncated or damaged): {reason}")
 
 
 def _require_text(path: Path, name: str, kind: "pa.DataType") -> None:
@@ -163,7 +203,7 @@ def _file_batches(
     import pyarrow as pa
 
     path = Path(file.path)
-    with _open(path) as parquet:
+    with open_parquet(path) as parquet:
         present = [name for name in columns if name in parquet.schema_arrow.names]
         group_first = 0
         for group in range(parquet.num_row_groups):
@@ -179,7 +219,7 @@ def _file_batches(
                         if row >= last:
                             break
                 except (pa.ArrowException, OSError) as error:
-                    raise _damaged(path, error) from error
+                    raise damaged(path, error) from error
             group_first += group_rows
 
 

@@ -12,6 +12,8 @@ import hashlib
 import os
 import tempfile
 import threading
+import zlib
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import FunctionType
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from trainer.contract.text_runs import LONGEST_RUN, is_panic, segments
 from vpmoe_assets.errors import DataError
 
 if TYPE_CHECKING:
@@ -54,6 +57,10 @@ RESERVED_IDS = (200_000, 200_001, 200_004, *range(200_009, 200_012), *range(200_
 _environment_lock = threading.Lock()
 
 
+class TextError(DataError):
+    """A text that has no encoding; the message says why, and its place is known to who asked."""
+
+
 class TokenizerError(DataError):
     """The tokenizer's file is absent, damaged, or not the one that this project is built on."""
 
@@ -83,7 +90,7 @@ def write_tokenizer(directory: Path) -> dict[str, str]:
     source = Path(str(carrier.locate_file(relative)))
     try:
         ranks = gzip.decompress(source.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise TokenizerError(
             f"cannot read the ranks in {name} {carrier.version} ({source}): {error}"
         ) from error
@@ -124,6 +131,41 @@ def load_text_encoding(directory: Path) -> "tiktoken.Encoding":
         TokenizerError: The file is absent or damaged.
     """
     return _text_encoding(_verified(directory))
+
+
+def text_encoder(directory: Path) -> Callable[[str], npt.NDArray[np.uint32]]:
+    """Return what encodes texts, of any content and length: ids [N] uint32, those of `encode_ordinary`.
+
+    The names of control tokens in a text are ordinary text.
+
+    Raises:
+        TokenizerError: The file is absent or damaged.
+        TextError: From the encoder: a text that has no encoding.
+    """
+    encoding = load_text_encoding(directory)
+    fast = encoding.encode_to_numpy  # without a Python integer per token
+
+    def encode(text: str) -> npt.NDArray[np.uint32]:
+        try:
+            if len(text) < LONGEST_RUN:
+                return fast(text, disallowed_special=())
+            parts = [
+                np.array(encoding._encode_single_piece(part), dtype=np.uint32)
+                if one_piece
+                else fast(part, disallowed_special=())
+                for part, one_piece in segments(text)
+            ]
+        except UnicodeEncodeError as error:
+            raise TextError(f"a text is not valid Unicode ({error.reason} at {error.start})") from error
+        except ValueError as error:
+            raise TextError(f"a text cannot be encoded ({error})") from error
+        except BaseException as error:
+            if is_panic(error):
+                raise TextError(f"a text of {len(text)} characters makes tiktoken panic ({error})") from None
+            raise
+        return np.concatenate(parts)
+
+    return encode
 
 
 def load_harmony(directory: Path) -> "openai_harmony.HarmonyEncoding":

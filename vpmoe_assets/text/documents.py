@@ -1,5 +1,6 @@
 """Where the documents of the healing corpus come from: prose shipped with Python, a folder, or the hub."""
 
+import codecs
 import hashlib
 import json
 import platform
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpmoe_assets.errors import DataError
+from vpmoe_assets.harmony.rows import damaged, open_parquet
 from vpmoe_assets.hub import HubClient, HubFile, HuggingFaceHub, fetch, require_commit, select_files
+from vpmoe_assets.input_files import TEXT_SUFFIXES, input_files
 from vpmoe_assets.lineage.digest import file_sha256
 
 if TYPE_CHECKING:
@@ -81,24 +84,21 @@ def folder(source: "TextFolder") -> DocumentSource:
         DataError: No such folder, or no such file in it.
     """
     root = Path(source.path)
-    files = sorted(path for suffix in ("*.jsonl", "*.txt") for path in root.rglob(suffix) if path.is_file())
+    files = input_files(root, TEXT_SUFFIXES, deep=True)
     if not files:
         raise DataError(f"sources.healing_corpus.path: {root} holds no .jsonl or .txt file")
-    identity = {
-        "kind": "folder",
-        "description": "Text files of a local folder.",
-        "files": [{"name": path.relative_to(root).as_posix(), "sha256": file_sha256(path)} for path in files],
-    }
+    listed = [{"name": path.relative_to(root).as_posix(), "sha256": file_sha256(path)} for path in files]
+    identity = {"kind": "folder", "description": "Text files of a local folder.", "files": listed}
 
     def documents() -> Iterator[Document]:
         row = 0
-        for path in files:
-            name = path.relative_to(root).as_posix()
+        for path, entry in zip(files, listed, strict=True):
+            name = entry["name"]
             if path.suffix == ".txt":
-                yield Document(name, _read_text(path))
+                yield Document(name, _read_text(path, entry["sha256"]))
                 row += 1
                 continue
-            for number, fields in _json_lines(path):
+            for number, fields in _json_lines(path, entry["sha256"]):
                 yield document_of(fields, row, f"{name}, line {number}")
                 row += 1
 
@@ -175,25 +175,39 @@ def _utf8(text: str, where: str) -> bytes:
         ) from error
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, sha256: str) -> str:
+    """Return a file's text without byte order mark, its lines ended by line feeds."""
+    content = path.read_bytes()
+    _require_same(path, hashlib.sha256(content).hexdigest(), sha256)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path} is UTF-16, by its first bytes; save it as UTF-8")
     try:
-        return path.read_text(encoding="utf-8")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start}): {error.reason}") from error
+        raise DataError(f"{path} is not UTF-8 (byte {error.start}): {error.reason}; save it so") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_lines(path: Path, sha256: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
+            digest.update(line)
             if not line.strip():
                 continue
             try:
-                fields = json.loads(line)
-            except ValueError as error:
+                fields = json.loads(line)  # of bytes: a byte order mark is passed over
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {number}: not valid JSON ({error})") from error
             if not isinstance(fields, dict):
                 raise DataError(f"{path}, line {number}: a JSON {type(fields).__name__}, expected an object")
             yield number, fields
+    _require_same(path, digest.hexdigest(), sha256)
+
+
+def _require_same(path: Path, found: str, sha256: str) -> None:
+    if found != sha256:
+        raise DataError(f"{path} has changed while it was read; start again when nothing writes to it")
 
 
 def _fetched(hub: HubClient, source: "HubText", file: HubFile, cache: Path) -> Path:
@@ -201,10 +215,20 @@ def _fetched(hub: HubClient, source: "HubText", file: HubFile, cache: Path) -> P
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet as pq
+    import pyarrow as pa
 
     known: Sequence[str] = (*TEXT_FIELDS, *ID_FIELDS, *LANGUAGE_FIELDS)
-    with pq.ParquetFile(path, pre_buffer=False) as parquet:
-        columns = [name for name in known if name in parquet.schema_arrow.names]
-        for batch in parquet.iter_batches(1024, columns=columns, use_threads=False):
-            yield from batch.to_pylist()
+    with open_parquet(path) as parquet:
+        names = parquet.schema_arrow.names
+        if doubled := [name for name in known if names.count(name) > 1]:
+            raise DataError(
+                f"{path} has the column {doubled[0]} {names.count(doubled[0])} times; expected once"
+            )
+        columns = [name for name in known if name in names]
+        try:
+            for batch in parquet.iter_batches(1024, columns=columns, use_threads=False):
+                yield from batch.to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise damaged(path, error) from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: a column holds bytes that are not UTF-8 ({error})") from error

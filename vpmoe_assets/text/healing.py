@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.contract.canonical import sha256_json
 from vpmoe_assets.errors import DataError
@@ -26,7 +27,8 @@ from vpmoe_assets.harmony.tokenizer import (
     RANKS_NAME,
     RANKS_SHA256,
     VOCAB_SIZE,
-    load_tiktoken,
+    TextError,
+    text_encoder,
     write_tokenizer,
 )
 from vpmoe_assets.hub import HubClient
@@ -203,7 +205,7 @@ def _write_splits(
     max_tokens: int,
 ) -> dict[str, dict[str, Any]]:
     """Write the tokens of (doc_id, text) and return each split's entry of the manifest."""
-    encode = load_tiktoken(tokenizer_dir).encode_ordinary
+    encode = text_encoder(tokenizer_dir)
     results: dict[str, dict[str, Any]] = {}
     used = 0
     with ExitStack() as stack:
@@ -215,15 +217,14 @@ def _write_splits(
             )
             results[split] = {"rows": 0, "tokens": 0, "shards": []}
         for doc_id, text in documents:
-            ids = encode(text)
-            if 0 <= max_tokens < used + len(ids) + 1:
+            ids = np.append(_encoded(encode, doc_id, text).astype(np.int32), np.int32(EOD))
+            if 0 <= max_tokens < used + ids.size:
                 break
-            ids.append(EOD)
             split = split_of(doc_id, valid_fraction)
-            writers[split].append(np.asarray(ids, dtype=np.int32), [len(ids)])
+            writers[split].append(ids, [ids.size])
             results[split]["rows"] += 1
-            results[split]["tokens"] += len(ids)
-            used += len(ids)
+            results[split]["tokens"] += ids.size
+            used += ids.size
         _require_splits(results, valid_fraction, max_tokens)
         for split, result in results.items():
             if result["rows"]:
@@ -333,20 +334,16 @@ def _write_corpus(
     # same sha256, they are the artifact's.
     with tempfile.TemporaryDirectory(prefix="o200k-") as ranks:
         write_tokenizer(Path(ranks))
-        encode = load_tiktoken(Path(ranks)).encode_ordinary
+        encode = text_encoder(Path(ranks))
         for document in documents:
-            # tiktoken would encode a lone surrogate as a replacement character, without a word.
             try:
                 key = hashlib.blake2b(document.doc_id.encode("utf-8"), digest_size=16).digest()
-                document.text.encode("utf-8")
             except UnicodeEncodeError as error:
-                raise DataError(
-                    f"document {document.doc_id!r} is not valid Unicode: {error.reason}"
-                ) from error
+                raise DataError(f"doc_id {document.doc_id!r} is not valid Unicode: {error.reason}") from error
             if key in seen:
                 raise DataError(f"doc_id {document.doc_id!r} occurs twice; ids decide the split")
             seen.add(key)
-            tokens = len(encode(document.text)) + 1
+            tokens = _encoded(encode, document.doc_id, document.text).size + 1
             if 0 <= max_tokens < used + tokens:
                 counts.stopped_at_budget = True
                 break
@@ -361,6 +358,15 @@ def _write_corpus(
     if shard is not None:
         shards.append(shard.close())
     return shards
+
+
+def _encoded(
+    encode: Callable[[str], npt.NDArray[np.uint32]], doc_id: str, text: str
+) -> npt.NDArray[np.uint32]:
+    try:
+        return encode(text)
+    except TextError as error:
+        raise DataError(f"document {doc_id!r}: {error}; correct or remove it") from error
 
 
 def _require_empty(directory: Path) -> None:

@@ -1,5 +1,7 @@
 """The safetensors header against the library's own writer."""
 
+import json
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -49,4 +51,29 @@ def test_what_is_cut_or_damaged_is_refused_by_name(written, change, said):
         read_header(path)
     path.unlink()
     with pytest.raises(FileNotFoundError):
+        read_header(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        [],
+        {"__metadata__": 1},
+        {"a": 1},
+        {"a": {"dtype": "F32", "shape": [1]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}},
+        {"a": {"dtype": "F32", "shape": "1", "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": ["0", "4"]}},
+        {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}},
+        {"a": {"dtype": "X9", "shape": [1], "data_offsets": [0, 400]}},
+    ],
+    ids=str,
+)
+def test_a_header_that_is_json_and_no_table_of_tensors_is_refused_by_name(tmp_path, header):
+    text = json.dumps(header).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(HeaderError, match=r"x\.safetensors is (no safetensors file|cut off or damaged)"):
         read_header(path)

@@ -558,6 +558,11 @@ def test_jobs_that_are_no_files_or_no_json(tmp_path):
     (tmp_path / "job.json").write_text("{")
     with pytest.raises(ConfigError, match="not valid JSON"):
         load_job(tmp_path / "job.json")
+    (tmp_path / "job.json").write_text("[" * 200_000)
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        load_job(tmp_path / "job.json")
+    with pytest.raises(ConfigError, match="cannot be read as a job file: Is a directory"):
+        load_job(tmp_path)
     other = parse(Job, job_dict(command="evaluate", recipe={}))
     with pytest.raises(ConfigError, match="only a 'train' job has a training recipe"):
         other.train_recipe()
@@ -571,6 +576,15 @@ def test_scaling_an_optimizer_keeps_the_proportions_of_its_rates(lr):
     assert scaled.lr == lr
     assert scaled.normuon_aux_lr / lr == pytest.approx(0.15)
     assert scaled.decoupled_lr is None
+
+
+def test_a_byte_order_mark_before_an_experiment_or_a_job_is_passed_over(tmp_path):
+    smoke = load_experiment("smoke")
+    (tmp_path / "smoke.toml").write_text("\ufeff" + smoke.written, encoding="utf-8")
+    assert load_experiment(tmp_path / "smoke.toml") == smoke
+    job = job_dict()
+    (tmp_path / "job.json").write_text("\ufeff" + json.dumps(job), encoding="utf-8")
+    assert load_job(tmp_path / "job.json").asset == job["asset"]
 
 
 def test_an_experiment_keeps_the_text_that_it_was_read_from_and_is_equal_without_it(tmp_path):

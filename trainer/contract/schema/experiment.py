@@ -382,7 +382,7 @@ def load_experiment(name_or_path: str | Path) -> Experiment:
     """
     path = _locate(name_or_path)
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark
         raw = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"not valid TOML: {error}", origin=str(path)) from None

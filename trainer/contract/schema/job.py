@@ -261,10 +261,12 @@ def load_job(path: str | Path) -> Job:
     """
     path = Path(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such job file") from None
-    except ValueError as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read as a job file: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"not valid JSON: {error}", origin=str(path)) from None
     job = parse(Job, raw, origin=path.name)
     if job.command == "train":
