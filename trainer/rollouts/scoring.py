@@ -89,9 +89,11 @@ class Scorer:
         return self._rounds.pop(number).result()
 
     def close(self) -> None:
-        """Forget what was not begun, wait for what was, and let the teacher go."""
+        """Forget what was not begun, have the teacher give up what was, and let it go."""
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._teacher.give_up()  # nobody collects what it says now, and it may be asking for half an hour
+            self._pool.shutdown(wait=True)
         self._rounds.clear()
         self._teacher.close()
 

@@ -54,6 +54,10 @@ class JournalledTeacher(Teacher):
         """Return those of the teacher: a test of what it says now asks no journal."""
         return self.teacher.voices()
 
+    def give_up(self) -> None:
+        """Have the teacher give up; what it has answered is kept."""
+        self.teacher.give_up()
+
     def close(self) -> None:
         """Close the journal and the teacher."""
         self._file.close()

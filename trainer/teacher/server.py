@@ -7,13 +7,15 @@ that were sent, for every token that is read.
 
 import logging
 import random
+import socket
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import httpx
 
@@ -63,7 +65,6 @@ class ServerTeacher(Teacher):
         urls: Addresses of its replicas.
         key: Sent as a bearer token; never logged, recorded or part of a message.
         manners: How it is asked.
-        sleep: Waits between attempts; tests need not.
 
     Raises:
         TeacherError: No replica can be reached, one serves no such model, or an address has a password in it.
@@ -78,7 +79,6 @@ class ServerTeacher(Teacher):
         *,
         key: str | None = None,
         manners: Manners | None = None,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         for url in urls:
             if urlsplit(url).username is not None:  # libraries log addresses
@@ -88,7 +88,9 @@ class ServerTeacher(Teacher):
                 )
         self.descriptor, self.urls = descriptor, list(urls)
         self.tokenizer_sha256 = descriptor.tokenizer_sha256
-        self.manners, self._sleep, self._key = manners or Manners(), sleep, key
+        self.manners, self._key = manners or Manners(), key
+        self._given_up = threading.Event()
+        self._sockets: WeakSet[socket.socket] = WeakSet()  # those that stand, to be cut off
         self._style = Style.PROMPT_LOGPROBS
         # Of its own: checkpoints hold the state of the module's, which a failed attempt must not move.
         self._chance = random.Random()
@@ -118,14 +120,24 @@ class ServerTeacher(Teacher):
         if not self._voices:
             for url in self.urls:
                 self._voices.append(
-                    ServerTeacher(
-                        self.descriptor, [url], key=self._key, manners=self.manners, sleep=self._sleep
-                    )
+                    ServerTeacher(self.descriptor, [url], key=self._key, manners=self.manners)
                 )
         return [(shown(voice.urls[0]), voice) for voice in self._voices]
 
+    def give_up(self) -> None:
+        """End requests under way, of any thread, and send no more: they fail, and are not tried again."""
+        self._given_up.set()
+        for voice in self._voices:
+            voice.give_up()
+        with self._lock:
+            standing = list(self._sockets)
+        for one in standing:
+            with suppress(OSError):  # the other side has closed it, or the pool of connections
+                socket.socket.shutdown(one, socket.SHUT_RDWR)  # wakes who waits for it; closing would not
+
     def close(self) -> None:
-        """Close the connections."""
+        """Give up and close the connections."""
+        self.give_up()
         for voice in self._voices:
             voice.close()
         self._client.close()
@@ -151,21 +163,24 @@ class ServerTeacher(Teacher):
         prompts = {number: list(sequences[number][: wanted[number][-1] + 2]) for number in asked}
         parts = list(self._parts(asked, prompts))
         found: dict[int, TeacherScores] = {}
+        failed = threading.Event()
 
         def answer(part: list[int]) -> None:
             scores = self._ask(
-                [prompts[number] for number in part], [wanted[number] for number in part], topk, mass
+                [prompts[number] for number in part], [wanted[number] for number in part], topk, mass, failed
             )
             found.update(zip(part, scores, strict=True))
 
         with ThreadPoolExecutor(max_workers=self.manners.requests * len(self.urls)) as pool:
             futures = [pool.submit(answer, part) for part in parts]
             try:
+                ended = wait(futures, return_when=FIRST_EXCEPTION).done
                 for future in futures:
-                    future.result()
-            except BaseException:
+                    if future in ended:
+                        future.result()
+            finally:
+                failed.set()  # without all of its parts the call has no answer
                 pool.shutdown(wait=False, cancel_futures=True)
-                raise
         nothing = TeacherScores.of_nothing(topk, 0)
         return [found.get(number, nothing) for number in range(len(sequences))]
 
@@ -188,14 +203,16 @@ class ServerTeacher(Teacher):
         wanted: Sequence[Sequence[int]],
         topk: int,
         mass: float | None,
+        failed: threading.Event,
     ) -> list[TeacherScores]:
-        """Send one request until it is answered.
+        """Send one request until it is answered, or another one of the same call has failed for good.
 
         Raises:
             TeacherError: Refused, or given up.
         """
         problem = ""
         for attempt in range(self.manners.attempts):
+            self._require_wanted(failed)
             url = self._take()
             pause = 0.0
             try:
@@ -218,15 +235,20 @@ class ServerTeacher(Teacher):
                 self._release(url, failed=True)
                 raise
             self._release(url, failed=True)
+            self._require_wanted(failed)  # before anything is told of what was cut off
             LOGGER.warning("teacher, attempt %d of %d: %s", attempt + 1, self.manners.attempts, problem)
             if attempt + 1 < self.manners.attempts:
                 grown = self.manners.first_pause * 2**attempt * self._chance.uniform(0.75, 1.25)
-                self._sleep(min(max(pause, grown), self.manners.longest_pause))
+                self._given_up.wait(min(max(pause, grown), self.manners.longest_pause))
         raise TeacherError(
             f"no answer from the teacher after {self.manners.attempts} attempts, the last: {problem}; see "
             "that "
             f"{self.descriptor.url_env} names servers that are up, and start again: finished work is kept"
         )
+
+    def _require_wanted(self, failed: threading.Event) -> None:
+        if self._given_up.is_set() or failed.is_set():
+            raise TeacherError("the teacher is asked nothing more: what wanted its answer has ended")
 
     def _post(self, url: str, body: dict[str, Any], topk: int) -> tuple[Any, str, float]:
         """Send a request once.
@@ -238,7 +260,9 @@ class ServerTeacher(Teacher):
             TeacherError: The server refuses the request, now and for ever.
         """
         try:
-            response = self._client.post(_endpoint(url, "completions"), json=body)
+            response = self._client.post(
+                _endpoint(url, "completions"), json=body, extensions={"trace": self._note}
+            )
         except (httpx.TransportError, httpx.DecodingError) as error:
             return None, f"{shown(url)}: {type(error).__name__}", 0.0
         if response.status_code in _AGAIN:
@@ -253,6 +277,12 @@ class ServerTeacher(Teacher):
         except ValueError:
             kind = response.headers.get("content-type", "no type")
             return None, f"{shown(url)}: the answer is no JSON ({kind}, {len(response.content)} bytes)", 0.0
+
+    def _note(self, event: str, info: dict[str, Any]) -> None:
+        """Remember the socket of a new connection, and the one that encrypts it; httpcore tells of both."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            with self._lock:
+                self._sockets.add(info["return_value"].get_extra_info("socket"))
 
     def _greet(self) -> None:
         """Ask each replica which models it serves; dead ones are passed over while another lives."""
@@ -288,9 +318,9 @@ class ServerTeacher(Teacher):
         problem = ""
         for attempt in range(_GREETINGS):
             if attempt:
-                self._sleep(min(self.manners.first_pause * 2**attempt, self.manners.longest_pause))
+                self._given_up.wait(min(self.manners.first_pause * 2**attempt, self.manners.longest_pause))
             try:
-                response = self._client.get(_endpoint(url, "models"))
+                response = self._client.get(_endpoint(url, "models"), extensions={"trace": self._note})
             except (httpx.TransportError, httpx.DecodingError) as error:
                 problem = type(error).__name__
                 if isinstance(error, httpx.ConnectError):

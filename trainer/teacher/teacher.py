@@ -135,6 +135,9 @@ class Teacher(ABC):
         """Return everyone who answers, by name: a served teacher's replicas one by one."""
         return [(self.kind, self)]
 
+    def give_up(self) -> None:  # noqa: B027 - a local teacher's call is short
+        """Ask nobody anything more: what another thread is asking for ends soon, with a `TeacherError`."""
+
     def close(self) -> None:  # noqa: B027 - not every teacher has something to close
         """Let go of connections and files; a local teacher has none."""
 

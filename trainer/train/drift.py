@@ -11,7 +11,7 @@ import torch
 from trainer.checkpoints.difference import largest_difference
 from trainer.checkpoints.resume import Checkpoints
 from trainer.job.distributed import agree, random_state
-from trainer.train.engine import Engine
+from trainer.train.engine import Engine, closed_on_failure
 
 NOT_COMPARABLE = sys.float_info.max
 """Stands for an infinite or undefined difference, which JSON cannot hold."""
@@ -63,19 +63,20 @@ def resume_drift(fresh: Callable[[], Engine], checkpoints: Checkpoints, start: i
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     engine = fresh()
-    engine.resume(checkpoints, start)
-    while engine.iteration < end:
-        engine.step()
-    device = checkpoints.layout.device
-    stored, _ = checkpoints.read(end)
-    checkpoints.verify(end)  # a damaged file is no drift, and has a remedy of its own
-    ours = engine.run_state()
-    different = (
-        dict(ours.samplers) != dict(stored.samplers)
-        or dict(ours.schedule) != dict(stored.schedule)
-        or ours.progress["tokens"] != stored.progress["tokens"]
-        or random_state(device) != checkpoints.random_state(end)
-    )
-    difference = largest_difference(engine.flat_tensors(), checkpoints.path(end))
+    with closed_on_failure(engine):
+        engine.resume(checkpoints, start)
+        while engine.iteration < end:
+            engine.step()
+        device = checkpoints.layout.device
+        stored, _ = checkpoints.read(end)
+        checkpoints.verify(end)  # a damaged file is no drift, and has a remedy of its own
+        ours = engine.run_state()
+        different = (
+            dict(ours.samplers) != dict(stored.samplers)
+            or dict(ours.schedule) != dict(stored.schedule)
+            or ours.progress["tokens"] != stored.progress["tokens"]
+            or random_state(device) != checkpoints.random_state(end)
+        )
+        difference = largest_difference(engine.flat_tensors(), checkpoints.path(end))
     engine.close()
     return Drift(start, end, min(difference, NOT_COMPARABLE), not agree(different))

@@ -3,7 +3,8 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,10 @@ class Engine:
     def close(self) -> None:
         """Take the optimizer off the model, so that both can be freed, and close the live sources."""
         self.optimizer.close()
+        self.close_live()
+
+    def close_live(self) -> None:
+        """Close the live sources: a run that has failed must not go on asking a teacher."""
         for source in self.live.values():
             source.close()
 
@@ -415,3 +420,13 @@ class Engine:
         self.iteration = iteration
         self.progress = Progress(**state.progress)
         self.objective.absent.update(self.progress.absent_spans)
+
+
+@contextmanager
+def closed_on_failure(engine: Engine) -> Iterator[None]:
+    """Close an engine's live sources where the block ends with an exception, before anyone is told of it."""
+    try:
+        yield
+    except BaseException:
+        engine.close_live()
+        raise

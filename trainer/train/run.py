@@ -32,7 +32,7 @@ from trainer.model.backend import load_backend
 from trainer.model.gpt import build_model
 from trainer.model.init import require_filled
 from trainer.train.drift import Drift, resume_drift
-from trainer.train.engine import Engine, StepResult, ran_under
+from trainer.train.engine import Engine, StepResult, closed_on_failure, ran_under
 from trainer.train.heldout import describe_held_out
 from trainer.train.inputs import TEACHER_INPUT, open_data
 from trainer.train.live import open_live
@@ -154,19 +154,20 @@ class Run:
             self.recipe.seq_len,
             ", ".join(f"{count} {name}" for name, count in self.data.num_samples().items()),
         )
-        if newest is not None and resumes:
-            self.go_on(engine, newest)
-        else:
-            if newest is not None:
-                together(lambda: shutil.rmtree(self.work.checkpoints))
-                LOGGER.warning("resume = false: the checkpoints of the work directory were removed")
-            if self.recipe.init == "checkpoint":
-                parent = self.parent()
-                load_published(engine.model, parent, architecture=self.recipe.architecture)
-                together(lambda: require_filled(engine.model, parent), only_leader=False)
-                engine.weights_changed()
-                LOGGER.info("weights of %s; step 0, no optimizer state", parent)
-        engine.progress.goes_on(engine.iteration, self.checkpoints.present_layout())
+        with closed_on_failure(engine):
+            if newest is not None and resumes:
+                self.go_on(engine, newest)
+            else:
+                if newest is not None:
+                    together(lambda: shutil.rmtree(self.work.checkpoints))
+                    LOGGER.warning("resume = false: the checkpoints of the work directory were removed")
+                if self.recipe.init == "checkpoint":
+                    parent = self.parent()
+                    load_published(engine.model, parent, architecture=self.recipe.architecture)
+                    together(lambda: require_filled(engine.model, parent), only_leader=False)
+                    engine.weights_changed()
+                    LOGGER.info("weights of %s; step 0, no optimizer state", parent)
+            engine.progress.goes_on(engine.iteration, self.checkpoints.present_layout())
         return engine
 
     def go_on(self, engine: Engine, newest: int) -> None:
@@ -250,20 +251,21 @@ class Run:
         """Train to the end and publish; what is returned holds nothing of the engine."""
         self.work.at("build", 0)
         engine = self.start()
-        log = MetricsLog(self.work.metrics, resume_step=engine.iteration) if self.layout.leads else None
-        tracker = self.tracker()
-        failed = True
-        try:
-            self.loop(engine, log, tracker)
-            failed = False
-        except Interrupted:
-            failed = False  # stopped as asked, and it goes on later
-            raise
-        finally:
-            tracker.close(failed=failed)
-            if log is not None:
-                log.close()
-        files = self.publish(engine)
+        with closed_on_failure(engine):
+            log = MetricsLog(self.work.metrics, resume_step=engine.iteration) if self.layout.leads else None
+            tracker = self.tracker()
+            failed = True
+            try:
+                self.loop(engine, log, tracker)
+                failed = False
+            except Interrupted:
+                failed = False  # stopped as asked, and it goes on later
+                raise
+            finally:
+                tracker.close(failed=failed)
+                if log is not None:
+                    log.close()
+            files = self.publish(engine)
         trained = Trained(engine.progress.describe(), engine.objective.mixture, engine.parameters(), files)
         engine.close()
         return trained

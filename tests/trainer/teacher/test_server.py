@@ -4,6 +4,9 @@ import logging
 import os
 import random
 import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -259,3 +262,44 @@ def test_a_descriptor_opens_a_server_at_the_addresses_of_the_environment(served,
     (tmp_path / "teacher.json").write_text(text[:40])
     with pytest.raises(TeacherError, match="describes no teacher"):
         read_descriptor(tmp_path / "teacher.json")
+
+
+PATIENT = Manners(attempts=6, answer_seconds=300.0, first_pause=60.0, longest_pause=60.0, prompts=1)
+
+
+@pytest.mark.parametrize("fault", ["stall", "503"])
+def test_a_teacher_that_gives_up_ends_what_another_thread_waits_for(fault, served):
+    """In the midst of an answer that does not come, and in the pause before the next attempt."""
+    tokens, wanted = conversations(count=1)
+    served.faults = [fault] * 6
+    with (
+        ThreadPoolExecutor(1) as pool,
+        ServerTeacher(DESCRIPTOR, [served.url], manners=PATIENT) as teacher,
+    ):
+        asked = pool.submit(teacher.score, tokens, wanted, 0)
+        while not served.requests:
+            time.sleep(0.005)
+        began = time.monotonic()
+        teacher.give_up()
+        with pytest.raises(TeacherError, match="asked nothing more"):
+            asked.result()
+        assert time.monotonic() - began < 2.0
+    assert len(served.requests) == 1
+
+
+def test_what_is_asked_beside_a_request_that_was_refused_is_not_tried_again(served):
+    """One of two requests is refused for good while the other one's server is busy."""
+    tokens, wanted = conversations(count=2)
+    both = threading.Barrier(2)
+
+    def fault(body):
+        both.wait(5.0)
+        return "400" if body["prompt"][0][0] == tokens[0][0] else "503"
+
+    served.fault = fault
+    manners = replace(PATIENT, first_pause=0.5, longest_pause=0.5)
+    with ServerTeacher(DESCRIPTOR, [served.url], manners=manners) as teacher:
+        assert tokens[0][0] != tokens[1][0]
+        with pytest.raises(TeacherError, match="refuses: HTTP 400"):
+            teacher.score(tokens, wanted, 0)
+    assert len(served.requests) == 2

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import threading
 from pathlib import Path
 
 from tests.trainer.train.train_work import run_train, train_holding_step
@@ -11,9 +12,14 @@ from trainer.teacher.descriptor import URL_ENV
 
 
 def train_served(job: Job, url: str, verify: bool = False) -> int:
-    """Trains with the teacher at an address, and soon loses patience with it."""
+    """Trains with the teacher at an address, and soon loses patience with it.
+
+    Done or failed, no thread of the run is left that would go on asking.
+    """
     _meet(url)
-    return run_train(job, verify)
+    code = run_train(job, verify)
+    assert not [one.name for one in threading.enumerate() if one.name.startswith("teacher")]
+    return code
 
 
 def train_served_holding_step(job: Job, url: str, hold_at: int, said: Path) -> int:
