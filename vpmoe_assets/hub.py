@@ -3,26 +3,51 @@
 A commit names every large file by its sha256 and every small one by its git id, so a pinned revision pins
 the bytes. A download that was cut off goes on where it stopped; a file that is there already is taken as it
 is once its digest agrees.
+
+Why `huggingface_hub` lends its client, headers and errors and not its downloader, tried with 2.4 against a
+server with faults: its listing waits for ever for a silent hub (it asks without a time-out), a file is given
+up at the first 5xx, what came of one below 10 MB is thrown away at every stall and at the end, and bytes of
+the right length are taken whatever they are.
 """
 
 import fnmatch
 import hashlib
-import os
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from vpmoe_assets.errors import DataError
+from vpmoe_assets.network import (
+    PATIENCE,
+    NetworkError,
+    Patience,
+    bytes_of,
+    client_of,
+    receive,
+    require_success,
+    timeout_seconds,
+    translated,
+)
 
 RepoType = Literal["model", "dataset"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CHUNK = 1 << 20
 
 
-class HubError(DataError):
-    """The hub cannot be reached, or what it holds is not what was pinned."""
+_ELSEWHERE = (
+    "this source needs a network; run it where the hub is reachable, or choose a source that is local "
+    '(sources.synth: kind = "generated" or "parquet"; sources.healing_corpus: kind = "pydoc_topics" or '
+    '"folder"; sources.qwen3_0_6b and sources.gpt_oss_20b: kind = "seeded")'
+)
+
+_log = logging.getLogger(__name__)
+
+
+class HubError(NetworkError):
+    """The hub does not give what was asked, or what it holds is not what was pinned."""
 
 
 @dataclass(frozen=True)
@@ -65,91 +90,118 @@ class HubClient(Protocol):
     def list_files(self, repo: str, repo_type: RepoType, revision: str) -> list[HubFile]:
         """All files of the commit."""
 
-    def read(self, repo: str, repo_type: RepoType, revision: str, path: str, offset: int) -> Iterator[bytes]:
-        """Return the file's bytes from `offset` on."""
+    def read(
+        self, repo: str, repo_type: RepoType, revision: str, file: HubFile, offset: int
+    ) -> Iterator[bytes]:
+        """Return the file's bytes from `offset` on, asked for once.
+
+        Raises:
+            TransientError: Another attempt may mend it.
+        """
 
 
 class HuggingFaceHub:
-    """The public hub, through `huggingface_hub` (its token, proxy and offline settings apply).
+    """The public hub, with the client of `huggingface_hub` (its token, proxy and offline settings apply).
 
     Args:
         endpoint: Address of the hub; None is the library's own.
+        patience: With a listing; with a file it is that of `fetch`.
+        timeout: Seconds without a byte; None takes those of `HF_HUB_DOWNLOAD_TIMEOUT`.
     """
 
-    def __init__(self, endpoint: str | None = None) -> None:
+    def __init__(
+        self, endpoint: str | None = None, *, patience: Patience = PATIENCE, timeout: float | None = None
+    ) -> None:
         self._endpoint = endpoint
+        self._patience = patience
+        self._timeout = timeout
 
     def list_files(self, repo: str, repo_type: RepoType, revision: str) -> list[HubFile]:
         """All files of the commit.
 
         Raises:
-            HubError: No network, no such repository or commit, no access.
+            HubError: No such repository or commit, no access, or no list of files.
+            NetworkError: No network, or a hub that stays silent or busy.
         """
-        from huggingface_hub import HfApi
-        from huggingface_hub.hf_api import RepoFile
+        return self._patience.persist(lambda: self._list(repo, repo_type, revision), _ELSEWHERE)
 
-        with _translated(repo, revision):
-            entries = HfApi(endpoint=self._endpoint).list_repo_tree(
-                repo, recursive=True, revision=revision, repo_type=repo_type
-            )
-            return [
-                HubFile(entry.path, entry.size, entry.lfs.sha256)
-                if entry.lfs  # its git id is that of a pointer, not of the bytes
-                else HubFile(entry.path, entry.size, None, entry.blob_id)
-                for entry in entries
-                if isinstance(entry, RepoFile)
-            ]
-
-    def read(self, repo: str, repo_type: RepoType, revision: str, path: str, offset: int) -> Iterator[bytes]:
-        """Stream the file's bytes from `offset` on.
+    def read(
+        self, repo: str, repo_type: RepoType, revision: str, file: HubFile, offset: int
+    ) -> Iterator[bytes]:
+        """Stream the file's bytes from `offset` on, asked for once.
 
         Raises:
-            HubError: As for `list_files`; also a server that ignores the offset.
+            TransientError: No network, or a hub that is silent or busy.
+            HubError: No access, or an answer that is not the file.
         """
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+        with self._session(f"{repo}/{file.path}") as (client, headers, seconds):
+            from huggingface_hub import hf_hub_url
 
-        with _translated(repo, revision):
-            url = hf_hub_url(repo, path, repo_type=repo_type, revision=revision, endpoint=self._endpoint)
-            # Identity: a compressed answer would count its own bytes, not the file's.
-            headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-            if offset:
-                headers["Range"] = f"bytes={offset}-"
-            with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
-                hf_raise_for_status(response)
-                if offset and response.status_code != 206:
+            url = hf_hub_url(repo, file.path, repo_type=repo_type, revision=revision, endpoint=self._endpoint)
+            yield from bytes_of(
+                client,
+                url,
+                f"{repo}/{file.path}",
+                offset=offset,
+                size=file.size,
+                headers=headers,
+                timeout=seconds,
+                refuse=_refuse,
+            )
+
+    def _list(self, repo: str, repo_type: RepoType, revision: str) -> list[HubFile]:
+        what = f"{repo} at {revision}"
+        found: list[HubFile] = []
+        with self._session(what) as (client, headers, seconds), translated(what, seconds):
+            from huggingface_hub.constants import ENDPOINT
+
+            start = (self._endpoint or ENDPOINT).rstrip("/")
+            url = f"{start}/api/{repo_type}s/{repo}/tree/{revision}?recursive=true"
+            while url:
+                answer = client.get(url, headers=headers, follow_redirects=True, timeout=seconds)
+                require_success(answer, what, _refuse)
+                try:
+                    entries = [entry for entry in answer.json() if entry["type"] == "file"]
+                    found += [_file_of(entry) for entry in entries]
+                except (ValueError, KeyError, TypeError) as error:
+                    kind = answer.headers.get("content-type", "no type")
                     raise HubError(
-                        f"{repo}: the server sent {path} from the start (status {response.status_code}) "
-                        f"although byte {offset} was asked for; remove the partial file and try again"
-                    )
-                yield from response.iter_bytes(_CHUNK)
+                        f"{what}: the answer is no list of files ({kind}, {len(answer.content)} bytes); see "
+                        f"whether a proxy or a page to sign in to answers at {answer.url.host}"
+                    ) from error
+                url = answer.links.get("next", {}).get("url")
+        return found
 
-
-class _translated:  # noqa: N801 -- reads as a statement: with _translated(...)
-    """Turns the library's errors, which name neither cause nor remedy, into one that does."""
-
-    def __init__(self, repo: str, revision: str) -> None:
-        self._what = f"{repo} at {revision}"
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, HubError | GeneratorExit):
-            return
+    @contextmanager
+    def _session(self, what: str) -> Iterator[tuple[Any, dict[str, str], float]]:
+        """Give the library's client, headers and time-out; its errors become one that says what to do."""
+        # The library reads both when it is imported, and fails at a wrong one without naming it.
+        seconds = self._timeout or timeout_seconds()
+        timeout_seconds("HF_HUB_ETAG_TIMEOUT")
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+        from huggingface_hub.utils import build_hf_headers, get_session
 
-        # httpx or httpx2, by the release of huggingface_hub: known by name only.
-        unreachable = any(base.__name__ == "TransportError" for base in type(error).__mro__)
-        if unreachable or isinstance(error, OfflineModeIsEnabled):
+        try:
+            yield client_of(get_session), build_hf_headers(), seconds
+        except OfflineModeIsEnabled as error:
             raise HubError(
-                f"{self._what}: the hub cannot be reached ({type(error).__name__}: {error}). This source "
-                "needs a network; run it where the hub is reachable, or choose a source that is local "
-                '(sources.synth: kind = "generated" or "parquet"; sources.healing_corpus: kind = '
-                '"pydoc_topics" or "folder"; sources.qwen3_0_6b and sources.gpt_oss_20b: kind = "seeded")'
+                f"{what}: the hub cannot be reached (offline mode, HF_HUB_OFFLINE); {_ELSEWHERE}"
             ) from error
-        if isinstance(error, HfHubHTTPError):
-            raise HubError(f"{self._what}: {error}") from error
+        except HfHubHTTPError as error:
+            raise HubError(f"{what}: {' '.join(str(error).split())}") from error
+
+
+def _refuse(response: Any) -> None:
+    from huggingface_hub.utils import hf_raise_for_status
+
+    hf_raise_for_status(response)
+
+
+def _file_of(entry: dict[str, Any]) -> HubFile:
+    size = int(entry["size"])
+    if (large := entry.get("lfs")) is not None:  # its git id is that of a pointer, not of the bytes
+        return HubFile(str(entry["path"]), size, str(large["oid"]))
+    return HubFile(str(entry["path"]), size, None, str(entry["oid"]))
 
 
 def select_files(
@@ -204,6 +256,7 @@ def fetch(
     directory: Path,
     *,
     progress: Callable[[int], None] = lambda _: None,
+    patience: Patience = PATIENCE,
 ) -> Path:
     """Bring one file here, going on from what an earlier attempt left.
 
@@ -215,12 +268,14 @@ def fetch(
         file: Path, size and the digest that it must have.
         directory: The file lands below it under its path in the repository.
         progress: Called with the number of new bytes.
+        patience: With a hub that is silent or busy, and with connections that break.
 
     Returns:
         The file's path; its bytes have the expected digest.
 
     Raises:
-        HubError: The hub cannot be reached, or sent other bytes (the partial file is then removed).
+        NetworkError: The hub cannot be reached; what came is kept.
+        HubError: It sent other bytes (the partial file is then removed).
     """
     target = directory / file.path
     if not target.resolve().is_relative_to(directory.resolve()):
@@ -231,32 +286,54 @@ def fetch(
     target.parent.mkdir(parents=True, exist_ok=True)
     # Named by its digest: a partial file of another commit is never continued.
     partial = target.with_name(f".{target.name}.{file.digest}.part")
-    digest = _digest(partial, file) if partial.is_file() else file.hasher()
-    done = partial.stat().st_size if partial.is_file() else 0
-    progress(done)
-    with partial.open("ab") as stream:
-        if done < file.size:
-            for chunk in client.read(repo, repo_type, revision, file.path, done):
-                stream.write(chunk)
-                digest.update(chunk)
-                done += len(chunk)
-                progress(len(chunk))
-        stream.flush()
-        os.fsync(stream.fileno())
-    if done < file.size:
-        raise HubError(
-            f"{repo}/{file.path}: the connection ended after {done} of {file.size} bytes; "
-            "start again, it will go on there"
-        )
-    if digest.hexdigest() != file.digest:
+    begun = partial.stat().st_size if partial.is_file() else 0
+    if begun > file.size:
+        partial.unlink()
+        begun = 0
+    found = _complete(client, repo, repo_type, revision, file, partial, progress, patience)
+    if found != file.digest and begun:
+        _log.warning("%s/%s: what an earlier attempt left is not its beginning; once more", repo, file.path)
+        partial.unlink()
+        found = _complete(client, repo, repo_type, revision, file, partial, progress, patience)
+    if found != file.digest:
+        size = partial.stat().st_size
         partial.unlink()
         kind = "git id" if file.sha256 is None else "sha256"
         raise HubError(
-            f"{repo}/{file.path}: received {done} bytes with {kind} {digest.hexdigest()}, "
+            f"{repo}/{file.path}: received {size} bytes with {kind} {found}, "
             f"expected {file.size} bytes with {file.digest}; the partial file was removed"
         )
     partial.replace(target)
     return target
+
+
+def _complete(
+    client: HubClient,
+    repo: str,
+    repo_type: RepoType,
+    revision: str,
+    file: HubFile,
+    partial: Path,
+    progress: Callable[[int], None],
+    patience: Patience,
+) -> str:
+    """Bring the rest of a partial file; return the digest of the whole."""
+    digest = _digest(partial, file) if partial.is_file() else file.hasher()
+    progress(partial.stat().st_size if partial.is_file() else 0)
+
+    def seen(chunk: bytes) -> None:
+        digest.update(chunk)
+        progress(len(chunk))
+
+    receive(
+        lambda offset: client.read(repo, repo_type, revision, file, offset),
+        partial,
+        f"{repo}/{file.path}",
+        size=file.size,
+        patience=patience,
+        seen=seen,
+    )
+    return digest.hexdigest()
 
 
 def _digest(path: Path, file: HubFile) -> "hashlib._Hash":

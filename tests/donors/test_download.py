@@ -40,9 +40,9 @@ class FakeHub:
             for path, content in self.files.items()
         ]
 
-    def read(self, repo: str, repo_type: str, revision: str, path: str, offset: int) -> Iterator[bytes]:
-        self.read_paths.append(path)
-        yield self.files[path][offset:]
+    def read(self, repo: str, repo_type: str, revision: str, file: HubFile, offset: int) -> Iterator[bytes]:
+        self.read_paths.append(file.path)
+        yield self.files[file.path][offset:]
 
 
 def donor(files: dict[str, str], revision: str = COMMIT) -> HubDonor:
@@ -127,7 +127,9 @@ def test_a_small_file_with_another_sha256_is_refused_and_removed(qwen: FakeHub, 
 
 def test_an_unpinned_small_file_must_be_the_one_of_the_commit(qwen: FakeHub, tmp_path: Path):
     served = qwen.read
-    qwen.read = lambda *place: iter([b"tampered with, sir"[:18]]) if "_config" in place[3] else served(*place)
+    qwen.read = lambda *place: (
+        iter([b"tampered with, sir"[:18]]) if "_config" in place[3].path else served(*place)
+    )
     with pytest.raises(HubError, match=r"tokenizer_config\.json: received 18 bytes with git id"):
         fetch_qwen3(donor({}), tmp_path, client=qwen)
 

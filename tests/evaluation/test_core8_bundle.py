@@ -24,6 +24,7 @@ from vpmoe_assets.evaluation.builtin import builtin_tasks
 from vpmoe_assets.evaluation.bundle import build_core8_bundle, write_bundle
 from vpmoe_assets.evaluation.published import fetch_zip, zip_tasks
 from vpmoe_assets.evaluation.tasks import TASKS, normalise
+from vpmoe_assets.network import Patience
 
 BUILTIN = BuiltinCore8(kind="builtin", seed=1337, max_per_task=20)
 ROWS = {
@@ -170,8 +171,28 @@ def test_a_zip_with_another_sha256_is_refused_and_removed(tmp_path, server):
 
 
 def test_an_unreachable_address_is_said(tmp_path):
-    with pytest.raises(DataError, match="cannot be fetched"):
-        fetch_zip("http://127.0.0.1:9/bundle.zip", "0" * 64, tmp_path)
+    patience = Patience(attempts=2, sleep=lambda _: None)
+    with pytest.raises(DataError, match=r"bundle\.zip: cannot be reached .*start again, it will go on there"):
+        fetch_zip("http://127.0.0.1:9/bundle.zip", "0" * 64, tmp_path, patience=patience)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_beginning_of_a_zip_is_fetched_again_and_a_damaged_member_is_refused(tmp_path, server):
+    content = zipped()
+    digest = hashlib.sha256(content).hexdigest()
+    (tmp_path / "served" / "bundle.zip").write_bytes(content)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / f".{digest}.part").write_bytes(b"<html>sign in</html>")
+    found = fetch_zip(f"{server.address}/bundle.zip", digest, tmp_path / "cache")
+    assert found.read_bytes() == content
+    with zipfile.ZipFile(found) as archive:
+        inside = archive.getinfo("eval_bundle/eval_meta_data.csv")
+        place = inside.header_offset + 30 + len(inside.filename) + inside.compress_size // 2
+    damaged = bytearray(content)
+    damaged[place] ^= 4
+    found.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"is not a zip file that can be read: .*"):
+        zip_tasks(found)
 
 
 def test_a_source_without_pins_is_refused_before_any_download(tmp_path):

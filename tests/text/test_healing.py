@@ -409,9 +409,9 @@ class FakeHub:
             for path, content in self.files.items()
         ]
 
-    def read(self, repo, repo_type, revision, path, offset):
-        self.read_paths.append(path)
-        yield self.files[path][offset:]
+    def read(self, repo, repo_type, revision, file, offset):
+        self.read_paths.append(file.path)
+        yield self.files[file.path][offset:]
 
 
 def parquet(rows):

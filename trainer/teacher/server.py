@@ -19,6 +19,7 @@ from weakref import WeakSet
 
 import httpx
 
+from trainer.contract.surroundings import surroundings
 from trainer.errors import TeacherError
 from trainer.teacher.answers import Style, UnusableAnswerError, body_of, parse
 from trainer.teacher.descriptor import Descriptor
@@ -94,11 +95,21 @@ class ServerTeacher(Teacher):
         self._style = Style.PROMPT_LOGPROBS
         # Of its own: checkpoints hold the state of the module's, which a failed attempt must not move.
         self._chance = random.Random()
-        self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(self.manners.answer_seconds, connect=self.manners.connect_seconds),
-            limits=httpx.Limits(max_connections=None),
-        )
+        try:
+            self._client = httpx.Client(
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=httpx.Timeout(self.manners.answer_seconds, connect=self.manners.connect_seconds),
+                limits=httpx.Limits(max_connections=None),
+            )
+        except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+            if isinstance(error, UnicodeEncodeError):
+                raise TeacherError(
+                    f"the key in {descriptor.key_env} holds odd characters; correct it"
+                ) from None
+            raise TeacherError(
+                f"no connection can be set up ({type(error).__name__}: {error}): correct or unset, in the "
+                f"environment, {surroundings() or 'what concerns proxies and certificates'}"
+            ) from error
         self._voices: list[ServerTeacher] = []
         self._lock = threading.Lock()
         self._load = dict.fromkeys(self.urls, 0)  # requests under way

@@ -50,7 +50,7 @@ DECIDERS: Mapping[str, Decider] = {
 
 NEUTRAL: Mapping[str, str] = {
     "filelock": "locks",
-    "httpx": "asks a served teacher, whose ids and numbers are what counts",
+    "httpx": "asks a served teacher, whose ids and numbers count; fetches files held to a sha256",
     "huggingface_hub": "fetches files that are held to a pinned commit and sha256",
     "megatron": "recorded, and compared under `strict_toolchain`",
     "pydantic": "its error is caught where openai-harmony refuses a conversation",

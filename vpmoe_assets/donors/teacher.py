@@ -9,6 +9,7 @@ from typing import Any
 
 from trainer.contract.files import replace_json
 from trainer.contract.schema.sources import HubTeacher, ServerTeacher, TeacherSource
+from trainer.contract.surroundings import surroundings
 from vpmoe_assets.donors.checkpoints import CONFIG_NAME, read_config
 from vpmoe_assets.donors.tokenizers import O200K_TOKENIZER_SHA256, TOKENIZER_NAME
 from vpmoe_assets.errors import DonorError
@@ -131,8 +132,11 @@ def silent(urls: Sequence[str], model: str) -> list[str]:
             answer = httpx.get(listing, timeout=_ANSWER_S)
             answer.raise_for_status()
             served = [entry["id"] for entry in answer.json()["data"]]
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
             faults.append(f"{listing}: {type(error).__name__}: {error}")
+            continue
+        except (ImportError, OSError) as error:  # before anything was asked: a proxy, a file of certificates
+            faults.append(f"{listing}: {type(error).__name__}: {error}; check {surroundings()}")
             continue
         if model not in served:
             faults.append(f"{listing}: serves {', '.join(served) or 'nothing'}, not {model}")

