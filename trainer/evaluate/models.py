@@ -83,19 +83,23 @@ class LanguageModel(ABC):
         """Geometry of one of our checkpoints; None for others."""
         return None
 
-    def head_logits(self, hidden: Tensor, *, out: Tensor | None = None) -> Tensor:
+    def head_logits(
+        self, hidden: Tensor, *, out: Tensor | None = None, columns: slice = slice(None)
+    ) -> Tensor:
         """Logits `[T, V]` of hidden states `[T, H]`, in float32 whatever the weights' type.
 
         Args:
             hidden: Hidden states.
             out: Where to write them, float32 `[T, V]`; new memory by default.
+            columns: Tokens whose logits are computed; all by default.
         """
         weight, bias = self.head
+        weight = weight[columns]
         if weight.dtype != torch.float32 and weight.device.type == "cuda":
             logits = torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=torch.float32, out=out)
         else:
             logits = torch.mm(hidden.float(), weight.float().t(), out=out)
-        return logits if bias is None else logits.add_(bias.float())
+        return logits if bias is None else logits.add_(bias[columns].float())
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, lengths: Tensor) -> Tensor:

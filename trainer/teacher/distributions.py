@@ -1,6 +1,9 @@
 """The whole vocabulary's distribution at some positions, boiled down to what is stored of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -10,7 +13,9 @@ from torch import Tensor
 from trainer.evaluate.models import LanguageModel
 from trainer.teacher.teacher import TeacherScores
 
-_CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}  # logits alive at a time: 64 MiB and 1 GiB of float32
+_CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 28}  # kept at a time: 32 MiB a thread, and 1 GiB, of float32
+_TILE = {"cpu": 1 << 13, "cuda": 1 << 16}
+"""Columns that are made, searched and summed before the next ones are: on a CPU they stay in the cache."""
 _BLOCK = 512
 """Probabilities are summed in blocks of so many tokens, so that a draw reads one block and not all."""
 _GROUP = 64
@@ -75,15 +80,42 @@ def distributions(
     """
     size = max(1, _CHUNK_LOGITS[model.device.type] // model.vocab_size)
     labels = labels.to(model.device)
-    # One buffer for all chunks: pages of fresh memory cost a CPU as much as the product itself.
-    buffer = torch.empty(min(size, len(labels)), model.vocab_size, device=model.device)
-    chunks = []
-    for start in range(0, len(labels), size):
-        wanted = labels[start : start + size]
-        logits = model.head_logits(hidden[start : start + size], out=buffer[: len(wanted)])
-        here = None if chances is None else chances[start : start + size]
-        chunks.append(_chunk(logits, wanted, topk, mass, here))
+    desks: SimpleQueue[_Desk] = SimpleQueue()
+
+    def chunk(start: int) -> TeacherScores:
+        rows = slice(start, start + size)
+        desk = desks.get()
+        try:
+            logits = desk.fill(model, hidden[rows])
+            return _boil_down(logits, labels[rows], topk, mass, None if chances is None else chances[rows])
+        finally:
+            desks.put(desk)
+
+    starts = range(0, len(labels), size)
+    threads = 1 if model.device.type == "cuda" else min(torch.get_num_threads(), len(starts))
+    for _ in range(threads):
+        # Made once: pages of fresh memory cost a CPU as much as the product itself.
+        desks.put(_Desk(model, min(size, len(labels))))
+    chunks = list(map(chunk, starts)) if threads <= 1 else _beside(chunk, starts, threads)
     return concatenate(chunks, topk, 0 if chances is None else chances.shape[1])
+
+
+def _beside(
+    chunk: Callable[[int], TeacherScores], starts: Sequence[int], threads: int
+) -> list[TeacherScores]:
+    """Work on chunks in several threads, each with one thread of torch.
+
+    None waits for another at the end of each operation, as torch's own do: on a machine that does something
+    else too, most of the time goes there.
+    """
+    own = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(
+            threads, "distributions", initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            return list(pool.map(torch.no_grad()(chunk), starts))
+    finally:
+        torch.set_num_threads(own)  # what threads that begin later take over; those above are gone
 
 
 def concatenate(parts: Sequence[TeacherScores], topk: int, draws: int) -> TeacherScores:
@@ -98,34 +130,98 @@ def concatenate(parts: Sequence[TeacherScores], topk: int, draws: int) -> Teache
     )
 
 
-def _chunk(
-    logits: Tensor, labels: Tensor, topk: int, mass: float | None, chances: Uniforms | None
+@dataclass(frozen=True)
+class _Logits:
+    """The logits of a chunk, and what was found in passing.
+
+    Columns are padded with -inf to whole blocks.
+
+    Attributes:
+        values: float32 `[T, blocks × block]`.
+        maxima: float32 `[T, groups]`, of neighbouring columns.
+        largest: float32 `[T]`, of all.
+        sums: float64 `[T, blocks]`, of exp(values - largest).
+    """
+
+    values: Tensor
+    maxima: Tensor
+    largest: Tensor
+    sums: Tensor
+
+    def weights(self, blocks: Tensor) -> Tensor:
+        """Return exp(values - largest) of some blocks `[T, N]`, float32 `[T, N, block]`."""
+        rows = torch.arange(len(blocks), device=blocks.device)[:, None]
+        return self.values.unflatten(1, (-1, _BLOCK))[rows, blocks].sub_(self.largest[:, None, None]).exp_()
+
+
+class _Desk:
+    """Memory for the logits of one chunk at a time.
+
+    Args:
+        model: Whose logits.
+        rows: Most positions of a chunk.
+    """
+
+    def __init__(self, model: LanguageModel, rows: int) -> None:
+        self.width = -(-model.vocab_size // _BLOCK) * _BLOCK
+        self.step = min(_TILE[model.device.type], self.width)
+        self.values = torch.empty(rows, self.width, device=model.device)
+        self.tile = torch.empty(rows * self.step, device=model.device)
+
+    def fill(self, model: LanguageModel, hidden: Tensor) -> _Logits:
+        """Compute the logits of some positions `[T, H]`; they are overwritten by the next call."""
+        values = self.values[: len(hidden)]
+        maxima = torch.empty(len(hidden), self.width // _GROUP, device=values.device)
+        sums = torch.empty(len(hidden), self.width // _BLOCK, device=values.device)
+        levels = torch.empty_like(sums)
+        for start in range(0, self.width, self.step):
+            stop = min(start + self.step, self.width)
+            tile = self.part(model, hidden, start, stop)
+            values[:, start:stop] = tile
+            found = maxima[:, start // _GROUP : stop // _GROUP]
+            torch.amax(tile.unflatten(1, (-1, _GROUP)), dim=2, out=found)
+            # Of its own for every tile: the largest of all is not known yet. It is finite where all are -inf.
+            level = found.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
+            blocks = slice(start // _BLOCK, stop // _BLOCK)
+            sums[:, blocks] = tile.sub_(level).exp_().unflatten(1, (-1, _BLOCK)).sum(dim=2)
+            levels[:, blocks] = level
+        largest = maxima.amax(dim=1)
+        return _Logits(
+            values, maxima, largest, sums.double().mul_((levels.double() - largest[:, None].double()).exp_())
+        )
+
+    def part(self, model: LanguageModel, hidden: Tensor, start: int, stop: int) -> Tensor:
+        """Compute some columns, `[T, stop - start]`."""
+        padding = stop - model.vocab_size
+        if padding > 0:
+            logits = model.head_logits(hidden, columns=slice(start, model.vocab_size))
+            return torch.nn.functional.pad(logits, (0, padding), value=-torch.inf)
+        out = self.tile[: len(hidden) * (stop - start)].view(len(hidden), stop - start)
+        return model.head_logits(hidden, out=out, columns=slice(start, stop))
+
+
+def _boil_down(
+    logits: _Logits, labels: Tensor, topk: int, mass: float | None, chances: Uniforms | None
 ) -> TeacherScores:
-    """Boil down float32 logits `[T, V]`, which are overwritten."""
-    at_label = logits.gather(1, labels[:, None])[:, 0]
-    if topk:
-        best, ids = _largest(logits, topk)
-        largest = best[:, 0]
-    else:
-        largest = logits.amax(dim=1)
-        best, ids = logits.new_empty(len(logits), 0), labels.new_empty(len(logits), 0)
-    weights = logits.sub_(largest[:, None]).exp_()  # in place: a second buffer costs as much as the product
-    total = _block_sums(weights).sum(dim=1)
+    """Return what is stored of logits, whose listed values are overwritten."""
+    at_label = logits.values.gather(1, labels[:, None])[:, 0].double()
+    largest = logits.largest[:, None]
+    best, ids = _largest(logits, topk)
+    total = logits.sums.sum(dim=1)
     log_total = total.log()
-    listed = (best - largest[:, None]).double()
+    listed = (best - largest).double()
     kept = torch.ones_like(ids, dtype=torch.bool)
     if mass is not None:
         # On the CPU: a GPU's running sum is not the same from call to call.
         reached = listed.exp().cpu().cumsum(dim=1).to(total.device) / total[:, None]
         kept[:, 1:] = reached[:, :-1] < mass
-    weights.scatter_(1, ids, weights.gather(1, ids).masked_fill_(kept, 0.0))
-    blocks = _block_sums(weights)
+    blocks = _without(logits, ids, best.masked_fill(kept, -torch.inf))
     tail = blocks.sum(dim=1)
-    draws = np.empty((len(logits), 0), dtype=np.int32)
+    draws = np.empty((len(labels), 0), dtype=np.int32)
     if chances is not None:
-        draws = _draw(weights, blocks.cpu().numpy(), chances)
+        draws = _draw(logits, blocks.cpu().numpy(), chances)
     logprobs = (listed - log_total[:, None]).clamp_(max=0.0).masked_fill_(~kept, -torch.inf)
-    label = at_label.double() - largest.double() - log_total
+    label = at_label - logits.largest.double() - log_total
     return TeacherScores(
         label.clamp_(max=0.0).float().cpu().numpy(),
         ids.masked_fill(~kept, -1).int().cpu().numpy(),
@@ -135,71 +231,64 @@ def _chunk(
     )
 
 
-def _largest(logits: Tensor, topk: int) -> tuple[Tensor, Tensor]:
+def _largest(logits: _Logits, topk: int) -> tuple[Tensor, Tensor]:
     """Return the largest numbers of each row and where they stand, `[T, K]`, largest first.
 
     They all lie in the K groups of columns with the largest maxima, so the rest is not sorted: on a CPU that
     takes a quarter of the time of `topk` over the vocabulary.
     """
-    rows, columns = logits.shape
-    whole = columns // _GROUP * _GROUP
-    if topk * _GROUP * 4 > whole:
-        return logits.topk(topk, dim=1)
-    groups = logits[:, :whole].unflatten(1, (whole // _GROUP, _GROUP)).amax(dim=2).topk(topk, dim=1).indices
-    inside = torch.arange(_GROUP, device=logits.device)
-    rest = torch.arange(whole, columns, device=logits.device).expand(rows, -1)
-    candidates = torch.cat([(groups[:, :, None] * _GROUP + inside).flatten(1), rest], dim=1)
-    best, place = logits.gather(1, candidates).topk(topk, dim=1)
-    return best, candidates.gather(1, place)
+    values, maxima = logits.values, logits.maxima
+    if topk * 4 > maxima.shape[1]:
+        return values.topk(topk, dim=1)
+    groups = maxima.topk(topk, dim=1).indices
+    rows = torch.arange(len(values), device=values.device)[:, None]
+    best, place = values.unflatten(1, (-1, _GROUP))[rows, groups].flatten(1).topk(topk, dim=1)
+    return best, groups.gather(1, place // _GROUP) * _GROUP + place % _GROUP
 
 
-def _block_sums(weights: Tensor) -> Tensor:
-    """Return float64 `[T, ceil(V / block)]`, sums of neighbouring columns."""
-    columns = weights.shape[1]
-    whole = columns // _BLOCK * _BLOCK
-    sums = weights[:, :whole].unflatten(1, (whole // _BLOCK, _BLOCK)).sum(dim=2) if whole else None
-    rest = weights[:, whole:].sum(dim=1, keepdim=True) if whole < columns else None
-    parts = [part for part in (sums, rest) if part is not None]
-    return torch.cat(parts, dim=1).double()
+def _without(logits: _Logits, ids: Tensor, instead: Tensor) -> Tensor:
+    """Overwrite values, and return the sums of all blocks, float64: those that are touched are made anew.
+
+    What is left of a block is summed, not what was taken off subtracted: it may be as small as round-off.
+
+    Args:
+        logits: Whose values are overwritten.
+        ids: int64 `[T, K]`, where.
+        instead: float32 `[T, K]`, what with.
+    """
+    logits.values.scatter_(1, ids, instead)
+    blocks = logits.sums.shape[1]
+    touched = ids // _BLOCK
+    if ids.shape[1] > blocks:
+        touched = torch.arange(blocks, device=ids.device).expand(len(ids), -1)
+    return logits.sums.scatter(1, touched, logits.weights(touched).sum(dim=2).double())
 
 
-def _draw(weights: Tensor, blocks: NDArray[np.float64], chances: Uniforms) -> NDArray[np.int32]:
+def _draw(logits: _Logits, blocks: NDArray[np.float64], chances: Uniforms) -> NDArray[np.int32]:
     """Draw tokens by inverting the distribution function: first the block, then the token in it.
 
     Args:
-        weights: float32 `[T, V]`, not normalised, zero outside the tail.
-        blocks: float64 `[T, ceil(V / block)]`, their sums.
+        logits: -inf outside the tail.
+        blocks: float64 `[T, blocks]`, the sums of their weights.
         chances: float64 `[T, M]`.
 
     Returns:
         int32 `[T, M]`; -1 where nothing has weight.
     """
     ends = blocks.cumsum(axis=1)
-    drawn = np.full(chances.shape, -1, dtype=np.int32)
-    alive = np.flatnonzero(ends[:, -1] > 0)
-    if not len(alive) or not chances.shape[1]:
-        return drawn
-    aims = chances[alive] * ends[alive, -1:]
-    block = np.stack(
-        [_first_beyond(ends[row], blocks[row], aim) for row, aim in zip(alive, aims, strict=True)]
-    )
-    columns = block[:, :, None] * _BLOCK + np.arange(_BLOCK)  # [R, M, block]
-    inside = columns < weights.shape[1]
-    rows = torch.from_numpy(alive).to(weights.device)[:, None, None]
-    index = torch.from_numpy(np.where(inside, columns, 0)).to(weights.device)
-    entries = np.where(inside, weights[rows, index].double().cpu().numpy(), 0.0)
+    aims = chances * ends[:, -1:]
+    block = np.minimum((ends[:, None, :] <= aims[:, :, None]).sum(axis=2), _last(blocks)[:, None])
+    chosen = torch.from_numpy(block).to(logits.values.device)
+    entries = logits.weights(chosen).double().cpu().numpy()  # [T, M, block]
     steps = entries.cumsum(axis=2)
-    before = np.take_along_axis(ends[alive] - blocks[alive], block, axis=1)
-    share = (aims - before) / np.take_along_axis(blocks[alive], block, axis=1)
-    place = (steps <= (share.clip(0.0) * steps[:, :, -1])[:, :, None]).sum(axis=2)
-    last = _BLOCK - 1 - (entries[:, :, ::-1] > 0).argmax(axis=2)  # where rounding went past the end
-    drawn[alive] = block * _BLOCK + np.minimum(place, last)
-    return drawn
+    before = np.take_along_axis(ends - blocks, block, axis=1)
+    with np.errstate(invalid="ignore"):  # 0 / 0 where nothing has weight
+        share = (aims - before) / np.take_along_axis(blocks, block, axis=1)
+        place = (steps <= (share.clip(0.0) * steps[:, :, -1])[:, :, None]).sum(axis=2)
+    drawn = block * _BLOCK + np.minimum(place, _last(entries))
+    return np.where(ends[:, -1:] > 0, drawn, -1).astype(np.int32)
 
 
-def _first_beyond(
-    ends: NDArray[np.float64], blocks: NDArray[np.float64], aims: NDArray[np.float64]
-) -> NDArray[np.int64]:
-    """Return the first blocks that end beyond the aims; the last with weight where rounding left none."""
-    last = int(np.flatnonzero(blocks > 0)[-1])
-    return np.minimum(np.searchsorted(ends, aims, side="right"), last)
+def _last(weights: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the place of the last that is not 0, along the last axis: rounding may point past it."""
+    return weights.shape[-1] - 1 - (weights[..., ::-1] > 0).argmax(axis=-1)

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from tests.trainer.teacher.teachers import WINDOW, module_logits, naive, write_mxfp4
 from trainer.errors import TeacherError
@@ -131,27 +130,6 @@ def test_the_same_call_gives_the_same_bits(student):
             assert np.array_equal(getattr(one, name), getattr(other, name))
 
 
-@pytest.mark.parametrize("vocab", [40, 1300])
-def test_draws_come_from_the_tail_by_its_probabilities(vocab):
-    draw = np.random.default_rng(vocab)
-    logits = np.full((1, vocab), -12.0, np.float32)
-    alive = draw.choice(vocab, size=24, replace=False)
-    logits[0, alive] = draw.normal(0, 1.5, size=24)
-    many = 8_000
-    chances = module.uniforms([9], [1], many)
-    scores = module._chunk(torch.from_numpy(logits.copy()), torch.tensor([0]), 4, None, chances)
-    probabilities = np.exp(logits[0].astype(np.float64))
-    probabilities[scores.ids[0]] = 0.0
-    expected = probabilities / probabilities.sum() * many
-    counts = np.bincount(scores.draws[0], minlength=vocab)
-    assert counts[scores.ids[0]].sum() == 0
-    seen = expected > 5
-    found = stats.chisquare(
-        np.append(counts[seen], counts[~seen].sum()), np.append(expected[seen], expected[~seen].sum())
-    )
-    assert found.pvalue > 1e-4
-
-
 def test_a_tail_without_mass_gives_no_draws_and_k_of_the_vocabulary_leaves_none(llama):
     sequences, wanted = conversations(count=1)
     scores = llama.score(sequences, wanted, llama.vocab_size, tail=TailDraws(2, [0]))[0]
@@ -160,13 +138,6 @@ def test_a_tail_without_mass_gives_no_draws_and_k_of_the_vocabulary_leaves_none(
     assert np.exp(scores.logprobs.astype(np.float64)).sum(axis=1) == pytest.approx(
         np.ones(len(scores)), abs=1e-5
     )
-
-
-def test_rows_of_a_key_are_numbered_and_in_the_unit_interval():
-    one = module.uniforms([5, 7], [3, 0], 4)
-    assert np.array_equal(module.uniforms([7, 5], [2, 6], 4)[2:5], one)
-    assert ((one >= 0) & (one < 1)).all()
-    assert not np.array_equal(module.uniforms([5 + 2**64], [3], 4), one)
 
 
 def test_mxfp4_weights_score_as_the_same_values_in_bf16(gpt_oss_dir, tmp_path):
