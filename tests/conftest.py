@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -20,6 +21,10 @@ os.environ.setdefault("WANDB_MODE", "offline")
 # One thread, whatever a fixture's scope and whichever process: bits are compared, and on some CPUs they
 # depend on the number of threads. Two workers share two cores besides.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where a machine asks for no bytecode, every worker would write the assertions of every test anew, and every
+# process of a test would compile this project.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # How long an example takes says more of what else the machine has to do.
 settings.register_profile("busy", deadline=None)

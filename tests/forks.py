@@ -54,13 +54,20 @@ OF_OTHERS = (
     "openai_harmony",
     "tiktoken",
     "multiprocessing.spawn",
+    "transformers",
+    "mergekit.architecture",
+    "mergekit.options",
+    "mergekit.tokenizer.normalization",
+    "mergekit.tokensurgeon",
 )
 """What the programs import of others sooner or later. None of these starts a thread, as pyarrow does."""
 OURS = ("trainer", "vpmoe_assets", "tests")
 PYTHON = f"""#!{sys.executable} -IS
 import json, os, signal, socket, struct, sys
 arguments, environment = sys.argv[1:], dict(os.environ)
-if arguments[:2] != ["-m", "trainer"] or "RANK" in environment:
+if arguments[0] == "-P" and arguments[1].endswith("/trainer/surgery/program.py"):
+    arguments, environment["PYTHONSAFEPATH"] = ["-m", *arguments[3:]], "1"
+elif arguments[:2] != ["-m", "trainer"] or "RANK" in environment:
     os.execv({sys.executable!r}, [{sys.executable!r}, *arguments])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect(environment[{SOCKET_ENV!r}])
@@ -76,7 +83,9 @@ if code < 0:
     os.kill(os.getpid(), -code)
 os._exit(code)
 """
-"""Stands for `sys.executable` in a program: the trainer that it starts is a fork too, all else is not."""
+"""Stands for `sys.executable` in a program: a trainer, and the program that a trainer starts, are forks too;
+all else is not.
+"""
 
 
 class Forks:
@@ -153,6 +162,14 @@ class Forks:
             output.seek(0)
             errors.seek(0)
             return subprocess.CompletedProcess([*arguments], code, output.read(), errors.read())
+
+    @contextlib.contextmanager
+    def below(self) -> Iterator[None]:
+        """Fork, in this block, what the present process would start: see `PYTHON`."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "executable", str(self.python))
+            patch.setenv(SOCKET_ENV, str(self.path))
+            yield
 
     def close(self) -> None:
         """Need it no longer."""

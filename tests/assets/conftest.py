@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.assets.graphs import DATA, Graph, ProjectCopy, Run, copy_store, write_experiment
-from vpmoe_assets.codebase.tree import current, replace_current
+from vpmoe_assets.codebase.tree import SourceTree, current, replace_current
 
 
 @pytest.fixture(scope="session")
@@ -43,12 +43,21 @@ def graph(tiny_made, tmp_path) -> Callable[..., Graph]:
     return make
 
 
+@pytest.fixture(scope="session")
+def facts(tmp_path_factory) -> Path:
+    """What there is to find out about the sources as they are; of a copy, only edits are parsed."""
+    memory: Path = tmp_path_factory.mktemp("facts") / "codebase.json"
+    tree = SourceTree(memory=memory)
+    tree.closure([*tree.modules])
+    return memory
+
+
 @pytest.fixture
-def project_copy(tmp_path, monkeypatch) -> Iterator[ProjectCopy]:
+def project_copy(facts, tmp_path, monkeypatch) -> Iterator[ProjectCopy]:
     """A copy of the sources, of which the code of every step is taken from now on."""
     before = current()
     monkeypatch.setenv("VPMOE_GIT_SHA", "c" * 40)  # git knows nothing of the copy
-    yield ProjectCopy.make(tmp_path)
+    yield ProjectCopy.make(tmp_path, facts)
     replace_current(before)
 
 

@@ -219,11 +219,17 @@ class ProjectCopy:
     memory: Path
 
     @classmethod
-    def make(cls, directory: Path) -> "ProjectCopy":
+    def make(cls, directory: Path, facts: Path) -> "ProjectCopy":
+        """Copy the sources.
+
+        Args:
+            directory: Where to.
+            facts: Memory of what was found out about them, so that only edits have to be parsed.
+        """
         root = directory / "project"
         for package in PACKAGES:
             shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
-        copy = cls(root, directory / "codebase.json")
+        copy = cls(root, Path(shutil.copyfile(facts, directory / "codebase.json")))
         copy.read_again()
         return copy
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.assets.graphs import Graph, copy_store, write_experiment
+from tests.assets.graphs import SHALLOW, Graph, copy_store, write_experiment
+from tests.forks import Forks
 from tests.lineage.fabricate import publish
 from tests.trainer.surgery.surgery_cases import publish_as
 from trainer.contract.schema.experiment import load_experiment
@@ -15,6 +16,7 @@ from vpmoe_assets.evaluation.export import export_reports
 pytestmark = pytest.mark.slow
 
 FEW = {
+    **SHALLOW,
     "ppl_tokens = 2000": "ppl_tokens = 64",
     "prompts = 4, max_new_tokens = 48": "prompts = 1, max_new_tokens = 4",
     "max_per_task = 20": "max_per_task = 6",
@@ -22,7 +24,9 @@ FEW = {
 CHECKPOINTS = ("vpdense_80_healed", "vpmoe")
 
 
-def test_two_checkpoints_are_measured_published_and_compared(tiny_made, tmp_path: Path) -> None:
+def test_two_checkpoints_are_measured_published_and_compared(
+    tiny_made, tmp_path: Path, forks: Forks
+) -> None:
     made, _ = tiny_made
     file = write_experiment(tmp_path / "tiny.toml", FEW)
     graph = Graph(file, copy_store(made.root, tmp_path / "artifacts"))
@@ -34,7 +38,8 @@ def test_two_checkpoints_are_measured_published_and_compared(tiny_made, tmp_path
         files = {path.name: path.read_bytes() for path in weights.iterdir()}
         publish(graph.store, name, experiment="tiny", files=files)
     evals = [f"eval_{name}" for name in CHECKPOINTS]
-    run = graph.make(*evals)
+    with forks.below():
+        run = graph.make(*evals)
     assert run.metadata("eval_vpmoe")["compared_to"] == "vpdense_80_healed"
     for asset, name in zip(evals, CHECKPOINTS, strict=True):
         record = graph.latest(asset)

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -66,16 +64,13 @@ Graph(Path(experiment), Path(root)).run("synth", "synth_harmony")
 
 @pytest.mark.parametrize("where", ["while it is checked", "before it is visible"])
 def test_what_a_killed_orchestrator_had_made_is_published_once_and_judged_by_the_next_run(
-    graph, tiny_made, where
+    graph, tiny_made, forks, where
 ):
     mine = graph()
-    killed = subprocess.run(
-        [sys.executable, "-c", PROGRAM, where, str(mine.experiment), str(mine.root)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
+    killed = forks.run(
+        ["-c", PROGRAM, where, str(mine.experiment), str(mine.root)],
+        environment={**os.environ, "PYTHONPATH": str(ROOT)},
+        directory=mine.root,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     directory = mine.root / "tiny" / "synth_harmony"

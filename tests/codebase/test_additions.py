@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.forks import Forks
 from vpmoe_assets.project import ROOT
 
 pytestmark = pytest.mark.slow
@@ -32,8 +31,8 @@ PROGRAM = (
 class Project:
     """A copy of the project."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, forks: Forks) -> None:
+        self.root, self._forks = root, forks
         for name in ("trainer", "vpmoe_assets", "configs"):
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "requirements.lock"):
@@ -43,10 +42,8 @@ class Project:
         """Return what a fresh process says of the copy."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("VPMOE_")}
         environment |= {"PYTHONPATH": str(self.root), "VPMOE_ARTIFACTS": str(self.root.parent / "artifacts")}
-        command = [sys.executable, "-c", PROGRAM]
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, text=True, check=True, cwd=self.root, env=environment
-        )
+        done = self._forks.run(["-c", PROGRAM], environment=environment, directory=self.root)
+        assert done.returncode == 0, done.stderr[-3000:]
         found: dict[str, Any] = json.loads(done.stdout)
         assert found["root"] == str(self.root)
         return found
@@ -68,8 +65,8 @@ class Project:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    return Project(tmp_path_factory.mktemp("additions") / "project")
+def project(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Project:
+    return Project(tmp_path_factory.mktemp("additions") / "project", forks)
 
 
 @pytest.fixture(scope="module")

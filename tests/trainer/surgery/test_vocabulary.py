@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
+from tests.forks import Forks
 from tests.trainer.surgery.vocabulary_cases import (
     HIDDEN,
     RESULT_ROWS,
@@ -85,11 +86,12 @@ def omp(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Converted:
 
 
 @pytest.fixture(scope="module")
-def subword(tmp_path_factory: pytest.TempPathFactory) -> Converted:
+def subword(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Converted:
     root = tmp_path_factory.mktemp("subword")
     old, new = write_donor(root / "donor", tied=True), write_vocabulary(root / "vocabulary")
     tied = Pair(root / "donor", root / "vocabulary", old, new)
-    return run(root, tied, vocabulary_recipe(tied=True, approximation_method="subword"))
+    with forks.below():
+        return run(root, tied, vocabulary_recipe(tied=True, approximation_method="subword"))
 
 
 def numpy_omp(target: np.ndarray, atoms: np.ndarray, k: int) -> tuple[list[int], np.ndarray]:
@@ -234,8 +236,9 @@ def test_the_summary_says_what_was_done(omp: Converted):
 
 
 @pytest.mark.slow
-def test_the_same_job_gives_the_same_bytes(omp: Converted, tmp_path: Path):
-    again = run(tmp_path, omp.pair, vocabulary_recipe())
+def test_the_same_job_gives_the_same_bytes(omp: Converted, tmp_path: Path, forks: Forks):
+    with forks.below():
+        again = run(tmp_path, omp.pair, vocabulary_recipe())
     names = sorted(path.name for path in omp.payload.iterdir())
     assert names == sorted(path.name for path in again.payload.iterdir())
     assert all((omp.payload / name).read_bytes() == (again.payload / name).read_bytes() for name in names)
