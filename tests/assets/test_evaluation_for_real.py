@@ -24,9 +24,7 @@ FEW = {
 CHECKPOINTS = ("vpdense_80_healed", "vpmoe")
 
 
-def test_two_checkpoints_are_measured_published_and_compared(
-    tiny_made, tmp_path: Path, forks: Forks
-) -> None:
+def test_two_checkpoints_are_measured_published_and_compared(tiny_made, tmp_path: Path, forks: Forks) -> None:
     made, _ = tiny_made
     file = write_experiment(tmp_path / "tiny.toml", FEW)
     graph = Graph(file, copy_store(made.root, tmp_path / "artifacts"))
