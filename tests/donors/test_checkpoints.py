@@ -148,6 +148,17 @@ def test_a_missing_shard_is_named(tmp_path: Path):
         checkpoint_shapes(directory)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}'])
+def test_an_index_or_a_configuration_that_is_none_is_named(tmp_path: Path, text: str):
+    directory = small_donor(tmp_path / "donor")
+    (directory / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(DonorError, match=r"index\.json is no index of weights"):
+        checkpoint_shapes(directory)
+    (directory / "config.json").write_text(text[:1] + "1, 2")
+    with pytest.raises(DonorError, match=r"config\.json: not a readable configuration"):
+        require_qwen3(SMALL, directory)
+
+
 def checkpoint_names(path: Path) -> list[str]:
     return sorted(load_file(path))
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -205,7 +205,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise PublishedError(
             f"{directory} holds no {CONFIG_NAME}: it is not a published checkpoint"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PublishedError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("schema") != SCHEMA:
         found = config.get("schema") if isinstance(config, dict) else type(config).__name__
@@ -238,8 +238,8 @@ def load_published(
             otherwise types must be equal.
 
     Raises:
-        PublishedError: Architecture, names, a shape or a dtype differ, or a file is missing. Nothing was
-            copied then.
+        PublishedError: Architecture, names, a shape or a dtype differ, or a file is missing or cut off.
+            Nothing was copied then.
     """
     if architecture is not None:
         _compare_architectures(architecture, read_architecture(directory), directory)
@@ -254,8 +254,7 @@ def load_published(
         )
     with ExitStack() as stack:
         handles = {
-            file: stack.enter_context(safe_open(directory / file, framework="pt"))
-            for file in sorted(set(files.values()))
+            file: stack.enter_context(_opened(directory / file)) for file in sorted(set(files.values()))
         }
         for copying in (False, True):  # all is checked before anything changes
             for name, target in local.items():
@@ -289,10 +288,24 @@ def _open_index(directory: Path) -> dict[str, str]:
         files: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     except FileNotFoundError:
         raise PublishedError(f"{directory} holds no {INDEX_NAME}: it is not a published checkpoint") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise PublishedError(f"{path} is no index of weights ({error!r}); restore it") from error
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise PublishedError(f"{path} is no index of weights (weight_map names no files); restore it")
     for file in sorted(set(files.values())):
         if Path(file).name != file or not (directory / file).is_file():
             raise PublishedError(f"{path} names {file}, which is not a file in that directory")
     return files
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")  # compares the header with the file's length
+    except (SafetensorError, OSError) as error:
+        raise PublishedError(
+            f"{path} is cut off or damaged: {path.stat().st_size} bytes, no whole safetensors file "
+            f"({error}); restore it"
+        ) from error
 
 
 def _compare_architectures(asked: Architecture, found: Architecture, directory: Path) -> None:

@@ -174,7 +174,14 @@ class HuggingFaceTokenizer(Tokenizer):
 
         if not (directory / "tokenizer.json").is_file():
             raise EvaluationError(f"{directory} holds no tokenizer.json: it is no complete checkpoint")
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except Exception as error:  # the library's parser raises bare exceptions
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise EvaluationError(
+                f"the tokenizer of {directory} cannot be read ({said}): a file is cut off or damaged; "
+                "restore it"
+            ) from error
         self.eos = self._tokenizer.eos_token_id
         bos = self._tokenizer.bos_token_id
         self.bos = bos if bos is not None else self.eos if self.eos is not None else 0

@@ -139,7 +139,7 @@ def _open(entry: Path, key: PackKey) -> PackIndex | None:
         if (found := _sha256(pairs)) != meta["sha256"]:
             raise ValueError(f"sha256 {found}, expected {meta['sha256']}")
         return PackIndex(pairs, sha256=meta["sha256"], fill_ratio=meta["fill_ratio"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         logger.warning("packing again: the cached index %s is damaged (%s)", entry, error)
         return None
 

@@ -106,10 +106,14 @@ def read_bundle(directory: Path) -> Bundle:
     if not isinstance(table, dict) or table.get("schema") != SCHEMA:
         found = table.get("schema") if isinstance(table, dict) else type(table).__name__
         raise EvaluationError(f"{path}: schema {found!r} found, {SCHEMA!r} expected")
-    tasks = tuple(_read_task(directory, entry) for entry in table["tasks"])
+    try:
+        tasks = tuple(_read_task(directory, entry) for entry in table["tasks"])
+        source = table["source"]
+    except (KeyError, TypeError) as error:
+        raise EvaluationError(f"{path} is damaged ({error!r}); materialise core8_bundle again") from error
     if not tasks:
         raise EvaluationError(f"{path} lists no tasks")
-    return Bundle(table["source"], tasks)
+    return Bundle(source, tasks)
 
 
 def _read_task(directory: Path, entry: Mapping[str, Any]) -> Task:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from trainer.checkpoints.tokenizers import HuggingFaceTokenizer
@@ -39,18 +40,25 @@ class HuggingFaceModel(LanguageModel):
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # one for every file that is opened
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-        # Weights of four bits are widened as they are read: every type of device then computes the same.
-        quantization = getattr(config, "quantization_config", None)
-        narrow = isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4"
-        module, loading = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            **({"quantization_config": Mxfp4Config(dequantize=True)} if narrow else {}),
-        )
+        try:
+            config = AutoConfig.from_pretrained(path, local_files_only=True)
+            # Weights of four bits are widened as they are read: every type of device then computes the same.
+            quantization = getattr(config, "quantization_config", None)
+            narrow = isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4"
+            module, loading = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **({"quantization_config": Mxfp4Config(dequantize=True)} if narrow else {}),
+            )
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise EvaluationError(
+                f"{path} cannot be loaded ({said}): a file is cut off, damaged or missing, or its "
+                "config.json is of another model; restore it"
+            ) from error
         wrong = {key: sorted(map(str, value)) for key, value in loading.items() if value}
         if wrong:
             raise EvaluationError(f"{path} does not fill its architecture exactly: {wrong}")

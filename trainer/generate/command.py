@@ -159,7 +159,11 @@ def _generate(options: argparse.Namespace, texts: list[str]) -> int:
     from trainer.evaluate.opening import open_model
 
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
-    config = json.loads((options.checkpoint / "config.json").read_text(encoding="utf-8"))
+    path = options.checkpoint / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); restore it") from error
     ours = isinstance(config, dict) and config.get("schema") == SCHEMA
     if ours and options.tokenizer is None:
         raise ValueError(

@@ -127,8 +127,8 @@ def _roles(directory: Path, config: Mapping[str, Any], ids: Mapping[str, int]) -
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(path.read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file; a donor comes with its tokenizer") from None
-    except ValueError as error:
-        raise WeightsError(f"{path}: not JSON: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: no JSON object: {error}") from error

@@ -220,7 +220,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG_NAME
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise DonorError(f"{path}: not a readable configuration ({error})") from error
 
 
@@ -233,8 +233,7 @@ def weight_files(directory: Path) -> dict[str, Path]:
     index = directory / INDEX_NAME
     if not index.is_file():
         return dict.fromkeys(read_header(directory / WEIGHTS_NAME), directory / WEIGHTS_NAME)
-    named: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    files = {name: directory / file for name, file in named.items()}
+    files = {name: directory / file for name, file in read_weight_map(index).items()}
     for path in sorted(set(files.values())):
         stored = set(read_header(path))
         stated = {name for name, file in files.items() if file == path}
@@ -242,6 +241,21 @@ def weight_files(directory: Path) -> dict[str, Path]:
             odd = sorted(stored ^ stated)
             raise DonorError(f"{index} and {path.name} disagree on {len(odd)} tensors ({', '.join(odd[:3])})")
     return files
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Return the file of each tensor, as the index of a checkpoint of many shards names it.
+
+    Raises:
+        DonorError: It is no such index.
+    """
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if all(isinstance(file, str) for file in found.values()):
+            return dict(found)
+        raise TypeError("weight_map names no files")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DonorError(f"{index} is no index of weights ({error!r}); download it again") from error
 
 
 def checkpoint_shapes(directory: Path) -> Shapes:

@@ -1,13 +1,12 @@
 """The published donors at a pinned commit: fetched, verified, and of gpt-oss only what is used."""
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from trainer.contract.donor import HF_EMBEDDING, HF_HEAD
 from trainer.contract.schema.sources import HubDonor, HubTeacher, HubVocabulary
-from vpmoe_assets.donors.checkpoints import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
+from vpmoe_assets.donors.checkpoints import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, read_weight_map
 from vpmoe_assets.donors.manifest import donor_manifest
 from vpmoe_assets.donors.tensors import copy_tensors
 from vpmoe_assets.donors.tokenizers import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
@@ -125,7 +124,7 @@ def fetch_vocabulary(
 
     bring(_choose(source, listing, NEEDED, [TOKENIZER_CONFIG_NAME]), directory)
     bring(_choose(source, listing, [INDEX_NAME], []), downloads)
-    weight_map = json.loads((downloads / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
+    weight_map = read_weight_map(downloads / INDEX_NAME)
     if missing := [name for name in (HF_EMBEDDING, HF_HEAD) if name not in weight_map]:
         raise DonorError(f"{source.repo}: {INDEX_NAME} names no {' and no '.join(missing)}")
     shards = sorted({weight_map[HF_EMBEDDING], weight_map[HF_HEAD]})

@@ -218,3 +218,19 @@ def test_an_index_that_points_outside_or_nowhere_is_refused(damaged):
         (shard.parent / INDEX_NAME).write_text(json.dumps(index))
         with pytest.raises(PublishedError, match="not a file in that directory"):
             load_published(model(), shard.parent)
+
+
+def test_a_file_that_is_cut_off_and_an_index_that_is_none_are_refused_by_name(damaged):
+    shard, _ = damaged
+    content, index = shard.read_bytes(), (shard.parent / INDEX_NAME).read_text()
+    for size in (0, 5, 60, len(content) - 1):
+        shard.write_bytes(content[:size])
+        with pytest.raises(
+            PublishedError, match=rf"{shard.name} is cut off or damaged: {size} bytes.*restore it"
+        ):
+            load_published(model(), shard.parent)
+    shard.write_bytes(content)
+    for text in ("{", "[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', index[:-9]):
+        (shard.parent / INDEX_NAME).write_text(text)
+        with pytest.raises(PublishedError, match=rf"{INDEX_NAME} is no index of weights .*restore it"):
+            load_published(model(), shard.parent)

@@ -112,6 +112,16 @@ def test_a_missing_tensor_is_refused_and_not_drawn_at_random(llama_dir, tmp_path
         open_model(copy, name="copy")
 
 
+def test_a_checkpoint_with_a_file_that_is_cut_off_is_refused_by_name(llama_dir, tmp_path):
+    copy = shutil.copytree(llama_dir, tmp_path / "copy")
+    for name in ("tokenizer.json", "model.safetensors"):
+        content = (copy / name).read_bytes()
+        (copy / name).write_bytes(content[:-50])
+        with pytest.raises(EvaluationError, match=r"copy.*(cannot be loaded|cannot be read).*restore it"):
+            open_model(copy, name="copy")
+        (copy / name).write_bytes(content)
+
+
 def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path, student_dir):
     with pytest.raises(EvaluationError, match=r"holds no config.json"):
         open_model(tmp_path, name="nothing")

@@ -19,6 +19,7 @@ from trainer.teacher.descriptor import Descriptor, read_descriptor
 from trainer.teacher.opening import open_teacher, teacher_identity
 from trainer.teacher.server import Manners, ServerTeacher
 from trainer.teacher.teacher import TailDraws
+from vpmoe_assets.donors.teacher import silent
 
 QUICK = Manners(
     attempts=4, connect_seconds=2.0, answer_seconds=20.0, first_pause=0.01, longest_pause=0.02, prompts=2
@@ -303,3 +304,15 @@ def test_what_is_asked_beside_a_request_that_was_refused_is_not_tried_again(serv
         with pytest.raises(TeacherError, match="refuses: HTTP 400"):
             teacher.score(tokens, wanted, 0)
     assert len(served.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("ALL_PROXY", "socks5://me:word@127.0.0.1:9"), ("SSL_CERT_FILE", "/nonexistent.pem")],
+)
+def test_an_environment_in_which_no_connection_can_be_set_up_is_named(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(TeacherError, match=f"no connection can be set up .*{variable}=") as caught:
+        ServerTeacher(DESCRIPTOR, [dead_url()], manners=QUICK)
+    assert "word@" not in str(caught.value)
+    assert silent(["http://127.0.0.1:9/v1"], "m")[0].count(f"{variable}=") == 1
