@@ -387,7 +387,17 @@ def test_data_build_refuses_what_it_cannot_use_in_one_line(rows, tmp_path):
     assert "bad.parquet" in fails(
         "data", "build", "--input", str(tmp_path / "bad.parquet"), "--output", output
     )
-    assert not Path(output).exists()
+    deep = str(tmp_path / "not" / "there" / "out")
+    fails("data", "build", "--input", str(rows), "--output", deep, "--seq-len", "0")
+    none = run("data", "build", "--input", str(rows), "--output", deep, "--max-rows", "0", code=1).stderr
+    assert "no conversation is left to write" in none.splitlines()[-1]
+    fails("data", "build", "--input", str(rows), "--output", deep, "--shards", "0")
+    bad = str(tmp_path / "bad.parquet")
+    fails("data", "build", "--input", bad, "--output", deep, "--shard", "0", "--of", "2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "bad.parquet",
+        "empty",
+    ]  # nothing left beside it
     Path(output).mkdir()
     (Path(output) / "mine").write_text("keep")
     assert "not empty" in fails("data", "build", "--input", str(rows), "--output", output)

@@ -303,7 +303,7 @@ def test_nothing_to_write_is_an_error(tokenizer_dir, tmp_path):
         row["query"] = ""
     with pytest.raises(DataError, match="no conversation is left to write: 4 rows skipped"):
         build([write(tmp_path / "a.parquet", made)], tmp_path / "kd", tokenizer_dir)
-    with pytest.raises(DataError, match=r"no conversation is left to write.*'drop_final_too_long': 3"):
+    with pytest.raises(DataError, match=r"no conversation is left to write.*, 3 drop_final_too_long"):
         build([write(tmp_path / "b.parquet", rows(3))], tmp_path / "kd", tokenizer_dir, seq_len=8)
     assert not (tmp_path / "kd").exists()
 

@@ -1,7 +1,9 @@
 """`vpmoe data`: datasets without Dagster."""
 
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +104,7 @@ def build(
     if workers < 1:
         raise click.UsageError(f"--workers must be at least 1, got {workers}")
     files = input_files([*inputs, *more])  # a shell expands --input *.parquet to one option and the rest
-    with user_errors(ValueError, WorkerError):
+    with user_errors(ValueError, WorkerError), _leaving_nothing(work_dir_of(output), whole=shard is None):
         scaffold, git_sha = _scaffold(**texts), code_of(current()).state.git_sha
         tokenizer_dir = work_dir_of(output) / "tokenizer"
         write_tokenizer(tokenizer_dir)
@@ -127,6 +129,32 @@ def build(
             progress=Progress,
         )
     _report(built, output, as_json=as_json)
+
+
+@contextmanager
+def _leaving_nothing(work_dir: Path, *, whole: bool) -> Iterator[None]:
+    """Remove what a refused build has made; one that was interrupted leaves its finished shards to the next.
+
+    Args:
+        work_dir: Where it works; one that was there before is left as it is.
+        whole: Whether the build is one of all shards; of a single one others may be at work beside it.
+    """
+    if work_dir.exists():
+        yield
+        return
+    made = [work_dir, *(path for path in work_dir.parents if not path.exists())]
+    try:
+        yield
+    except BaseException as error:
+        # Of a refused input no shard is of use: corrected, it is another input.
+        if isinstance(error, ValueError) or not any(work_dir.glob("state/*.done.json")):
+            parts = ("tokenizer", "payload", "state") if whole else ("tokenizer",)
+            for part in parts:
+                shutil.rmtree(work_dir / part, ignore_errors=True)
+            with suppress(OSError):  # not empty, or never made
+                for path in made:
+                    path.rmdir()
+        raise
 
 
 def _scaffold(omit_developer: bool, **texts: Any) -> "Scaffold":

@@ -1,6 +1,7 @@
 """The manifest of `synth_kd_v1`: what was built, from what, how, and the sha256 of every file."""
 
 import importlib.metadata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from vpmoe_assets.harmony.render import RENDERER_VERSION
 from vpmoe_assets.harmony.rows import InputFile
 from vpmoe_assets.harmony.split import SPLITS
 from vpmoe_assets.harmony.tokenizer import RANKS_NAME, RANKS_SHA256, VOCAB_SIZE
+from vpmoe_assets.harmony.truncate import DROP_REASONS
 
 SCHEMA_VERSION = "synth_kd_v1"
 
@@ -78,9 +80,15 @@ def build_manifest(
     """
     splits = {split: _split(split, shards) for split in SPLITS}
     if not any(split["rows"] for split in splits.values()):
+        skipped = skipped_before + sum(shard["skipped"] for shard in shards)
+        dropped: Counter[str] = Counter()
+        for split in splits.values():
+            dropped.update({name: split["counts"][name] for name in DROP_REASONS})
         raise DataError(
-            f"no conversation is left to write: {sum(shard['skipped'] for shard in shards)} rows skipped, "
-            f"dropped were {[split['counts'] for split in splits.values()]}"
+            f"no conversation is left to write: {skipped} rows skipped for want of a text"
+            + "".join(f", {count} {reason}" for reason, count in dropped.items() if count)
+            + f"; give more rows, a larger seq_len than {config.seq_len}"
+            + (f" or a larger max_rows than {config.max_rows}" if config.max_rows >= 0 else "")
         )
     return {
         "schema_version": SCHEMA_VERSION,
