@@ -59,7 +59,7 @@ def training_metadata(item: Published) -> Mapping[str, Any]:
     shown: dict[str, Any] = {"log": dg.MetadataValue.path(run / LOG_NAME)}
     metrics = run / METRICS_NAME
     if metrics.is_file():
-        curve = drawn_once(item, "curve", lambda: loss_curve(_points(metrics)))
+        curve = drawn_once(item, "curve", lambda: _loss(_points(metrics)))
         shown["curve"] = dg.MetadataValue.md(curve or "")
     return shown
 
@@ -79,6 +79,13 @@ def distillation_metadata(item: Published) -> Mapping[str, Any]:
     return shown
 
 
+def _loss(points: Sequence[Mapping[str, Any]]) -> str:
+    if not any("rollouts/trained" in point for point in points):
+        return loss_curve(points)
+    # The objective of answers is the teacher's word on them; held-out conversations have none.
+    return loss_curve(points, held_out="cross-entropy by span, held out")
+
+
 def _distillation(points: Sequence[Mapping[str, Any]]) -> str | None:
     keys = {key for point in points for key in point}
     spans = {
@@ -89,7 +96,9 @@ def _distillation(points: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _staleness(points: Sequence[Mapping[str, Any]]) -> str | None:
-    return bars(staleness(points), "steps between writing and training", "staleness of the rollouts")
+    return bars(
+        staleness(points), "steps between writing and training", "rollouts", "staleness of the rollouts"
+    )
 
 
 def _points(metrics: Path) -> list[dict[str, Any]]:

@@ -85,8 +85,10 @@ def _stage3(experiment: Experiment) -> Produced:
     def vpmoe_stage3(build: Build, **inputs: Published) -> Built:
         """Stage 3, on-policy distillation: the student answers, the teacher judges every token of it.
 
-        Rollouts come by a logical clock, so that the run is defined whatever the speed of its parts; stored
-        conversations anchor it. The rollouts of every round are kept in `run/rollouts/`.
+        What should come closer to zero is `teacher − student`, the log-probability of the answers under the
+        teacher less that under the student, while stored conversations keep `valid_loss` down. Of the loss on
+        answers only the gradient means something: its value may be below zero. A logical clock decides which
+        weights write which answers, whatever the speed of the parts; they are kept in `run/rollouts/`.
         """
         from vpmoe_assets.donors.teacher import where
 
@@ -176,5 +178,9 @@ def _with_last(build: Build, built: Built, keys: Sequence[str]) -> Built:
     with (build.work.path / METRICS_NAME).open("rb") as lines:
         for line in lines:
             last |= orjson.loads(line)
-    found = {key.replace("/", "_"): last[key] for key in keys if last.get(key) is not None}
+    found = {
+        key.replace("/rollout_", "/").replace("/", "_"): last[key]
+        for key in keys
+        if last.get(key) is not None
+    }
     return replace(built, metrics={**built.metrics, **found})

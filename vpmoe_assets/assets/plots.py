@@ -35,21 +35,25 @@ def drawn_once(item: Published, name: str, draw: Callable[[], str | None]) -> st
     return text or None
 
 
-def loss_curve(points: Sequence[dict[str, Any]], most: int = 2000) -> str:
+def loss_curve(
+    points: Sequence[Mapping[str, Any]], held_out: str = "the same, held out", most: int = 2000
+) -> str:
     """Return a markdown image of the training objective, the same on held-out data, and the loss per token.
 
     Args:
         points: Lines of `metrics.jsonl`, with `step`, `loss` and sometimes `heldout_objective` and
             `heldout_loss`.
+        held_out: What the objective on held-out data is called.
         most: Points drawn at most, evenly chosen.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6.4, 3.2), dpi=90, layout="constrained")
     axes = figure.add_subplot()
     for key, label, style in (
         ("loss", "training objective", "-"),
-        ("heldout_objective", "the same, held out", "o--"),
+        ("heldout_objective", held_out, "o--"),
         ("heldout_loss", "held out, per token", "s:"),
     ):
         series = [(point["step"], point[key]) for point in points if key in point]
@@ -58,8 +62,9 @@ def loss_curve(points: Sequence[dict[str, Any]], most: int = 2000) -> str:
             axes.plot(*zip(*series, strict=True), style, label=label, linewidth=1.3, markersize=4)
     axes.set_xlabel("step")
     axes.set_ylabel("nats")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8, frameon=False)
     return _image(figure, "loss over steps")
 
 
@@ -108,6 +113,7 @@ def panels(
         None where nothing was logged.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     drawn: list[tuple[str, list[tuple[str, list[tuple[int, float]]]]]] = []
     for axis, lines in shown.items():
@@ -132,15 +138,17 @@ def panels(
             axes.legend(fontsize=7)
         if axis == drawn[-1][0]:
             axes.set_xlabel("step")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _image(figure, "measured over steps")
 
 
-def bars(counts: Mapping[str, float], axis: str, title: str) -> str | None:
+def bars(counts: Mapping[str, float], axis: str, height: str, title: str) -> str | None:
     """Return a markdown image of counts or shares as bars; None where there are none.
 
     Args:
         counts: Height of each bar by what stands below it, in order.
         axis: What the bars are of.
+        height: What they count.
         title: Of the image, for those who cannot see it.
     """
     from matplotlib.figure import Figure
@@ -151,6 +159,7 @@ def bars(counts: Mapping[str, float], axis: str, title: str) -> str | None:
     axes = figure.add_subplot()
     axes.bar(list(counts), list(counts.values()))
     axes.set_xlabel(axis)
+    axes.set_ylabel(height)
     axes.tick_params(axis="x", labelsize=7)
     axes.grid(axis="y", alpha=0.3)
     return _image(figure, title)

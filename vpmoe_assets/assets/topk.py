@@ -99,4 +99,4 @@ def _mass(item: Published) -> str | None:
     from vpmoe_assets.harmony.topk_audit import kept_mass
 
     shares = kept_mass(item.payload, _DRAWN_TOKENS)
-    return bars(shares, "mass of the kept ids, by share of tokens", "mass of the kept ids")
+    return bars(shares, "mass of the kept ids", "share of tokens", "mass of the kept ids")
