@@ -151,3 +151,11 @@ def test_the_oracle_renders_whole_and_in_parts(tokenizer_dir):
     assert [len(ids) for _, ids in parts] == [64, 37, 11, 12, 7]
     assert [label for label, _ in parts] == [0, 0, 0, 1, 2]
     assert sum(len(ids) for _, ids in parts) == len(whole) == 131
+
+
+def test_a_developer_message_that_openai_harmony_takes_minutes_for_is_refused_at_once(renderer):
+    row = {"query": "q", "synthetic_reasoning": "r", "synthetic_answer": "a"}
+    with pytest.raises(RowError, match=r"takes minutes for words as long as some here \(50000 bytes\)"):
+        renderer.render(messages(row, Scaffold(instructions="Say " + "a" * 50_000)))
+    texts = {**row, "query": "a" * 50_000}  # of these tiktoken alone makes ids
+    assert renderer.render(messages(texts, Scaffold())).tokens.size > 6000

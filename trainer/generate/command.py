@@ -121,7 +121,7 @@ def main(options: argparse.Namespace) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what libraries say about each other is not the user's business
             _refuse(options)
-            prompts = [sys.stdin.read() if text == "-" else text for text in options.prompt]
+            prompts = [_standard_input() if text == "-" else text for text in options.prompt]
             return _generate(options, prompts)
     except (ValueError, FloatingPointError, NotImplementedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -129,6 +129,15 @@ def main(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--prompt -: standard input is not {error.encoding} (byte {error.start}); give it as UTF-8"
+        ) from error
 
 
 def _refuse(options: argparse.Namespace) -> None:

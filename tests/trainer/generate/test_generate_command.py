@@ -156,6 +156,10 @@ def test_a_prompt_can_come_from_stdin(checkpoint, ranks, tokenizer, capsys, monk
         capsys, "--checkpoint", checkpoint, "--tokenizer", ranks, "--prompt", "-", "--max-new-tokens", 1
     )
     assert found["sequences"][0]["prompt_ids"] == tokenizer.encode("from a pipe")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
+    arguments = ["generate", "--checkpoint", str(checkpoint), "--tokenizer", str(ranks), "--prompt", "-"]
+    assert main(arguments) == 1
+    assert "--prompt -: standard input is not utf-8 (byte 3)" in capsys.readouterr().err
 
 
 @settings(max_examples=150, deadline=None)
