@@ -12,9 +12,9 @@ over the teacher's likeliest ids K, all others as one::
     b_t = stopgrad(sum_K p (lp_T - lp_S) + p_* (log q_* - log p_*))
 
 clipped like the advantage. It does not depend on which token was sampled, so it takes variance away and adds
-no bias, as long as tokens are sampled from the student's own distribution: with a baseline another temperature
-is refused. Without one it is a choice: each token still pulls as the teacher says, but how often it is visited
-is the sharper or flatter distribution's matter, and the sum is no longer the gradient of that divergence.
+no bias, as long as tokens are sampled from the student's own distribution: with a baseline another
+temperature is refused. Without one it is allowed: each token still pulls as the teacher says, but how often
+it is visited is the other distribution's matter, and the sum is no longer the gradient of that divergence.
 Control tokens of the format that the batch marks as `excluded` are neither trained on nor counted. The
 conversations of the mixture are the anchor: plain cross-entropy.
 

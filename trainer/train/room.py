@@ -1,5 +1,6 @@
 """Is there room for a run? Its plan of memory and disk against this machine, before anything is built."""
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,12 +14,14 @@ import torch.distributed as dist
 from trainer.contract.disk import DiskPlan, disk_plan
 from trainer.contract.memory import Layout as Ranks
 from trainer.contract.memory import MemoryPlan, memory_plan
+from trainer.contract.safetensors_header import read_header
 from trainer.contract.schema.job import Job
 from trainer.contract.schema.training import TrainRecipe
 from trainer.contract.status import CHECKPOINTS_NAME, ROLLOUTS_NAME
 from trainer.errors import NoRoomError
 from trainer.job.distributed import Layout
 from trainer.job.workdir import LOGGER
+from trainer.train.inputs import TEACHER_INPUT
 
 MARGIN = 0.02
 """A run is refused where its plan exceeds what is free by more than this: a plan is right to about 1 %, and
@@ -49,9 +52,11 @@ def require_room(job: Job, recipe: TrainRecipe, layout: Layout, *, verify_resume
         NoRoomError: On every rank: what is needed, what is there, and what would help.
     """
     plan = _memory(recipe, Ranks(layout.dp, layout.tp, layout.ep), layout.device.type)
-    free = free_memory(layout.device)
+    free, teacher = free_memory(layout.device), teacher_memory(job, recipe)
     LOGGER.info("%s: %s planned at the peak of a step, %s free", layout.device, _gib(plan.total), _gib(free))
-    problem = memory_problem(plan, free, recipe, str(layout.device))
+    if teacher:
+        LOGGER.info("%s: %s of what is free for the teacher's weights", layout.device, _gib(teacher))
+    problem = memory_problem(plan, free, recipe, str(layout.device), teacher=teacher)
     if problem is None and layout.leads:
         problem = disk_problem(job, recipe, verify_resume=verify_resume)
     problems: list[str | None] = [None] * layout.world
@@ -69,6 +74,21 @@ def free_memory(device: torch.device) -> int:
     return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def teacher_memory(job: Job, recipe: TrainRecipe) -> int:
+    """Return the bytes of the weights of a teacher in the process of the student; 0 where it is served."""
+    given = job.inputs.get(TEACHER_INPUT)
+    if given is None or recipe.rollouts is None:
+        return 0
+    entries = [
+        entry
+        for file in Path(given.path).glob("*.safetensors")
+        for entry in read_header(file).entries.values()
+    ]
+    # A byte of MXFP4 blocks is two numbers, which are unpacked as they are loaded.
+    numbers = sum(math.prod(entry.shape) * (2 if entry.dtype == "U8" else 1) for entry in entries)
+    return numbers * {"fp32": 4, "bf16": 2}[recipe.training.dtype]
+
+
 def _free_in_cgroup(limit: Path, used: Path, reclaimable: str) -> int:
     """Bytes left under a container's limit; without a limit more than any machine has."""
     try:
@@ -81,7 +101,9 @@ def _free_in_cgroup(limit: Path, used: Path, reclaimable: str) -> int:
     return most - taken + cached
 
 
-def memory_problem(plan: MemoryPlan, free: int, recipe: TrainRecipe, device: str) -> str | None:
+def memory_problem(
+    plan: MemoryPlan, free: int, recipe: TrainRecipe, device: str, *, teacher: int = 0
+) -> str | None:
     """Say what is missing where a plan does not fit, and what would help; None where it fits.
 
     Args:
@@ -89,9 +111,11 @@ def memory_problem(plan: MemoryPlan, free: int, recipe: TrainRecipe, device: str
         free: Bytes that the rank may take.
         recipe: The run, for the remedies.
         device: Its name, such as `cuda:0`.
+        teacher: Bytes of the teacher's weights, which lie beside.
     """
-    if _fits(plan.total, free):
+    if _fits(plan.total + teacher, free):
         return None
+    free = max(0, free - teacher)
     parts = (
         ("weights", plan.weights),
         ("gradients", plan.gradients),
@@ -101,9 +125,13 @@ def memory_problem(plan: MemoryPlan, free: int, recipe: TrainRecipe, device: str
     )
     shares = ", ".join(f"{name} {_gib(amount)}" for name, amount in parts)
     remedies = [*_memory_remedies(plan, free, recipe, device), "use a device with more memory"]
+    beside = ""
+    if teacher:
+        remedies.append("serve the teacher (sources.teacher.kind = 'server')")
+        beside = f" beside the teacher's weights of {_gib(teacher)}"
     return (
         f"{device}: a training step needs {_gib(plan.total)} ({shares}) with {plan.layout}, and {_gib(free)} "
-        f"are free. Remedies: {'; '.join(remedies)}"
+        f"are free{beside}. Remedies: {'; '.join(remedies)}"
     )
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.ranks import run_ranks
+from tests.trainer.train.on_policy_jobs import on_policy_recipe
 from tests.trainer.train.train_jobs import make_job, tiny_recipe
 from tests.trainer.train.train_work import run_train
 from trainer.contract.disk import disk_plan
@@ -85,6 +87,34 @@ def test_experts_are_spread_where_more_copies_of_them_do_not_fit():
 
 def test_where_nothing_helps_no_remedy_is_made_up():
     assert (memory(locked(), 8) or "").endswith("Remedies: use a device with more memory")
+
+
+def test_a_teacher_in_the_same_memory_takes_of_what_is_free():
+    recipe = locked()
+    plan = memory_plan(recipe.architecture, recipe.training, Layout(), seq_len=recipe.seq_len)
+    assert room.memory_problem(plan, 139 * GIB, recipe, "cuda:0", teacher=50 * GIB) is None
+    said = room.memory_problem(plan, 139 * GIB, recipe, "cuda:0", teacher=70 * GIB) or ""
+    assert (
+        "and 69.0 GiB are free beside the teacher's weights of 70.0 GiB. Remedies: execution.dp = 2" in said
+    )
+    assert said.endswith("serve the teacher (sources.teacher.kind = 'server')")
+
+
+def test_a_teachers_weights_are_counted_as_they_are_loaded(tmp_path, conversations):
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    tensors = {"a": torch.zeros(8, 3, dtype=torch.bfloat16), "b_blocks": torch.zeros(5, 2, dtype=torch.uint8)}
+    save_file(tensors, teacher / "model.safetensors")
+    for recipe, bytes_each in (
+        (on_policy_recipe(), 4),
+        (on_policy_recipe(**{"training.dtype": "bf16"}), 2),
+        (tiny_recipe(), 0),  # asks no teacher
+    ):
+        job = make_job(tmp_path, conversations, recipe=recipe, inputs={"teacher": teacher})
+        assert room.teacher_memory(job, job.train_recipe()) == (24 + 20) * bytes_each
+    (teacher / "model.safetensors").unlink()  # a served one is a description
+    job = make_job(tmp_path, conversations, recipe=on_policy_recipe(), inputs={"teacher": teacher})
+    assert room.teacher_memory(job, job.train_recipe()) == 0
 
 
 @pytest.fixture
