@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import trainer
 from trainer.contract.pipe import quiet_when_unread
+from trainer.contract.printed import print_whatever_comes
 from trainer.contract.sources import ForeignSourcesError, require_meant
 from trainer.contract.status import EXIT_FAILED
 from trainer.count import command as count_command
@@ -262,4 +263,5 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    print_whatever_comes()
     sys.exit(quiet_when_unread(main))

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from trainer.contract.pipe import leave_unread
+from trainer.contract.pipe import leave_unprinted
+from trainer.contract.printed import print_whatever_comes
 from vpmoe_assets.commands.accept import accept
 from vpmoe_assets.commands.data import data
 from vpmoe_assets.commands.forget import forget
@@ -26,17 +27,24 @@ from vpmoe_assets.lineage.errors import LineageError
 class _Group(click.Group):
     """A group whose user errors end in one line and exit code 1; where nobody reads on it ends quietly."""
 
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        print_whatever_comes()
+        try:
+            return super().main(*arguments, **options)
+        except OSError as error:  # click's own, of what it could not print
+            raise SystemExit(leave_unprinted(error)) from error
+
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         try:
             return super().make_context(*arguments, **options)
-        except BrokenPipeError as error:  # of --help and --version
-            raise SystemExit(leave_unread()) from error
+        except OSError as error:  # of --help and --version
+            raise SystemExit(leave_unprinted(error)) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
-            raise SystemExit(leave_unread()) from error
+            raise SystemExit(leave_unprinted(error)) from error
         except (LineageError, OSError) as error:
             raise click.ClickException(" ".join(str(error).split())) from error
 

@@ -1,10 +1,11 @@
 """`python -m trainer count CONFIG`: parameters, memory, disk and tokens of an experiment's models."""
 
 import argparse
-import json
 import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from trainer.contract.printed import exact_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -96,7 +97,7 @@ def main(options: argparse.Namespace) -> int:
             report["runs"] = {asset: asdict(run) for asset, run in run_tokens(experiment).items()}
             if (store := store_size(experiment)) is not None:
                 report["teacher_topk"] = store.as_dict()
-        print(json.dumps(report, indent=2))
+        print(exact_json(report, indent=2))
     else:
         for name, rung in found.items():
             print_tables(experiment, name, rung)

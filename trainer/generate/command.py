@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.contract.printed import exact_json
+
 if TYPE_CHECKING:
     from trainer.decoding.generation import Generated
     from trainer.evaluate.models import LanguageModel
@@ -211,7 +213,7 @@ def _generate(options: argparse.Namespace, texts: list[str]) -> int:
     )
     seconds = time.perf_counter() - started
     if options.json:
-        print(json.dumps(_document(options, model, asked, ids, seeds, made), ensure_ascii=False))
+        print(exact_json(_document(options, model, asked, ids, seeds, made)))
     elif streams:
         print(stream.rest())
     else:

@@ -1,6 +1,5 @@
 """What the commands share: options, the store and experiment in force, and how answers are printed."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -84,8 +83,10 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON; times in ISO form."""
-    click.echo(json.dumps(value, indent=1, default=_plain))
+    """Print a value as JSON, with nothing of it lost."""
+    from trainer.contract.printed import exact_json
+
+    click.echo(exact_json(value, indent=1))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[str] = ()) -> None:
@@ -134,7 +135,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return str(value).replace("\n", "\\n")
-
-
-def _plain(value: Any) -> Any:
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)

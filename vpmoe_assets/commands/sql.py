@@ -1,5 +1,7 @@
 """`vpmoe sql`: questions over all records at once."""
 
+from collections.abc import Sequence
+
 import click
 
 from vpmoe_assets.commands.common import json_option, open_index, print_json, print_table
@@ -25,7 +27,7 @@ def sql(statement: str, as_json: bool) -> None:
     if behind := len(index.changing()):
         click.echo(f"{behind} changed artifact{'s' * (behind != 1)} not in the index yet", err=True)
     if as_json:
-        print_json([dict(zip(table.columns, row, strict=True)) for row in table.rows])
+        print_json([dict(zip(_distinct(table.columns), row, strict=True)) for row in table.rows])
     else:
         numeric = [
             name
@@ -33,3 +35,16 @@ def sql(statement: str, as_json: bool) -> None:
             if all(isinstance(row[position], int | float | None) for row in table.rows)
         ]
         print_table(table.columns, table.rows, right=numeric)
+
+
+def _distinct(columns: Sequence[str]) -> list[str]:
+    """Return the names with a suffix for one that was there before: `a`, `a_1`, `a_2`."""
+    names: list[str] = []
+    for column in columns:
+        name, number = column, 0
+        # Neither taken by one before, nor the own name of one that is still to come.
+        while name in names or (number and name in columns):
+            number += 1
+            name = f"{column}_{number}"
+        names.append(name)
+    return names

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.contract.canonical import sha256_json
 from vpmoe_assets.lineage import locks
+from vpmoe_assets.lineage.answers import answer
 from vpmoe_assets.lineage.changes import Change, Changes
 from vpmoe_assets.lineage.database import HINT, created, one_line, opened
 from vpmoe_assets.lineage.errors import (
@@ -151,7 +152,10 @@ class Index:
         import duckdb
 
         try:
+            sql.encode()
             statements = duckdb.extract_statements(sql)
+        except UnicodeEncodeError as error:
+            raise QueryError(f"the statement is not UTF-8 at character {error.start + 1}") from error
         except duckdb.Error as error:
             raise QueryError(one_line(error)) from error
         if len(statements) != 1:
@@ -161,8 +165,7 @@ class Index:
         with opened(self.path, read_only=True, wait_s=_READER_WAIT_S) as database:
             self._of_this_version(database)
             try:
-                result = database.execute(sql, parameters)
-                return Table(tuple(column[0] for column in result.description or ()), result.fetchall())
+                return Table(*answer(database, sql, parameters))
             except duckdb.Error as error:
                 raise QueryError(one_line(error)) from error
 
