@@ -44,8 +44,9 @@ setup: $(STAMP) .env  ## make the locked environment in .venv, and .env for Dags
 ladder: $(STAMP) .env  ## materialise the whole graph of the smoke experiment
 	$(BIN)/dagster asset materialize -m vpmoe_assets.definitions --select '*'
 
-ui: $(STAMP) .env  ## open the Dagster UI on http://127.0.0.1:3000
-	$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p 3000
+ui: $(STAMP) .env  ## open the Dagster UI on http://127.0.0.1:3000, or what is free; PORT=8080 chooses
+	@port=$$($(BIN)/python -m vpmoe_assets.port '$(subst ','\'',$(PORT))') && \
+	exec $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p "$$port"
 
 test: $(STAMP) .env lint  ## lint, then run every test this machine can run
 	$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder

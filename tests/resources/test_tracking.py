@@ -36,3 +36,20 @@ def test_the_key_of_the_right_server_in_netrc_is_enough(no_netrc: Path) -> None:
     assert wandb_environment("online", {"WANDB_BASE_URL": "https://wandb.example"})["WANDB_MODE"] == "online"
     with pytest.raises(WandbKeyMissingError):
         wandb_environment("online", {})
+
+
+@pytest.mark.parametrize("broken", ["directory", "no text", "no netrc"])
+def test_a_netrc_that_cannot_be_read_is_named_and_none_where_the_variable_has_the_key(no_netrc, broken):
+    if broken == "directory":
+        no_netrc.mkdir()
+    else:
+        no_netrc.write_bytes(b"\xff" if broken == "no text" else b"machine")
+        no_netrc.chmod(0o600)
+    with pytest.raises(WandbKeyMissingError, match=rf"{no_netrc} cannot be read"):
+        wandb_environment("online", {})
+    assert wandb_environment("online", {"WANDB_API_KEY": "secret"})["WANDB_MODE"] == "online"
+
+
+def test_a_server_without_an_address_is_named():
+    with pytest.raises(WandbKeyMissingError, match=r"WANDB_BASE_URL = http://\[ is no address"):
+        wandb_environment("online", {"WANDB_BASE_URL": "http://[", "WANDB_API_KEY": "secret"})

@@ -1,14 +1,26 @@
-"""Weights & Biases beside `metrics.jsonl`: offline by default, online when asked for, or disabled."""
+"""Weights & Biases beside `metrics.jsonl`: offline by default, online when asked for, or disabled.
 
+Nothing of it ends a training. What cannot be reached, read or written costs a warning, and the run goes on
+offline, or where that fails too, with `metrics.jsonl` alone.
+"""
+
+import contextlib
 import hashlib
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from trainer.contract.files import replace_text
 from trainer.job.metrics import Value
+from trainer.job.workdir import LOGGER
 
 Mode = Literal["offline", "online", "disabled"]
+
+
+_FINISH_S = 120
+"""How long a run that is over may still be sending, in seconds; `wandb sync` sends the rest."""
 
 
 class Tracker(Protocol):
@@ -45,6 +57,7 @@ class WandbTracker:
     ) -> None:
         import wandb
 
+        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # a traceback where it cannot report
         # The SDK's own console capture would put every log line into the run a second time, and its links to
         # the newest log would leave the run's directory.
         settings = wandb.Settings(
@@ -54,7 +67,10 @@ class WandbTracker:
             disable_code=True,
             symlink=False,
             x_disable_stats=True,
+            finish_timeout=_FINISH_S,
+            finish_timeout_raises=False,
         )
+        self._lost = False
         self._files = work_dir / "wandb"
         self._run = wandb.init(
             mode=mode,
@@ -68,17 +84,26 @@ class WandbTracker:
         )
 
     def log(self, step: int, values: Mapping[str, Value]) -> None:
-        """Send the values of one step."""
-        self._run.log(dict(values), step=step)
+        """Send the values of one step; after a failure, no more."""
+        if self._lost:
+            return
+        try:
+            self._run.log(dict(values), step=step)
+        except Exception as error:
+            self._lost = True
+            LOGGER.warning("%s; the rest of this run is in metrics.jsonl alone", _told(error))
 
     def close(self, *, failed: bool) -> None:
         """Finish the run, marking it failed where it was."""
-        self._run.finish(exit_code=int(failed))
-        # Of this run and of earlier ones that were killed: the SDK's service links its own log in the user's
-        # cache from here. A run's directory is to hold files of its own alone.
-        for path in self._files.rglob("*"):
-            if path.is_symlink():
-                path.unlink()
+        try:
+            self._run.finish(exit_code=int(failed))
+            # Of this run and of earlier ones that were killed: the SDK's service links its own log in the
+            # user's cache from here. A run's directory is to hold files of its own alone.
+            for path in self._files.rglob("*"):
+                if path.is_symlink():
+                    path.unlink()
+        except Exception as error:
+            LOGGER.warning("%s; what it has not sent is in metrics.jsonl", _told(error))
 
 
 def open_tracker(
@@ -105,9 +130,51 @@ def open_tracker(
     if mode == "disabled":
         return NoTracker()
     run_id = _run_id(work_dir / "wandb" / "run_id", f"{experiment}/{asset}/{fingerprint}", anew=anew)
-    return WandbTracker(
-        mode, work_dir, project=f"vpmoe-{experiment}", name=asset, run_id=run_id, config=config
-    )
+
+    def opened(how: Mode) -> Tracker:
+        return WandbTracker(
+            how, work_dir, project=f"vpmoe-{experiment}", name=asset, run_id=run_id, config=config
+        )
+
+    try:
+        return opened(mode)
+    except Exception as error:
+        # The SDK reads its variables, netrc and the home directory in every mode.
+        LOGGER.warning("%s; going on offline, without what the environment says of it", _told(error))
+    try:
+        with _by_itself(work_dir / "wandb"):
+            return opened("offline")
+    except Exception as error:
+        LOGGER.warning(
+            '%s; this run is in metrics.jsonl alone (execution.wandb = "disabled" says nothing)', _told(error)
+        )
+        return NoTracker()
+
+
+@contextlib.contextmanager
+def _by_itself(home: Path) -> Iterator[None]:
+    """Have the SDK begin anew, and see neither variables of its own nor a home that is not there."""
+    with contextlib.suppress(Exception):
+        import wandb
+
+        wandb.teardown()  # its service holds the run that could not begin
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith("WANDB_") or name == "NETRC":
+            del os.environ[name]
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(home)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _told(error: Exception) -> str:
+    return f"Weights & Biases: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _run_id(path: Path, training: str, *, anew: bool) -> str:

@@ -28,22 +28,31 @@ def wandb_environment(mode: WandbMode, environment: Mapping[str, str]) -> dict[s
         `environment` with `WANDB_MODE` set to `mode`, and without the key unless `mode` is "online".
 
     Raises:
-        WandbKeyMissingError: `mode` is "online", and neither environment nor netrc has a key for the server.
+        WandbKeyMissingError: `mode` is "online", and neither environment nor netrc has a key for the server;
+            or its address is none.
     """
     if mode == "online":
-        host = urlsplit(environment.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
-        if not environment.get(KEY_ENV) and not _in_netrc(host):
+        url = environment.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+        try:
+            host = urlsplit(url).hostname or ""
+        except ValueError as error:
+            raise WandbKeyMissingError(f"WANDB_BASE_URL = {url} is no address ({error})") from error
+        if not environment.get(KEY_ENV) and (missing := _missing_in_netrc(host)) is not None:
             raise WandbKeyMissingError(
                 f'wandb = "online" was asked for, and there is no API key for {host}: neither {KEY_ENV} nor '
-                'netrc has one. Run `wandb login`, set the variable, or use wandb = "offline" and later '
-                "`wandb sync`."
+                f"netrc has one{missing}. Run `wandb login`, set the variable, or use "
+                'wandb = "offline" and later `wandb sync`.'
             )
         return {**environment, "WANDB_MODE": mode}
     return {**{name: value for name, value in environment.items() if name != KEY_ENV}, "WANDB_MODE": mode}
 
 
-def _in_netrc(host: str) -> bool:
+def _missing_in_netrc(host: str) -> str | None:
+    """Return None where netrc has a key for the host, else the reason why it could not be read, if any."""
+    path = os.environ.get("NETRC")
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
-        return False
+        return None if netrc.netrc(path).authenticators(host) is not None else ""
+    except FileNotFoundError:
+        return ""
+    except (OSError, netrc.NetrcParseError, UnicodeDecodeError) as error:
+        return f" ({path or 'netrc'} cannot be read: {error})"
