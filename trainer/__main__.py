@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import trainer
 from trainer.contract.pipe import quiet_when_unread
-from trainer.contract.printed import print_whatever_comes
+from trainer.contract.printed import print_refusal, print_whatever_comes
 from trainer.contract.sources import ForeignSourcesError, require_meant
 from trainer.contract.status import EXIT_FAILED
 from trainer.count import command as count_command
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         require_meant("trainer", trainer.__file__)
     except ForeignSourcesError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_refusal(error)
         return EXIT_FAILED
     # Read when torch is imported. OpenMP's threads spin at the end of every parallel region by default, which
     # on a machine with other work to do makes a step ten times slower; waiting passively costs nothing
@@ -210,7 +210,7 @@ def _run(options: argparse.Namespace, recipe_of: Callable[["Job"], object], work
         job = load_job(options.job)
         recipe_of(job)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_refusal(error)
         return EXIT_FAILED
 
     def loaded(job: "Job", directory: "WorkDir", stop: "StopRequest") -> None:

@@ -56,6 +56,11 @@ def _of_no_number(value: float) -> str:
     return "Infinity" if value > 0 else "-Infinity"
 
 
+def print_refusal(error: Exception) -> None:
+    """Say on standard error, in one line, why a command does not do what it was asked."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
 def print_whatever_comes() -> None:
     """Let standard output and standard error take every text, whatever the locale.
 

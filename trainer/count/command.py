@@ -5,7 +5,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from trainer.contract.printed import exact_json
+from trainer.contract.printed import exact_json, print_refusal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,7 +86,7 @@ def main(options: argparse.Namespace) -> int:
         asked = tuple(1 if size is None else size for size in layout) if layout != (None,) * 3 else None
         found = {rung: count_rung(experiment, rung, asked) for rung in rungs}
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_refusal(error)
         return 1
     if options.json:
         report: dict[str, Any] = {

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.contract.printed import exact_json
+from trainer.contract.printed import exact_json, print_refusal
 
 if TYPE_CHECKING:
     from trainer.decoding.generation import Generated
@@ -126,7 +126,7 @@ def main(options: argparse.Namespace) -> int:
             prompts = [_standard_input() if text == "-" else text for text in options.prompt]
             return _generate(options, prompts)
     except (ValueError, FloatingPointError, NotImplementedError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_refusal(error)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

@@ -1,9 +1,10 @@
 """`python -m trainer score`: the command line."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from trainer.contract.printed import print_refusal
 
 if TYPE_CHECKING:
     from trainer.contract.schema.job import Job
@@ -83,7 +84,7 @@ def main(options: argparse.Namespace) -> int:
         job = load_job(options.job) if options.job else _job(options)
         job.score_recipe()
     except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_refusal(error)
         return EXIT_FAILED
 
     def work(own: "Job", directory: "WorkDir", stop: "StopRequest") -> None:

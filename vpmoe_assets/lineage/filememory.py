@@ -56,6 +56,8 @@ class FileMemory:
         """Return the texts of those files that are still what they were."""
         keys = {os.fsencode(path): path for path in files}
         found: dict[Path, str] = {}
+        if not keys or (self._database is None and not self.path.exists()):
+            return found  # a question leaves nothing behind where there is no store
         with self._lock, self._forgiving():
             database = self._open()
             for chunk in _chunks(list(keys)):
