@@ -73,7 +73,7 @@ with socket.socket(socket.AF_UNIX) as server:
     server.connect(environment[{SOCKET_ENV!r}])
     request = {{"arguments": arguments, "environment": environment, "directory": os.getcwd()}}
     socket.send_fds(server, [b"r"], [0, 1, 2])
-    server.sendall(json.dumps({{**request, "executable": {sys.executable!r}}}).encode() + b"\\n")
+    server.sendall(json.dumps({{**request, "executable": sys.argv[0]}}).encode() + b"\\n")
     pid, = struct.unpack("i", server.recv(4))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: os.kill(pid, number))

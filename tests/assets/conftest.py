@@ -1,21 +1,34 @@
 """One tiny data set, made once, and graphs on copies of it."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
+from filelock import FileLock
 
-from tests.assets.graphs import DATA, Graph, ProjectCopy, Run, copy_store, write_experiment
+from tests.assets.graphs import DATA, Graph, ProjectCopy, Run, copy_store, facts_in, write_experiment
 from vpmoe_assets.codebase.tree import SourceTree, current, replace_current
 
 
 @pytest.fixture(scope="session")
 def tiny_made(tmp_path_factory) -> tuple[Graph, Run]:
-    """The data of the tiny experiment, freshly made; shared, so nobody may write into it."""
-    directory = tmp_path_factory.mktemp("tiny")
-    graph = Graph(write_experiment(directory / "tiny.toml"), directory / "artifacts")
-    return graph, graph.make(*DATA)
+    """The data of the tiny experiment, freshly made by one worker for all; so nobody may write into it."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny"
+    (directory / "dagster").mkdir(parents=True, exist_ok=True)
+    with FileLock(directory / "lock"):
+        instance = dg.DagsterInstance.local_temp(str(directory / "dagster"))
+        graph = Graph(directory / "tiny.toml", directory / "artifacts", instance)
+        made = directory / "run"
+        if not made.exists():
+            write_experiment(graph.experiment)
+            made.write_text(graph.make(*DATA).id)
+            tree = SourceTree(memory=facts_in(graph.store))
+            tree.closure([*tree.modules])
+    return graph, Run(made.read_text(), instance)
 
 
 @pytest.fixture
@@ -43,21 +56,12 @@ def graph(tiny_made, tmp_path) -> Callable[..., Graph]:
     return make
 
 
-@pytest.fixture(scope="session")
-def facts(tmp_path_factory) -> Path:
-    """What there is to find out about the sources as they are; of a copy, only edits are parsed."""
-    memory: Path = tmp_path_factory.mktemp("facts") / "codebase.json"
-    tree = SourceTree(memory=memory)
-    tree.closure([*tree.modules])
-    return memory
-
-
 @pytest.fixture
-def project_copy(facts, tmp_path, monkeypatch) -> Iterator[ProjectCopy]:
+def project_copy(tiny_made, tmp_path, monkeypatch) -> Iterator[ProjectCopy]:
     """A copy of the sources, of which the code of every step is taken from now on."""
     before = current()
     monkeypatch.setenv("VPMOE_GIT_SHA", "c" * 40)  # git knows nothing of the copy
-    yield ProjectCopy.make(tmp_path, facts)
+    yield ProjectCopy.make(tmp_path, facts_in(tiny_made[0].store))
     replace_current(before)
 
 

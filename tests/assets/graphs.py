@@ -6,12 +6,14 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.events import DagsterEvent
 from dagster._core.loader import LoadingContextForTest
 
 from vpmoe_assets.codebase.tree import PACKAGES, SourceTree, replace_current
@@ -114,7 +116,7 @@ class Graph:
                 instance=self.instance,
                 raise_on_error=False,
             )
-        return Run(result, self.instance)
+        return Run(result.run_id, self.instance)
 
     def make(self, *assets: str) -> "Run":
         """Materialise assets, all of them with success."""
@@ -138,21 +140,35 @@ class Graph:
 
 @dataclass(frozen=True)
 class Run:
-    """What came of one Dagster run, by bare asset names."""
+    """What came of one Dagster run, by bare asset names, as the instance has it."""
 
-    result: dg.ExecuteInProcessResult
+    id: str
     instance: dg.DagsterInstance
 
-    @property
+    @cached_property
     def success(self) -> bool:
-        return self.result.success
+        run = self.instance.get_run_by_id(self.id)
+        assert run is not None
+        return run.is_success
+
+    @cached_property
+    def events(self) -> Sequence[DagsterEvent]:
+        return [entry.dagster_event for entry in self.instance.all_logs(self.id) if entry.dagster_event]
+
+    @property
+    def materializations(self) -> Sequence[dg.AssetMaterialization]:
+        return [
+            event.step_materialization_data.materialization
+            for event in self.events
+            if event.is_step_materialization
+        ]
 
     @property
     def started(self) -> list[str]:
         """Assets whose step ran, in order."""
         return [
             event.step_key.rpartition("__")[2]
-            for event in self.result.all_events
+            for event in self.events
             if event.is_step_start and event.step_key
         ]
 
@@ -160,18 +176,14 @@ class Run:
         """Values of the materialisation of an asset."""
         (found,) = [
             materialization
-            for event in self.result.get_asset_materialization_events()
-            if (materialization := event.step_materialization_data.materialization).asset_key.path[-1]
-            == asset
+            for materialization in self.materializations
+            if materialization.asset_key.path[-1] == asset
         ]
         return {name: value.value for name, value in found.metadata.items()}
 
     def made(self) -> list[str]:
         """Assets that were materialised, reused or not, in order."""
-        names = [
-            event.step_materialization_data.materialization.asset_key.path[-1]
-            for event in self.result.get_asset_materialization_events()
-        ]
+        names = [materialization.asset_key.path[-1] for materialization in self.materializations]
         return [name for name in names if name != "records"]  # which stands for what the others wrote
 
     def reused(self, *assets: str) -> dict[str, bool]:
@@ -181,23 +193,22 @@ class Run:
     def checks(self, asset: str) -> dict[str, dg.AssetCheckEvaluation]:
         return {
             evaluation.check_name: evaluation
-            for evaluation in self.result.get_asset_check_evaluations()
-            if evaluation.asset_key.path[-1] == asset
+            for event in self.events
+            if event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION
+            and (evaluation := event.asset_check_evaluation_data).asset_key.path[-1] == asset
         }
 
     def log(self) -> str:
         """What the assets said, one message a line."""
         return "\n".join(
-            entry.user_message
-            for entry in self.instance.all_logs(self.result.run_id)
-            if not entry.dagster_event
+            entry.user_message for entry in self.instance.all_logs(self.id) if not entry.dagster_event
         )
 
     def error(self, asset: str | None = None) -> str:
         """The innermost message of a failed step: what the user has to act on."""
         failures = [
             event
-            for event in self.result.all_events
+            for event in self.events
             if event.is_step_failure and (asset is None or (event.step_key or "").endswith(f"__{asset}"))
         ]
         if not failures:
@@ -236,6 +247,11 @@ class ProjectCopy:
     def read_again(self) -> None:
         """Take note of edits, as a new process would."""
         replace_current(SourceTree(self.root, memory=self.memory))
+
+
+def facts_in(store: Store) -> Path:
+    """Return the memory of a store of what was found out about sources: nobody has to parse them again."""
+    return store.root / ".work" / "codebase.json"
 
 
 def copy_store(source: Path, target: Path) -> Path:

@@ -32,9 +32,8 @@ def test_what_publishing_inserted_is_what_a_rebuild_makes(tiny):
     tiny.index.rebuild(tiny.store)
     assert tables(tiny) == before
     digests = [record.record_digest for record in tiny.store.records()]
-    (event,) = run.result.get_asset_materialization_events()
-    tags = event.step_materialization_data.materialization.tags
-    assert tags["dagster/data_version"] == records_digest(digests) == tiny.index.digest()
+    (materialization,) = run.materializations
+    assert materialization.tags["dagster/data_version"] == records_digest(digests) == tiny.index.digest()
 
 
 def test_its_checks_and_counts_are_those_of_the_records(tiny):

@@ -29,8 +29,7 @@ def test_every_materialisation_says_what_it_is_where_it_lies_and_how_it_was_made
 def test_digest_and_code_version_are_dagsters_versions_of_data_and_code(tiny_made):
     graph, run = tiny_made
     specs = {spec.key.path[-1]: spec for spec in graph.definitions().resolve_all_asset_specs()}
-    for event in run.result.get_asset_materialization_events():
-        materialization = event.step_materialization_data.materialization
+    for materialization in run.materializations:
         asset = materialization.asset_key.path[-1]
         if asset == "records":
             continue

@@ -46,8 +46,8 @@ def test_a_run_is_published_with_its_curve_checkpoints_and_provenance(stage):
     assert shown["curve"].startswith("![loss over steps](data:image/png;base64,")
     assert Path(shown["log"]).read_text() == "starts after step 0\n"
     assert shown["valid_loss"] == 11.0
-    observations = run.result.get_asset_observation_events()
-    steps = [event.asset_observation_data.asset_observation.metadata["step"].value for event in observations]
+    observed = [event.asset_observation_data for event in run.events if event.is_asset_observation]
+    steps = [data.asset_observation.metadata["step"].value for data in observed]
     assert steps == list(range(1, 11))
     ladder = stage.index.query("SELECT asset, rung, layers, parameters, valid_loss, blocked FROM ladder").rows
     assert ladder == [("vpmoe_stage1", 0, 16, 1234, 11.0, False)]
