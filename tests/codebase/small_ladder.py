@@ -32,6 +32,7 @@ EXPERIMENT = {
     "[stages.vpmoe_stage1]\nsteps = 8": "[stages.vpmoe_stage1]\nsteps = 2"
     + ("" if WHOLE else '\ninit = "fresh"'),
     "extra_steps = 8": "extra_steps = 1",
+    "subset_fraction = 0.02": "subset_fraction = 1.0",
     "topk = 32": "topk = 4",
     "[stages.vpmoe_stage2]\nsteps = 6": "[stages.vpmoe_stage2]\nsteps = 2",
     "[stages.vpmoe_stage3]\nsteps = 4": "[stages.vpmoe_stage3]\nsteps = 2",
