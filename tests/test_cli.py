@@ -443,3 +443,34 @@ def test_start_up_loads_nothing_that_the_answer_does_not_need(store, chain, argu
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert result.stdout.splitlines()[-1] == "LOADED []", result.stderr
+
+
+@pytest.mark.parametrize("kind", ["file", "loop"])
+def test_a_store_that_is_no_directory_is_named(tmp_path, monkeypatch, kind):
+    place = tmp_path / "place"
+    place.touch() if kind == "file" else place.symlink_to(place)
+    monkeypatch.setenv("VPMOE_ARTIFACTS", str(place))
+    for verb in (["ls"], ["path", "synth"], ["sql", "SELECT 1"], ["index", "rebuild"]):
+        assert f"VPMOE_ARTIFACTS = {place} is a" in fails(*verb)
+
+
+def test_a_question_to_a_store_that_is_not_there_makes_none(store):
+    run("ls")
+    assert not store.root.exists()
+
+
+@pytest.mark.parametrize("inside", ["", "smoke/mine"])
+def test_nothing_is_written_into_the_store_by_name(store, chain, tmp_path, inside):
+    link = tmp_path / "link"
+    link.symlink_to(store.root)
+    for verb in (["reports"], ["data", "build", "--input", "rows.parquet"]):
+        assert "lies in the store" in fails(*verb, "--output", str(link / inside))
+    assert not (store.root / "smoke" / "mine").exists()
+
+
+def test_columns_of_one_name_and_values_without_a_form_in_json_are_all_there(store, chain):
+    Index(store.root / "index.duckdb").rebuild(store)
+    asked = "SELECT 1 AS a, 2 AS a, 3 AS a_1, 'NaN'::DOUBLE AS x, '-inf'::FLOAT AS y, 9007199254740993 AS n"
+    (row,) = json.loads(run("sql", asked, "--json").output, parse_constant=pytest.fail)
+    assert row == {"a": 1, "a_2": 2, "a_1": 3, "x": "NaN", "y": "-Infinity", "n": 9007199254740993}
+    assert "not UTF-8 at character 9" in fails("sql", "SELECT 1\udcff")

@@ -184,12 +184,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    for name, value in vars(options).items():
+        if value == [] or (isinstance(value, list) and [] in value):  # what argparse makes of --name=--
+            parser.error(f"--{name.replace('_', '-')}=--: -- is no value")
     try:
         require_meant("trainer", trainer.__file__)
     except ForeignSourcesError as error:
         print_refusal(error)
         return EXIT_FAILED
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        if not (text := os.environ.get(name, "0")).isdecimal():
+            print(f"error: {name} = {text!r} is no number: unset it, or start with torchrun", file=sys.stderr)
+            return EXIT_FAILED
     # Read when torch is imported. OpenMP's threads spin at the end of every parallel region by default, which
     # on a machine with other work to do makes a step ten times slower; waiting passively costs nothing
     # measurable.

@@ -7,8 +7,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def store_root() -> Path:
-    """Directory of all artifacts: `$VPMOE_ARTIFACTS`, or `artifacts/` in the project."""
-    return Path(os.environ.get("VPMOE_ARTIFACTS") or ROOT / "artifacts").resolve()
+    """Directory of all artifacts: `$VPMOE_ARTIFACTS`, or `artifacts/` in the project.
+
+    Raises:
+        OSError: A file is there, or a link that leads nowhere but to itself.
+    """
+    given = os.environ.get("VPMOE_ARTIFACTS")
+    place = Path(given or ROOT / "artifacts")
+    named = f"VPMOE_ARTIFACTS = {given}" if given else str(place)
+    try:
+        place = place.resolve()
+    except RuntimeError as error:
+        raise OSError(f"{named} is a link that leads back to itself; give a directory") from error
+    if place.exists() and not place.is_dir():
+        raise NotADirectoryError(f"{named} is a file; give a directory")
+    return place
 
 
 def experiment_name() -> str:

@@ -255,6 +255,7 @@ def _print(*tables: "Table") -> None:
 
     # A pipe has no width; 80 columns would cut the figures.
     console = Console(width=None if sys.stdout.isatty() else 130)
+    console.width = max(console.width, 60)  # of a terminal that says it has none
     with console.capture() as captured:  # rich has its own way to end where nobody reads
         console.print(*tables, sep="\n")
     print(captured.get(), end="")

@@ -13,6 +13,7 @@ from vpmoe_assets.assets.produced import produced_asset
 from vpmoe_assets.assets.step import Produced
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import data as checks
+from vpmoe_assets.errors import DataError
 
 
 def data_assets(experiment: Experiment) -> list[Produced]:
@@ -169,7 +170,12 @@ def _healing_text_v1(experiment: Experiment) -> Produced:
 
 def _processes() -> int:
     """Worker processes of a build: `$VPMOE_WORKERS`, or one for each core this process may use."""
-    return int(os.environ.get("VPMOE_WORKERS") or len(os.sched_getaffinity(0)))
+    given = os.environ.get("VPMOE_WORKERS")
+    if not given:
+        return len(os.sched_getaffinity(0))
+    if not (given.isascii() and given.isdecimal() and int(given)):
+        raise DataError(f"VPMOE_WORKERS = {given!r}: give a number of processes, 1 or more")
+    return int(given)
 
 
 def _harmony_metadata(item: Published) -> Mapping[str, Any]:

@@ -1,8 +1,10 @@
 """What the commands share: options, the store and experiment in force, and how answers are printed."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+NARROWEST = 40
+"""Columns of a table on a terminal, whatever it says it has: on one there is nothing to read."""
+
 experiment_option = click.option(
     "-e", "--experiment", metavar="NAME", help="Experiment: a name, or the path of its TOML file."
 )
@@ -27,6 +32,17 @@ def open_store() -> "Store":
     from vpmoe_assets.lineage.store import Store
 
     return Store(project.store_root())
+
+
+def refuse_store(output: Path) -> None:
+    """Refuse an output inside the store, whose files are published and nothing else.
+
+    Raises:
+        click.ClickException: It is; says what to do.
+    """
+    root = project.store_root()
+    if (place := Path(os.path.realpath(output))) == root or root in place.parents:
+        raise click.ClickException(f"--output {output} lies in the store {root}; choose a place outside it")
 
 
 def open_index() -> "Index":
@@ -109,7 +125,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Se
             table.add_column(name, justify="right" if name in right else "left", overflow="fold")
         for row in cells:
             table.add_row(*(Text(cell) for cell in row))
-        Console().print(table)
+        console = Console()
+        console.width = max(console.width, NARROWEST)
+        console.print(table)
         return
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for row in (list(columns), *cells):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpmoe_assets.commands.common import F, human_bytes, json_option, print_json, user_errors
+from vpmoe_assets.commands.common import F, human_bytes, json_option, print_json, refuse_store, user_errors
 
 if TYPE_CHECKING:
     from trainer.contract.scaffold import Scaffold
@@ -103,6 +103,7 @@ def build(
         raise click.UsageError(f"--shard must lie in [0, {of_shards}), got {shard}")
     if workers < 1:
         raise click.UsageError(f"--workers must be at least 1, got {workers}")
+    refuse_store(output)
     files = input_files([*inputs, *more])  # a shell expands --input *.parquet to one option and the rest
     with user_errors(ValueError, WorkerError), _leaving_nothing(work_dir_of(output), whole=shard is None):
         scaffold, git_sha = _scaffold(**texts), code_of(current()).state.git_sha

@@ -9,6 +9,7 @@ from vpmoe_assets.commands.common import (
     json_option,
     open_store,
     print_json,
+    refuse_store,
     user_errors,
 )
 from vpmoe_assets.project import experiment_name
@@ -40,6 +41,7 @@ def reports(output: Path, experiment: str | None, as_json: bool) -> None:
     from vpmoe_assets.errors import DataError
     from vpmoe_assets.evaluation.export import export_reports
 
+    refuse_store(output)
     store = open_store()
     with user_errors(ConfigError, DataError):
         found = load_experiment(experiment or experiment_name())
