@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup ladder test lint hooks format ui lock results clean always
+.PHONY: help setup ladder test lint hooks format ui fused lock results clean always
 
 PYTHON ?= python3
 # The machine's uv if it has one, else a pinned one inside the project.
@@ -64,9 +64,15 @@ format: $(STAMP)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: | $(STAMP)  ## compile requirements.lock from pyproject.toml
+fused: $(STAMP)  ## add the kernels of training.backend = "fused" (Linux, x86-64, a Hopper GPU)
+	$(UV) pip install --quiet --require-hashes -r requirements-fused.lock
+
+lock: | $(STAMP)  ## compile requirements.lock and requirements-fused.lock from pyproject.toml
 	$(UV) pip compile pyproject.toml --group dev --universal --python-version 3.12 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements.lock
+	$(UV) pip compile pyproject.toml --extra fused --python-version 3.12 --prerelease if-necessary-or-explicit \
+	  --python-platform x86_64-manylinux_2_28 --constraint requirements.lock \
+	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-fused.lock
 
 results: $(STAMP)  ## render benchmarks/RESULTS.md from benchmarks/results.jsonl
 	$(BIN)/python -m benchmarks.render

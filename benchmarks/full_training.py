@@ -33,12 +33,25 @@ STAGE = "vpmoe_stage1"
 LOOK_S = 0.5
 
 
-def make_job(experiment: str, base: Path, *, steps: int, nproc: int, device: str) -> Path:
+def make_job(
+    experiment: str,
+    base: Path,
+    *,
+    steps: int,
+    nproc: int,
+    device: str,
+    backend: str | None = None,
+    layers: int | None = None,
+) -> Path:
     """Write mock data and the job file of the run; return the job file's path."""
     loaded = load_experiment(experiment)
     recipe = plain(loaded.train_recipe(STAGE))
     recipe |= {"steps": steps, "init": "fresh"}
     recipe["training"] |= {"global_batch_size": nproc, "micro_batch_size": 1}
+    if backend is not None:
+        recipe["training"]["backend"] = backend
+    if layers is not None:
+        recipe["architecture"]["model"]["num_layers"] = layers
     data = base / "data"
     write_data(data, loaded.architecture("vpmoe").vocab_size)
     return write_job(
@@ -83,15 +96,24 @@ class Phases:
         self.peak_disk_bytes = max(self.peak_disk_bytes, used)
 
 
-def measure(experiment: str, base: Path, *, steps: int, nproc: int, device: str) -> dict[str, Any]:
+def measure(
+    experiment: str,
+    base: Path,
+    *,
+    steps: int,
+    nproc: int,
+    device: str,
+    backend: str | None = None,
+    layers: int | None = None,
+) -> dict[str, Any]:
     """Train once, from the start to the summary.
 
     Raises:
         RuntimeError: The run ended otherwise than well, or its resumed steps differ from the continued ones.
     """
-    job = make_job(experiment, base, steps=steps, nproc=nproc, device=device)
+    job = make_job(experiment, base, steps=steps, nproc=nproc, device=device, backend=backend, layers=layers)
     phases = Phases(base)
-    environment = os.environ | {"TORCHDYNAMO_DISABLE": "1"}
+    environment = dict(os.environ)
     began = time.monotonic()
     with subprocess.Popen(command(job, nproc), cwd=ROOT, env=environment) as process:
         while process.poll() is None:
@@ -135,12 +157,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--nproc", type=int, default=2, help="data-parallel ranks (default: 2)")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--backend", help="instead of the experiment's")
+    parser.add_argument("--layers", type=int, help="of the model, instead of all")
     parser.add_argument("--directory", type=Path, help="where to write (default: the temporary directory)")
     parser.add_argument("--record", action="store_true", help="append to results.jsonl")
     options = parser.parse_args()
     with workplace(options.directory) as base:
         result = measure(
-            options.experiment, base, steps=options.steps, nproc=options.nproc, device=options.device
+            options.experiment,
+            base,
+            steps=options.steps,
+            nproc=options.nproc,
+            device=options.device,
+            backend=options.backend,
+            layers=options.layers,
         )
     if options.device == "cuda":
         result["gpu"] = torch.cuda.get_device_name(0)

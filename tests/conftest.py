@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # torch.compile on a CPU runs a C++ compiler for every fused function: ten times slower, and no test needs it.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+# Triton decides when it is imported whether it interprets kernels; without a GPU it can do nothing else.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 # One thread, whatever a fixture's scope and whichever process: bits are compared, and on some CPUs they

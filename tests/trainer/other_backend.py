@@ -24,7 +24,7 @@ FUSIONS = ("grouped_gemm",)
 
 
 class GatheredExperts(StackedExperts):
-    def forward(self, rows, weights, counts):
+    def apply_to_rows(self, rows, weights, counts):
         of_row = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
         inner = torch.einsum("nh,nfh->nf", rows, self.weight1[of_row])
         inner = squared_relu(inner if self.bias1 is None else inner + self.bias1[of_row])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 
-from trainer.contract.activations import Device, Pass
+from trainer.contract.activations import FUSED, Device, Pass
 from trainer.contract.parameters import Parameter, parameters
 from trainer.contract.partition import Share, elementwise_unit, matrix_unit, plan
 from trainer.contract.schema.architecture import Architecture
@@ -85,7 +85,7 @@ def memory_plan(
     device: Device = "cuda",
     shard: bool = True,
 ) -> MemoryPlan:
-    """Plan the `reference` backend's training of an architecture.
+    """Plan the training of an architecture.
 
     Ownership is planned by the optimizer's own function, so the figures are those of a real run's fullest
     rank.
@@ -101,10 +101,13 @@ def memory_plan(
     width, settings = WIDTHS[training.dtype], training.optimizer
     local = [_Local(entry, layout, width, settings) for entry in parameters(arch)]
     state = max(_rank_states(local, settings, layout, shard=shard), key=lambda rank: sum(rank.values()))
-    forward = Pass(arch, seq_len, training.micro_batch_size, width, device, layout.tp, layout.ep)
+    rows = training.micro_batch_size
+    forward = Pass(arch, seq_len, rows, width, device, layout.tp, layout.ep, training.backend)
     activations = forward.saved()
-    # The optimizer works when the activations are gone: its work space counts where it exceeds them.
-    work = max(forward.loss_work(), _optimizer_work(local, layout, shard=shard) - activations)
+    if training.backend == FUSED:  # a captured pass keeps its memory; the kernels' own work space is small
+        work = forward.loss_work()
+    else:  # the optimizer works when the activations are gone: its work space counts where it exceeds them
+        work = max(forward.loss_work(), _optimizer_work(local, layout, shard=shard) - activations)
     return MemoryPlan(
         layout=layout,
         sharded=shard,

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from trainer.model.context import CachingCoreAttention
-from trainer.model.document_mask import PADDING, within_reach
+from trainer.model.document_mask import PADDING, Documents, within_reach
 from trainer.model.gpt import VPGPTModel
 
 
@@ -153,7 +153,7 @@ class DecodingCache:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        doc_id: torch.Tensor,
+        documents: Documents,
     ) -> torch.Tensor:
         """Keep a layer's new keys and values, and attend to all it has seen; see `KeyValueCache`."""
         now = self._pass
@@ -177,7 +177,7 @@ class DecodingCache:
                 seen = torch.cat((keys, new[0]), dim=2), torch.cat((values, new[1]), dim=2)
             self._layers[layer_number] = _last_of(seen, now, core.window)
         if now.fresh:  # nothing but this pass to see: the ordinary forward
-            return core(query, key, value, doc_id)
+            return core(query, key, value, documents)
         mask = self._masks.get(core.window)
         if mask is None:
             mask = self._masks[core.window] = _mask(now, core.window)

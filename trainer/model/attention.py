@@ -12,6 +12,7 @@ from torch import nn
 from trainer.model.backend import CoreAttentionFactory
 from trainer.model.config import VPTransformerConfig
 from trainer.model.context import CachingCoreAttention, ForwardContext
+from trainer.model.fusing import Fuse, unfused
 from trainer.model.parallel import sum_gradient_over_tp
 from trainer.model.parameters import mark
 from trainer.model.positions import rotate
@@ -23,9 +24,10 @@ from trainer.model.value_residual import mix_values
 
 @dataclass
 class SelfAttentionSubmodules:
-    """The one part that depends on the backend."""
+    """What depends on the backend."""
 
     core_attention: CoreAttentionFactory
+    fuse: Fuse
 
 
 class HeadRMSNorm(nn.RMSNorm):
@@ -35,10 +37,10 @@ class HeadRMSNorm(nn.RMSNorm):
         super().__init__(config.kv_channels, eps=config.layernorm_epsilon)
         self.tp_group = pg_collection.tp
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise `x` `[S, B, heads, D]` over D."""
-        gain = sum_gradient_over_tp(self.weight, self.tp_group)
-        return nn.functional.rms_norm(x, self.normalized_shape, gain, self.eps)
+    @property
+    def gain(self) -> torch.Tensor:
+        """`[D]`, its gradient summed over tensor-parallel ranks."""
+        return sum_gradient_over_tp(self.weight, self.tp_group)
 
 
 class SelfAttention(MegatronModule, Float32Parameters):
@@ -63,8 +65,9 @@ class SelfAttention(MegatronModule, Float32Parameters):
     ) -> None:
         super().__init__(config=config)
         self.layer_number = layer_number
+        self._fuse = submodules.fuse
         self.tp_group = pg_collection.tp
-        self.head_dim = config.kv_channels
+        self.head_dim, self.epsilon = config.kv_channels, config.layernorm_epsilon
         self.groups = config.num_query_groups // self.tp_group.size()
         local = config.is_local(layer_number)
         self.rotates = config.rotation == "rope" or local
@@ -72,7 +75,7 @@ class SelfAttention(MegatronModule, Float32Parameters):
         query_width = config.num_attention_heads * config.kv_channels
         self.tensor_product = config.use_tpa and local
         if self.tensor_product:
-            self.linear_tpa = TensorProductQKV(config=config, pg_collection=pg_collection)
+            self.linear_tpa = TensorProductQKV(config, pg_collection, fuse=submodules.fuse)
         else:
             self.linear_qkv = ColumnParallelLinear(
                 config.hidden_size,
@@ -140,26 +143,33 @@ class SelfAttention(MegatronModule, Float32Parameters):
                 "and earlier tokens by a DecodingCache (trainer.decoding.cache)"
             )
         mixed, _bias = (self.linear_tpa if self.tensor_product else self.linear_qkv)(hidden)
-        query, key, value = split_qkv(mixed, self.groups, self.head_dim)
-        if self.q_layernorm is not None and self.k_layernorm is not None:
-            query, key = self.q_layernorm(query), self.k_layernorm(key)
-        if self.rotates:
-            assert context.rotation is not None
-            query, key = rotate(query, context.rotation), rotate(key, context.rotation)
-        if self.value_residual:
-            value = self._with_first_value(value, context)
+        run = self._fuse if self.training and torch.is_grad_enabled() else unfused
+        first_value, logit = self._first_value(context)
+        query, key, value = run(prepare_heads)(
+            mixed,
+            self.groups,
+            self.head_dim,
+            None if self.q_layernorm is None else self.q_layernorm.gain,
+            None if self.k_layernorm is None else self.k_layernorm.gain,
+            self.epsilon,
+            context.rotation if self.rotates else None,
+            first_value,
+            logit,
+        )
+        if self.value_residual and self.value_residual_logit is None:  # layer 1
+            context.first_value = value
         if context.cache is None:
-            attended = self.core_attention(query, key, value, context.doc_id)
+            attended = self.core_attention(query, key, value, context.documents)
         else:
             core = cast(CachingCoreAttention, self.core_attention)
-            attended = context.cache.attend(self.layer_number, core, query, key, value, context.doc_id)
+            attended = context.cache.attend(self.layer_number, core, query, key, value, context.documents)
         output, bias = self.linear_proj(attended)
         return output, bias
 
-    def _with_first_value(self, value: torch.Tensor, context: ForwardContext) -> torch.Tensor:
-        if self.value_residual_logit is None:  # layer 1
-            context.first_value = value
-            return value
+    def _first_value(self, context: ForwardContext) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Layer 1's values and the logit that mixes them in; None twice where nothing is mixed."""
+        if self.value_residual_logit is None:
+            return None, None
         if context.first_value is None:
             raise RuntimeError(
                 f"layer {self.layer_number} needs the values of layer 1 (model.value_residual = true), but "
@@ -170,4 +180,42 @@ class SelfAttention(MegatronModule, Float32Parameters):
             self.value_residual_logit,
             f"decoder.layers.{self.layer_number - 1}.self_attention.value_residual_logit",
         )
-        return mix_values(value, context.first_value, sum_gradient_over_tp(logit, self.tp_group))
+        return context.first_value, sum_gradient_over_tp(logit, self.tp_group)
+
+
+def prepare_heads(
+    mixed: torch.Tensor,
+    groups: int,
+    head_dim: int,
+    q_gain: torch.Tensor | None,
+    k_gain: torch.Tensor | None,
+    eps: float,
+    rotation: tuple[torch.Tensor, torch.Tensor] | None,
+    first_value: torch.Tensor | None,
+    logit: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Make of the projections what the core attends with: split, norm, rotation, value residual.
+
+    Args:
+        mixed: `[S, B, (heads + 2 · groups) · D]`, interleaved.
+        groups: key/value heads in it.
+        head_dim: D.
+        q_gain: `[D]`, gain of the queries' RMSNorm, or None.
+        k_gain: Of the keys'.
+        eps: Of both.
+        rotation: Cos and sin, or None in a layer that does not rotate.
+        first_value: `[S, B, groups, D]`, or None where no values are mixed in.
+        logit: ω, with `first_value`.
+
+    Returns:
+        Query `[S, B, heads, D]`, key and value `[S, B, groups, D]`.
+    """
+    query, key, value = split_qkv(mixed, groups, head_dim)
+    if q_gain is not None and k_gain is not None:
+        query = nn.functional.rms_norm(query, (head_dim,), q_gain, eps)
+        key = nn.functional.rms_norm(key, (head_dim,), k_gain, eps)
+    if rotation is not None:
+        query, key = rotate(query, rotation), rotate(key, rotation)
+    if first_value is not None and logit is not None:
+        value = mix_values(value, first_value, logit)
+    return query, key, value

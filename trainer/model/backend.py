@@ -18,6 +18,8 @@ from torch import nn
 from trainer.contract.schema.base import ConfigError
 from trainer.contract.words import BACKENDS, require_word
 from trainer.model.config import VPTransformerConfig
+from trainer.model.fusing import Fuse, unfused
+from trainer.model.router import Route, route_and_balance
 from trainer.model.support_loss import Rule
 
 
@@ -88,13 +90,22 @@ class Backend:
         core_attention: Scores, mask, softmax with a sink, weighted sum of values.
         experts: The routed experts, given rows sorted by expert.
         loss: The output head and the cross-entropy in one.
+        route: What a router does with its logits.
+        fuse: Makes one function of a chain of small operations of a training pass.
         support_loss: The output head and a loss of a few of its log-probabilities in one.
+        capturable: Between embedding and final norm, forward and backward ask nothing of the device, so a
+            CUDA graph can hold them.
+        optimizer_kernels: The optimizer updates by its kernels what they can.
     """
 
     core_attention: CoreAttentionFactory
     experts: ExpertsFactory
     loss: HeadLoss
     support_loss: SupportLoss
+    route: Route = route_and_balance
+    fuse: Fuse = unfused
+    capturable: bool = False
+    optimizer_kernels: bool = False
 
 
 def load_backend(word: str) -> Backend:

@@ -45,9 +45,9 @@ def check_operands(hidden: Tensor, head_weight: Tensor) -> None:
         raise LossError(f"hidden is {hidden.dtype}, the head {head_weight.dtype}; they must agree")
 
 
-def chunk_size(hidden: Tensor, head_weight: Tensor) -> int:
-    """Tokens per chunk that `CHUNK_LOGITS` allows on the device of the operands."""
-    return max(1, CHUNK_LOGITS[hidden.device.type] // head_weight.shape[0])
+def chunk_size(hidden: Tensor, head_weight: Tensor, logits: int | None = None) -> int:
+    """Tokens per chunk that a number of logits allows, by default `CHUNK_LOGITS` of the operands' device."""
+    return max(1, (logits or CHUNK_LOGITS[hidden.device.type]) // head_weight.shape[0])
 
 
 def wide_type(hidden: Tensor) -> torch.dtype:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from trainer.model.document_mask import PADDING
+from trainer.model.document_mask import PADDING, Documents
 
 
 class CachingCoreAttention(Protocol):
@@ -21,7 +21,7 @@ class CachingCoreAttention(Protocol):
     window: int | None
 
     def __call__(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, doc_id: torch.Tensor
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents
     ) -> torch.Tensor:
         """Attend within the pass: `[n, B, heads, D]` and `[n, B, groups, D]` twice to `[n, B, heads · D]`."""
         ...
@@ -48,7 +48,7 @@ class KeyValueCache(Protocol):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        doc_id: torch.Tensor,
+        documents: Documents,
     ) -> torch.Tensor:
         """Attend.
 
@@ -58,7 +58,7 @@ class KeyValueCache(Protocol):
             query: `[n, B, heads, D]`, rotated.
             key: `[n, B, groups, D]`, rotated.
             value: `[n, B, groups, D]`, mixed with layer 1's.
-            doc_id: int64 `[B, n]`, 0 for tokens and -1 for padding.
+            documents: Of the pass; `doc_id` `[B, n]`, 0 for tokens and -1 for padding.
 
         Returns:
             `[n, B, heads · D]`.
@@ -70,19 +70,19 @@ class KeyValueCache(Protocol):
 class ForwardContext:
     """State of one forward pass; it travels in the `attention_mask` argument of Megatron's layers.
 
-    Masks are derived from `doc_id` where scores are computed (`trainer.model.document_mask`); an `[S, S]`
+    Masks are derived from `documents` where scores are computed (`trainer.model.document_mask`); an `[S, S]`
     tensor is never passed from layer to layer. A new object for each pass keeps two passes (or a pass and its
     backward) from sharing state.
 
     Attributes:
-        doc_id: int64 `[B, S]`, document of each token; -1 marks padding, which sees itself only.
+        documents: Which document each token belongs to.
         position_ids: int64 `[B, S]`, position inside the document.
         rotation: fp32 `(cos, sin)`, each `[S, B, 1 or heads, D/2]`, or None when no layer rotates.
         first_value: Layer 1's values `[S, B, groups, D]` once layer 1 has run; not detached.
         cache: Keys and values of earlier tokens, which this pass continues; None in training.
     """
 
-    doc_id: torch.Tensor
+    documents: Documents
     position_ids: torch.Tensor
     rotation: tuple[torch.Tensor, torch.Tensor] | None = None
     first_value: torch.Tensor | None = field(default=None, repr=False)
@@ -91,17 +91,22 @@ class ForwardContext:
     @property
     def padding(self) -> torch.Tensor:
         """Bool `[B, S]`, True where a token is padding."""
-        return self.doc_id == PADDING
+        return self.documents.doc_id == PADDING
 
 
 def forward_context(
-    tokens: torch.Tensor, position_ids: torch.Tensor, doc_id: torch.Tensor, *, max_sequence_length: int
+    tokens: torch.Tensor,
+    position_ids: torch.Tensor,
+    documents: Documents,
+    *,
+    max_sequence_length: int,
 ) -> ForwardContext:
     """Check the three inputs of a forward pass and start its context.
 
     Raises:
         ValueError: A shape or dtype is wrong, or a row is longer than the model allows.
     """
+    doc_id = documents.doc_id
     for name, tensor in (("tokens", tokens), ("position_ids", position_ids), ("doc_id", doc_id)):
         if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or tensor.dtype != torch.int64:
             found = (
@@ -117,4 +122,4 @@ def forward_context(
         raise ValueError(
             f"a row has {tokens.shape[1]} tokens, but attention.max_sequence_length = {max_sequence_length}"
         )
-    return ForwardContext(doc_id=doc_id, position_ids=position_ids)
+    return ForwardContext(documents, position_ids)

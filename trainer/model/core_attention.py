@@ -11,7 +11,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import nn
 
 from trainer.model.config import VPTransformerConfig
-from trainer.model.document_mask import document_mask
+from trainer.model.document_mask import Documents, document_mask
 from trainer.model.parameters import mark
 from trainer.model.positions import alibi_slopes
 from trainer.model.precision import Float32Parameters
@@ -56,7 +56,7 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
         self.slopes: torch.Tensor | None
 
     def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, doc_id: torch.Tensor
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents
     ) -> torch.Tensor:
         """Attend.
 
@@ -64,7 +64,7 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
             query: `[S, B, heads, D]`; head h uses key/value head `h // (heads / groups)`.
             key: `[S, B, groups, D]`.
             value: `[S, B, groups, D]`.
-            doc_id: int64 `[B, S]`; -1 is padding, which attends to itself only.
+            documents: Of the rows.
 
         Returns:
             `[S, B, heads · D]` in the dtype of `query`.
@@ -84,7 +84,7 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
             first = 0 if self.window is None else max(0, start - self.window + 1)
             i = torch.arange(start, stop, device=q.device)
             j = torch.arange(first, stop, device=q.device)
-            allowed = document_mask(i, j, doc_id, self.window)
+            allowed = document_mask(i, j, documents.doc_id, self.window)
             distance = i[:, None] - j[None, :]
             attended.append(
                 self._attend_block(

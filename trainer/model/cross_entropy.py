@@ -35,6 +35,7 @@ def chunked_cross_entropy(
     select: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
     chunk_tokens: int | None = None,
+    chunk_logits: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute `sum_t token_weights[t] * ce_t` and each `ce_t = -log softmax(hidden_t W^T)[labels_t]`.
 
@@ -50,8 +51,8 @@ def chunked_cross_entropy(
         select: Tokens whose loss is wanted [T] bool; those with a nonzero weight by default. A selected token
             of weight 0 gets its loss and leaves the gradient alone; a token that is not selected counts as 0.
         group: Tensor-parallel process group.
-        chunk_tokens: Tokens per chunk; by default as many as fit about 64 MiB of logits on a CPU, 1 GiB on a
-        GPU.
+        chunk_tokens: Tokens per chunk; by default as many as `chunk_logits` allows.
+        chunk_logits: Logits alive at a time; by default `chunked_head.CHUNK_LOGITS`.
 
     Returns:
         `(loss, ce)`: the weighted sum, a differentiable scalar, and the per-token losses [T], detached, 0
@@ -69,7 +70,7 @@ def chunked_cross_entropy(
             raise LossError(f"{name} has shape {list(tensor.shape)}; hidden needs [{tokens}]")
     check_operands(hidden, head_weight)
     if chunk_tokens is None:
-        chunk_tokens = chunk_size(hidden, head_weight)
+        chunk_tokens = chunk_size(hidden, head_weight, chunk_logits)
     chosen = torch.nonzero((token_weights != 0) if select is None else select).squeeze(1)
     loss, ce = _ChunkedCrossEntropy.apply(
         hidden, head_weight, labels, token_weights, chosen, group, chunk_tokens, torch.is_grad_enabled()

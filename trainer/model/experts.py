@@ -1,4 +1,4 @@
-"""Routed experts with stacked weights."""
+"""Routed experts with stacked weights, one expert after another: the reference backend's."""
 
 import torch
 import torch.distributed as dist
@@ -8,6 +8,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import nn
 
 from trainer.model.config import VPTransformerConfig, squared_relu
+from trainer.model.dispatch import ExpertExchange, assign
 from trainer.model.parameters import mark
 
 
@@ -27,6 +28,7 @@ class StackedExperts(MegatronModule):
         super().__init__(config=config)
         self.ep_group: dist.ProcessGroup = pg_collection.ep
         self.expert_dp_group: dist.ProcessGroup = pg_collection.expt_dp
+        self.num_experts = config.num_moe_experts
         self.num_local_experts = config.num_moe_experts // self.ep_group.size()
         self.first_expert = self.ep_group.rank() * self.num_local_experts
         local, inner, outer = self.num_local_experts, config.moe_ffn_hidden_size, config.hidden_size
@@ -50,8 +52,27 @@ class StackedExperts(MegatronModule):
             mark(parameter, allreduce=not separate, expert_parallel=True)
             mark(parameter, **{"matrix_batch" if parameter.dim() == 3 else "vector_batch": True})
 
-    def forward(self, rows: torch.Tensor, weights: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        """Apply each expert to its rows.
+    def forward(self, tokens: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """Take each token to its experts and add up what they return.
+
+        Args:
+            tokens: `[T, H]`.
+            weights: fp32 `[T, K]`, routing weights p; 0 for padding.
+            chosen: int64 `[T, K]`, experts of the whole model; E for padding, which meets none.
+
+        Returns:
+            `[T, H]`, zero for padding.
+        """
+        pairs = assign(chosen, self.num_experts)
+        rows, scale = pairs.take(tokens), pairs.take_weights(weights)
+        if self.ep_group.size() == 1:
+            return pairs.combine(self.apply_to_rows(rows, scale, pairs.counts))
+        exchange = ExpertExchange(pairs.counts, self.ep_group, tokens.device)
+        arrived, arrived_scale = exchange.to_experts(rows), exchange.to_experts(scale)
+        return pairs.combine(exchange.back(self.apply_to_rows(arrived, arrived_scale, exchange.counts)))
+
+    def apply_to_rows(self, rows: torch.Tensor, weights: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """Apply each of this rank's experts to its rows.
 
         `h = relu(W₁ z + b₁)²`; `h ← p h`; `W₂ h + p b₂`: scaling inside equals scaling the output,
         since W₂ is linear, and costs F instead of H multiplications a row.

@@ -14,6 +14,7 @@ from trainer.contract.schema.base import ConfigError
 from trainer.model.backend import load_backend
 from trainer.model.config import VPTransformerConfig, transformer_config
 from trainer.model.context import ForwardContext, KeyValueCache, forward_context
+from trainer.model.document_mask import Documents
 from trainer.model.init import initialize, leave_unfilled
 from trainer.model.moe import MoELayer
 from trainer.model.positions import GrapeM, Rope
@@ -56,6 +57,7 @@ class VPGPTModel(GPTModel):
         position_ids: torch.Tensor,
         doc_id: torch.Tensor,
         cache: KeyValueCache | None = None,
+        borders: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Run everything but the head.
 
@@ -65,6 +67,7 @@ class VPGPTModel(GPTModel):
             doc_id: int64 `[B, S]`; tokens see their own document only, -1 (padding) itself only.
             cache: Earlier tokens of the same rows; use it through `trainer.decoding.cache`, which keeps
                 it in step with the other arguments.
+            borders: See `trainer.model.document_mask.Documents.given`.
 
         Returns:
             `[S, B, H]` after the final norm, replicated over tensor-parallel ranks.
@@ -72,7 +75,12 @@ class VPGPTModel(GPTModel):
         Raises:
             ValueError: A shape or dtype is wrong, or a row is too long.
         """
-        context = forward_context(tokens, position_ids, doc_id, max_sequence_length=self.max_sequence_length)
+        context = forward_context(
+            tokens,
+            position_ids,
+            Documents(doc_id, borders),
+            max_sequence_length=self.max_sequence_length,
+        )
         context.cache = cache
         if self.rotary_pos_emb is not None:
             context.rotation = self.rotary_pos_emb(position_ids)

@@ -8,10 +8,9 @@ from megatron.core.transformer.module import MegatronModule
 
 from trainer.model.backend import ExpertsFactory
 from trainer.model.config import VPTransformerConfig
-from trainer.model.dispatch import ExpertExchange, assign
 from trainer.model.ffn import DenseFFN
 from trainer.model.parallel import gather_rows, split_rows
-from trainer.model.router import Router
+from trainer.model.router import Route, Router
 
 
 class MoELayer(MegatronModule):
@@ -33,12 +32,13 @@ class MoELayer(MegatronModule):
         pg_collection: ProcessGroupCollection,
         *,
         experts: ExpertsFactory,
+        route: Route,
         **_: Any,
     ) -> None:
         super().__init__(config=config)
-        self.tp_group, self.ep_group = pg_collection.tp, pg_collection.ep
+        self.tp_group = pg_collection.tp
         self.layer_number: int | None = None
-        self.router = Router(config, pg_collection)
+        self.router = Router(config, pg_collection, route=route)
         self.experts = experts(config, pg_collection)
         self.shared_experts: DenseFFN | None = None
         if config.moe_shared_expert_intermediate_size:
@@ -70,13 +70,5 @@ class MoELayer(MegatronModule):
 
     def _routed(self, tokens: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         total = tokens.shape[0]
-        tokens, weights = split_rows(tokens, self.tp_group), split_rows(weights, self.tp_group)
-        pairs = assign(split_rows(chosen, self.tp_group), self.router.num_experts)
-        rows, scale = pairs.take(tokens), pairs.take_weights(weights)
-        if self.ep_group.size() == 1:
-            result = self.experts(rows, scale, pairs.counts)
-        else:
-            exchange = ExpertExchange(pairs.counts, self.ep_group, tokens.device)
-            arrived, arrived_scale = exchange.to_experts(rows), exchange.to_experts(scale)
-            result = exchange.back(self.experts(arrived, arrived_scale, exchange.counts))
-        return gather_rows(pairs.combine(result), self.tp_group, total)
+        mine = (split_rows(part, self.tp_group) for part in (tokens, weights, chosen))
+        return gather_rows(self.experts(*mine), self.tp_group, total)

@@ -52,10 +52,16 @@ def mark_written(*parameters: nn.Parameter) -> None:
     step.
 
     Args:
-        parameters: Those whose gradient was added to (or written into) `main_grad`.
+        parameters: Those whose gradient was put into `main_grad`: over what stood there where
+            `is_written` says that this is the step's first, added to it otherwise.
     """
     for parameter in parameters:
         parameter.main_grad_written = True  # type: ignore[attr-defined]
+
+
+def is_written(parameter: nn.Parameter) -> bool:
+    """Return whether `main_grad` holds a gradient of this step, which a further one is added to."""
+    return bool(getattr(parameter, "main_grad_written", False))
 
 
 def take_written(parameter: nn.Parameter) -> bool:

@@ -1,6 +1,8 @@
 """The router: which experts a token goes to, with which weight, and how their load is kept even."""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -113,6 +115,75 @@ def sequence_aux_loss(scores: torch.Tensor, topk: int, valid: torch.Tensor) -> t
     return per_row.mean()
 
 
+@dataclass(frozen=True)
+class RoutingRules:
+    """How experts are chosen: the arguments of `route` that a model has once for all its routers."""
+
+    topk: int
+    score_function: str
+    num_groups: int | None
+    group_topk: int | None
+    scaling_factor: float
+
+
+class Routing(NamedTuple):
+    """What a router says of a pass of `S · B` tokens.
+
+    Attributes:
+        weights: fp32 `[S · B, K]`, 0 for padding.
+        chosen: int64 `[S · B, K]`, E for padding.
+        aux_loss: Of `sequence_aux_loss`; None where it was not asked for.
+        counts: int64 `[E]`, how often each expert was chosen; None where it was not asked for.
+    """
+
+    weights: torch.Tensor
+    chosen: torch.Tensor
+    aux_loss: torch.Tensor | None
+    counts: torch.Tensor | None
+
+
+Route = Callable[..., Routing]
+"""Of the type of `route_and_balance`."""
+
+
+def route_and_balance(
+    logits: torch.Tensor,
+    valid: torch.Tensor,
+    expert_bias: torch.Tensor | None,
+    rules: RoutingRules,
+    *,
+    balance: bool,
+) -> Routing:
+    """Choose experts and weights, and look at how even the load is.
+
+    Args:
+        logits: `[S, B, E]`, fp32 or fp64.
+        valid: bool `[S, B]`, False for padding, which goes nowhere.
+        expert_bias: `[E]` or None.
+        rules: How.
+        balance: Whether the auxiliary loss and the counts are wanted, as in a training pass.
+    """
+    experts = logits.shape[-1]
+    weights, chosen = route(
+        logits.flatten(0, 1),
+        topk=rules.topk,
+        score_function=rules.score_function,
+        expert_bias=expert_bias,
+        num_groups=rules.num_groups,
+        group_topk=rules.group_topk,
+        scaling_factor=rules.scaling_factor,
+    )
+    flat_valid = valid.reshape(-1, 1)
+    weights = torch.where(flat_valid, weights, 0.0).float()
+    chosen = torch.where(flat_valid, chosen, experts)
+    if not balance:
+        return Routing(weights, chosen, None, None)
+    scores = logits.sigmoid() if rules.score_function == "sigmoid" else logits.softmax(dim=-1)
+    with torch.no_grad():
+        counts = _count(chosen, experts)
+    return Routing(weights, chosen, sequence_aux_loss(scores, rules.topk, valid), counts)
+
+
 class Router(MegatronModule, Float32Parameters):
     """Group-limited top-K routing with a load-steering bias and a sequence auxiliary loss.
 
@@ -133,8 +204,22 @@ class Router(MegatronModule, Float32Parameters):
     tokens_per_expert: torch.Tensor
     bias: nn.Parameter | None
 
-    def __init__(self, config: VPTransformerConfig, pg_collection: ProcessGroupCollection, **_: Any) -> None:
+    def __init__(
+        self,
+        config: VPTransformerConfig,
+        pg_collection: ProcessGroupCollection,
+        *,
+        route: Route = route_and_balance,
+    ) -> None:
         super().__init__(config=config)
+        self._route = route
+        self._rules = RoutingRules(
+            config.moe_router_topk,
+            config.moe_router_score_function,
+            config.moe_router_num_groups,
+            config.moe_router_group_topk,
+            config.moe_router_topk_scaling_factor,
+        )
         self.tp_group = pg_collection.tp
         experts = config.num_moe_experts
         assert experts is not None
@@ -176,32 +261,15 @@ class Router(MegatronModule, Float32Parameters):
             if padding is None
             else ~padding.t()
         )
-        weights, chosen = route(
-            logits.flatten(0, 1),
-            topk=self.topk,
-            score_function=config.moe_router_score_function,
-            expert_bias=self.expert_bias,
-            num_groups=config.moe_router_num_groups,
-            group_topk=config.moe_router_group_topk,
-            scaling_factor=config.moe_router_topk_scaling_factor,
-        )
-        flat_valid = valid.reshape(-1, 1)
-        weights = torch.where(flat_valid, weights, 0.0).float()
-        chosen = torch.where(flat_valid, chosen, self.num_experts)
+        training = self.training and torch.is_grad_enabled()
+        found = self._route(logits, valid, self.expert_bias, self._rules, balance=training)
         self.aux_loss = None
-        if self.training and torch.is_grad_enabled():
-            with torch.no_grad():
-                self.tokens_per_expert += _count(chosen, self.num_experts)
-            if config.moe_aux_loss_coeff:
-                scores = (
-                    logits.sigmoid()
-                    if config.moe_router_score_function == "sigmoid"
-                    else logits.softmax(dim=-1)
-                )
-                self.aux_loss = (
-                    config.moe_aux_loss_coeff * sequence_aux_loss(scores, self.topk, valid).float()
-                )
-        return weights, chosen
+        if training:
+            if found.counts is not None:
+                self.tokens_per_expert += found.counts
+            if config.moe_aux_loss_coeff and found.aux_loss is not None:
+                self.aux_loss = config.moe_aux_loss_coeff * found.aux_loss.float()
+        return found.weights, found.chosen
 
     @torch.no_grad()
     def update_expert_bias(self, counts: torch.Tensor) -> None:

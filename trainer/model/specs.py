@@ -23,9 +23,12 @@ def block_spec(config: VPTransformerConfig, backend: Backend) -> TransformerBloc
         backend: Its parts.
     """
     attention = ModuleSpec(
-        module=SelfAttention, submodules=SelfAttentionSubmodules(core_attention=backend.core_attention)
+        module=SelfAttention, submodules=SelfAttentionSubmodules(backend.core_attention, backend.fuse)
     )
-    routed, dense = functools.partial(MoELayer, experts=backend.experts), functools.partial(DenseFFN)
+    routed, dense = (
+        functools.partial(MoELayer, experts=backend.experts, route=backend.route),
+        functools.partial(DenseFFN),
+    )
 
     def layer(number: int) -> ModuleSpec:
         return ModuleSpec(

@@ -49,6 +49,7 @@ def chunked_support_loss(
     highest: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
     chunk_tokens: int | None = None,
+    chunk_logits: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute `sum_t rule(log softmax(hidden_t W^T)[support_t])` and each of its terms.
 
@@ -64,7 +65,8 @@ def chunked_support_loss(
         select: Tokens that have a loss [T] bool; the others count as 0 and cost nothing.
         highest: Filled, where given, with the log-probability of each selected token's likeliest id [T].
         group: Tensor-parallel process group.
-        chunk_tokens: Tokens per chunk; by default as many as `chunked_head.CHUNK_LOGITS` allows.
+        chunk_tokens: Tokens per chunk; by default as many as `chunk_logits` allows.
+        chunk_logits: Logits alive at a time; by default `chunked_head.CHUNK_LOGITS`.
 
     Returns:
         `(loss, losses)`: the sum, a differentiable scalar, and the terms [T], detached, 0 where not selected.
@@ -82,7 +84,7 @@ def chunked_support_loss(
         if tensor is not None and tensor.shape != (tokens,):
             raise LossError(f"{name} has shape {list(tensor.shape)}; hidden needs [{tokens}]")
     if chunk_tokens is None:
-        chunk_tokens = chunk_size(hidden, head_weight)
+        chunk_tokens = chunk_size(hidden, head_weight, chunk_logits)
     loss, losses = _ChunkedSupportLoss.apply(
         hidden,
         head_weight,

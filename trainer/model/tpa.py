@@ -1,7 +1,5 @@
 """Tensor-product attention (Zhang et al. 2025): queries, keys and values as contextual low-rank products."""
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
@@ -11,6 +9,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import nn
 
 from trainer.model.config import VPTransformerConfig
+from trainer.model.fusing import Fuse, unfused
 from trainer.model.parallel import sum_gradient_over_tp
 from trainer.model.parameters import mark
 from trainer.model.qkv import interleave_qkv
@@ -29,8 +28,11 @@ class TensorProductQKV(MegatronModule):
     two interchangeable.
     """
 
-    def __init__(self, config: VPTransformerConfig, pg_collection: ProcessGroupCollection, **_: Any) -> None:
+    def __init__(
+        self, config: VPTransformerConfig, pg_collection: ProcessGroupCollection, *, fuse: Fuse = unfused
+    ) -> None:
         super().__init__(config=config)
+        self._fuse = fuse
         self.tp_group: dist.ProcessGroup = pg_collection.tp
         size = self.tp_group.size()
         self.heads, self.groups = config.num_attention_heads // size, config.num_query_groups // size
@@ -67,21 +69,17 @@ class TensorProductQKV(MegatronModule):
             add.
         """
         z = sum_gradient_over_tp(hidden.to(self.a_q.dtype), self.tp_group)
-        query = self._compose(z, self.a_q, self.b_q, self.heads, self.q_rank)
-        key = self._compose(z, self.a_k, self.b_k, self.groups, self.kv_rank)
-        value = self._compose(z, self.a_v, self.b_v, self.groups, self.kv_rank)
-        mixed = interleave_qkv(query, key, value)
-        if self.bias is not None:
-            mixed = mixed + self.bias.float()
-        return mixed.to(z.dtype), None
-
-    def _compose(
-        self, z: torch.Tensor, a: torch.Tensor, b: torch.Tensor, heads: int, rank: int
-    ) -> torch.Tensor:
-        """Fp32 `[S, B, heads, D]`; the sum over ranks accumulates in fp32."""
-        left = nn.functional.linear(z, a).float().unflatten(-1, (heads, rank))
-        right = nn.functional.linear(z, sum_gradient_over_tp(b, self.tp_group)).float()
-        return left @ right.unflatten(-1, (rank, self.head_dim)) / rank
+        a_q, a_k, a_v = (nn.functional.linear(z, a) for a in (self.a_q, self.a_k, self.a_v))
+        b_q, b_k, b_v = (
+            nn.functional.linear(z, sum_gradient_over_tp(b, self.tp_group))
+            for b in (self.b_q, self.b_k, self.b_v)
+        )
+        training = self.training and torch.is_grad_enabled()
+        run = self._fuse if training else unfused
+        mixed = run(compose_qkv)(
+            a_q, a_k, a_v, b_q, b_k, b_v, self.bias, self.q_rank, self.kv_rank, run is not unfused
+        )
+        return mixed, None
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
@@ -95,3 +93,45 @@ class TensorProductQKV(MegatronModule):
             tp_group=self.tp_group,
             dp_cp_group=(metadata or {}).get("dp_cp_group"),
         )
+
+
+def compose_qkv(
+    a_q: torch.Tensor,
+    a_k: torch.Tensor,
+    a_v: torch.Tensor,
+    b_q: torch.Tensor,
+    b_k: torch.Tensor,
+    b_v: torch.Tensor,
+    bias: torch.Tensor | None,
+    q_rank: int,
+    kv_rank: int,
+    summed: bool,
+) -> torch.Tensor:
+    """Compose queries, keys and values from their factors, interleave them and add the bias.
+
+    Args:
+        a_q: `[S, B, heads · R_q]`; `a_k` and `a_v` `[S, B, groups · R]`.
+        a_k: See `a_q`.
+        a_v: See `a_q`.
+        b_q: `[S, B, R_q · D]`; `b_k` and `b_v` `[S, B, R · D]`.
+        b_k: See `b_q`.
+        b_v: See `b_q`.
+        bias: `[(heads + 2 · groups) · D]` or None.
+        q_rank: R_q.
+        kv_rank: R.
+        summed: Write the products out as sums over ranks, which a compiler fuses, where a library has a tiny
+            matrix product for each token.
+
+    Returns:
+        `[S, B, (heads + 2 · groups) · D]` in the type of the factors; the sum over ranks accumulates in fp32.
+    """
+
+    def compose(a: torch.Tensor, b: torch.Tensor, rank: int) -> torch.Tensor:
+        left, right = a.float().unflatten(-1, (-1, rank)), b.float().unflatten(-1, (rank, -1))
+        if not summed:
+            return left @ right / rank
+        terms = [left[..., r, None] * right[..., None, r, :] for r in range(rank)]
+        return torch.stack(terms).sum(dim=0) / rank if rank > 8 else sum(terms[1:], terms[0]) / rank
+
+    mixed = interleave_qkv(compose(a_q, b_q, q_rank), compose(a_k, b_k, kv_rank), compose(a_v, b_v, kv_rank))
+    return (mixed if bias is None else mixed + bias.float()).to(a_q.dtype)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from trainer.contract.schema.training import OptimizerConfig
-from trainer.optim.adamw import adamw_
+from trainer.optim.adamw import adamw_, fused_adamw_
 from trainer.optim.parts import Part
 from trainer.optim.routing import Route
 
@@ -33,7 +33,12 @@ def plan_elementwise(parts: Sequence[Part], *, chunk_elements: int = CHUNK_ELEME
 
 
 def step_elementwise(
-    chunks: Sequence[Sequence[Part]], config: OptimizerConfig, *, rate: Callable[[Route], float], steps: int
+    chunks: Sequence[Sequence[Part]],
+    config: OptimizerConfig,
+    *,
+    rate: Callable[[Route], float],
+    steps: int,
+    fused: bool = False,
 ) -> None:
     """One step of the master weights of some lists of parts, in place.
 
@@ -42,7 +47,9 @@ def step_elementwise(
         config: Decays of the averages.
         rate: Learning rate of a route in this step.
         steps: Steps of the run, this one included.
+        fused: One kernel for all of AdamW instead of one for each of its operations.
     """
+    update = fused_adamw_ if fused else adamw_
     for chunk in chunks:
         route = chunk[0].route
         lr = rate(route)
@@ -51,7 +58,7 @@ def step_elementwise(
             torch._foreach_mul_(masters, 1 - lr * route.weight_decay)
             torch._foreach_add_(masters, grads, alpha=-lr)
             continue
-        adamw_(
+        update(
             masters,
             grads,
             [part.state["exp_avg"] for part in chunk],

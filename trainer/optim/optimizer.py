@@ -18,6 +18,7 @@ from trainer.optim.parts import Ownership, Part, build_parts, tensor_parallel_di
 from trainer.optim.polar_express import coefficients_for, polar_express
 from trainer.optim.routing import Route, Routed, route_model
 from trainer.optim.sharded_state import SCHEMA, load_tensors, shard_state
+from trainer.optim.small_matrices import SmallMatrices, fits
 from trainer.optim.topology import Topology
 
 #: Added to the norm before dividing, as Megatron and torch do.
@@ -60,6 +61,7 @@ class Optimizer:
         *,
         clip_grad: float,
         shard: bool = True,
+        kernels: bool = False,
         topology: Topology | None = None,
     ) -> None:
         """Route the model's parameters, plan ownership and allocate gradients and state.
@@ -69,6 +71,8 @@ class Optimizer:
             config: Rates, decays and constants.
             clip_grad: Largest global gradient norm; 0 does not clip.
             shard: Spread state and work over data-parallel ranks.
+            kernels: Update what has a kernel of its own by it: the same update but for rounding, in a
+                fraction of the time. Needs CUDA.
             topology: Process groups; by default those of Megatron's parallel state.
 
         Raises:
@@ -81,11 +85,13 @@ class Optimizer:
         self._config = config
         self._clip_grad = clip_grad
         self._topology = topology if topology is not None else Topology.current()
+        self._kernels = kernels
+        self._coefficients = coefficients_for(
+            config.polar_express_safety_factor, config.polar_express_coefficients
+        )
         self._orthogonalize = partial(
             polar_express,
-            coefficients=coefficients_for(
-                config.polar_express_safety_factor, config.polar_express_coefficients
-            ),
+            coefficients=self._coefficients,
             safety_factor=config.polar_express_safety_factor,
         )
         self.routed: list[Routed] = route_model(model.named_parameters(), config)
@@ -153,15 +159,16 @@ class Optimizer:
         if not math.isfinite(norm):
             raise self._non_finite(norm)
         scale = min(1.0, self._clip_grad / (norm + CLIP_EPSILON)) if self._clip_grad else 1.0
-        if scale < 1 and parts:
-            torch._foreach_mul_([part.grad for part in parts], scale)
+        unscaled = [part for part in parts if part not in self._small]
+        if scale < 1 and unscaled:
+            torch._foreach_mul_([part.grad for part in unscaled], scale)
         self._steps += 1
 
         def rate(route: Route) -> float:
             return route.lr * lr_fraction * (thaw_fraction if route.frozen_steps else 1.0)
 
-        self._update(rate)
-        narrow = [part for part in parts if part.keeps_master]
+        self._update(rate, scale)
+        narrow = [part for part in unscaled if part.keeps_master]
         if narrow:
             torch._foreach_copy_([part.weight for part in narrow], [part.master for part in narrow])
         if self._exchange is not None:
@@ -183,13 +190,24 @@ class Optimizer:
             return
         self._active = active
         self._stepping = [part for part in self._parts if active[part.index]]
-        matrices = [part for part in self._stepping if part.route.algorithm == "normuon"]
+        small = [part for part in self._stepping if self._kernels and fits(part)]
+        self._small = SmallMatrices(small, self._coefficients, self._config.polar_express_safety_factor)
+        matrices = [
+            part for part in self._stepping if part.route.algorithm == "normuon" and part not in self._small
+        ]
         others = [part for part in self._stepping if part.route.algorithm != "normuon"]
         self._matrix_batches = plan_matrices(matrices, self._topology.tensor)
         self._elementwise_chunks = plan_elementwise(others)
 
-    def _update(self, rate: Callable[[Route], float]) -> None:
+    def _update(self, rate: Callable[[Route], float], clip_scale: float) -> None:
         config = self._config
+        self._small.step(
+            rate=rate,
+            clip_scale=clip_scale,
+            mu=config.normuon_momentum,
+            beta2=config.normuon_beta2,
+            eps=config.normuon_eps,
+        )
         step_matrices(
             self._matrix_batches,
             rate=rate,
@@ -199,7 +217,9 @@ class Optimizer:
             orthogonalize=self._orthogonalize,
             tensor_group=self._topology.tensor,
         )
-        step_elementwise(self._elementwise_chunks, self._config, rate=rate, steps=self._steps)
+        step_elementwise(
+            self._elementwise_chunks, self._config, rate=rate, steps=self._steps, fused=self._kernels
+        )
 
     def _norm(self, parts: Sequence[Part]) -> float:
         """Global gradient norm, every number of the whole model counted once."""

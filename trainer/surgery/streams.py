@@ -23,7 +23,7 @@ from trainer.model.backends.reference import BACKEND
 from trainer.model.config import transformer_config
 from trainer.model.context import forward_context
 from trainer.model.cross_entropy import chunked_cross_entropy
-from trainer.model.document_mask import document_mask
+from trainer.model.document_mask import Documents, document_mask
 from trainer.model.gpt import ensure_parallel_state
 from trainer.model.positions import GrapeM, Rope
 from trainer.model.specs import block_spec
@@ -86,7 +86,7 @@ class StudentStream:
             forward_context(
                 batch.tokens,
                 batch.position_ids,
-                batch.doc_id,
+                Documents(batch.doc_id),
                 max_sequence_length=architecture.attention.max_sequence_length,
             )
             for batch in self._batches

@@ -34,6 +34,7 @@ from trainer.model.router_metrics import router_metrics
 from trainer.optim.freezing import train_only_layers
 from trainer.optim.optimizer import Optimizer
 from trainer.optim.schedule import lr_fraction, thaw_fraction
+from trainer.train.captured import Body, count_documents
 from trainer.train.heldout import finite, measure_held_out
 from trainer.train.inputs import PLACE_OF, TrainingData
 
@@ -146,7 +147,12 @@ class Engine:
         self.model, self.recipe, self.layout, self.seed = model, recipe, layout, seed
         self.config_hash = config_hash
         train_only_layers(model, recipe.new_layers, recipe.new_layers_only_steps)
-        self.optimizer = Optimizer(model, settings.optimizer, clip_grad=settings.clip_grad)
+        self.optimizer = Optimizer(
+            model,
+            settings.optimizer,
+            clip_grad=settings.clip_grad,
+            kernels=model.backend.optimizer_kernels,
+        )
         mix = mix_of(recipe)
         self.live = dict(live or {})
         self.sources = {kind: self.live.get(kind) or data.parts[kind].train for kind in mix.kinds}
@@ -162,6 +168,8 @@ class Engine:
             dp_size=layout.dp,
         )
         self.data = data
+        micro_batches = settings.global_batch_size // (settings.micro_batch_size * layout.dp)
+        self.body = Body(model, several=micro_batches > 1)
         self.iteration = 0
         names = self.objective.names
         self.progress = Progress(
@@ -188,6 +196,7 @@ class Engine:
 
     def close(self) -> None:
         """Take the optimizer off the model, so that both can be freed, and close the live sources."""
+        self.body.release()
         self.optimizer.close()
         self.close_live()
 
@@ -214,17 +223,22 @@ class Engine:
             source.prepare(self.iteration + 1, self.model)
         places = self.sampler.next_batch()
         share = self.sampler.share(places)
-        batches = [self._read(part) for part in share]
+        collated = [self._collate(part) for part in share]
+        documents = [count_documents(batch["doc_id"]) for batch in collated]
+        batches = [self._to_device(batch) for batch in collated]
         samples = Counter(place.part for place in places)
         global_batch = self.objective.start(batches, samples, group)
         self.model.train()
         self.optimizer.zero_grad()
+        if self.body.prepare(*_inputs(batches[0]), documents[0]):
+            self.optimizer.zero_grad()
         self.model.reset_router_counts()
         losses: list[torch.Tensor] = []
         aux_sum = torch.zeros((), dtype=torch.float64, device=self.layout.device)
-        for batch in batches:
-            loss = global_batch.loss(self.model, self._hidden(batch), batch)
-            aux = self.model.pop_aux_loss(check_finite=False) / (len(batches) * self.layout.dp)
+        for batch, runs in zip(batches, documents, strict=True):
+            hidden, aux = self.body(*_inputs(batch), runs)
+            loss = global_batch.loss(self.model, hidden, batch)
+            aux = aux / (len(batches) * self.layout.dp)
             (loss + aux).backward()
             losses.append((loss + aux).detach())
             aux_sum += aux.detach()
@@ -269,13 +283,15 @@ class Engine:
             metrics |= source.metrics()
         return StepResult(self.iteration, objective, stats.grad_norm, rate, metrics)
 
-    def _read(self, places: Sequence[Place]) -> Sample:
-        samples = collate([self.sources[place.part].sample(place.epoch, place.number) for place in places])
+    def _collate(self, places: Sequence[Place]) -> Sample:
+        return collate([self.sources[place.part].sample(place.epoch, place.number) for place in places])
+
+    def _to_device(self, samples: Sample) -> Sample:
         return {name: tensor.to(self.layout.device, non_blocking=True) for name, tensor in samples.items()}
 
     def _hidden(self, batch: Sample) -> torch.Tensor:
         """Return the final hidden states of a micro-batch, `[S, B, H]`."""
-        return self.model.forward_hidden(batch["tokens"], batch["position_ids"], batch["doc_id"])
+        return self.model.forward_hidden(*_inputs(batch))
 
     def _balance_experts(self, per_layer: bool) -> dict[str, float]:
         """Move the expert biases by the global batch's counts and report the routers' health."""
@@ -430,3 +446,8 @@ def closed_on_failure(engine: Engine) -> Iterator[None]:
     except BaseException:
         engine.close_live()
         raise
+
+
+def _inputs(batch: Sample) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what the model reads of a micro-batch."""
+    return batch["tokens"], batch["position_ids"], batch["doc_id"]

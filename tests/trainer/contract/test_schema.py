@@ -357,10 +357,9 @@ WRONG = [
     ({"rungs.vpmoe.moe.grouped_gemm": True}, "moe.grouped_gemm = true, but training.backend = 'reference'"),
     ({"rungs.vpmoe.moe.permute_fusion": True}, "does not have it; set moe.permute_fusion = false"),
     ({"rungs.vpmoe.moe.router_fusion": True}, "stages.vpmoe_stage1: rungs.vpmoe.moe.router_fusion = true"),
-    ({"training.backend": "tpu"}, "training.backend: found 'tpu'; allowed: 'reference'"),
-    ({"training.backend": "fused"}, "training.backend: found 'fused'; allowed: 'reference'"),
-    ({"training.backend": "transformer_engine"}, "training.backend: found 'transformer_engine'; allowed: 'reference'"),
-    ({"evaluation.backend": "fused"}, "evaluation.backend: found 'fused'; allowed: 'reference'"),
+    ({"training.backend": "tpu"}, "training.backend: found 'tpu'; allowed: 'fused', 'reference'"),
+    ({"training.backend": "transformer_engine"}, "training.backend: found 'transformer_engine'; allowed: 'fused', "),
+    ({"evaluation.backend": "turbo"}, "evaluation.backend: found 'turbo'; allowed: 'fused', 'reference'"),
     ({"training.optimizer.name": "lion"}, "found 'lion'; allowed: 'normuon'"),
     ({"training.optimizer.polar_express_safety_factor": 0.01}, "needs polar_express_coefficients"),
     ({"training.schedule.kind": "step"}, "allowed: 'cosine', 'linear' or 'constant'"),
@@ -415,7 +414,7 @@ def test_a_fusion_is_accepted_where_the_backend_has_it(tmp_path, monkeypatch):
     experiment = load_changed(tmp_path, {"rungs.vpmoe.moe.grouped_gemm": True, "training.backend": backend})
     assert asked_fusions(experiment.architecture("vpmoe").moe) == ("grouped_gemm",)
     found = problems(tmp_path, {"rungs.vpmoe.moe.grouped_gemm": True})
-    assert f"set moe.grouped_gemm = false, or training.backend to '{backend}'" in found[0]
+    assert f"set moe.grouped_gemm = false, or training.backend to 'fused' or '{backend}'" in found[0]
     found = problems(tmp_path, {"rungs.vpmoe.moe.permute_fusion": True, "training.backend": backend})
     assert f"moe.permute_fusion = true, but training.backend = '{backend}' does not have it" in found[0]
 

@@ -96,7 +96,7 @@ def test_a_backend_whose_package_is_missing_is_refused_with_the_remedy(monkeypat
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_a_fusion_is_refused_by_a_backend_that_does_not_honour_it(fusion, other):
-    also = f", or training.backend to '{other}'" if fusion == "grouped_gemm" else "$"
+    also = f", or training.backend to 'fused' or '{other}'" if fusion == "grouped_gemm" else "$"
     message = rf"moe\.{fusion} = true, but training\.backend = 'reference' .*set moe\.{fusion} = false{also}"
     with pytest.raises(ConfigError, match=message):
         build_model(tiny("moe", moe={fusion: True}), device="meta")

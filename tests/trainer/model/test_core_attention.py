@@ -11,7 +11,7 @@ from tests.trainer.model.model_cases import tiny
 from trainer.model import core_attention
 from trainer.model.config import transformer_config
 from trainer.model.core_attention import ReferenceCoreAttention
-from trainer.model.document_mask import document_mask
+from trainer.model.document_mask import Documents, document_mask
 from trainer.model.gpt import ensure_parallel_state
 
 WINDOW = 4
@@ -96,7 +96,7 @@ def test_equals_explicit_loops(monkeypatch, length, local, softmax_type):
             sink=sink,
         )
         np.testing.assert_allclose(
-            attention(query, key, value, doc).detach().numpy(), expected, rtol=2e-5, atol=2e-6
+            attention(query, key, value, Documents(doc)).detach().numpy(), expected, rtol=2e-5, atol=2e-6
         )
 
 
@@ -114,7 +114,7 @@ def test_grouping_of_heads_equals_explicit_loops(groups):
         groups=groups,
     )
     np.testing.assert_allclose(
-        attention(query, key, value, doc).detach().numpy(), expected, rtol=2e-5, atol=2e-6
+        attention(query, key, value, Documents(doc)).detach().numpy(), expected, rtol=2e-5, atol=2e-6
     )
 
 
@@ -135,7 +135,7 @@ def test_block_size_changes_neither_output_nor_gradient(monkeypatch, local):
         monkeypatch.setattr(core_attention, "_GLOBAL_QUERY_BLOCK", size + 4)
         tensors = inputs(23)
         attention.softmax_offset.grad = None
-        out = attention(*tensors, packed(23))
+        out = attention(*tensors, Documents(packed(23)))
         out.square().sum().backward()
         results.append([out, *(tensor.grad for tensor in tensors), attention.softmax_offset.grad.clone()])
     for small, large in zip(*results, strict=True):
@@ -147,7 +147,7 @@ def test_sink_by_log_sum_exp_equals_sink_as_a_column(local):
     attention = build(local=local)
     query, key, value = inputs(11)
     doc = packed(11)
-    with_sink = attention(query, key, value, doc)
+    with_sink = attention(query, key, value, Documents(doc))
 
     i, j = torch.arange(11)[:, None], torch.arange(11)[None]
     scores = torch.einsum("ibgrd,jbgd->bgrij", query.unflatten(2, (GROUPS, -1)), key).flatten(1, 2) / DIM**0.5
@@ -175,7 +175,7 @@ def test_learnable_sink_equals_transformers_gpt_oss():
     expected, _ = eager_attention_forward(
         module, *(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)), mask, scaling=DIM**-0.5
     )
-    ours = attention(query, key, value, doc)
+    ours = attention(query, key, value, Documents(doc))
     torch.testing.assert_close(ours, expected.transpose(0, 1).flatten(2), rtol=1e-5, atol=1e-6)
 
 
@@ -185,13 +185,13 @@ def test_off_by_one_is_a_sink_of_zero_and_not_vanilla():
     )
     torch.nn.init.zeros_(learnable.softmax_offset)
     tensors, doc = inputs(7), torch.zeros(2, 7, dtype=torch.int64)
-    torch.testing.assert_close(fixed(*tensors, doc), learnable(*tensors, doc))
-    assert (fixed(*tensors, doc) - vanilla(*tensors, doc)).abs().max() > 1e-2
+    torch.testing.assert_close(fixed(*tensors, Documents(doc)), learnable(*tensors, Documents(doc)))
+    assert (fixed(*tensors, Documents(doc)) - vanilla(*tensors, Documents(doc))).abs().max() > 1e-2
 
 
 def test_softmax_runs_in_fp32_for_bf16_inputs():
     attention = build(local=False)
     tensors = [tensor.detach().bfloat16() for tensor in inputs(16)]
     doc = packed(16)
-    exact = attention(*(tensor.float() for tensor in tensors), doc)
-    torch.testing.assert_close(attention(*tensors, doc), exact.bfloat16(), rtol=0, atol=0)
+    exact = attention(*(tensor.float() for tensor in tensors), Documents(doc))
+    torch.testing.assert_close(attention(*tensors, Documents(doc)), exact.bfloat16(), rtol=0, atol=0)

@@ -53,9 +53,20 @@ def test_zero_forgets_everything():
     gradients = gradients_of(model)
     model.backward(0)
     gradients.zero()
-    assert all(not getattr(model, name).main_grad.any() for name in SPECS)
     with pytest.raises(MissingGradientError, match=f"{len(SPECS)} of {len(SPECS)} parameters"):
         gradients.reduce()
+
+
+def test_the_first_gradient_of_a_step_replaces_what_the_step_before_left():
+    model = PrescribedGradients()
+    gradients = gradients_of(model)
+    for name in SPECS:
+        getattr(model, name).main_grad.fill_(float("nan"))
+    gradients.zero()
+    model.backward(0)
+    gradients.reduce()
+    for name in SPECS:
+        torch.testing.assert_close(getattr(model, name).main_grad, whole(name, 100))
 
 
 def test_parameters_without_gradient_are_refused_by_name():

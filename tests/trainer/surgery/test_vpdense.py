@@ -23,6 +23,7 @@ from tests.trainer.surgery.surgery_cases import (
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import parse
 from trainer.model.context import forward_context
+from trainer.model.document_mask import Documents
 from trainer.surgery.vpdense import keep_largest
 from trainer.surgery.weights import WeightsReader
 
@@ -57,7 +58,7 @@ def attention_outputs(theirs: Qwen3ForCausalLM, job, layer: int) -> tuple[torch.
     z = torch.randn(2, 24, 32, generator=torch.Generator().manual_seed(layer))
     positions = torch.arange(24).repeat(2, 1)
     context = forward_context(
-        torch.zeros_like(positions), positions, torch.zeros_like(positions), max_sequence_length=64
+        torch.zeros_like(positions), positions, Documents(torch.zeros_like(positions)), max_sequence_length=64
     )
     context.rotation = ours.rotary_pos_emb(positions)
     output, bias = ours.decoder.layers[layer].self_attention(z.transpose(0, 1), context)

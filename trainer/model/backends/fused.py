@@ -1,0 +1,26 @@
+"""Kernels for Hopper GPUs in bf16: grouped experts, flash attention, passes that a CUDA graph can hold."""
+
+from functools import partial
+
+from trainer.model.backend import Backend
+from trainer.model.cross_entropy import chunked_cross_entropy
+from trainer.model.flash_attention import FlashCoreAttention
+from trainer.model.fused_routing import route_and_balance
+from trainer.model.fusing import fused
+from trainer.model.grouped_experts import GroupedExperts
+from trainer.model.support_loss import chunked_support_loss
+
+FUSIONS = ("grouped_gemm",)
+_CHUNK_LOGITS = 1 << 26
+"""256 MiB of logits at a time: a GPU that the model nearly fills has no gigabyte for them."""
+
+BACKEND = Backend(
+    core_attention=FlashCoreAttention,
+    experts=GroupedExperts,
+    loss=partial(chunked_cross_entropy, chunk_logits=_CHUNK_LOGITS),
+    support_loss=partial(chunked_support_loss, chunk_logits=_CHUNK_LOGITS),
+    route=route_and_balance,
+    fuse=fused,
+    capturable=True,
+    optimizer_kernels=True,
+)
