@@ -8,7 +8,6 @@ import io
 import multiprocessing
 import os
 import signal
-import socket
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,18 +15,12 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 TIMEOUT = 100.0
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.warm"])
-
-
-def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def _child(
@@ -49,11 +42,16 @@ class Ranks:
     """Running ranks; `join` collects what they return."""
 
     def __init__(self, world: int, function: Callable[..., Any], *arguments: Any) -> None:
+        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         shared = {
             "WORLD_SIZE": str(world),
             "LOCAL_WORLD_SIZE": str(world),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
+            "MASTER_PORT": str(self.store.port),
+            # The ranks are the store's clients all, as under torchrun: a port that rank 0 listens on later
+            # may be another's by then.
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": "0",
         }
         self.connections, self.processes = [], []
         for rank in range(world):

@@ -49,13 +49,16 @@ DECIDERS: Mapping[str, Decider] = {
 }
 
 NEUTRAL: Mapping[str, str] = {
+    "cutlass": "compiles the kernels of flash-attn-4, of the one release that the extra `fused` pins",
     "filelock": "locks",
+    "flash_attn": "kernels of `training.backend = 'fused'`, of the one release that the extra pins",
     "httpx": "asks a served teacher, whose ids and numbers count; fetches files held to a sha256",
     "huggingface_hub": "fetches files that are held to a pinned commit and sha256",
     "megatron": "recorded, and compared under `strict_toolchain`",
     "pydantic": "its error is caught where openai-harmony refuses a conversation",
     "torch": "recorded, and compared under `strict_toolchain`",
     "tqdm": "bars on a terminal",
+    "triton": "comes with torch, and is held to its release",
 }
 """Other packages that steps import, and why their release is in no fingerprint."""
 
