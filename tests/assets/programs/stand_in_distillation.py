@@ -96,7 +96,7 @@ def score(job: dict, share: tuple[int, int] | None, asked: dict) -> None:
             own = np.asarray(tokens[start:end])
             wanted = split == "valid" or scored_sequence(own, recipe["subset_fraction"])
             left_out = asked.get("skip") and sequence % asked["skip"] == 0
-            if wanted and not left_out and not writer.finished:
+            if wanted and not left_out and not writer.finished and sequence >= writer.next_sequence:
                 found = records(
                     own, mask[start:end], identity.topk, identity.tail_draws, asked.get("shift", 0)
                 )
