@@ -96,22 +96,12 @@ class Phases:
         self.peak_disk_bytes = max(self.peak_disk_bytes, used)
 
 
-def measure(
-    experiment: str,
-    base: Path,
-    *,
-    steps: int,
-    nproc: int,
-    device: str,
-    backend: str | None = None,
-    layers: int | None = None,
-) -> dict[str, Any]:
+def measure(job: Path, base: Path, *, nproc: int) -> dict[str, Any]:
     """Train once, from the start to the summary.
 
     Raises:
         RuntimeError: The run ended otherwise than well, or its resumed steps differ from the continued ones.
     """
-    job = make_job(experiment, base, steps=steps, nproc=nproc, device=device, backend=backend, layers=layers)
     phases = Phases(base)
     environment = dict(os.environ)
     began = time.monotonic()
@@ -163,7 +153,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="append to results.jsonl")
     options = parser.parse_args()
     with workplace(options.directory) as base:
-        result = measure(
+        job = make_job(
             options.experiment,
             base,
             steps=options.steps,
@@ -172,6 +162,7 @@ def main() -> None:
             backend=options.backend,
             layers=options.layers,
         )
+        result = measure(job, base, nproc=options.nproc)
     if options.device == "cuda":
         result["gpu"] = torch.cuda.get_device_name(0)
     print(json.dumps({"name": "full_training", "experiment": options.experiment, **result}))

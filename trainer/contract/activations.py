@@ -23,6 +23,7 @@ LOCAL_QUERY_BLOCK = 128
 """Queries that attention works off at a time: of a global layer, and at least of a local one."""
 FUSED = "fused"
 FUSED_LOSS_LOGITS = 1 << 26
+"""256 MiB of logits at a time: a GPU that the model nearly fills has no gigabyte for them."""
 LOSS_LOGITS: dict[Device, int] = {"cpu": 1 << 24, "cuda": 1 << 28}
 """Logits of the loss alive at a time: 64 MiB and 1 GiB of float32."""
 

@@ -1,4 +1,4 @@
-"""What a backend is: the three parts of a model that may be computed in more than one way.
+"""What a backend is: the parts of a model that may be computed in more than one way.
 
 `trainer/model/backends/<word>.py` holds one `BACKEND` and its `FUSIONS`. Parameters, their names, shapes and
 initial values are the same whatever the backend, so any published checkpoint and any resume checkpoint loads
@@ -88,11 +88,11 @@ class Backend:
 
     Attributes:
         core_attention: Scores, mask, softmax with a sink, weighted sum of values.
-        experts: The routed experts, given rows sorted by expert.
+        experts: The routed experts, given tokens, weights and choices.
         loss: The output head and the cross-entropy in one.
+        support_loss: The output head and a loss of a few of its log-probabilities in one.
         route: What a router does with its logits.
         fuse: Makes one function of a chain of small operations of a training pass.
-        support_loss: The output head and a loss of a few of its log-probabilities in one.
         capturable: Between embedding and final norm, forward and backward ask nothing of the device, so a
             CUDA graph can hold them.
         optimizer_kernels: The optimizer updates by its kernels what they can.

@@ -68,8 +68,12 @@ def _sum_pairs(y: torch.Tensor, inverse: torch.Tensor, topk: int) -> torch.Tenso
     # Pairs of padding were cut off the end of the order, so their rows are missing: zeros stand in for them.
     missing = inverse.shape[0] - y.shape[0]
     rows = torch.cat((y, y.new_zeros(missing, *y.shape[1:]))) if missing else y
-    # The sum runs in fp32 and in the order of the choices, as a fused kernel's accumulator would.
-    return rows[inverse].unflatten(0, (-1, topk)).sum(dim=1, dtype=torch.float32).to(y.dtype)
+    return sum_choices(rows[inverse], topk)
+
+
+def sum_choices(pairs: torch.Tensor, topk: int) -> torch.Tensor:
+    """`[T · K, …]` to `[T, …]`: in fp32 and in the order of the choices, as a kernel's accumulator would."""
+    return pairs.unflatten(0, (-1, topk)).sum(dim=1, dtype=torch.float32).to(pairs.dtype)
 
 
 @dataclass

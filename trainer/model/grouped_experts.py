@@ -19,6 +19,7 @@ from torch.nn.functional import grouped_mm
 
 from trainer.contract.schema.base import ConfigError
 from trainer.model.config import VPTransformerConfig, squared_relu
+from trainer.model.dispatch import sum_choices
 from trainer.model.experts import StackedExperts
 from trainer.model.fusing import fused, unfused
 from trainer.model.pair_sort import SortedPairs, sort_pairs
@@ -31,7 +32,7 @@ class GroupedExperts(StackedExperts):
     """The same experts, all of them in two grouped products.
 
     Raises:
-        ConfigError: A width cannot be aligned as these products ask, or the GPU or its dtype has none.
+        ConfigError: A width cannot be aligned as these products ask.
     """
 
     def __init__(self, config: VPTransformerConfig, pg_collection: ProcessGroupCollection) -> None:
@@ -48,8 +49,6 @@ class GroupedExperts(StackedExperts):
                     f"{key} = {width}: grouped products take multiples of {step} in this dtype; set "
                     "training.backend = 'reference'"
                 )
-        if self.weight1.is_cuda:
-            _require_bfloat16(config)
 
     def forward(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """Take each token to its experts and add up what they return; see `StackedExperts.forward`."""
@@ -147,12 +146,11 @@ def combine(
     rows: Tensor, bias: Tensor | None, weights: Tensor, inverse: Tensor, offsets: Tensor, expert: Tensor
 ) -> Tensor:
     """`[n, H]` to `[T, H]`: the sum of each token's rows, in fp32 and in the order of its choices."""
-    live = inverse < offsets[-1]
-    found = torch.where(live.unsqueeze(1), rows[inverse], 0.0)
+    found = _of_each_pair(rows, inverse, offsets)
     if bias is not None:
-        p = torch.where(live, weights.reshape(-1), 0.0).unsqueeze(1)
+        p = torch.where(inverse < offsets[-1], weights.reshape(-1), 0.0).unsqueeze(1)
         found = found + (p * bias[expert[inverse]].float()).to(rows.dtype)
-    return found.unflatten(0, (-1, weights.shape[1])).sum(dim=1, dtype=torch.float32).to(rows.dtype)
+    return sum_choices(found, weights.shape[1])
 
 
 def spread(grad: Tensor, order: Tensor, offsets: Tensor, topk: int) -> Tensor:
@@ -162,8 +160,7 @@ def spread(grad: Tensor, order: Tensor, offsets: Tensor, topk: int) -> Tensor:
 
 def gather(rows: Tensor, inverse: Tensor, offsets: Tensor, topk: int) -> Tensor:
     """`[n, H]` to `[T, H]`: the sum of each token's rows."""
-    found = torch.where((inverse < offsets[-1]).unsqueeze(1), rows[inverse], 0.0)
-    return found.unflatten(0, (-1, topk)).sum(dim=1, dtype=torch.float32).to(rows.dtype)
+    return sum_choices(_of_each_pair(rows, inverse, offsets), topk)
 
 
 def activate_backward(
@@ -187,7 +184,12 @@ def activate_backward(
         to_pairs = to_pairs + (of_rows.float() * bias2[expert].float()).sum(dim=1)
     to_inner = _live(wide * p * 2.0 * value.float().relu(), offsets).to(inner.dtype)
     to_pairs = _live(to_pairs.unsqueeze(1), offsets).squeeze(1)
-    return to_inner, _live(activated * p, offsets).to(inner.dtype), to_pairs
+    return to_inner, activate(inner, bias1, weights, order, offsets, expert), to_pairs
+
+
+def _of_each_pair(rows: Tensor, inverse: Tensor, offsets: Tensor) -> Tensor:
+    """Return the row of each pair, zero where it is nobody's."""
+    return torch.where((inverse < offsets[-1]).unsqueeze(1), rows[inverse], 0.0)
 
 
 def _live(rows: Tensor, offsets: Tensor) -> Tensor:
@@ -205,16 +207,3 @@ def _sum_by_expert(factor: Tensor, rows: Tensor, offsets: Tensor) -> Tensor:
         factor.to(rows.dtype), (0, ALIGNMENT // rows.element_size() - factor.shape[1])
     )
     return grouped_mm(columns.t(), rows, offs=offsets)[:, 0]
-
-
-def _require_bfloat16(config: VPTransformerConfig) -> None:
-    if config.params_dtype != torch.bfloat16:
-        raise ConfigError(
-            f"training.dtype: found {config.params_dtype}; on a GPU grouped products are bf16 only, so take "
-            "training.dtype = 'bf16', or training.backend = 'reference'"
-        )
-    if torch.cuda.get_device_capability() < (8, 0):
-        raise ConfigError(
-            f"training.backend = 'fused': {torch.cuda.get_device_name()} has no bf16 products; set "
-            "training.backend = 'reference'"
-        )

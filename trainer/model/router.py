@@ -223,8 +223,6 @@ class Router(MegatronModule, Float32Parameters):
         self.tp_group = pg_collection.tp
         experts = config.num_moe_experts
         assert experts is not None
-        self.num_experts: int = experts
-        self.topk: int = config.moe_router_topk
         self.dtype = _DTYPES[config.moe_router_dtype]
         self.weight = nn.Parameter(torch.empty(experts, config.hidden_size, dtype=config.params_dtype))
         if config.add_bias_linear:

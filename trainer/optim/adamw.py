@@ -17,6 +17,7 @@ def adamw_(
     beta2: float,
     eps: float,
     weight_decay: float,
+    fused: bool = False,
 ) -> None:
     """Apply one AdamW step in place.
 
@@ -33,8 +34,26 @@ def adamw_(
         beta2: Decay of v.
         eps: Added to √v̂.
         weight_decay: Decoupled decay; 0 leaves the weights alone.
+        fused: By torch's one kernel, which rounds in another order.
     """
     if not weights:
+        return
+    if fused:
+        torch._fused_adamw_(
+            list(weights),
+            list(gradients),
+            list(exp_avgs),
+            list(exp_avg_sqs),
+            [],
+            [torch.full((), float(step), device=weights[0].device)] * len(weights),
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=weight_decay,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+        )
         return
     torch._foreach_lerp_(list(exp_avgs), list(gradients), 1 - beta1)
     torch._foreach_mul_(list(exp_avg_sqs), beta2)
@@ -45,37 +64,3 @@ def adamw_(
     torch._foreach_div_(denominators, (1 - beta2**step) ** 0.5)
     torch._foreach_add_(denominators, eps)
     torch._foreach_addcdiv_(list(weights), list(exp_avgs), denominators, value=-lr / (1 - beta1**step))
-
-
-def fused_adamw_(
-    weights: Sequence[torch.Tensor],
-    gradients: Sequence[torch.Tensor],
-    exp_avgs: Sequence[torch.Tensor],
-    exp_avg_sqs: Sequence[torch.Tensor],
-    *,
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-) -> None:
-    """Apply the step of `adamw_` by torch's one kernel, which rounds in another order."""
-    if not weights:
-        return
-    steps = [torch.full((), float(step), device=weights[0].device)] * len(weights)
-    torch._fused_adamw_(
-        list(weights),
-        list(gradients),
-        list(exp_avgs),
-        list(exp_avg_sqs),
-        [],
-        steps,
-        lr=lr,
-        beta1=beta1,
-        beta2=beta2,
-        weight_decay=weight_decay,
-        eps=eps,
-        amsgrad=False,
-        maximize=False,
-    )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from trainer.contract.schema.training import OptimizerConfig
-from trainer.optim.adamw import adamw_, fused_adamw_
+from trainer.optim.adamw import adamw_
 from trainer.optim.parts import Part
 from trainer.optim.routing import Route
 
@@ -49,7 +49,6 @@ def step_elementwise(
         steps: Steps of the run, this one included.
         fused: One kernel for all of AdamW instead of one for each of its operations.
     """
-    update = fused_adamw_ if fused else adamw_
     for chunk in chunks:
         route = chunk[0].route
         lr = rate(route)
@@ -58,7 +57,7 @@ def step_elementwise(
             torch._foreach_mul_(masters, 1 - lr * route.weight_decay)
             torch._foreach_add_(masters, grads, alpha=-lr)
             continue
-        update(
+        adamw_(
             masters,
             grads,
             [part.state["exp_avg"] for part in chunk],
@@ -69,4 +68,5 @@ def step_elementwise(
             beta2=config.adam_beta2,
             eps=config.adam_eps,
             weight_decay=route.weight_decay,
+            fused=fused,
         )

@@ -58,6 +58,8 @@ class Body:
         Returns:
             Whether something was captured.
         """
+        if not self._wanted:
+            return False
         trained = tuple(p for p in self._model.parameters() if p.requires_grad)
         if self._graphs is not None and self._graphs.trained != trained:
             self.release()
@@ -112,7 +114,7 @@ def count_documents(doc_id: Tensor) -> int:
 
 
 class _Graphs:
-    """Two graphs, the tensors that they read and write, and which parameters' gradients they add."""
+    """The graphs, the tensors that they read and write, and which parameters' gradients they hold."""
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from trainer.contract.activations import FUSED_LOSS_LOGITS
 from trainer.model.backend import Backend
 from trainer.model.cross_entropy import chunked_cross_entropy
 from trainer.model.flash_attention import FlashCoreAttention
@@ -11,14 +12,12 @@ from trainer.model.grouped_experts import GroupedExperts
 from trainer.model.support_loss import chunked_support_loss
 
 FUSIONS = ("grouped_gemm",)
-_CHUNK_LOGITS = 1 << 26
-"""256 MiB of logits at a time: a GPU that the model nearly fills has no gigabyte for them."""
 
 BACKEND = Backend(
     core_attention=FlashCoreAttention,
     experts=GroupedExperts,
-    loss=partial(chunked_cross_entropy, chunk_logits=_CHUNK_LOGITS),
-    support_loss=partial(chunked_support_loss, chunk_logits=_CHUNK_LOGITS),
+    loss=partial(chunked_cross_entropy, chunk_logits=FUSED_LOSS_LOGITS),
+    support_loss=partial(chunked_support_loss, chunk_logits=FUSED_LOSS_LOGITS),
     route=route_and_balance,
     fuse=fused,
     capturable=True,
