@@ -9,7 +9,7 @@ import dagster as dg
 from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.step import records_key
 from vpmoe_assets.codebase.toolchain import toolchain_difference, toolchain_note
-from vpmoe_assets.lineage.graph import ancestry
+from vpmoe_assets.lineage.graph import ancestors
 from vpmoe_assets.lineage.layout import version_name
 from vpmoe_assets.lineage.record import RECORD_NAME, Record
 from vpmoe_assets.lineage.remarks import Remarks
@@ -69,14 +69,13 @@ def provenance_tree(store: Store, record: Record) -> str:
     """Return the ancestry of a record as a nested markdown list."""
     lines = []
     remarks = Remarks(store)
-    for node in ancestry(store, record):
-        note = "" if node.head is not None else " — **no longer in the store**"
-        if node.repeated:
+    for line in ancestors(store, record).tree():
+        note = "" if line.node.state == "present" else " — **no longer in the store**"
+        if line.repeated:
             note = " (above)"
-        indent = "  " * node.depth
-        reference = node.reference
+        indent, reference = "  " * line.depth, line.reference
         lines.append(f"{indent}- `{reference.asset}` {reference.version} · {reference.digest[:12]}{note}")
-        beside = remarks.own(record) if node.depth == 0 else [remarks.on(record.experiment, reference)]
+        beside = remarks.own(record) if line.depth == 0 else [remarks.on(record.experiment, reference)]
         lines += [f"{indent}  - **{remark.line()}**" for remark in beside if remark is not None]
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ from vpmoe_assets.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from vpmoe_assets.lineage.graph import Node
+    from vpmoe_assets.lineage.graph import Line
     from vpmoe_assets.lineage.remarks import Remark
 
 
@@ -41,12 +41,12 @@ def show(asset: str, experiment: str | None, sources: bool, as_json: bool) -> No
         show_sources(asset, experiment, as_json=as_json)
         return
     from vpmoe_assets.codebase.toolchain import toolchain_difference, toolchain_note
-    from vpmoe_assets.lineage.graph import ancestry
+    from vpmoe_assets.lineage.graph import ancestors
     from vpmoe_assets.lineage.remarks import Remarks
 
     store = open_store()
     record = find_record(store, *asset_named(asset, experiment))
-    nodes = list(ancestry(store, record))
+    lines = list(ancestors(store, record).tree())
     remarks = Remarks(store)
     if as_json:
         print_json(
@@ -55,7 +55,7 @@ def show(asset: str, experiment: str | None, sources: bool, as_json: bool) -> No
                 "directory": str(store.directory(record)),
                 "checks": [dataclasses.asdict(finding) for finding in store.findings(record)],
                 "remarks": [remark.to_dict() for remark in remarks.about(record)],
-                "ancestry": [_node(node, remarks.on(record.experiment, node.reference)) for node in nodes],
+                "ancestry": [_node(line, remarks.on(record.experiment, line.reference)) for line in lines],
             }
         )
         return
@@ -99,27 +99,27 @@ def show(asset: str, experiment: str | None, sources: bool, as_json: bool) -> No
         for remark in said_of_it:
             click.echo(f"  {remark.line()}")
     click.echo("\nancestry")
-    for node in nodes:
-        click.echo("  " + _line(node))
-        if (beside := remarks.on(record.experiment, node.reference)) is not None:
-            click.echo("  " + "   " * node.depth + f"! {beside.line()}")
+    for line in lines:
+        click.echo("  " + _line(line))
+        if (beside := remarks.on(record.experiment, line.reference)) is not None:
+            click.echo("  " + "   " * line.depth + f"! {beside.line()}")
 
 
-def _node(node: "Node", remark: "Remark | None") -> dict[str, Any]:
+def _node(line: "Line", remark: "Remark | None") -> dict[str, Any]:
     return {
-        "depth": node.depth,
-        **node.reference.model_dump(),
+        "depth": line.depth,
+        **line.reference.model_dump(),
         "remark": remark and remark.to_dict(),
-        "present": node.head is not None,
-        "repeated": node.repeated,
+        "present": line.node.state == "present",
+        "repeated": line.repeated,
     }
 
 
-def _line(node: "Node") -> str:
-    reference = node.reference
+def _line(line: "Line") -> str:
+    reference = line.reference
     role = f" as {reference.role}" if reference.role not in ("self", reference.asset) else ""
-    note = "" if node.head else "  NOT IN THE STORE"
-    if node.repeated:
+    note = "" if line.node.state == "present" else "  NOT IN THE STORE"
+    if line.repeated:
         note += "  (see above)"
-    stem = "   " * (node.depth - 1) + "└─ " if node.depth else ""
+    stem = "   " * (line.depth - 1) + "└─ " if line.depth else ""
     return f"{stem}{reference.asset}@{reference.version}  {reference.digest[:8]}{role}{note}"

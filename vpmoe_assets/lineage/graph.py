@@ -1,42 +1,275 @@
-"""The graph of records: what an artifact came from, and whether any of that has moved on since."""
+"""The graph of records: what an artifact came from, what was made from it, and whether that has moved on.
 
-from collections.abc import Iterator, Mapping
+Its nodes are records, known by their digests: materialisations, not the assets of present code. A version
+that is gone is told from the ledger, and the way goes on behind it.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.record import InputRef, Record
 from vpmoe_assets.lineage.store import Store
 
+State = Literal["present", "gone", "unknown"]
+HEADLINES = (
+    "valid_loss",
+    "loss",
+    "mean",
+    "num_layers",
+    "parameters",
+    "active_parameters",
+    "tokens",
+    "rows",
+)
+"""Metrics that say most of an artifact, the first first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One line of an ancestry tree.
+    """One materialisation.
+
+    Attributes:
+        experiment: Name.
+        asset: Name.
+        version: Name.
+        digest: Of its content.
+        record_digest: Of its record, by which it is known.
+        state: `present`; `gone` from the store, and told from the ledger; `unknown` to both, so that only the
+            records that name it say anything of it.
+        head: The head of its record; None where it is unknown.
+    """
+
+    experiment: str
+    asset: str
+    version: str
+    digest: str
+    record_digest: str
+    state: State
+    head: Head | None
+
+    @property
+    def headline(self) -> dict[str, Any]:
+        """The numbers that say most of it, by name, the first first."""
+        metrics = {} if self.head is None else self.head.metrics
+        return {name: metrics[name] for name in HEADLINES if metrics.get(name) is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        head = self.head
+        return {
+            "record_digest": self.record_digest,
+            "experiment": self.experiment,
+            "asset": self.asset,
+            "version": self.version,
+            "sequence": head and head.sequence,
+            "digest": self.digest,
+            "state": self.state,
+            "bytes": head and head.size,
+            "published_utc": head and head.published_utc,
+            "started_utc": head and head.started_utc,
+            "finished_utc": head and head.finished_utc,
+            "metrics": self.headline,
+            "original": head and head.original and head.original.model_dump(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """One record that names another.
+
+    Attributes:
+        parent: Record digest of the one that is named.
+        child: Record digest of the one that names it.
+        reference: How it does; its role is the one the parent has for the child.
+        kind: `input` of what was made from it, or `original` of a record that repeats it.
+    """
+
+    parent: str
+    child: str
+    reference: InputRef
+    kind: Literal["input", "original"] = "input"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {
+            "parent": self.parent,
+            "child": self.child,
+            "kind": self.kind,
+            "role": self.reference.role,
+            "acceptance": self.reference.acceptance,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a tree.
 
     Attributes:
         depth: 0 for the artifact itself.
-        reference: The input as its child names it.
-        head: Of the input's record; None where it is no longer in the store, or is another one now.
-        repeated: Its own ancestry stands further up already.
+        node: That it is about.
+        reference: How the child names its parent; of the artifact itself with the role `self`.
+        repeated: What is behind it stands further up already.
     """
 
     depth: int
+    node: Node
     reference: InputRef
-    head: Head | None
     repeated: bool
 
 
-def ancestry(store: Store, record: Record) -> Iterator[Node]:
-    """Yield an artifact and everything it came from, depth first; shared ancestors are unfolded once."""
-    seen: set[str] = set()
-    stack = [(0, record.as_input("self"))]
-    while stack:
-        depth, reference = stack.pop()
-        found = store.head(record.experiment, reference)
-        repeated = reference.record_digest in seen
-        seen.add(reference.record_digest)
-        yield Node(depth, reference, found, repeated)
-        if found is not None and not repeated:
-            stack += [(depth + 1, parent) for parent in reversed(found.inputs)]
+@dataclass(frozen=True)
+class Graph:
+    """Records and how they name each other.
+
+    Attributes:
+        start: Record digest of the artifact that was asked about.
+        nodes: By record digest.
+        edges: Among the nodes.
+    """
+
+    start: str
+    nodes: Mapping[str, Node]
+    edges: tuple[Edge, ...]
+
+    @cached_property
+    def parents(self) -> dict[str, list[Edge]]:
+        """The edges to what each node came from, in the order of its record."""
+        return _by((edge.child, edge) for edge in self.edges)
+
+    @cached_property
+    def children(self) -> dict[str, list[Edge]]:
+        """The edges to what was made from each node."""
+        return _by((edge.parent, edge) for edge in self.edges)
+
+    def ordered(self) -> list[Node]:
+        """Return the nodes, each after all that it came from; those of a forged circle last."""
+        waiting = {digest: len(self.parents.get(digest, ())) for digest in self.nodes}
+        ready = deque(digest for digest, count in waiting.items() if count == 0)
+        order: list[str] = []
+        while ready:
+            order.append(digest := ready.popleft())
+            for edge in self.children.get(digest, ()):
+                waiting[edge.child] -= 1
+                if waiting[edge.child] == 0:
+                    ready.append(edge.child)
+        placed = set(order)
+        return [self.nodes[digest] for digest in (*order, *(d for d in self.nodes if d not in placed))]
+
+    def tree(self, *, down: bool = False) -> Iterator[Line]:
+        """Yield the start and what is behind it (or was made from it), depth first, each unfolded once."""
+        seen: set[str] = set()
+        stack = [(0, self.nodes[self.start], _own(self.nodes[self.start]))]
+        while stack:
+            depth, node, reference = stack.pop()
+            repeated = node.record_digest in seen
+            seen.add(node.record_digest)
+            yield Line(depth, node, reference, repeated)
+            if repeated:
+                continue
+            ahead = (self.children if down else self.parents).get(node.record_digest, ())
+            stack += [
+                (depth + 1, self.nodes[edge.child if down else edge.parent], edge.reference)
+                for edge in reversed(ahead)
+            ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values: nodes in the order in which they came from each other, and edges."""
+        return {
+            "start": self.start,
+            "nodes": [node.to_dict() for node in self.ordered()],
+            "edges": [edge.to_dict() for edge in self.edges],
+        }
+
+
+def ancestors(store: Store, start: Record | Head, *, originals: bool = False) -> Graph:
+    """Return an artifact and everything it came from.
+
+    Args:
+        store: That knows it.
+        start: The artifact.
+        originals: Whether the artifacts whose files others only name again belong to it, and their ancestors.
+    """
+    head = _head(start)
+    there = store.head(head.experiment, _own(head)) is not None
+    nodes = {head.record_digest: _node(head, "present" if there else "gone")}
+    edges: list[Edge] = []
+    waiting = deque(nodes.values())
+    while waiting:
+        node = waiting.popleft()
+        for edge in [] if node.head is None else edges_of(node.head, originals=originals):
+            edges.append(edge)
+            if edge.parent not in nodes:
+                nodes[edge.parent] = parent = _parent(store, node, edge)
+                waiting.append(parent)
+    return Graph(head.record_digest, nodes, tuple(edges))
+
+
+def descendants(store: Store, start: Record | Head, *, originals: bool = False) -> Graph:
+    """Return an artifact and everything that was made from it, also what is gone.
+
+    Args:
+        store: That knows it.
+        start: The artifact.
+        originals: Whether records that name its files again belong to it, and their descendants.
+    """
+    known = {node.record_digest: node for node in all_records(store)}
+    head = _head(start)
+    known.setdefault(head.record_digest, _node(head, "gone"))
+    edges = [
+        edge
+        for node in known.values()
+        if node.head is not None
+        for edge in edges_of(node.head, originals=originals)
+    ]
+    children = _by((edge.parent, edge) for edge in edges)
+    nodes = {head.record_digest: known[head.record_digest]}
+    waiting = deque(nodes)
+    while waiting:
+        for edge in children.get(waiting.popleft(), ()):
+            if edge.child not in nodes:
+                nodes[edge.child] = known[edge.child]
+                waiting.append(edge.child)
+    return Graph(
+        head.record_digest,
+        nodes,
+        tuple(edge for edge in edges if edge.parent in nodes and edge.child in nodes),
+    )
+
+
+def both_ways(store: Store, start: Record | Head, *, originals: bool = False) -> Graph:
+    """Return an artifact with everything it came from and everything that was made from it.
+
+    What a descendant came from beside it is no part of it.
+    """
+    up, down = ancestors(store, start, originals=originals), descendants(store, start, originals=originals)
+    return Graph(up.start, {**down.nodes, **up.nodes}, (*up.edges, *down.edges))
+
+
+def all_records(store: Store, experiment: str | None = None) -> list[Node]:
+    """Return every record that the store or its ledger knows, of one experiment or of all."""
+    heads = {head.record_digest: head for head in store.heads()}
+    gone = store.remembered(digest for digest in store.ledger.digests() if digest not in heads)
+    nodes = [*(_node(head, "present") for head in heads.values()), *(_node(h, "gone") for h in gone.values())]
+    return [node for node in nodes if experiment in (None, node.experiment)]
+
+
+def edges_of(head: Head, *, originals: bool = False) -> list[Edge]:
+    """Return the edges from a record to those that it names."""
+    edges = [Edge(ref.record_digest, head.record_digest, ref) for ref in head.inputs]
+    if originals and (origin := head.original) is not None:
+        reference = InputRef(
+            asset=origin.asset,
+            version=origin.version,
+            digest=head.digest,
+            record_digest=origin.record_digest,
+            role="original",
+        )
+        edges.append(Edge(origin.record_digest, head.record_digest, reference, "original"))
+    return edges
 
 
 def stale_reasons(latest: Mapping[str, Head]) -> dict[str, str]:
@@ -66,3 +299,49 @@ def stale_reasons(latest: Mapping[str, Head]) -> dict[str, str]:
     for asset in latest:
         reason(asset)
     return reasons
+
+
+def _parent(store: Store, child: Node, edge: Edge) -> Node:
+    reference, experiment = edge.reference, child.experiment
+    if edge.kind == "original":
+        assert child.head is not None
+        assert child.head.original is not None
+        experiment = child.head.original.experiment
+    if (head := store.head(experiment, reference)) is not None:
+        return _node(head, "present")
+    if (head := store.remembered([reference.record_digest]).get(reference.record_digest)) is not None:
+        return _node(head, "gone")
+    return Node(
+        experiment,
+        reference.asset,
+        reference.version,
+        reference.digest,
+        reference.record_digest,
+        "unknown",
+        None,
+    )
+
+
+def _node(head: Head, state: State) -> Node:
+    return Node(head.experiment, head.asset, head.version, head.digest, head.record_digest, state, head)
+
+
+def _head(start: Record | Head) -> Head:
+    return start if isinstance(start, Head) else Head.of(start)
+
+
+def _own(named: Head | Node) -> InputRef:
+    return InputRef(
+        asset=named.asset,
+        version=named.version,
+        digest=named.digest,
+        record_digest=named.record_digest,
+        role="self",
+    )
+
+
+def _by(pairs: Iterable[tuple[str, Edge]]) -> dict[str, list[Edge]]:
+    found: dict[str, list[Edge]] = {}
+    for key, edge in pairs:
+        found.setdefault(key, []).append(edge)
+    return found

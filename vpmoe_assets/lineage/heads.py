@@ -5,7 +5,7 @@ remembered in `.work/heads.sqlite` while the file system vouches that the record
 record that is not known is read whole, digests and all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -94,6 +94,38 @@ class Heads:
             raise damaged[0].error
         return heads[0] if heads else None
 
+    def of_files(self, paths: Iterable[Path]) -> tuple[dict[Path, Head], dict[Path, RecordError]]:
+        """Return the heads of files with records, wherever they lie, and what is wrong with the others.
+
+        A path without a file is in neither.
+        """
+        files: dict[Path, Identity] = {}
+        for path in paths:
+            try:
+                files[path] = identity(path.stat())
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+        remembered = self._memory.recall(files)
+        heads: dict[Path, Head] = {}
+        damaged: dict[Path, RecordError] = {}
+        learnt: list[tuple[Path, Identity, str]] = []
+        for path, known in files.items():
+            head = _parsed(remembered[path]) if path in remembered else None
+            if head is None:
+                quiet = settled(known)
+                try:
+                    head = Head.of(read_record(path))
+                except FileNotFoundError:
+                    continue
+                except RecordError as error:
+                    damaged[path] = error
+                    continue
+                if quiet and identity(path.stat()) == known:
+                    learnt.append((path, known, _text(head)))
+            heads[path] = head
+        self._memory.keep(learnt)
+        return heads, damaged
+
     def learn(self, record: Record) -> None:
         """Remember a record that this process has just sealed and put into its place."""
         path = self._layout.record(record)
@@ -103,40 +135,18 @@ class Heads:
 
     def _read(self, experiment: str, asset: str, versions: Sequence[str]) -> tuple[list[Head], list[Damaged]]:
         parent = self._layout.asset(experiment, asset)
-        files: dict[Path, Identity] = {}
-        for version in versions:
-            path = parent / version / RECORD_NAME
-            try:
-                files[path] = identity(path.stat())
-            except (FileNotFoundError, NotADirectoryError):
-                continue  # no record: it does not exist for anyone
-        remembered = self._memory.recall(files)
+        # No record: it does not exist for anyone.
+        found, errors = self.of_files(parent / version / RECORD_NAME for version in versions)
         heads: list[Head] = []
-        damaged: list[Damaged] = []
-        learnt: list[tuple[Path, Identity, str]] = []
-        for path, known in files.items():
+        for path, head in found.items():
             version = path.parent.name
-            head = _parsed(remembered[path]) if path in remembered else None
-            if head is None:
-                quiet = settled(known)
-                try:
-                    head = Head.of(read_record(path))
-                except FileNotFoundError:
-                    continue
-                except RecordError as error:
-                    damaged.append(Damaged(experiment, asset, version, error))
-                    continue
-                if quiet and identity(path.stat()) == known:
-                    learnt.append((path, known, _text(head)))
             if (head.experiment, head.asset, head.version) == (experiment, asset, version):
                 heads.append(head)
             else:
-                other = version_name(head)
-                damaged.append(
-                    Damaged(experiment, asset, version, RecordError(f"{path}: is the record of {other}"))
-                )
-        self._memory.keep(learnt)
-        return heads, damaged
+                errors[path] = RecordError(f"{path}: is the record of {version_name(head)}")
+        order = {version: number for number, version in enumerate(versions)}
+        damaged = [Damaged(experiment, asset, path.parent.name, error) for path, error in errors.items()]
+        return heads, sorted(damaged, key=lambda bad: order[bad.version])
 
 
 def _text(head: Head) -> str:

@@ -6,7 +6,7 @@ removed with `rm -r`.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vpmoe_assets.lineage.errors import ArtifactBlocked, ArtifactDamaged, ArtifactMissing, RecordError
@@ -114,6 +114,15 @@ class Store:
         except RecordError:
             return None
         return head if head is not None and head.record_digest == reference.record_digest else None
+
+    def remembered(self, record_digests: Iterable[str]) -> dict[str, Head]:
+        """Return heads by record digest from the ledger, also of versions that are gone.
+
+        What the ledger does not know, or knows altered, is left out.
+        """
+        paths = {self.ledger.path(digest): digest for digest in record_digests}
+        heads, _ = self._heads.of_files(paths)
+        return {paths[path]: head for path, head in heads.items() if head.record_digest == paths[path]}
 
     def record(self, head: Head) -> Record:
         """Return the whole record of a head.
