@@ -4,8 +4,8 @@
 
 Every record is one that the store's own reader accepts: its digests are those of its files, and its inputs
 name records that are there. Nothing is flushed to disk, for nobody keeps it. Experiments `exp_00`, `exp_01`
-and so on have a ladder of ten assets in as many versions as it takes; `exp_00/chain` is a chain of 200 versions,
-each made from the one before.
+and so on have a ladder of ten assets in as many versions as it takes; `exp_00/chain` is a chain of 200
+versions, each made from the one before.
 """
 
 import argparse
