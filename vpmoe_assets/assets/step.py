@@ -73,9 +73,12 @@ class Step:
         Args:
             inputs: By name; each name is the input's role.
         """
-        digests = {name: item.record.digest for name, item in inputs.items()}
+        return self.fingerprint_of({name: item.record.digest for name, item in inputs.items()})
+
+    def fingerprint_of(self, digests: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+        """Return the same for inputs of which only the content digests are known, by name."""
         outside = dict(self.external()) if self.external else {}
-        return recipe_fingerprint(self.identity, self.closure, digests | outside)
+        return recipe_fingerprint(self.identity, self.closure, {**digests, **outside})
 
 
 @dataclass(frozen=True)

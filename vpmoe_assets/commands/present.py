@@ -4,6 +4,8 @@ The code location is loaded by name, as Dagster loads it. No verb imports it, so
 the store answer in half a second.
 """
 
+import contextlib
+import dataclasses
 import os
 import runpy
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from vpmoe_assets.commands.common import user_errors
 if TYPE_CHECKING:
     from vpmoe_assets.build import Published
     from vpmoe_assets.codebase.closure import Closure
+    from vpmoe_assets.lineage.remembered import Present
     from vpmoe_assets.lineage.store import Store
 
 CODE_LOCATION = "vpmoe_assets.definitions"
@@ -50,19 +53,68 @@ def load_steps(experiment: str) -> tuple[str, dict[str, PresentStep]]:
     Args:
         experiment: A name, or the path of its TOML file.
     """
+    loaded = load_location(experiment)
+    return loaded["experiment"].name, loaded["steps"]
+
+
+def load_location(experiment: str) -> dict[str, Any]:
+    """Return the names that the code location defines under an experiment.
+
+    Args:
+        experiment: A name, or the path of its TOML file.
+
+    Raises:
+        ClickException: There is no such experiment, or it cannot be used as written.
+    """
     from trainer.contract.schema.base import ConfigError
 
     before = os.environ.get("VPMOE_EXPERIMENT")
     os.environ["VPMOE_EXPERIMENT"] = experiment
     try:
         with user_errors(ConfigError):
-            loaded = runpy.run_module(CODE_LOCATION)
+            return runpy.run_module(CODE_LOCATION)
     finally:
         if before is None:
             del os.environ["VPMOE_EXPERIMENT"]
         else:
             os.environ["VPMOE_EXPERIMENT"] = before
-    return loaded["experiment"].name, loaded["steps"]
+
+
+def present_of(experiment: str) -> "Present":
+    """Return what makes the assets of an experiment now: as remembered, else the code location is loaded.
+
+    Args:
+        experiment: A name, or the path of its TOML file.
+
+    Raises:
+        ClickException: There is no such experiment, or it cannot be used as written.
+    """
+    from vpmoe_assets import project
+    from vpmoe_assets.codebase.tree import current
+    from vpmoe_assets.errors import DataError
+    from vpmoe_assets.lineage.remembered import Present, RememberedStep, StepMemory, present_key
+
+    memory = StepMemory(project.store_root() / ".work" / "steps.json")
+    key = present_key(current(), experiment)
+    if (known := memory.recall(key)) is not None:
+        return known
+    loaded = load_location(experiment)
+    steps, fixed = loaded["steps"], True
+    for step in steps.values():
+        with contextlib.suppress(DataError):
+            fixed &= not (step.external and step.external())
+    present = Present(
+        loaded["experiment"].name,
+        loaded["experiment"].strict_toolchain,
+        {
+            asset: RememberedStep(asset, step.identity, step.closure, tuple(step.inputs), tuple(step.partial))
+            for asset, step in steps.items()
+        },
+    )
+    if not fixed:  # a folder is read whenever it is asked for
+        return dataclasses.replace(present, steps=steps)
+    memory.keep(key, present)
+    return present
 
 
 def step_of(steps: Mapping[str, PresentStep], experiment: str, asset: str) -> PresentStep:
