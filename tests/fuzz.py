@@ -71,6 +71,10 @@ SURROUNDINGS: tuple[dict[str, str], ...] = (
 )
 
 
+CACHES = ("artifacts/.work/steps.json", "artifacts/.work/codebase.json")
+"""What was found out about the project, for the next call; not about the one that was refused."""
+
+
 @dataclass(frozen=True)
 class Option:
     """An option or an argument of a command.
@@ -335,8 +339,9 @@ def wrong(call: Call, code: int | None, output: str, errors: str, changed: Seque
     lines = errors.splitlines()
     if code == 1 and len(lines) != 1:
         found.append(f"{len(lines)} lines of refusal: {errors[:300]!r}")
-    if code in (1, 2) and changed:
-        found.append(f"left behind: {changed[:5]}")
+    left = [path for path in changed if not path.endswith(CACHES)]
+    if code in (1, 2) and left:
+        found.append(f"left behind: {left[:5]}")
     if code == 0 and "--json" in call.arguments and "--help" not in call.arguments:
         try:
             json.loads(output, parse_constant=lambda word: 1 / 0)
@@ -405,6 +410,7 @@ def _warm() -> None:
     with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
         for verb in (
             ["show", "--sources", "synth@now"],
+            ["why", "synth"],
             ["upgrade"],
             ["reap"],
             ["verify"],

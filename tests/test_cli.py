@@ -24,6 +24,7 @@ from vpmoe_assets.resources.process_record import Orchestrator, ProcessRecord
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
     ["ls"],
+    ["why"],
     ["show"],
     ["path"],
     ["verify"],
@@ -77,28 +78,56 @@ def test_every_command_has_help_with_examples_and_takes_json(command):
     assert "--json" in text
 
 
-def test_ls_shows_the_latest_version_of_every_asset_and_what_became_stale(store, chain):
-    lines = run("ls").output.splitlines()
+def listed(*arguments):
+    """The rows of `ls` for an experiment that no file describes: it compares records alone."""
+    result = run("ls", "-e", "mine", "--json", *arguments)
+    return {row["asset"]: row for row in json.loads(result.output)["artifacts"]}
+
+
+def test_ls_shows_the_latest_version_of_every_asset_and_what_became_stale(store):
+    synth = publish(store, "synth", experiment="mine")
+    check = {"name": "aligned", "passed": True}
+    publish(store, "synth_kd_v1", (synth,), experiment="mine", checks=[check])
+    result = run("ls", "-e", "mine")
+    assert result.stderr.startswith("not compared with present code and recipe: no experiment called 'mine'")
+    lines = result.stdout.splitlines()
     assert lines[0].split() == ["ASSET", "VERSION", "DIGEST", "SIZE", "PUBLISHED", "CHECKS", "STATE"]
-    assert lines[1].split()[:4] == ["synth", chain[0].version, chain[0].digest[:8], "309"]
-    assert lines[2].split()[-2:] == ["1/1", "ok"]
-    newer = publish(store, "synth", files={"x": b"new"})
+    assert lines[1].split()[:4] == ["synth", synth.version, synth.digest[:8], "309"]
+    assert lines[2].split()[-2:] == ["1/1", "fresh"]
+    newer = publish(store, "synth", files={"x": b"new"}, experiment="mine")
+    rows = listed()
+    assert (rows["synth"]["version"], rows["synth"]["state"]) == (newer.version, "fresh")
+    assert rows["synth_kd_v1"]["text"] == f"stale: synth is now {newer.version}"
+
+
+def test_ls_and_why_compare_with_present_code_and_recipe(store, chain):
     rows = {row["asset"]: row for row in json.loads(run("ls", "--json").output)["artifacts"]}
-    assert rows["synth"]["version"] == newer.version
-    assert rows["synth"]["state"] == "ok"
-    assert rows["synth_kd_v1"]["state"] == f"stale: synth is now {newer.version}"
+    assert rows["synth"]["state"] == "stale"
+    assert {cause["kind"] for cause in rows["synth"]["causes"]} == {"recipe", "code", "package"}
+    assert "not made yet: o200k_tokenizer, " in run("ls").output
+    lines = run("why", "synth_kd_v1").output.splitlines()
+    assert lines[0] == f"smoke/synth_kd_v1@{chain[1].version} is stale"
+    assert "├─ recipe seq_len (absent) → 1024" in lines
+    assert "├─ code added: vpmoe_assets/harmony/build.py" in lines
+    answer = json.loads(run("why", "synth_kd_v1", "--json").output)
+    assert {cause["kind"] for cause in answer["causes"]} >= {"recipe", "code", "package", "input_missing"}
+    assert run("why", "vpmoe").output.splitlines()[0] == "smoke/vpmoe was never made"
+    assert "did you mean vpmoe" in fails("why", "vpmo")
+    assert "only the latest version" in fails("why", f"synth@{chain[0].version}")
 
 
-def test_ls_shows_damage_blocked_checks_and_unreadable_records(store, chain):
-    (store.payload(chain[0]) / "data.bin").unlink()
-    publish(store, "blocked", checks=[{"name": "sha256", "passed": False, "blocking": True}])
-    broken = publish(store, "broken")
+def test_ls_shows_damage_blocked_checks_and_unreadable_records(store):
+    synth = publish(store, "synth", experiment="mine")
+    (store.payload(synth) / "data.bin").unlink()
+    failed = {"name": "sha256", "passed": False, "blocking": True}
+    publish(store, "blocked", experiment="mine", checks=[failed])
+    broken = publish(store, "broken", experiment="mine")
     path = store.directory(broken) / RECORD_NAME
     path.chmod(0o644)
     path.write_text("{")
-    result = run("ls")
+    result = run("ls", "-e", "mine")
     assert "damaged: payload/data.bin missing" in result.stdout
-    assert "blocked: sha256" in result.stdout
+    assert "blocked: check sha256" in result.stdout
     assert f"unreadable: broken@{broken.version}" in result.stderr
 
 
@@ -286,8 +315,8 @@ def test_every_view_of_lineage_names_what_a_person_accepted(store, accepted, tmp
     assert [remark["statement"] for remark in answer["remarks"]] == [accepted.id]
     assert answer["ancestry"][1]["remark"]["state"] == "active"
     lines = {line.split()[0]: line for line in run("ls").output.splitlines()}
-    assert lines["vpmoe"].endswith("ok; accepted (active)")
-    assert lines["eval_vpmoe"].endswith("ok; vpmoe was accepted (active)")
+    assert lines["vpmoe"].endswith("; accepted (active)")
+    assert lines["eval_vpmoe"].endswith("; vpmoe was accepted (active)")
     run("reports", "--output", str(tmp_path / "reports"))
     exported = json.loads((tmp_path / "reports" / "eval" / "core8" / "vpmoe.json").read_bytes())
     (remark,) = exported["accepted"]
@@ -325,7 +354,7 @@ def test_accept_lists_what_was_said_and_withdraws_it_by_the_first_digits(store, 
 
 def test_accept_lets_a_check_without_evidence_pass(store):
     publish(store, "synth", blocking_checks=("rows",))
-    assert "blocked: rows" in run("ls").output
+    assert "blocked: check rows" in run("ls").output
     assert "vpmoe accept synth --check rows --because TEXT" in fails("path", "synth")
     said = json.loads(run("accept", "synth", "--check", "rows", "--because", "I counted", "--json").output)
     assert run("path", "synth").stdout
@@ -431,6 +460,7 @@ def test_the_installed_command_answers_in_a_shell(store, chain):
     ],
 )
 def test_start_up_loads_nothing_that_the_answer_does_not_need(store, chain, arguments, absent):
+    run("ls")  # from now on it is remembered what present code would make
     program = (
         "import sys\nfrom vpmoe_assets.cli import main\n"
         f"try:\n    main({arguments})\nexcept SystemExit:\n    pass\n"

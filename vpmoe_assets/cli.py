@@ -21,6 +21,7 @@ from vpmoe_assets.commands.show import show
 from vpmoe_assets.commands.sql import sql
 from vpmoe_assets.commands.upgrade import upgrade
 from vpmoe_assets.commands.verify import verify
+from vpmoe_assets.commands.why import why
 from vpmoe_assets.lineage.errors import LineageError
 
 
@@ -59,7 +60,7 @@ def main() -> None:
     """
 
 
-for _command in (ls, show, path, verify, forget, accept, upgrade, sql, index, data, reports, reap):
+for _command in (ls, why, show, path, verify, forget, accept, upgrade, sql, index, data, reports, reap):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def test_an_accepted_edit_reuses_what_is_there_and_says_by_whose_word(edited):
     assert BECAUSE in run.metadata("synth_harmony")["provenance"]
     assert "accepted" not in run.metadata("synth")
     assert BECAUSE in vpmoe(edited, "show", "synth_harmony", "-e", "tiny")
-    assert "ok; accepted (active)" in vpmoe(edited, "ls", "-e", "tiny")
+    assert "fresh; accepted (active)" in vpmoe(edited, "ls", "-e", "tiny")
     row, _ = json.loads(vpmoe(edited, "accept", "--list", "-e", "tiny", "--json"))
     assert (row["artifact"], row["state"], row["reason"]) == (
         f"tiny/synth_harmony/{before.version}",

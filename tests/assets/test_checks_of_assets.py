@@ -63,7 +63,7 @@ def test_what_a_check_blocks_stays_blocked_in_later_runs_until_it_passes(graph, 
     assert mine.store.versions("tiny", "synth_kd_v1") == []
     with pytest.raises(ArtifactBlocked, match="manifest_matches_shards"):
         mine.store.require("tiny", "synth_harmony")
-    assert "blocked: manifest_matches_shards" in cli(mine, "ls").output
+    assert "blocked: check manifest_matches_shards" in cli(mine, "ls").output
     assert FAULT in cli(mine, "path", "synth_harmony", code=1).stderr
     failing.undo()
     run = mine.make("synth_harmony", "synth_kd_v1")
@@ -87,7 +87,7 @@ def test_a_failed_check_that_does_not_block_warns_and_lets_the_rest_go_on(graph)
     assert failed == ["truncation_counts"]
     assert mine.store.require("tiny", "synth_kd_v1") == record
     (row,) = json.loads(cli(mine, "ls", "--json").output)["artifacts"][-1:]
-    assert (row["asset"], row["checks"], row["checks_passed"], row["state"]) == ("synth_kd_v1", 6, 5, "ok")
+    assert (row["asset"], row["checks"], row["checks_passed"], row["state"]) == ("synth_kd_v1", 6, 5, "fresh")
     again = mine.make("synth_kd_v1")
     assert again.reused() == {"synth_kd_v1": True}
     assert not again.checks("synth_kd_v1")["truncation_counts"].passed, "reuse repeats what was found"

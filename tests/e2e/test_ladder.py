@@ -131,7 +131,7 @@ def test_the_ladder_from_nothing_then_again_then_what_users_ask(
     assert listed["unreadable"] == {}
     artifacts = {row["asset"]: row for row in listed["artifacts"]}
     assert set(artifacts) == made
-    assert {row["state"] for row in artifacts.values()} == {"ok"}
+    assert {row["state"] for row in artifacts.values()} == {"fresh"}
 
     stage = place.vpmoe("show", "vpmoe_stage1")
     record = stage["record"]

@@ -15,11 +15,11 @@ from vpmoe_assets.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from vpmoe_assets.lineage.heads import Head
     from vpmoe_assets.lineage.record import Record
     from vpmoe_assets.lineage.remarks import Remark
+    from vpmoe_assets.lineage.staleness import PresentStep, Standing
     from vpmoe_assets.lineage.store import Store
 
 
@@ -27,38 +27,53 @@ if TYPE_CHECKING:
 @experiment_option
 @json_option
 def ls(experiment: str | None, as_json: bool) -> None:
-    """List the latest version of every asset.
+    """List the latest version of every asset, and where it stands against present code and recipe.
 
-    STATE says whether it may be built on: blocked by a check, damaged (a file is missing or has another size;
-    `vpmoe verify` reads the contents too), or stale because something it came from has a newer version; and
+    STATE says whether it may be built on, and whether it would be made the same now: fresh, stale (and why:
+    the recipe, the code, a package, or something it came from is another one now), blocked by a check,
+    damaged (a file is missing or has another size; `vpmoe verify` reads the contents too), unknown; and
     whether it counts, or was made from something that counts, because a person accepted it (`vpmoe accept`).
+    `vpmoe why ASSET` goes to the root of it.
 
     \b
     Examples:
       vpmoe ls
       vpmoe ls -e full --json
     """  # noqa: D301
-    from vpmoe_assets.lineage.graph import stale_reasons
     from vpmoe_assets.lineage.remarks import Remarks
+    from vpmoe_assets.lineage.staleness import standings
 
     store, name = open_store(), experiment_in_force(experiment)
-    latest: dict[str, Head] = {}
-    unreadable: dict[str, str] = {}
-    for asset in store.assets(name):
-        heads, damaged = store.scan(name, asset)
-        if heads:
-            latest[asset] = heads[-1]
-        for broken in damaged:
-            unreadable[f"{asset}@{broken.version}"] = str(broken.error)
-    stale = stale_reasons(latest)
+    found: dict[str, Standing] = {}
+    untold: str | None = None
+    if store.assets(name):
+        steps, strict, untold = _steps(store, name, experiment)
+        found = standings(store, name, steps, strict=strict)
     remarks = Remarks(store)
     rows = [
-        _summary(store, record, stale.get(asset), remarks.about(record))
-        for asset, record in ((asset, store.record(head)) for asset, head in latest.items())
+        _summary(store, standing, standing.record, remarks.about(standing.record))
+        for standing in found.values()
+        if standing.record is not None
     ]
+    missing = [asset for asset, standing in found.items() if standing.state == "missing"]
+    unreadable = {
+        f"{broken.asset}@{broken.version}": str(broken.error)
+        for asset in store.assets(name)
+        for broken in store.scan(name, asset)[1]
+    }
     if as_json:
-        print_json({"experiment": name, "artifacts": rows, "unreadable": unreadable})
+        print_json(
+            {
+                "experiment": name,
+                "compared": untold is None,
+                "artifacts": rows,
+                "missing": missing,
+                "unreadable": unreadable,
+            }
+        )
         return
+    if untold is not None:
+        click.echo(f"not compared with present code and recipe: {untold}", err=True)
     if not rows and not unreadable:
         click.echo(f"no artifacts of experiment {name} in {store.root}")
         return
@@ -72,31 +87,37 @@ def ls(experiment: str | None, as_json: bool) -> None:
                 human_bytes(r["bytes"]),
                 r["published_utc"][:16],
                 f"{r['checks_passed']}/{r['checks']}" if r["checks"] else "-",
-                r["state"],
+                r["text"],
             )
             for r in rows
         ],
         right=("SIZE",),
     )
+    if missing and rows:
+        click.echo(f"not made yet: {', '.join(missing)}")
     for where, error in unreadable.items():
         click.echo(f"unreadable: {where}: {error}", err=True)
 
 
-def _summary(
-    store: "Store", record: "Record", stale: str | None, remarks: "Sequence[Remark]"
-) -> dict[str, Any]:
-    from vpmoe_assets.lineage.integrity import payload_problems
+def _steps(
+    store: "Store", name: str, experiment: str | None
+) -> tuple["Mapping[str, PresentStep]", bool, str | None]:
+    """Return an experiment's steps, whether its toolchain is strict; and why it cannot be asked."""
+    from vpmoe_assets import project
+    from vpmoe_assets.commands.present import present_of
+    from vpmoe_assets.lineage.remembered import recorded_steps
 
-    damage = payload_problems(store.directory(record), record, None)
-    found = store.findings(record)
-    blocking = [finding for finding in found if finding.blocks]
-    state = "ok"
-    if damage:
-        state = f"damaged: {damage[0].path} {damage[0].message}"
-    elif blocking:
-        state = f"blocked: {blocking[0].check}"
-    elif stale:
-        state = f"stale: {stale}"
+    try:
+        present = present_of(experiment or project.experiment_name())
+    except click.ClickException as error:
+        return recorded_steps(store, name), False, error.message
+    return present.steps, present.strict, None
+
+
+def _summary(
+    store: "Store", standing: "Standing", record: "Record", remarks: "Sequence[Remark]"
+) -> dict[str, Any]:
+    found, state = store.findings(record), standing.summary
     # What nobody stands by any more counts first: the rest is for `vpmoe show`.
     told = [remark for remark in remarks if remark.void and not remark.own] or list(remarks[-1:])
     if told:
@@ -110,7 +131,9 @@ def _summary(
         "published_utc": record.published_utc,
         "checks": len(found),
         "checks_passed": sum(finding.outcome == "passed" for finding in found),
-        "stale": stale,
-        "state": state,
+        "state": standing.state,
+        "stale": standing.stale,
+        "causes": [cause.to_dict() for cause in standing.causes],
+        "text": state,
         "remarks": [remark.to_dict() for remark in remarks],
     }

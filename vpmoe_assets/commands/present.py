@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import os
 import runpy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
@@ -67,11 +67,12 @@ def load_location(experiment: str) -> dict[str, Any]:
         ClickException: There is no such experiment, or it cannot be used as written.
     """
     from trainer.contract.schema.base import ConfigError
+    from vpmoe_assets.codebase.syntax import SourceError
 
     before = os.environ.get("VPMOE_EXPERIMENT")
     os.environ["VPMOE_EXPERIMENT"] = experiment
     try:
-        with user_errors(ConfigError):
+        with user_errors(ConfigError, SourceError, SyntaxError):
             return runpy.run_module(CODE_LOCATION)
     finally:
         if before is None:
@@ -124,12 +125,17 @@ def step_of(steps: Mapping[str, PresentStep], experiment: str, asset: str) -> Pr
         ClickException: Nothing in the experiment does.
     """
     if asset not in steps:
-        import difflib
-
-        near = difflib.get_close_matches(asset, steps, 1)
-        hint = f"; did you mean {near[0]}?" if near else f"; it has: {', '.join(steps)}"
-        raise click.ClickException(f"experiment {experiment} makes no asset {asset!r}{hint}")
+        raise unknown_asset(asset, steps, experiment)
     return steps[asset]
+
+
+def unknown_asset(asset: str, known: Collection[str], experiment: str) -> click.ClickException:
+    """Return the error that an experiment has no such asset, with the nearest one."""
+    import difflib
+
+    near = difflib.get_close_matches(asset, known, 1)
+    hint = f"; did you mean {near[0]}?" if near else f"; it has: {', '.join(known)}"
+    return click.ClickException(f"experiment {experiment} makes no asset {asset!r}{hint}")
 
 
 def present_identity(

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from vpmoe_assets.codebase.closure import Closure
 from vpmoe_assets.codebase.toolchain import DECIDERS, installed
 from vpmoe_assets.codebase.tree import SourceTree
 from vpmoe_assets.lineage.fingerprint import recipe_fingerprint
+from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.staleness import PresentStep
+from vpmoe_assets.lineage.store import Store
 
 _SCHEMA = "vpmoe.steps/1"
 _MOST = 12
@@ -65,6 +67,47 @@ class Present:
     experiment: str
     strict: bool
     steps: Mapping[str, PresentStep]
+
+
+@dataclass(frozen=True)
+class RecordedStep:
+    """What made a version, taken for what would make it now: where there is no experiment to ask.
+
+    Attributes:
+        record: Of the version.
+    """
+
+    record: Record
+
+    @property
+    def asset(self) -> str:
+        """Bare name."""
+        return self.record.asset
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """Names of the assets that it was made from."""
+        return tuple(reference.role for reference in self.record.inputs)
+
+    @property
+    def partial(self) -> Sequence[str]:
+        """None: which inputs it could do without, a record does not say."""
+        return ()
+
+    def fingerprint_of(self, digests: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+        """Return the fingerprint, and its payload, with inputs of these digests, by name."""
+        own = self.record.fingerprint_payload
+        payload = {**own, "inputs": {**own.get("inputs", {}), **digests}}
+        return sha256_json(payload), payload
+
+
+def recorded_steps(store: Store, experiment: str) -> dict[str, RecordedStep]:
+    """Return what made the latest version of each asset: code and recipe count as unchanged then."""
+    found: dict[str, RecordedStep] = {}
+    for asset in store.assets(experiment):
+        if heads := store.scan(experiment, asset)[0]:
+            found[asset] = RecordedStep(store.record(heads[-1]))
+    return found
 
 
 def present_key(tree: SourceTree, experiment: str) -> str:

@@ -43,6 +43,10 @@ _NO_STALENESS = frozenset({"check", "damage", "no_step", "input_missing", "outsi
 """Kinds of causes that say nothing about whether an artifact is out of date."""
 
 
+ABOVE = frozenset({"input_stale", "input_missing"})
+"""Kinds of causes that are themselves a state of an input."""
+
+
 class PresentStep(Protocol):
     """What present code and recipe make an asset with; `vpmoe_assets.assets.step.Step` is one."""
 
@@ -370,7 +374,7 @@ def unfolded(found: Mapping[str, Standing], asset: str, seen: set[str] | None = 
     seen = {asset} if seen is None else seen
     causes: list[Cause] = []
     for cause in found[asset].causes:
-        if cause.kind not in ("input_stale", "input_missing") or cause.name not in found:
+        if cause.kind not in ABOVE or cause.name not in found:
             causes.append(cause)
         elif cause.name in seen:
             causes.append(replace(cause, repeated=bool(found[cause.name].causes)))
