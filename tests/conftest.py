@@ -69,8 +69,9 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of one artifact, indexed: enough for every verb to have something to say."""
+    """A store of one artifact, indexed, which remembers what makes the assets: enough for every verb."""
     from tests.lineage.fabricate import publish
+    from vpmoe_assets.commands.present import present_of
     from vpmoe_assets.lineage.index import Index
     from vpmoe_assets.lineage.store import Store
 
@@ -78,4 +79,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = Store(root)
     publish(store, "synth", metrics={"rows": 12})
     Index(root / "index.duckdb").rebuild(store)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VPMOE_ARTIFACTS", str(root))
+        present_of("smoke")
     return root
