@@ -17,7 +17,7 @@ from tests.lineage.fabricate import damage, draft, fill, publish, recipe
 from vpmoe_assets.cli import main
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.record import RECORD_NAME
-from vpmoe_assets.lineage.statements import Statement
+from vpmoe_assets.lineage.statements import KINDS, Statement
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.resources.process_record import Orchestrator, ProcessRecord
 
@@ -26,6 +26,7 @@ COMMANDS = (
     ["ls"],
     ["why"],
     ["show"],
+    ["lineage"],
     ["path"],
     ["verify"],
     ["forget"],
@@ -37,6 +38,11 @@ COMMANDS = (
     ["reports"],
     ["reap"],
 )
+
+ACCEPTED = dict.fromkeys(KINDS["accepted"], "f" * 64) | {
+    "difference": {"sources": [], "recipe": [], "packages": []},
+    "unknown": [],
+}
 
 
 @pytest.fixture
@@ -129,6 +135,57 @@ def test_ls_shows_damage_blocked_checks_and_unreadable_records(store):
     assert "damaged: payload/data.bin missing" in result.stdout
     assert "blocked: check sha256" in result.stdout
     assert f"unreadable: broken@{broken.version}" in result.stderr
+
+
+def test_lineage_shows_both_ways_and_by_whose_word_something_counted(store, chain):
+    synth, kd = chain
+    accepted = store.statements.append(Statement.about(synth, "accepted", ACCEPTED, reason="renamed"))
+    trained = publish(store, "trained", (synth, kd), accepted={"synth": accepted.id}, metrics={"loss": 2.5})
+    lines = run("lineage", "trained").output.splitlines()
+    assert lines[0].startswith(f"trained@{trained.version}  {trained.digest[:8]}  ")
+    assert lines[0].endswith("  loss 2.5")
+    assert lines[1].startswith(f"├─ synth@{synth.version}")
+    assert lines[2].startswith("│  ! made from synth@")
+    assert "because: renamed" in lines[2]
+    assert lines[3].startswith(f"└─ synth_kd_v1@{kd.version}")
+    assert lines[4].startswith("   └─ synth@")
+    assert lines[4].endswith("  (see above)")
+    assert lines[-1] == "nothing was made from it"
+    down = run("lineage", "synth", "--down", "--depth", "1").output
+    assert [line.lstrip("├└─ ").partition("@")[0] for line in down.splitlines() if "!" not in line] == [
+        "synth",
+        "synth_kd_v1",
+        "trained",
+    ]
+    told = json.loads(run("lineage", "synth", "--json").output)
+    assert [len(node["remarks"]) for node in told["nodes"]] == [1, 0, 0]
+    assert {edge["acceptance"] for edge in told["edges"]} == {None, accepted.id}
+
+
+def test_lineage_tells_of_a_version_that_is_gone(store, chain):
+    synth, kd = chain
+    shutil.rmtree(store.directory(synth))
+    assert "NOT IN THE STORE" in run("lineage", "synth_kd_v1").output
+    told = json.loads(run("lineage", f"synth@{synth.version}", "--json").output)
+    assert [(node["asset"], node["state"]) for node in told["nodes"]] == [
+        ("synth", "gone"),
+        ("synth_kd_v1", "present"),
+    ]
+    assert told["nodes"][1]["record_digest"] == kd.record_digest
+    assert "smoke/synth is not in" in fails("lineage", "synth")
+    assert "synth@1 is not in" in fails("lineage", "synth@1")
+
+
+@pytest.mark.parametrize(
+    ("form", "begins"), [("mermaid", "flowchart TD"), ("openlineage", '{"eventTime":'), ("svg", "<svg ")]
+)
+def test_lineage_is_written_in_the_forms_that_others_read(store, chain, tmp_path, form, begins):
+    assert run("lineage", "synth", "--format", form).output.startswith(begins)
+    file = tmp_path / "out"
+    assert run("lineage", "synth", "--format", form, "-o", str(file)).output == f"2 artifacts in {file}\n"
+    assert file.read_text().startswith(begins)
+    assert "lies in the store" in fails("lineage", "synth", "-o", str(store.root / "x"))
+    assert "is a directory" in fails("lineage", "synth", "-o", str(tmp_path))
 
 
 def test_ls_of_an_empty_store_says_so(store):

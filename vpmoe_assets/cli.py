@@ -14,6 +14,7 @@ from vpmoe_assets.commands.data import data
 from vpmoe_assets.commands.forget import forget
 from vpmoe_assets.commands.index import index
 from vpmoe_assets.commands.jobs import reap
+from vpmoe_assets.commands.lineage import lineage
 from vpmoe_assets.commands.ls import ls
 from vpmoe_assets.commands.path import path
 from vpmoe_assets.commands.reports import reports
@@ -60,7 +61,22 @@ def main() -> None:
     """
 
 
-for _command in (ls, why, show, path, verify, forget, accept, upgrade, sql, index, data, reports, reap):
+for _command in (
+    ls,
+    why,
+    show,
+    lineage,
+    path,
+    verify,
+    forget,
+    accept,
+    upgrade,
+    sql,
+    index,
+    data,
+    reports,
+    reap,
+):
     main.add_command(_command)
 
 if __name__ == "__main__":

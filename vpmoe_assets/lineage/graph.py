@@ -159,6 +159,28 @@ class Graph:
         placed = set(order)
         return [self.nodes[digest] for digest in (*order, *(d for d in self.nodes if d not in placed))]
 
+    def within(self, depth: int) -> "Graph":
+        """Return what is at most so many steps from the start, up or down."""
+        near = {self.start}
+        for edges, end in ((self.parents, "parent"), (self.children, "child")):
+            reached = {self.start}
+            outermost = [self.start]
+            for _ in range(depth):
+                outermost = [
+                    found
+                    for digest in outermost
+                    for edge in edges.get(digest, ())
+                    if (found := getattr(edge, end)) not in reached
+                ]
+                reached |= set(outermost)
+                outermost = list(dict.fromkeys(outermost))
+            near |= reached
+        return Graph(
+            self.start,
+            {digest: node for digest, node in self.nodes.items() if digest in near},
+            tuple(edge for edge in self.edges if edge.parent in near and edge.child in near),
+        )
+
     def tree(self, *, down: bool = False) -> Iterator[Line]:
         """Yield the start and what is behind it (or was made from it), depth first, each unfolded once."""
         seen: set[str] = set()

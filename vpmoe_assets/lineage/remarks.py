@@ -113,7 +113,7 @@ class Remarks:
         """Return all remarks on an artifact: its own acceptances, then those of what it came from."""
         return [*self.own(record), *self.inherited(record)]
 
-    def own(self, record: Record) -> list[Remark]:
+    def own(self, record: Record | Head) -> list[Remark]:
         """Return the acceptances of an artifact."""
         return [
             Remark(record.experiment, record.asset, record.version, found.statement.id, found, True)

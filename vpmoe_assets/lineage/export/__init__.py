@@ -1,0 +1,1 @@
+"""The graph of records in forms that others read: a picture, mermaid, OpenLineage events."""
