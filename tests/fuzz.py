@@ -254,8 +254,8 @@ class Sandbox:
 
 
 def _ours(path: bytes) -> bool:
-    """Whether it may stay: locks that others may hold, caches of torch."""
-    return b"/.locks" in path or b"/torchinductor_" in path
+    """Whether it may stay: locks that others may hold, caches of torch and of the store."""
+    return b"/.locks" in path or b"/torchinductor_" in path or b"/.work/heads.sqlite" in path
 
 
 def run(call: Call, sandbox: Sandbox) -> tuple[int | None, str, str]:
