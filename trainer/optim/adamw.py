@@ -17,7 +17,6 @@ def adamw_(
     beta2: float,
     eps: float,
     weight_decay: float,
-    fused: bool = False,
 ) -> None:
     """Apply one AdamW step in place.
 
@@ -34,26 +33,8 @@ def adamw_(
         beta2: Decay of v.
         eps: Added to √v̂.
         weight_decay: Decoupled decay; 0 leaves the weights alone.
-        fused: By torch's one kernel, which rounds in another order.
     """
     if not weights:
-        return
-    if fused:
-        torch._fused_adamw_(
-            list(weights),
-            list(gradients),
-            list(exp_avgs),
-            list(exp_avg_sqs),
-            [],
-            [torch.full((), float(step), device=weights[0].device)] * len(weights),
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=weight_decay,
-            eps=eps,
-            amsgrad=False,
-            maximize=False,
-        )
         return
     torch._foreach_lerp_(list(exp_avgs), list(gradients), 1 - beta1)
     torch._foreach_mul_(list(exp_avg_sqs), beta2)

@@ -22,11 +22,11 @@ def plan_elementwise(parts: Sequence[Part], *, chunk_elements: int = CHUNK_ELEME
     chunks: dict[Route, list[list[Part]]] = {}
     sizes: dict[Route, int] = {}
     for part in parts:
-        size = sizes.get(part.route, 0) + part.master.numel()
+        size = sizes.get(part.route, 0) + part.weight.numel()
         lists = chunks.setdefault(part.route, [])
         if not lists or size > chunk_elements:
             lists.append([])
-            size = part.master.numel()
+            size = part.weight.numel()
         lists[-1].append(part)
         sizes[part.route] = size
     return [chunk for lists in chunks.values() for chunk in lists]
@@ -38,7 +38,6 @@ def step_elementwise(
     *,
     rate: Callable[[Route], float],
     steps: int,
-    fused: bool = False,
 ) -> None:
     """One step of the master weights of some lists of parts, in place.
 
@@ -47,7 +46,6 @@ def step_elementwise(
         config: Decays of the averages.
         rate: Learning rate of a route in this step.
         steps: Steps of the run, this one included.
-        fused: One kernel for all of AdamW instead of one for each of its operations.
     """
     for chunk in chunks:
         route = chunk[0].route
@@ -68,5 +66,4 @@ def step_elementwise(
             beta2=config.adam_beta2,
             eps=config.adam_eps,
             weight_decay=route.weight_decay,
-            fused=fused,
         )

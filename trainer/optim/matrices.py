@@ -24,6 +24,7 @@ class _Slice:
 
     grad: torch.Tensor
     master: torch.Tensor
+    weight: torch.Tensor
     momentum: torch.Tensor
     second_momentum: torch.Tensor
 
@@ -53,11 +54,12 @@ def plan_matrices(
         tensor_group: Tensor-parallel ranks.
         chunk_elements: Bound on the elements of one batch of whole matrices.
     """
-    groups: dict[tuple[tuple[int, int], int | None, Route], list[Part]] = {}
+    groups: dict[tuple[tuple[int, int], int | None, Route, torch.dtype, torch.dtype], list[Part]] = {}
     for part in parts:
-        groups.setdefault((part.matrix, part.tensor_dim, part.route), []).append(part)
+        kept = (part.weight.dtype, part.master.dtype)
+        groups.setdefault((part.matrix, part.tensor_dim, part.route, *kept), []).append(part)
     batches = []
-    for ((m, n), tensor_dim, route), members in groups.items():
+    for ((m, n), tensor_dim, route, *_), members in groups.items():
         whole = m * n * (tensor_group.size if tensor_dim is not None else 1)
         for chunk in _chunks(members, max(1, chunk_elements // whole)):
             batches.append(MatrixBatch(route, tensor_dim, chunk))
@@ -107,6 +109,7 @@ def _chunks(parts: Sequence[Part], limit: int) -> Iterator[list[_Slice]]:
             for tensor in (
                 part.grad,
                 part.master,
+                part.weight,
                 part.state["momentum_buffer"],
                 part.state["second_momentum_buffer"],
             )

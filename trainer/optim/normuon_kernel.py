@@ -7,16 +7,31 @@ program holds in registers, so that all of Polar Express but two products happen
     G = X Xᵀ, P = a I + b G + c G², Q ← P Q, G ← P G P                 for each iteration; X_k = Q_k X
 
 The squares of small singular values drown in the rounding of G; after `RESTART` iterations, which have lifted
-them, X is made anew from Q and its Gram matrix taken again. What is read again and again (X, as bf16) lives
-in a scratch of a program's own, a quarter of a megabyte that stays in the L2 cache; gradient, momentum,
-master weight and weight pass through memory once.
+them, X is made anew from Q and its Gram matrix taken again. What is read again and again (X, in 16 bits)
+lives in a scratch of a program's own, a quarter of a megabyte that is to stay in the L2 cache; gradient,
+momentum, master weight and weight pass through memory once.
+
+Products inside an iteration take their operands in fp16: their entries are of normalised matrices, far from
+its limits, and its 11 bits are those of tf32 at twice the speed and half the room. The look-ahead itself has
+no scale that is known before all of it was read, so it is kept in bf16. Rows of a wide matrix lie along the
+short side, so that their norms are the diagonal of Q G Qᵀ and the update can be applied as it is made; those
+of a tall one are measured in a pass of its own.
 
 One program works on one matrix at a time. `SHORT` is the shorter side (a power of two from 16 to 128), `LONG`
-the other, worked off in tiles of `TILE`; the matrix may lie either way (`TALL`).
+the other, worked off in tiles of `TILE`; the matrix may lie either way (`TALL`). Matrices are given by their
+addresses, so that one launch updates those of all layers.
 """
 
 import triton
 import triton.language as tl
+
+from trainer.optim.low_halves_kernel import load_master, store_master
+
+
+@triton.jit
+def _aligned(at, TYPE: tl.constexpr):
+    """Read an address, a multiple of 16 bytes, as a pointer."""
+    return tl.multiple_of(tl.load(at).to(tl.pointer_type(TYPE)), 16)
 
 
 @triton.jit
@@ -26,27 +41,27 @@ def _coefficients(table, iteration: tl.constexpr):
 
 
 @triton.jit
-def _iterate(gram, table, FIRST: tl.constexpr, LAST: tl.constexpr, SHORT: tl.constexpr):
-    """Run iterations FIRST to LAST − 1 from a Gram matrix; return their product Q."""
+def _iterate(gram, table, FIRST: tl.constexpr, LAST: tl.constexpr, SHORT: tl.constexpr, NARROW: tl.constexpr):
+    """Run iterations FIRST to LAST − 1 from a Gram matrix in NARROW; return their product Q, in NARROW."""
     rows, columns = tl.arange(0, SHORT)[:, None], tl.arange(0, SHORT)[None, :]
-    identity = (rows == columns).to(tl.float32)
-    q = identity
+    q = gram
     for iteration in tl.static_range(FIRST, LAST):
         a, b, c = _coefficients(table, iteration)
-        p = a * identity + b * gram + c * tl.dot(gram, gram)
-        q = p if iteration == FIRST else tl.dot(p, q)
+        p = tl.where(rows == columns, a, 0.0) + b * gram + c * tl.dot(gram, gram)
+        p = p.to(NARROW)
+        q = p if iteration == FIRST else tl.dot(p, q).to(NARROW)
         if iteration < LAST - 1:
-            gram = tl.dot(tl.dot(p, gram), p)
+            gram = tl.dot(tl.dot(p, gram).to(NARROW), p).to(NARROW)
     return q
 
 
 @triton.jit
 def _look_ahead(grad, momentum, at, mu, clip):
     """Move the momentum of a tile and return the look-ahead, both in fp32."""
-    g = tl.load(grad + at) * clip
-    m = tl.load(momentum + at).to(tl.float32)
+    g = tl.load(grad + at, eviction_policy="evict_first") * clip
+    m = tl.load(momentum + at, eviction_policy="evict_first").to(tl.float32)
     m = m + (1.0 - mu) * (g - m)
-    tl.store(momentum + at, m.to(momentum.dtype.element_ty))
+    tl.store(momentum + at, m.to(momentum.dtype.element_ty), eviction_policy="evict_first")
     return g + mu * (m - g)
 
 
@@ -77,15 +92,25 @@ def _statistic(second, of_row, square, width, beta2, eps):
 
 
 @triton.jit
+def _apply(master, weight, at, update, inverse, decay, LOW_HALF: tl.constexpr):
+    """Subtract a tile's update, its rows scaled, from the master weight, and write the weight."""
+    new = load_master(master + at, weight + at, LOW_HALF) * decay - update * inverse[:, None]
+    store_master(master + at, weight + at, new, LOW_HALF)
+
+
+@triton.jit
 def normuon_step(
-    grad,
-    momentum,
-    second,
-    master,
-    weight,
+    addresses,
     scratch,
+    lifted,
     table,
-    scalars,
+    rates,
+    gate,
+    mu,
+    beta2,
+    eps,
+    margin,
+    floor,
     matrices,
     LONG: tl.constexpr,
     SHORT: tl.constexpr,
@@ -93,20 +118,25 @@ def normuon_step(
     TALL: tl.constexpr,
     ITERATIONS: tl.constexpr,
     RESTART: tl.constexpr,
-    KEEPS_MASTER: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    LOW_HALF: tl.constexpr,
     PER_PROGRAM: tl.constexpr,
 ):
-    """Update matrices `program, program + programs, …` of a batch.
+    """Update matrices `program, program + programs, …` of a list.
 
     Args:
-        grad: fp32 `[k, m, n]`.
-        momentum: `[k, m, n]`, fp32 or bf16.
-        second: fp32 `[k, m]`, the row statistic.
-        master: fp32 `[k, m, n]`.
-        weight: `[k, m, n]`, written from `master` where it is another tensor.
-        scratch: `[programs, m, n]`, in the type that products take their operands in (bf16 on a GPU).
+        addresses: int64 `[k, 6]`: of a matrix's gradient (fp32 `[m, n]`), momentum (`[m, n]`), row statistic
+            (fp32 `[m]`), master weight (see LOW_HALF) and weight (`[m, n]`); and its row of `rates`.
+        scratch: `[programs, m, n]`, in the type that products take the look-ahead in (bf16 on a GPU).
+        lifted: The same memory in the type that they take all else in (fp16 on a GPU).
         table: fp32 `[ITERATIONS, 3]`.
-        scalars: fp32 `[8]`: lr, decay factor 1 − lr·wd, μ, β₂, ε, clip scale, 1 + safety, norm epsilon.
+        rates: fp32 `[routes, 4]`: lr and the decay factor 1 − lr·wd; the others are not for matrices.
+        gate: fp32 `[2]`: factor on the gradients; 1, or 0 where nothing is to change.
+        mu: Decay of the momentum.
+        beta2: Decay of the row statistic.
+        eps: See `trainer.optim.normuon.normuon_update`.
+        margin: 1 + safety factor of Polar Express.
+        floor: Added to the norm.
         matrices: k.
         LONG: See the module, as for SHORT, TILE, TALL and RESTART.
         SHORT: See LONG.
@@ -114,82 +144,77 @@ def normuon_step(
         TALL: See LONG.
         ITERATIONS: Of Polar Express.
         RESTART: See LONG; from 1 to `ITERATIONS` − 1.
-        KEEPS_MASTER: Whether `weight` is a tensor of its own.
+        MOMENTUM: Type of the momentum, fp32 or bf16.
+        LOW_HALF: The weight is bf16 and the master weight its low half, int16; else both are the same, fp32.
         PER_PROGRAM: Matrices that a program updates at most.
     """
-    lr, decay, mu, beta2 = tl.load(scalars), tl.load(scalars + 1), tl.load(scalars + 2), tl.load(scalars + 3)
-    eps, clip, margin, floor = (
-        tl.load(scalars + 4),
-        tl.load(scalars + 5),
-        tl.load(scalars + 6),
-        tl.load(scalars + 7),
-    )
+    NARROW: tl.constexpr = lifted.dtype.element_ty
+    clip = tl.load(gate)
     program, programs = tl.program_id(0), tl.num_programs(0)
+    # A step whose gradients or loss are not finite changes nothing.
+    matrices = tl.where(tl.load(gate + 1) > 0, matrices, 0)
     size: tl.constexpr = LONG * SHORT
-    rows: tl.constexpr = LONG if TALL else SHORT
-    own = scratch + program.to(tl.int64) * size
+    own, lifted_own = scratch + program.to(tl.int64) * size, lifted + program.to(tl.int64) * size
     for turn in range(PER_PROGRAM):
-        index = (program + turn * programs).to(tl.int64)
+        index = program + turn * programs
         if index < matrices:
-            base = index * size
+            row_of = addresses + index * 6
+            grad = _aligned(row_of, tl.float32)
+            momentum = _aligned(row_of + 1, MOMENTUM)
+            second = tl.load(row_of + 2).to(tl.pointer_type(tl.float32))
+            master = _aligned(row_of + 3, tl.int16 if LOW_HALF else tl.float32)
+            weight = _aligned(row_of + 4, tl.int16)
+            rate = rates + tl.load(row_of + 5) * 4
             gram = tl.zeros((SHORT, SHORT), dtype=tl.float32)
             square = 0.0
             for tile in range(LONG // TILE):
                 at = _places(tile * TILE, LONG, SHORT, TILE, TALL)
-                u = _look_ahead(grad + base, momentum + base, at, mu, clip)
+                u = _look_ahead(grad, momentum, at, mu, clip)
                 square += tl.sum(u * u)
                 x = u.to(scratch.dtype.element_ty)
-                tl.store(own + at, x)
+                tl.store(own + at, x, eviction_policy="evict_last")
                 gram = _add_gram(gram, x, TALL)
             scale = 1.0 / (tl.sqrt(square) * margin + floor)
-            q = _iterate(gram * (scale * scale), table, 0, RESTART, SHORT)
+            q = _iterate((gram * (scale * scale)).to(NARROW), table, 0, RESTART, SHORT, NARROW)
             narrow = (q * scale).to(scratch.dtype.element_ty)
             gram = tl.zeros((SHORT, SHORT), dtype=tl.float32)
             tl.debug_barrier()
             for tile in range(LONG // TILE):
                 at = _places(tile * TILE, LONG, SHORT, TILE, TALL)
                 u = tl.load(own + at)
-                if TALL:
-                    x = tl.dot(u, narrow).to(scratch.dtype.element_ty)
-                else:
-                    x = tl.dot(narrow, u).to(scratch.dtype.element_ty)
+                x = (tl.dot(u, narrow) if TALL else tl.dot(narrow, u)).to(NARROW)
                 gram = _add_gram(gram, x, TALL)
-                tl.store(own + at, x)
-            q = _iterate(gram, table, RESTART, ITERATIONS, SHORT)
-            narrow = q.to(scratch.dtype.element_ty)
+                tl.store(lifted_own + at, x, eviction_policy="evict_last")
+            gram = gram.to(NARROW)
+            q = _iterate(gram, table, RESTART, ITERATIONS, SHORT, NARROW)
             tl.debug_barrier()
-            # The statistic of every row comes before any update, so the product is made, measured and kept.
-            total, scaled = 0.0, 0.0
-            of_short = index * rows + tl.arange(0, SHORT)
-            row = tl.zeros((SHORT,), dtype=tl.float32)
-            for tile in range(LONG // TILE):
-                at = _places(tile * TILE, LONG, SHORT, TILE, TALL)
-                if TALL:
-                    o = tl.dot(tl.load(own + at), narrow)
-                    of_long = index * rows + tile * TILE + tl.arange(0, TILE)
+            # The statistic of every row comes before any update.
+            of_short = tl.arange(0, SHORT)
+            if TALL:
+                total, scaled = 0.0, 0.0
+                for tile in range(LONG // TILE):
+                    o = tl.dot(tl.load(lifted_own + _places(tile * TILE, LONG, SHORT, TILE, TALL)), q)
+                    of_long = tile * TILE + tl.arange(0, TILE)
                     norms, scaled_norms = _statistic(
                         second, of_long, tl.sum(o * o, axis=1), SHORT, beta2, eps
                     )
                     total += norms
                     scaled += scaled_norms
-                else:
-                    o = tl.dot(narrow, tl.load(own + at))
-                    row += tl.sum(o * o, axis=1)
-                tl.store(own + at, o.to(scratch.dtype.element_ty))
-            if not TALL:
-                total, scaled = _statistic(second, of_short, row, LONG, beta2, eps)
+            else:
+                row = tl.sum(tl.dot(q, gram) * q, axis=1)
+                total, scaled = _statistic(second, of_short, tl.maximum(row, 0.0), LONG, beta2, eps)
             ratio: tl.constexpr = (LONG / SHORT) ** 0.5 if TALL else 1.0
-            factor = lr * ratio * tl.sqrt(total) / tl.maximum(tl.sqrt(scaled), eps)
+            factor = tl.load(rate) * ratio * tl.sqrt(total) / tl.maximum(tl.sqrt(scaled), eps)
+            decay = tl.load(rate + 1)
             tl.debug_barrier()
             for tile in range(LONG // TILE):
                 at = _places(tile * TILE, LONG, SHORT, TILE, TALL)
-                of_row = of_short
+                x = tl.load(lifted_own + at)
                 if TALL:
-                    of_row = index * rows + tile * TILE + tl.arange(0, TILE)
-                inverse = factor * tl.rsqrt(tl.load(second + of_row) + eps)
-                new = tl.load(master + base + at) * decay
-                new -= tl.load(own + at).to(tl.float32) * inverse[:, None]
-                tl.store(master + base + at, new)
-                if KEEPS_MASTER:
-                    tl.store(weight + base + at, new.to(weight.dtype.element_ty))
+                    of_long = tile * TILE + tl.arange(0, TILE)
+                    inverse = factor * tl.rsqrt(tl.load(second + of_long) + eps)
+                    _apply(master, weight, at, tl.dot(x, q), inverse, decay, LOW_HALF)
+                else:
+                    inverse = factor * tl.rsqrt(tl.load(second + of_short) + eps)
+                    _apply(master, weight, at, tl.dot(q, x), inverse, decay, LOW_HALF)
             tl.debug_barrier()

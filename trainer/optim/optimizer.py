@@ -1,7 +1,7 @@
 """The mixed-precision optimizer: float32 gradients and master weights, sharded over ranks."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,19 +10,17 @@ import torch
 
 from trainer.contract.schema.training import OptimizerConfig
 from trainer.errors import NonFiniteGradientError, OptimizerError, OptimizerStateError
+from trainer.optim.device_step import CLIP_EPSILON, DeviceStep
 from trainer.optim.elementwise import plan_elementwise, step_elementwise
 from trainer.optim.exchange import WeightExchange
 from trainer.optim.gradients import Gradients
+from trainer.optim.low_halves import belongs
 from trainer.optim.matrices import plan_matrices, step_matrices
 from trainer.optim.parts import Ownership, Part, build_parts, tensor_parallel_dim
 from trainer.optim.polar_express import coefficients_for, polar_express
 from trainer.optim.routing import Route, Routed, route_model
 from trainer.optim.sharded_state import SCHEMA, load_tensors, shard_state
-from trainer.optim.small_matrices import SmallMatrices, fits
 from trainer.optim.topology import Topology
-
-#: Added to the norm before dividing, as Megatron and torch do.
-CLIP_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,20 @@ class StepStats:
     learning_rates: dict[str, float]
 
 
+@dataclass(frozen=True)
+class _Launched:
+    """A step under way: how its norm and factor are read, its fraction and its loss."""
+
+    read: Callable[[], tuple[float, float]]
+    lr_fraction: float
+    loss: torch.Tensor | None
+
+
 class Optimizer:
     """NorMuon for matrices and AdamW for the rest, over the process groups of Megatron's parallel state.
 
-    Use: `zero_grad()`, any number of backward passes, `step(fraction)`. Gradients are summed over ranks, so
+    Use: `zero_grad()`, any number of backward passes, `step(fraction)`, or `launch(fraction)` and `finish()`
+    with other work between them, which the device need not wait for. Gradients are summed over ranks, so
     the loss must already be divided by counts of the whole global batch. Every data-parallel rank must start
     with the same weights. A parameter that requires a gradient must get one in every step; see
     `trainer.optim.gradients`.
@@ -71,8 +79,9 @@ class Optimizer:
             config: Rates, decays and constants.
             clip_grad: Largest global gradient norm; 0 does not clip.
             shard: Spread state and work over data-parallel ranks.
-            kernels: Update what has a kernel of its own by it: the same update but for rounding, in a
-                fraction of the time. Needs CUDA.
+            kernels: Update by kernels, and ask nothing of the device before all is launched: the same update
+                but for rounding, in a fraction of the time. Of a bf16 weight's master weight they keep the
+                low half alone, see `trainer.optim.low_halves`. Needs CUDA.
             topology: Process groups; by default those of Megatron's parallel state.
 
         Raises:
@@ -107,9 +116,12 @@ class Optimizer:
             self._topology,
             shard=shard,
             momentum_dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[config.momentum_dtype],
+            low_halves=kernels,
         )
         self._exchange = WeightExchange(self.routed, self._ownership, self._topology) if shard else None
         self._active: list[bool] | None = None
+        self._device_step: DeviceStep | None = None
+        self._launched: _Launched | None = None
         self._steps = 0
         self._versions = self._current_versions()
 
@@ -131,53 +143,81 @@ class Optimizer:
     def _frozen(self, route: Route) -> bool:
         return self._steps < route.frozen_steps
 
-    @torch.no_grad()
     def step(self, lr_fraction: float, thaw_fraction: float = 1.0) -> StepStats:
+        """Do a whole step: `launch` and `finish`."""
+        self.launch(lr_fraction, thaw_fraction)
+        return self.finish()
+
+    @torch.no_grad()
+    def launch(
+        self, lr_fraction: float, thaw_fraction: float = 1.0, *, loss: torch.Tensor | None = None
+    ) -> None:
         """Sum the gradients over ranks, clip them and update the weights. Collective.
+
+        With kernels nothing is waited for: `finish` tells whether the step was a step.
 
         Args:
             lr_fraction: Fraction of every group's peak learning rate, from the schedule.
             thaw_fraction: Further factor on the rates of parameters that rested first: their own warm-up.
+            loss: A number without dimensions, the same on every rank; where it is not finite nothing changes.
+
+        Raises:
+            NonFiniteGradientError: The gradient norm is NaN or infinite, on every rank; nothing has changed.
+                With kernels it is `finish` that says so.
+            MissingGradientError: A parameter that requires a gradient got none, on every rank; nothing has
+                changed.
+            OptimizerError: A fraction is not in [0, 1], `zero_grad()` or `finish()` was forgotten, or the
+                weights were changed behind the optimizer's back.
+        """
+        for name, fraction in (("lr_fraction", lr_fraction), ("thaw_fraction", thaw_fraction)):
+            if not 0 <= fraction <= 1:
+                raise OptimizerError(f"{name} = {fraction}: must be in [0, 1].")
+        if self._launched is not None:
+            raise OptimizerError("launch() a second time: call finish() first, it tells how the step ended.")
+        self._check_weights()
+        self._plan(self.gradients.reduce())
+
+        def rate(route: Route) -> float:
+            return route.lr * lr_fraction * (thaw_fraction if route.frozen_steps else 1.0)
+
+        if self._device_step is not None:
+            self._device_step.run(rate, steps=self._steps + 1, clip_grad=self._clip_grad, loss=loss)
+            read = self._device_step.read
+        else:
+            found = self._update(rate, loss)
+            read = lambda: found  # noqa: E731
+        if self._exchange is not None:
+            self._exchange.run()
+        self._launched = _Launched(read, lr_fraction, loss)
+
+    def finish(self) -> StepStats:
+        """Wait for the step that was launched.
 
         Returns:
             Norm, clipping and rates of this step.
 
         Raises:
-            NonFiniteGradientError: The gradient norm is NaN or infinite, on every rank; nothing has changed.
-            MissingGradientError: A parameter that requires a gradient got none, on every rank; nothing has
-                changed.
-            OptimizerError: A fraction is not in [0, 1], `zero_grad()` was forgotten, or the weights were
-                changed behind the optimizer's back.
+            NonFiniteGradientError: The gradient norm, or the loss that `launch` was given, is NaN or
+                infinite, on every rank; nothing has changed.
+            OptimizerError: No step was launched.
         """
-        for name, fraction in (("lr_fraction", lr_fraction), ("thaw_fraction", thaw_fraction)):
-            if not 0 <= fraction <= 1:
-                raise OptimizerError(f"{name} = {fraction}: must be in [0, 1].")
-        self._check_weights()
-        self._plan(self.gradients.reduce())
-        parts = self._stepping
-        norm = self._norm(parts)
+        launched, self._launched = self._launched, None
+        if launched is None:
+            raise OptimizerError("finish() without a step under way: call launch() first.")
+        norm, scale = launched.read()
+        self._versions = self._current_versions()
         if not math.isfinite(norm):
             raise self._non_finite(norm)
-        scale = min(1.0, self._clip_grad / (norm + CLIP_EPSILON)) if self._clip_grad else 1.0
-        unscaled = [part for part in parts if part not in self._small]
-        if scale < 1 and unscaled:
-            torch._foreach_mul_([part.grad for part in unscaled], scale)
+        if launched.loss is not None and not math.isfinite(launched.loss.item()):
+            raise NonFiniteGradientError(
+                f"the loss is {launched.loss.item()} at optimizer step {self._steps + 1}. No weight has "
+                "changed."
+            )
         self._steps += 1
-
-        def rate(route: Route) -> float:
-            return route.lr * lr_fraction * (thaw_fraction if route.frozen_steps else 1.0)
-
-        self._update(rate, scale)
-        narrow = [part for part in unscaled if part.keeps_master]
-        if narrow:
-            torch._foreach_copy_([part.weight for part in narrow], [part.master for part in narrow])
-        if self._exchange is not None:
-            self._exchange.run()
-        self._versions = self._current_versions()
         return StepStats(
             grad_norm=norm,
             clip_scale=scale,
-            learning_rates={entry.route.kind: entry.route.lr * lr_fraction for entry in self.routed},
+            learning_rates={entry.route.kind: entry.route.lr * launched.lr_fraction for entry in self.routed},
         )
 
     def _plan(self, active: list[bool]) -> None:
@@ -190,24 +230,34 @@ class Optimizer:
             return
         self._active = active
         self._stepping = [part for part in self._parts if active[part.index]]
-        small = [part for part in self._stepping if self._kernels and fits(part)]
-        self._small = SmallMatrices(small, self._coefficients, self._config.polar_express_safety_factor)
-        matrices = [
-            part for part in self._stepping if part.route.algorithm == "normuon" and part not in self._small
-        ]
+        self._counted = [part for part in self._stepping if self._counts(part)]
+        if self._kernels:
+            self._device_step = DeviceStep(
+                self._stepping,
+                self._counted,
+                self._config,
+                self._coefficients,
+                self._orthogonalize,
+                self._topology,
+                self.routed[0].param.device,
+            )
+            return
+        matrices = [part for part in self._stepping if part.route.algorithm == "normuon"]
         others = [part for part in self._stepping if part.route.algorithm != "normuon"]
         self._matrix_batches = plan_matrices(matrices, self._topology.tensor)
         self._elementwise_chunks = plan_elementwise(others)
 
-    def _update(self, rate: Callable[[Route], float], clip_scale: float) -> None:
+    def _update(self, rate: Callable[[Route], float], loss: torch.Tensor | None) -> tuple[float, float]:
+        """Update part by part what the kernels do not; return the norm and the factor that clipped by it."""
+        norm = self._norm()
+        if not math.isfinite(norm):
+            raise self._non_finite(norm)
+        scale = min(1.0, self._clip_grad / (norm + CLIP_EPSILON)) if self._clip_grad else 1.0
+        if loss is not None and not math.isfinite(loss.item()):
+            return norm, scale
+        if scale < 1 and self._stepping:
+            torch._foreach_mul_([part.grad for part in self._stepping], scale)
         config = self._config
-        self._small.step(
-            rate=rate,
-            clip_scale=clip_scale,
-            mu=config.normuon_momentum,
-            beta2=config.normuon_beta2,
-            eps=config.normuon_eps,
-        )
         step_matrices(
             self._matrix_batches,
             rate=rate,
@@ -217,17 +267,19 @@ class Optimizer:
             orthogonalize=self._orthogonalize,
             tensor_group=self._topology.tensor,
         )
-        step_elementwise(
-            self._elementwise_chunks, self._config, rate=rate, steps=self._steps, fused=self._kernels
-        )
+        step_elementwise(self._elementwise_chunks, self._config, rate=rate, steps=self._steps + 1)
+        narrow = [part for part in self._stepping if part.keeps_master]
+        if narrow:
+            torch._foreach_copy_([part.weight for part in narrow], [part.master for part in narrow])
+        return norm, scale
 
-    def _norm(self, parts: Sequence[Part]) -> float:
+    def _norm(self) -> float:
         """Global gradient norm, every number of the whole model counted once."""
-        counted = [part.grad for part in parts if self._counts(part)]
         device = self.routed[0].param.device
         total = torch.zeros((), dtype=torch.float64, device=device)
-        if counted:
-            total += torch.stack(torch._foreach_norm(counted)).double().square_().sum()
+        if self._counted:
+            grads = [part.grad for part in self._counted]
+            total += torch.stack(torch._foreach_norm(grads)).double().square_().sum()
         self._topology.world.sum_(total)
         return math.sqrt(total.item()) if math.isfinite(total.item()) else total.item()
 
@@ -252,13 +304,16 @@ class Optimizer:
         )
 
     # Weights have two copies in a bfloat16 model. Loading new ones into the model alone would be undone by
-    # the next step; comparing version counters costs nothing and finds it.
+    # the next step, or leave them with the low halves of others; comparing version counters costs nothing and
+    # finds it.
 
     def reload_master_weights(self) -> None:
         """Take the model's present weights as master weights, after loading others into the model."""
         with torch.no_grad():
             for part in self._parts:
-                if part.keeps_master:
+                if part.low_half:
+                    part.master.zero_()
+                elif part.keeps_master:
                     part.master.copy_(part.weight)
         self._versions = self._current_versions()
 
@@ -270,7 +325,7 @@ class Optimizer:
         for part in self._parts:
             if not part.keeps_master or versions[part.index] == self._versions[part.index]:
                 continue
-            if not torch.equal(part.weight, part.master.to(part.weight.dtype)):
+            if part.low_half or not belongs(part.weight, part.master):
                 raise OptimizerError(
                     f"{part.name}: its weights were changed outside the optimizer and no longer belong to "
                     "the master "
@@ -331,7 +386,6 @@ class Optimizer:
         with torch.no_grad():
             load_tensors(self._parts, state.get("tensors", {}))
         self._steps = step
-        self._check_weights()
         self._versions = self._current_versions()
 
     def close(self) -> None:
@@ -341,6 +395,7 @@ class Optimizer:
         """
         self.gradients.close()
         self._plan([False] * len(self.routed))  # the plan holds views of what is to be freed
+        self._launched = None
         for part in self._parts:
             part.release()
         self._parts.clear()

@@ -7,6 +7,7 @@ import torch
 
 from trainer.contract.partition import Share, Unit, elementwise_unit, matrix_unit, plan
 from trainer.errors import OptimizerError
+from trainer.optim.low_halves import join, split
 from trainer.optim.routing import Route, Routed
 from trainer.optim.topology import Topology
 
@@ -22,7 +23,8 @@ class Part:
         start: First row of the leading axis, 0 where the parameter is not split.
         weight: View into the parameter, in the model's type.
         grad: View into the main gradient, float32.
-        master: float32 weight; the same tensor as `weight` where the parameter is float32 already.
+        master: float32 weight; the same tensor as `weight` where the parameter is float32 already. Or its low
+            half, int16, where `weight` has all the rest: see `trainer.optim.low_halves`.
         state: State tensors by name, in the shape that a checkpoint stores.
         tensor_dim: Matrix axis that tensor parallelism splits (0 rows, 1 columns), None where it does not.
         matrix: `(m, n)` of the local matrices, for NorMuon.
@@ -47,6 +49,24 @@ class Part:
     def keeps_master(self) -> bool:
         """Whether the master weight is a tensor of its own."""
         return self.master is not self.weight
+
+    @property
+    def low_half(self) -> bool:
+        """Whether the master weight is kept as its low half."""
+        return self.master.dtype == torch.int16
+
+    def read_master(self) -> torch.Tensor:
+        """Return the master weight in float32: the live tensor, or a new one made of its low half."""
+        return join(self.weight, self.master) if self.low_half else self.master
+
+    def write_master(self, values: torch.Tensor) -> None:
+        """Take over a master weight, float32 on any device; a low half brings its weight along."""
+        if not self.low_half:
+            self.master.copy_(values)
+            return
+        weight, low = split(values.to(self.weight.device))
+        self.weight.copy_(weight)
+        self.master.copy_(low)
 
     def release(self) -> None:
         """Let go of every tensor: gradient bucket, master weight, state. The part cannot be used again."""
@@ -110,6 +130,7 @@ def build_parts(
     *,
     shard: bool,
     momentum_dtype: torch.dtype,
+    low_halves: bool = False,
 ) -> list[Part]:
     """Allocate this rank's parts with zero state.
 
@@ -119,6 +140,7 @@ def build_parts(
         topology: Process groups.
         shard: Update only what this rank owns; otherwise everything, on every rank.
         momentum_dtype: Storage type of NorMuon's momentum.
+        low_halves: Keep of a bf16 parameter's master weight the low half alone.
 
     Returns:
         The parts in the model's parameter order.
@@ -131,12 +153,17 @@ def build_parts(
         entry = routed[share.unit]
         group = topology.expert_data if entry.route.expert_parallel else topology.data
         if not shard or share.owner == group.rank:
-            parts.append(_build_part(entry, share, ownership, topology, momentum_dtype))
+            parts.append(_build_part(entry, share, ownership, topology, momentum_dtype, low_halves))
     return parts
 
 
 def _build_part(
-    entry: Routed, share: Share, ownership: Ownership, topology: Topology, momentum_dtype: torch.dtype
+    entry: Routed,
+    share: Share,
+    ownership: Ownership,
+    topology: Topology,
+    momentum_dtype: torch.dtype,
+    low_halves: bool,
 ) -> Part:
     param = entry.param
     whole = share.stop - share.start == ownership.units[share.unit].rows
@@ -146,6 +173,9 @@ def _build_part(
         return ownership.rows(share.unit, tensor)[share.start : share.stop].view(shape)
 
     weight = view(param.detach())
+    master = weight
+    if weight.dtype != torch.float32:
+        master = torch.zeros_like(weight, dtype=torch.int16) if low_halves else weight.float()
     part = Part(
         index=share.unit,
         name=entry.name,
@@ -153,14 +183,14 @@ def _build_part(
         start=share.start,
         weight=weight,
         grad=view(param.main_grad),  # type: ignore[attr-defined]
-        master=weight if weight.dtype == torch.float32 else weight.float(),
+        master=master,
     )
     if entry.route.algorithm == "normuon":
         part.matrix = (shape[-2], shape[-1])
         part.tensor_dim = tensor_parallel_dim(entry.name, param, topology)
-        part.state["momentum_buffer"] = torch.zeros_like(part.master, dtype=momentum_dtype)
-        part.state["second_momentum_buffer"] = torch.zeros_like(part.master[..., :1])
+        part.state["momentum_buffer"] = torch.zeros_like(weight, dtype=momentum_dtype)
+        part.state["second_momentum_buffer"] = torch.zeros_like(weight[..., :1], dtype=torch.float32)
     elif entry.route.algorithm == "adamw":
-        part.state["exp_avg"] = torch.zeros_like(part.master)
-        part.state["exp_avg_sq"] = torch.zeros_like(part.master)
+        part.state["exp_avg"] = torch.zeros_like(weight, dtype=torch.float32)
+        part.state["exp_avg_sq"] = torch.zeros_like(weight, dtype=torch.float32)
     return part

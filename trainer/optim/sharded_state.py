@@ -6,21 +6,25 @@ from typing import Any
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-from trainer.errors import OptimizerStateError
+from trainer.errors import OptimizerError, OptimizerStateError
+from trainer.optim.low_halves import belongs
 from trainer.optim.parts import Part
 from trainer.optim.routing import Routed
 from trainer.optim.topology import Topology
 
 SCHEMA = "vpmoe.optimizer/1"
+MASTER = "master_weight"
 
 
 def state_tensors(part: Part) -> Iterator[tuple[str, torch.Tensor]]:
     """Return what a checkpoint keeps of one part.
 
-    A float32 parameter is its own master weight and is kept with the model.
+    A float32 parameter is its own master weight and is kept with the model. A master weight of which the low
+    half is kept is put together in the host's memory, one part after another: a GPU that is nearly full has
+    no room for it, and a checkpoint is the same however it is kept.
     """
     if part.keeps_master:
-        yield "master_weight", part.master
+        yield MASTER, part.read_master().cpu() if part.low_half else part.master
     yield from part.state.items()
 
 
@@ -114,27 +118,49 @@ def load_tensors(parts: Sequence[Part], loaded: Mapping[str, Any]) -> None:
     Raises:
         OptimizerStateError: A tensor is missing or unknown, or has another shape or type; nothing is copied
             then.
+        OptimizerError: The model's weights are not those of the master weights.
     """
-    wanted = {f"{part.name}.{kind}": tensor for part in parts for kind, tensor in state_tensors(part)}
+    wanted = {f"{part.name}.{kind}": form for part in parts for kind, form in _forms(part)}
     missing, unknown = sorted(wanted.keys() - loaded.keys()), sorted(loaded.keys() - wanted.keys())
     if missing or unknown:
         raise OptimizerStateError(
             f"optimizer state does not fit the model: {len(missing)} tensors missing {missing[:3]}, "
             f"{len(unknown)} unknown {unknown[:3]}. Resume with the configuration that made the checkpoint."
         )
-    for name, tensor in wanted.items():
+    for name, (dtype, shape) in wanted.items():
         found = loaded[name]
         if not isinstance(found, torch.Tensor):
             raise OptimizerStateError(
                 f"optimizer state {name}: expected a tensor, found {type(found).__name__}."
             )
-        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+        if found.shape != shape or found.dtype != dtype:
             raise OptimizerStateError(
-                f"optimizer state {name}: expected {tensor.dtype} {list(tensor.shape)}, "
+                f"optimizer state {name}: expected {dtype} {list(shape)}, "
                 f"found {found.dtype} {list(found.shape)}."
             )
-    for name, tensor in wanted.items():
-        tensor.copy_(loaded[name])
+    for part in parts:
+        if part.keeps_master:
+            _load_master(part, loaded[f"{part.name}.{MASTER}"])
+        for kind, tensor in part.state.items():
+            tensor.copy_(loaded[f"{part.name}.{kind}"])
+
+
+def _forms(part: Part) -> Iterator[tuple[str, tuple[torch.dtype, torch.Size]]]:
+    """Return type and shape of what `state_tensors` keeps."""
+    if part.keeps_master:
+        yield MASTER, (torch.float32, part.weight.shape)
+    for kind, tensor in part.state.items():
+        yield kind, (tensor.dtype, tensor.shape)
+
+
+def _load_master(part: Part, master: torch.Tensor) -> None:
+    master = master.to(part.weight.device)
+    if not belongs(part.weight, master):
+        raise OptimizerError(
+            f"{part.name}: the weights that were loaded into the model do not belong to the master weights "
+            "of this optimizer state; load both from one checkpoint."
+        )
+    part.write_master(master)
 
 
 def _address(tensor: torch.Tensor) -> tuple[int, torch.Size]:
