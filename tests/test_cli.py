@@ -258,6 +258,69 @@ def test_verify_names_each_bad_file_and_exits_with_1(store, chain):
     run("verify", "--quick")
 
 
+def test_verify_names_the_link_that_is_broken_first_and_what_was_made_from_it(store, chain):
+    damage(store.payload(chain[0]) / "data.bin")
+    told = run("verify", code=1).stdout.splitlines()[-1]
+    names = [f"smoke/{each.asset}/{each.version}" for each in chain]
+    assert told == f"first broken link: {names[0]} (payload/data.bin: content); made from it: {names[1]}"
+    (link,) = json.loads(run("verify", "--json", code=1).output)["broken"]
+    assert (link["artifact"], link["below"]) == (names[0], [names[1]])
+
+
+def test_verify_reads_again_what_was_written_to_and_deep_reads_everything(store, chain, monkeypatch):
+    from vpmoe_assets.lineage import hashcache, treestate
+
+    read = []
+    real = hashcache.hash_files
+    monkeypatch.setattr(hashcache, "hash_files", lambda files: read.extend(files) or real(files))
+    for module in (hashcache, treestate):  # their times need not grow old to be trusted
+        monkeypatch.setattr(module, "settled", lambda known, sealed=False: True)
+    run("verify")
+    read.clear()
+    run("verify")
+    assert read == []
+    damage(store.payload(chain[0]) / "data.bin")
+    run("verify", code=1)
+    assert [path.name for path in read] == ["data.bin"]
+    damage(store.payload(chain[0]) / "data.bin")
+    read.clear()
+    answer = json.loads(run("verify", "--deep", "--without-checks", "synth", "synth_kd_v1", "--json").output)
+    assert (answer["artifacts"], answer["problems"]) == (2, [])
+    assert len(read) == 4
+    assert "DAGSTER_HOME" in answer["notes"][-1]["message"], "who could not be asked is said"
+    assert not list((store.root / ".work").glob("verifying-*")), "what it had read is no news to the next"
+
+
+def test_a_deep_verification_that_was_interrupted_goes_on_and_does_not_read_twice(store, chain, monkeypatch):
+    from vpmoe_assets.lineage import hashcache
+
+    read = []
+    real = hashcache.hash_files
+
+    def interrupted(files):
+        if read:
+            raise KeyboardInterrupt
+        read.extend(files)
+        return real(files)
+
+    monkeypatch.setattr(hashcache, "settled", lambda known, sealed=False: True)
+    monkeypatch.setattr(hashcache, "hash_files", interrupted)
+    run("verify", "--deep", "--without-checks", code=1)
+    first, read = read, []
+    monkeypatch.setattr(hashcache, "hash_files", lambda files: read.extend(files) or real(files))
+    again = run("verify", "--deep", "--without-checks")
+    assert "going on from a verification that was interrupted" in again.stderr
+    assert first
+    assert not {*first} & {*read}
+    run("verify", "--deep", "--without-checks")
+    assert {*first} <= {*read}, "the next one begins anew"
+
+
+def test_verify_refuses_options_that_belong_to_another(store, chain):
+    assert "--deep reads all" in fails("verify", "--deep", "--quick")
+    assert "belongs to --deep" in fails("verify", "--restart")
+
+
 def test_a_version_that_is_gone_is_named_until_somebody_says_that_it_was_removed_on_purpose(store, chain):
     run("index", "rebuild")
     name = f"synth_kd_v1@{chain[1].version}"

@@ -1,5 +1,6 @@
 """The index over all records, and the experiment's records verified against what was known of them."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import dagster as dg
@@ -7,17 +8,15 @@ import dagster as dg
 from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.step import asset_key, records_key
 from vpmoe_assets.lineage.contents import Contents, make_up
-from vpmoe_assets.lineage.errors import IndexCorruptError, IndexLockedError
+from vpmoe_assets.lineage.errors import IndexCorruptError, IndexLockedError, RecordError
+from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.index import records_digest
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.store import Store
-from vpmoe_assets.lineage.verify import Verification, verify_experiment
-from vpmoe_assets.lineage.witnesses import Sighting
+from vpmoe_assets.lineage.verify import Look, Verification, verify_experiment
 from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.store import StoreResource
-
-_REMEMBERED = 2
-"""Materialisations of each asset that are asked for: the one of this run, and the one before."""
+from vpmoe_assets.resources.told import told_by_dagster
 
 
 def lineage_assets(experiment: Experiment) -> list[dg.AssetsDefinition | dg.AssetSpec]:
@@ -54,28 +53,26 @@ def lineage_assets(experiment: Experiment) -> list[dg.AssetsDefinition | dg.Asse
         for what was missed. Before that it compares the records with what the index, the ledger, statements
         and Dagster's own events remember: one that was rewritten or is gone is named. Every file is held to
         its record; one that is unchanged by inode, size and times since it was last read is not read again
-        (`vpmoe verify` reads every byte). Ask the index with `vpmoe sql "SELECT * FROM ladder"`.
+        (`vpmoe verify --deep` reads every byte). Ask the index with `vpmoe sql "SELECT * FROM ladder"`.
         """
         opened, database = store.open(), index.open()
-        verified = verify_experiment(
-            opened,
-            database,
-            experiment.name,
-            hasher=opened.hasher,
-            witnesses=lambda: list(_told_by_dagster(context.instance, experiment.name)),
+        look = Look(
+            opened.hasher, opened.states, witnesses=lambda name: told_by_dagster(context.instance, name)
         )
+        verified = verify_experiment(opened, database, experiment.name, look)
+        records = list(_readable(opened, verified.heads))
         for note in verified.notes:
             context.log.info(f"note: {note}")
-        if (missed := make_up(database, opened, experiment.name, verified.records)) is not None:
+        if (missed := make_up(database, opened, experiment.name, records)) is not None:
             context.log.warning(missed)
         try:
             contents = Contents.of(database, experiment.name)
         except (IndexCorruptError, IndexLockedError) as error:
             totals, compared = {}, _not_compared(str(error))
         else:
-            totals, compared = contents.totals(), _counts_equal_records(contents, verified.records, opened)
+            totals, compared = contents.totals(), _counts_equal_records(contents, records, opened)
         return dg.MaterializeResult(
-            data_version=dg.DataVersion(records_digest(each.record_digest for each in verified.records)),
+            data_version=dg.DataVersion(records_digest(each.record_digest for each in verified.heads)),
             metadata={
                 **{name: dg.MetadataValue.int(count) for name, count in totals.items()},
                 "index": dg.MetadataValue.path(database.path),
@@ -89,22 +86,10 @@ def lineage_assets(experiment: Experiment) -> list[dg.AssetsDefinition | dg.Asse
     return [records, lineage_index]
 
 
-def _told_by_dagster(instance: dg.DagsterInstance, experiment: str) -> Iterator[Sighting]:
-    """Yield the records that the latest materialisations of an experiment's assets name."""
-    for key in instance.get_asset_keys(prefix=[experiment]):
-        for event in instance.fetch_materializations(key, limit=_REMEMBERED).records:
-            told = event.asset_materialization
-            if told is None or (version := (told.tags or {}).get("vpmoe/version")) is None:
-                continue
-            record = told.metadata.get("record_digest")
-            yield Sighting(
-                "Dagster",
-                experiment,
-                key.path[-1],
-                version,
-                record_digest=None if record is None else str(record.value),
-                digest=(told.tags or {}).get("dagster/data_version"),
-            )
+def _readable(store: Store, heads: Sequence[Head]) -> Iterator[Record]:
+    for head in heads:
+        with contextlib.suppress(FileNotFoundError, RecordError):  # reported where it was verified
+            yield store.record(head)
 
 
 def _counts_equal_records(contents: Contents, records: Sequence[Record], store: Store) -> dg.AssetCheckResult:
@@ -136,7 +121,7 @@ def _records_verify(verified: Verification) -> dg.AssetCheckResult:
             f"{'; '.join(map(str, problems[:5]))}. `vpmoe verify` names all; what is materialised again "
             "and comes out the same is restored in its place"
             if problems
-            else f"{len(verified.records)} records and their files verify"
+            else f"{len(verified.heads)} records and their files verify"
         ),
         metadata={"problems": len(problems), "notes": len(verified.notes)},
     )

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import os
 import runpy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
@@ -17,6 +17,7 @@ from vpmoe_assets.commands.common import user_errors
 
 if TYPE_CHECKING:
     from vpmoe_assets.build import Published
+    from vpmoe_assets.checks.check import Check
     from vpmoe_assets.codebase.closure import Closure
     from vpmoe_assets.lineage.remembered import Present
     from vpmoe_assets.lineage.store import Store
@@ -38,6 +39,10 @@ class PresentStep(Protocol):
     @property
     def inputs(self) -> "tuple[str, ...]":
         """Names of the assets that it is made from."""
+
+    @property
+    def checks(self) -> "Sequence[Check]":
+        """That judge what is published."""
 
     @property
     def partial(self) -> "tuple[str, ...]":

@@ -1,6 +1,11 @@
 """`vpmoe verify`: is everything still what was published?"""
 
+import contextlib
+import os
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,49 +20,219 @@ from vpmoe_assets.commands.common import (
     print_json,
 )
 
+if TYPE_CHECKING:
+    from vpmoe_assets.lineage.index import Index
+    from vpmoe_assets.lineage.integrity import Problem
+    from vpmoe_assets.lineage.record import Record
+    from vpmoe_assets.lineage.store import Store
+    from vpmoe_assets.lineage.verify import Look, Verification
+    from vpmoe_assets.lineage.witnesses import Sighting
+
+_MOST_NAMED = 5
+
 
 @click.command()
-@click.argument("asset", required=False)
+@click.argument("asset", nargs=-1)
 @experiment_option
 @click.option("--quick", is_flag=True, help="Compare names and sizes only; read no contents.")
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Trust no cache: read every byte, and hold records, snapshots, ledger, index, statements, Dagster's "
+    "events and verdicts of checks against each other.",
+)
+@click.option("--without-checks", is_flag=True, help="With --deep: run no check again.")
+@click.option("--restart", is_flag=True, help="With --deep: do not go on where an interrupted one stopped.")
 @json_option
-def verify(asset: str | None, experiment: str | None, quick: bool, as_json: bool) -> None:
-    """Read every byte of an artifact and of all it came from, and compare it with the records.
+def verify(
+    asset: tuple[str, ...],
+    experiment: str | None,
+    quick: bool,
+    deep: bool,
+    without_checks: bool,
+    restart: bool,
+    as_json: bool,
+) -> None:
+    """Compare artifacts, and all they came from, with the records, and the records with who remembers them.
 
-    Without ASSET, every version of the experiment. The records themselves are compared with what the index,
-    the ledger and statements remember: one that was rewritten is named, and a version that is gone. Names
-    each bad file; exit code 1 if there is one. A note is an explained difference.
+    Without ASSET, every version of the experiment. A file is read unless name, inode, size and times say
+    that nothing wrote to it since it was last found intact; --deep reads every byte and believes nobody.
+    Records are compared with what the index, the ledger and statements remember: one that was rewritten is
+    named, and a version that is gone. Names each bad file, then the link of the chain that is broken first
+    and what was made from it. Exit code 0: all intact; 1: something is not as it was. A note is an explained
+    difference.
 
     \b
     Examples:
       vpmoe verify
-      vpmoe verify synth_kd_v1
+      vpmoe verify synth_kd_v1 vpdense_80
+      vpmoe verify --deep vpmoe_stage1
       vpmoe verify --json | jq -r '.problems[].path'
     """  # noqa: D301
-    from vpmoe_assets.lineage.digest import hash_files
-    from vpmoe_assets.lineage.verify import verify_artifact, verify_experiment
-
-    store, index = open_store(), open_index()
-    hasher = None if quick else hash_files
-    if asset:
-        record = find_record(store, *asset_named(asset, experiment))
-        done = verify_artifact(store, index, record, hasher=hasher)
-    else:
-        done = verify_experiment(store, index, experiment_in_force(experiment), hasher=hasher)
-    count, problems = len(done.records), done.problems
-    if as_json:
-        print_json(
-            {
-                "artifacts": count,
-                "problems": [each.to_dict() for each in problems],
-                "notes": [each.to_dict() for each in done.notes],
-            }
+    if deep and quick:
+        raise click.ClickException("--quick reads no contents and --deep reads all; choose one")
+    if (without_checks or restart) and not deep:
+        raise click.ClickException(
+            f"{'--without-checks' if without_checks else '--restart'} belongs to --deep; add that"
         )
+    store, index = open_store(), open_index()
+    names = [asset_named(each, experiment) for each in asset]
+    records = [find_record(store, *name) for name in names]
+    concerned = list(dict.fromkeys(name for name, _, _ in names)) or [experiment_in_force(experiment)]
+    with _look(store, concerned, asset, quick, deep, without_checks, restart) as (look, told):
+        done = _verified(store, index, concerned[0], records, look)
+        if deep:
+            told += _memories(store, index, concerned, done, bool(records))
+    _report(done, told, as_json)
+
+
+def _verified(
+    store: "Store", index: "Index", experiment: str, records: Sequence["Record"], look: "Look"
+) -> "Verification":
+    from vpmoe_assets.lineage.layout import version_name
+    from vpmoe_assets.lineage.verify import Verification, verify_artifact, verify_experiment
+
+    if not records:
+        return verify_experiment(store, index, experiment, look)
+    every = [verify_artifact(store, index, record, look) for record in records]
+    heads = {version_name(head): head for done in every for head in done.heads}
+    return Verification(
+        list(heads.values()), list(dict.fromkeys(each for done in every for each in done.found))
+    )
+
+
+@contextlib.contextmanager
+def _look(
+    store: "Store",
+    experiments: Sequence[str],
+    assets: Sequence[str],
+    quick: bool,
+    deep: bool,
+    without_checks: bool,
+    restart: bool,
+) -> Iterator[tuple["Look", list["Problem"]]]:
+    """Yield how closely is looked at what, and what is to be said beside it."""
+    from vpmoe_assets.lineage.verify import Look
+
+    if quick:
+        yield Look(None), []
+        return
+    if not deep:
+        yield Look(store.hasher, store.states), []
+        return
+    from vpmoe_assets.lineage.journal import Journal
+    from vpmoe_assets.lineage.record_audit import RecordAudit
+
+    told: list[Problem] = []
+    audits: list[Callable[[Record], Iterable[Problem]]] = [RecordAudit(store)]
+    if not without_checks:
+        audits += _checks(store, experiments, told)
+    with (
+        Journal.of(store.root, [*experiments, *assets], restart=restart) as journal,
+        _dagster(experiments, told) as witnesses,
+    ):
+        if journal.begun:
+            click.echo(f"going on from a verification that was interrupted; {journal.begun}", err=True)
+        yield (
+            Look(
+                journal,
+                audit=lambda record: [each for audit in audits for each in audit(record)],
+                witnesses=witnesses,
+            ),
+            told,
+        )
+
+
+def _checks(
+    store: "Store", experiments: Sequence[str], told: list["Problem"]
+) -> "list[Callable[[Record], Iterable[Problem]]]":
+    """Return what runs checks again: of each experiment that present code has."""
+    from vpmoe_assets.checks.repeating import RepeatedChecks
+    from vpmoe_assets.commands.present import load_steps
+    from vpmoe_assets.lineage.integrity import Problem
+
+    found: dict[str, RepeatedChecks] = {}
+    for name in experiments:
+        try:
+            known, steps = load_steps(name)
+        except click.ClickException as error:
+            message = f"its checks were not run again: {error.message}"
+            told.append(Problem("check", name, "configs", message, "note"))
+            continue
+        found[known] = RepeatedChecks(store, {asset: step.checks for asset, step in steps.items()})
+    return [lambda record: found[record.experiment](record) if record.experiment in found else ()]
+
+
+@contextlib.contextmanager
+def _dagster(
+    experiments: Sequence[str], told: list["Problem"]
+) -> Iterator["Callable[[str], Iterable[Sighting]] | None"]:
+    """Yield what asks Dagster's events, where there is an instance; says where there is none."""
+    from vpmoe_assets.lineage.integrity import Problem
+
+    home = os.environ.get("DAGSTER_HOME")
+    if not home:
+        message = "Dagster's events were not compared: there is no DAGSTER_HOME; `set -a; . ./.env` sets it"
+        told.append(Problem("witness", experiments[0], "DAGSTER_HOME", message, "note"))
+        yield None
+        return
+    from vpmoe_assets.resources.told import every_word, instance_at
+
+    with contextlib.ExitStack() as stack:
+        try:
+            instance = stack.enter_context(instance_at(Path(home)))
+            known = {name: every_word(instance, name) for name in experiments}
+        except Exception as error:  # each kind of storage fails in its own way
+            message = " ".join(f"Dagster's events were not compared: {error}".split())
+            told.append(Problem("witness", experiments[0], "DAGSTER_HOME", message, "note"))
+            yield None
+            return
+    yield lambda name: known.get(name, ())
+
+
+def _memories(
+    store: "Store", index: "Index", experiments: Sequence[str], done: "Verification", some: bool
+) -> list["Problem"]:
+    """Hold ledger and index against the records, row by row."""
+    from vpmoe_assets.lineage.memory_audit import index_problems, ledger_problems
+
+    found: list[Problem] = []
+    for name in experiments:
+        heads = [head for head in done.heads if head.experiment == name]
+        if not some:
+            found += ledger_problems(store, name, heads)
+        found += index_problems(store, index, name, heads)
+    return found
+
+
+def _report(done: "Verification", told: Sequence["Problem"], as_json: bool) -> None:
+    from vpmoe_assets.lineage.links import broken_links
+    from vpmoe_assets.lineage.verify import Verification
+
+    done = Verification(done.heads, [*done.found, *told])
+    count, problems = len(done.heads), done.problems
+    broken = broken_links(done.heads, problems)
+    if as_json:
+        answer: dict[str, Any] = {
+            "artifacts": count,
+            "problems": [each.to_dict() for each in problems],
+            "notes": [each.to_dict() for each in done.notes],
+        }
+        if broken:
+            answer["broken"] = [each.to_dict() for each in broken]
+        print_json(answer)
     else:
         for each in problems:
             click.echo(str(each))
         for each in done.notes:
             click.echo(f"note: {each}")
+        for link in broken:
+            if link.below:
+                named = ", ".join(link.below[:_MOST_NAMED])
+                more = f" and {len(link.below) - _MOST_NAMED} more" if len(link.below) > _MOST_NAMED else ""
+                click.echo(f"first broken link: {link}; made from it: {named}{more}")
+            else:
+                click.echo(f"first broken link: {link}; nothing was made from it")
         found = f"{len(problems)} problem{'s' * (len(problems) != 1)}" if problems else "all intact"
         click.echo(f"{count} artifact{'s' * (count != 1)} verified: {found}", err=bool(problems))
     if problems:

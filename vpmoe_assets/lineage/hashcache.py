@@ -10,7 +10,7 @@ from vpmoe_assets.lineage.filememory import FileMemory, Identity, identity, sett
 class HashCache:
     """Callable like `hash_files`; reads only the files about which something has changed.
 
-    Decay of the medium is not noticed: `vpmoe verify` always reads.
+    Decay of the medium is not noticed: `vpmoe verify --deep` always reads.
 
     Args:
         path: Of its database.
@@ -42,3 +42,7 @@ class HashCache:
             for file, known, digest in made
             if settled(known, sealed=True) and identity(file.stat()) == known
         )
+
+    def close(self) -> None:
+        """Close the database; it is opened again when it is needed."""
+        self._memory.close()

@@ -169,6 +169,27 @@ class Index:
             except duckdb.Error as error:
                 raise QueryError(one_line(error)) from error
 
+    def of_assets(self, experiment: str, assets: Sequence[str]) -> Rows:
+        """Return the rows of all versions of some assets, by table.
+
+        Raises:
+            IndexLockedError: As `query`, also the others.
+            IndexCorruptError: As `query`.
+            QueryError: A table is not what it should be.
+        """
+        import duckdb
+
+        with opened(self.path, read_only=True, wait_s=_READER_WAIT_S) as database:
+            self._of_this_version(database)
+            found: Rows = {}
+            for table in TABLES:
+                sql = f"SELECT * FROM {table} WHERE experiment = ? AND list_contains(?, asset)"
+                try:
+                    found[table] = database.execute(sql, [experiment, list(assets)]).fetchall()
+                except duckdb.Error as error:
+                    raise QueryError(one_line(error)) from error
+        return found
+
     def digest(self) -> str:
         """Return the sha256 over the sorted digests of the records in the index."""
         rows = self.query("SELECT record_digest FROM artifacts").rows

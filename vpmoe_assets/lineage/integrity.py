@@ -1,6 +1,6 @@
 """The files of one version against its record: what is missing, added, cut or altered."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,13 @@ Kind = Literal[
     "vanished",
     "statement",
     "witness",
+    "fingerprint",
+    "sources",
+    "manifest",
+    "ledger",
+    "index",
+    "check",
+    "signature",
 ]
 Severity = Literal["problem", "note"]
 Hasher = Callable[[Sequence[Path]], Sequence[str]]
@@ -36,7 +43,10 @@ class Problem:
         kind: `missing`, `extra`, `size` or `content` of a file; `unsafe` (a link out of the tree);
             `record` (unreadable or altered); `ancestor` (an input's record is gone or another);
             `rewritten` and `vanished` (somebody remembers another record, or one that is gone);
-            `statement` (what was said about it was altered); `witness` (somebody could not be asked).
+            `statement` (what was said about it was altered); `witness` (somebody could not be asked);
+            `fingerprint`, `sources` and `manifest` (what the record says of itself, of its snapshot or its
+            manifest does not hold); `ledger` and `index` (a copy says another thing); `check` (one that had
+            passed fails); `signature` (it does not verify).
         artifact: `experiment/asset/version`.
         path: Of the file, relative to the version's directory; of an object, relative to the store.
         message: What was expected and what was found.
@@ -89,16 +99,34 @@ def object_problems(root: Path, record: Record, hasher: Hasher | None = hash_fil
         record: Names them.
         hasher: As for `payload_problems`.
     """
-    found, name = [], version_name(record)
-    for role, sha256 in record.objects.model_dump(exclude_none=True).items():
-        path = ObjectStore(root).path(sha256)
-        shown = f"{OBJECTS_NAME}/{sha256}"
-        if not path.is_file():
-            message = f"missing ({role}): it can no longer be made again from its record"
-            found.append(Problem("missing", name, shown, message))
-        elif hasher is not None and (digest := hasher([path])[0]) != sha256:
-            found.append(Problem("content", name, shown, f"sha256 {digest} ({role})"))
-    return found
+    named = {version_name(record): record.objects.model_dump(exclude_none=True)}
+    return list(missing_objects(root, named, hasher))
+
+
+def missing_objects(
+    root: Path, named: Mapping[str, Mapping[str, str]], hasher: Hasher | None
+) -> Iterator[Problem]:
+    """Yield what is wrong with the objects that versions name, each object looked at once.
+
+    Args:
+        root: Of the store.
+        named: Objects by role, by version (`experiment/asset/version`).
+        hasher: As for `payload_problems`.
+    """
+    objects = ObjectStore(root)
+    there = [sha for sha in {sha for roles in named.values() for sha in roles.values()} if objects.has(sha)]
+    digests: dict[str, str] = {}
+    if hasher is not None:
+        digests = dict(zip(there, hasher([objects.path(sha) for sha in there]), strict=True))
+    known = set(there)
+    for name, roles in named.items():
+        for role, sha256 in roles.items():
+            shown = f"{OBJECTS_NAME}/{sha256}"
+            if sha256 not in known:
+                message = f"missing ({role}): it can no longer be made again from its record"
+                yield Problem("missing", name, shown, message)
+            elif (digest := digests.get(sha256, sha256)) != sha256:
+                yield Problem("content", name, shown, f"sha256 {digest} ({role})")
 
 
 def _tree_problems(

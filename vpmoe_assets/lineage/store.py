@@ -22,6 +22,7 @@ from vpmoe_assets.lineage.renewal import reissued, verdicts
 from vpmoe_assets.lineage.restoring import Restorer
 from vpmoe_assets.lineage.standing import Finding, findings, refusal
 from vpmoe_assets.lineage.statements import Statements
+from vpmoe_assets.lineage.treestate import TreeStates
 from vpmoe_assets.lineage.workarea import WorkArea
 
 
@@ -47,6 +48,11 @@ class Store:
     def hasher(self) -> HashCache:
         """The digests of published files, read only where something about a file has changed."""
         return self._hasher
+
+    @property
+    def states(self) -> TreeStates:
+        """The states in which published versions were found intact."""
+        return TreeStates(self._layout.work / "intact.sqlite")
 
     # Where things are.
 
@@ -123,6 +129,14 @@ class Store:
         paths = {self.ledger.path(digest): digest for digest in record_digests}
         heads, _ = self._heads.of_files(paths)
         return {paths[path]: head for path, head in heads.items() if head.record_digest == paths[path]}
+
+    def head_of(self, experiment: str, asset: str, version: str) -> Head | None:
+        """Return the head of a version, or None.
+
+        Raises:
+            RecordError: Its record is unreadable.
+        """
+        return self._heads.of_version(experiment, asset, version)
 
     def record(self, head: Head) -> Record:
         """Return the whole record of a head.

@@ -1,30 +1,39 @@
 """Is every file still what it was? Compare a published artifact, and all it came from, with the records."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpmoe_assets.lineage.digest import hash_files
 from vpmoe_assets.lineage.errors import RecordError, StatementError
+from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.index import Index
-from vpmoe_assets.lineage.integrity import Hasher, Problem, object_problems, payload_problems, run_problems
+from vpmoe_assets.lineage.integrity import (
+    Hasher,
+    Problem,
+    missing_objects,
+    object_problems,
+    payload_problems,
+    run_problems,
+)
 from vpmoe_assets.lineage.layout import version_name
 from vpmoe_assets.lineage.record import RECORD_NAME, InputRef, Record, read_record
 from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.lineage.treestate import TreeState, TreeStates
 from vpmoe_assets.lineage.witnesses import Sighting, contradictions, removed_on_purpose, sightings
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What came of verifying one experiment.
+    """What came of verifying an experiment, or an artifact with all it came from.
 
     Attributes:
-        records: That were there, by asset and sequence.
+        heads: Of the records that were there, by asset and sequence.
         found: Problems and notes.
     """
 
-    records: Sequence[Record]
+    heads: Sequence[Head]
     found: Sequence[Problem]
 
     @property
@@ -38,14 +47,29 @@ class Verification:
         return [each for each in self.found if each.severity == "note"]
 
 
-def verify_experiment(
-    store: Store,
-    index: Index,
-    experiment: str,
-    *,
-    hasher: Hasher | None = hash_files,
-    witnesses: Callable[[], Sequence[Sighting]] = tuple,
-) -> Verification:
+@dataclass(frozen=True)
+class Look:
+    """How closely versions are looked at.
+
+    Attributes:
+        hasher: Returns the sha256 of each file; None compares names and sizes alone.
+        states: In which versions were found intact: one that is still in its state is passed over, and those
+            that are found intact now are remembered. None looks at every file.
+        audit: A further look at every record; then none is passed over.
+        witnesses: Further ones, asked about an experiment before the store is looked at.
+    """
+
+    hasher: Hasher | None = hash_files
+    states: TreeStates | None = None
+    audit: Callable[[Record], Iterable[Problem]] | None = None
+    witnesses: Callable[[str], Iterable[Sighting]] | None = None
+
+
+_AT_ONCE = 50
+"""Versions found intact that are remembered together: an interrupted run goes on from the last of them."""
+
+
+def verify_experiment(store: Store, index: Index, experiment: str, look: Look = Look()) -> Verification:
     """Verify every version of an experiment, and compare with what is remembered of it; renews nothing.
 
     The list of versions is taken once: one that is published meanwhile is no problem.
@@ -54,45 +78,113 @@ def verify_experiment(
         store: Where it lies.
         index: Asked what it knows.
         experiment: Name.
-        hasher: Returns the sha256 of each file; None compares names and sizes alone.
-        witnesses: Further ones, asked before the store is looked at.
+        look: How closely; reads every byte by default.
     """
-    seen = list(witnesses())
-    known, found = sightings(store, index, experiment)
-    records = list(store.records(experiment))
-    found += [
-        Problem("record", version_name(bad), RECORD_NAME, str(bad.error)) for bad in store.damaged(experiment)
-    ]
-    verified: set[str] = set()
-    for record in records:
-        found += verify_record(store, record, hasher=hasher, seen=verified)
-    found += contradictions(store, [*seen, *known])
-    return Verification(records, found)
+    known, found = _told(store, index, experiment, look)
+    heads: list[Head] = []
+    unreadable: set[str] = set()
+    for asset in store.assets(experiment):
+        readable, damaged = store.scan(experiment, asset)
+        heads += readable
+        unreadable |= {version_name(bad) for bad in damaged}
+        found += [Problem("record", version_name(bad), RECORD_NAME, str(bad.error)) for bad in damaged]
+    found += _looked_at(store, heads, look)
+    found += contradictions(store, known, heads, unreadable)
+    return Verification(heads, found)
 
 
-def verify_artifact(
-    store: Store, index: Index, record: Record, *, hasher: Hasher | None = hash_files
-) -> Verification:
+def verify_artifact(store: Store, index: Index, record: Record, look: Look = Look()) -> Verification:
     """Verify one artifact and its whole ancestry, and compare with what is remembered of them.
 
     Args:
         store: Where it lies.
         index: Asked what it knows.
         record: As read from the store.
-        hasher: Returns the sha256 of each file; None compares names and sizes alone.
+        look: How closely; reads every byte by default.
     """
-    known, unheard = sightings(store, index, record.experiment)
-    records: list[Record] = []
-    found: list[Problem] = []
-    concerned: set[str] = set()
-    for each, wrong in ancestry_problems(store, record, hasher):
-        records.append(each)
-        found += wrong
-        concerned |= {version_name(each), *(f"{each.experiment}/{i.asset}/{i.version}" for i in each.inputs)}
+    known, unheard = _told(store, index, record.experiment, look)
+    heads, unreadable = _ancestry(store, record)
+    concerned = {version_name(each) for each in heads}
+    concerned |= {f"{each.experiment}/{i.asset}/{i.version}" for each in heads for i in each.inputs}
     assets = {name.rpartition("/")[0] for name in concerned}
+    found = _looked_at(store, heads, look)
     found += [each for each in unheard if each.kind == "witness" or each.artifact in assets]
-    found += contradictions(store, [each for each in known if each.artifact in concerned])
-    return Verification(records, found)
+    told = [each for each in known if each.artifact in concerned]
+    found += contradictions(store, told, heads, unreadable)
+    return Verification(heads, found)
+
+
+def _told(store: Store, index: Index, experiment: str, look: Look) -> tuple[list[Sighting], list[Problem]]:
+    """Return what witnesses know of an experiment, and who could not be asked."""
+    further = list(look.witnesses(experiment)) if look.witnesses else []
+    known, unheard = sightings(store, index, experiment)
+    return [*further, *known], unheard
+
+
+def _ancestry(store: Store, record: Record) -> tuple[list[Head], set[str]]:
+    """Return the heads of an artifact and of everything it came from, and what of that is unreadable."""
+    heads, unreadable = [Head.of(record)], set[str]()
+    seen = {version_name(record)}
+    for head in heads:  # it grows
+        for reference in head.inputs:
+            name = f"{head.experiment}/{reference.asset}/{reference.version}"
+            if name in seen:
+                continue
+            seen.add(name)
+            try:
+                parent = store.head_of(head.experiment, reference.asset, reference.version)
+            except RecordError:
+                unreadable.add(name)
+                continue
+            if parent is not None:
+                heads.append(parent)
+    return heads, unreadable
+
+
+def _looked_at(store: Store, heads: Sequence[Head], look: Look) -> list[Problem]:
+    """Look at the files, objects and inputs of versions, each once."""
+    found: list[Problem] = []
+    objects: dict[str, dict[str, str]] = {}
+    digests = {version_name(head): head.record_digest for head in heads}
+    states = look.states if look.audit is None and look.hasher is not None else None
+    if states is not None:
+        states.recall(store.directory(head) for head in heads)
+    intact: list[tuple[Path, Record, TreeState]] = []
+    for head in heads:
+        place, name = store.directory(head), version_name(head)
+        edges = (f"{head.experiment}/{i.asset}/{i.version}" for i in head.inputs)
+        linked = all(digests.get(edge) == i.record_digest for edge, i in zip(edges, head.inputs, strict=True))
+        try:
+            if states is not None and linked and (known := states.unchanged(place, head)) is not None:
+                objects[name] = known
+                continue
+            state = None if states is None else TreeState.of(place)
+            record = store.record(head)
+        except FileNotFoundError:
+            found.append(Problem("missing", name, RECORD_NAME, "missing"))
+            continue
+        except RecordError as error:
+            found.append(Problem("record", name, RECORD_NAME, str(error)))
+            continue
+        if look.audit is not None and Head.of(record) != head:
+            message = "what is remembered of it in .work/heads.sqlite is another thing; remove that file"
+            found.append(Problem("witness", name, RECORD_NAME, message))
+        files = _files(store, record, look.hasher)
+        found += files
+        for reference in record.inputs:
+            found += _parent(store, record, reference)[1]
+        objects[name] = record.objects.model_dump(exclude_none=True)
+        if look.audit is not None:
+            found += look.audit(record)
+        if state is not None and states is not None and not files:
+            intact.append((place, record, state))
+            if len(intact) == _AT_ONCE:
+                states.keep(intact)
+                intact = []
+    if states is not None:
+        states.keep(intact)
+    found += missing_objects(store.root, objects, look.hasher)
+    return found
 
 
 def verify_record(

@@ -5,20 +5,20 @@ that is made from it notices where nothing is. So what was known before is compa
 anybody renews what he knows: ask the witnesses first, look at the store afterwards.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 from vpmoe_assets.lineage.errors import (
     IndexCorruptError,
     IndexLockedError,
     LineageError,
-    RecordError,
     StatementError,
 )
+from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.integrity import Problem
 from vpmoe_assets.lineage.layout import version_name
-from vpmoe_assets.lineage.record import RECORD_NAME, Record
+from vpmoe_assets.lineage.record import RECORD_NAME
 from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
 
@@ -88,29 +88,28 @@ def sightings(store: Store, index: Index, experiment: str) -> tuple[list[Sightin
     return found, unheard
 
 
-def contradictions(store: Store, seen: Iterable[Sighting]) -> Iterator[Problem]:
+def contradictions(
+    store: Store, seen: Iterable[Sighting], heads: Iterable[Head], unreadable: Container[str] = ()
+) -> Iterator[Problem]:
     """Yield what witnesses know otherwise: records that were rewritten, and versions that are gone.
-
-    The store is looked at now, after the witnesses were asked: what was published or judged in between
-    contradicts nobody.
 
     Args:
         store: Where the records are.
         seen: By the witnesses.
+        heads: What is there, looked at after the witnesses were asked: what was published or judged in
+            between contradicts nobody.
+        unreadable: Versions (`experiment/asset/version`) that are there, and reported as unreadable.
     """
+    there = {version_name(head): head for head in heads}
     by_artifact: dict[str, list[Sighting]] = {}
     for sighting in seen:
         by_artifact.setdefault(sighting.artifact, []).append(sighting)
     for artifact, told in sorted(by_artifact.items()):
+        if artifact in unreadable:
+            continue
         first = told[0]
-        try:
-            record = store.find(first.experiment, first.asset, first.version)
-        except RecordError:
-            continue  # unreadable, and reported as such
-        except FileNotFoundError:
-            record = None
-        if record is not None:
-            yield from _rewritten(artifact, record, told)
+        if (head := there.get(artifact)) is not None:
+            yield from _rewritten(artifact, head, told)
         elif any(sighting.published for sighting in told) and not _collected(store, told):
             message = (
                 f"no longer in the store, but {_names(told)} of it; materialise it again, or state by "
@@ -125,8 +124,8 @@ def removed_on_purpose(statements: Iterable[Statement]) -> bool:
     return words[-1:] == ["collected"]
 
 
-def _rewritten(artifact: str, record: Record, told: list[Sighting]) -> Iterator[Problem]:
-    for what, actual in (("record_digest", record.record_digest), ("digest", record.digest)):
+def _rewritten(artifact: str, head: Head, told: list[Sighting]) -> Iterator[Problem]:
+    for what, actual in (("record_digest", head.record_digest), ("digest", head.digest)):
         others: dict[str, list[Sighting]] = {}
         for sighting in told:
             known = getattr(sighting, what)
