@@ -10,6 +10,7 @@ import click
 from trainer.contract.pipe import leave_unprinted
 from trainer.contract.printed import print_whatever_comes
 from vpmoe_assets.commands.accept import accept
+from vpmoe_assets.commands.browse import browse, site
 from vpmoe_assets.commands.data import data
 from vpmoe_assets.commands.forget import forget
 from vpmoe_assets.commands.index import index
@@ -76,6 +77,8 @@ for _command in (
     data,
     reports,
     reap,
+    browse,
+    site,
 ):
     main.add_command(_command)
 

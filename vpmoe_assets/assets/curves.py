@@ -9,48 +9,9 @@ import orjson
 
 from trainer.contract.status import LOG_NAME, METRICS_NAME
 from vpmoe_assets.assets.plots import bars, drawn_once, loss_curve, panels
+from vpmoe_assets.browse.panels import BY_SPAN, ROLLOUTS
 from vpmoe_assets.build import Published
 from vpmoe_assets.checks.distillation import staleness
-
-_BY_SPAN = {
-    "kl": "divergence\nnats",
-    "heldout_kl": "divergence\nheld out",
-    "ce": "cross-entropy\nnats",
-    "top1_agreement": "top token\nas the teacher's",
-    "clipped": "clipped\nadvantages",
-}
-"""Panels of a run from a teacher, a line for each span: what the axis says, by the first part of the keys."""
-
-_ROLLOUTS = {
-    "teacher − student\nnats": {
-        "rollouts/teacher_gap/rollout_reasoning": "reasoning",
-        "rollouts/teacher_gap/rollout_final": "final",
-    },
-    "share of answers": {"rollouts/valid_rate": "valid", "rollouts/end_rate": "ended"},
-    "tokens of an answer": {
-        "rollouts/length": "all",
-        "rollouts/length/low": "low",
-        "rollouts/length/medium": "medium",
-        "rollouts/length/high": "high",
-    },
-    "entropy\nnats": {"rollouts/entropy": "entropy"},
-    "prompts\nby mode": {
-        "rollouts/mode/low": "low",
-        "rollouts/mode/medium": "medium",
-        "rollouts/mode/high": "high",
-    },
-    "share of\na step": {
-        "rollouts/answering_share": "student answers",
-        "rollouts/teacher_share": "teacher scores",
-        "rollouts/teacher_wait_share": "waits for it",
-    },
-    "rollouts": {
-        "rollouts/trained": "trained",
-        "rollouts/waiting": "waiting",
-        "rollouts/dropped": "dropped",
-    },
-}
-"""Panels of an on-policy run: label of a line by key of the metric."""
 
 
 def training_metadata(item: Published) -> Mapping[str, Any]:
@@ -90,9 +51,9 @@ def _distillation(points: Sequence[Mapping[str, Any]]) -> str | None:
     keys = {key for point in points for key in point}
     spans = {
         axis: {key: key.partition("/")[2] for key in sorted(keys) if key.partition("/")[0] == name}
-        for name, axis in _BY_SPAN.items()
+        for name, axis in BY_SPAN.items()
     }
-    return panels(points, {**spans, **_ROLLOUTS})
+    return panels(points, {**spans, **ROLLOUTS})
 
 
 def _staleness(points: Sequence[Mapping[str, Any]]) -> str | None:

@@ -1,0 +1,368 @@
+"""The pages: an address in, HTML out. Whether a server asks or a directory is written makes no difference."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from graphlib import CycleError
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from vpmoe_assets.browse import artifact, comparing
+from vpmoe_assets.browse.catalog import Asset, Catalog, View
+from vpmoe_assets.browse.drawing import Relative, family, node_of, picture
+from vpmoe_assets.browse.jobs import jobs
+from vpmoe_assets.browse.links import Links, page_of
+from vpmoe_assets.browse.state import LOOKED_AT, State, state_of
+from vpmoe_assets.lineage.digest import FileEntry
+from vpmoe_assets.lineage.heads import Head
+from vpmoe_assets.lineage.layout import Versioned
+from vpmoe_assets.lineage.record import MANIFEST_NAME, RECORD_NAME, Record, record_bytes
+from vpmoe_assets.lineage.store import Store
+
+HERE = Path(__file__).parent
+STYLE = HERE / "style.css"
+_FILES_SHOWN = 12
+_FILES_A_PAGE = 1000
+_VERSIONS_A_PAGE = 100
+
+Why = Callable[[str], Mapping[str, str]]
+"""Why present code, recipes or inputs would make other artifacts, by asset of an experiment."""
+
+
+class PageMissing(Exception):  # noqa: N818 (an answer, not a fault)
+    """There is no such page; the message says what there is instead."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A file as it lies in the store, or the bytes of a record."""
+
+    name: str
+    path: Path | None = None
+    content: bytes | None = None
+
+
+class Pages:
+    """All pages over one store.
+
+    Args:
+        store: The store.
+        why: Asked why artifacts are out of date; by default only newer inputs count.
+    """
+
+    def __init__(self, store: Store, why: Why | None = None) -> None:
+        self.store = store
+        self.catalog = Catalog(store)
+        self._why = why
+
+    def render(self, links: Links, query: Mapping[str, str] | None = None) -> str:
+        """Return the page at an address.
+
+        Args:
+            links: From that page.
+            query: What the address is followed by.
+
+        Raises:
+            PageMissing: There is none.
+        """
+        view = self.catalog.view()
+        query = query or {}
+        match [part for part in links.page.split("/") if part]:
+            case []:
+                return self._store(view, links)
+            case [experiment]:
+                return self._experiment(view, links, experiment)
+            case [experiment, asset]:
+                return self._history(view, links, self._asset(view, experiment, asset), query)
+            case [experiment, asset, version, *below]:
+                head, record = self._record(view, experiment, asset, version)
+                match below:
+                    case []:
+                        return self._artifact(view, links, head, record)
+                    case ["lineage"]:
+                        return self._lineage(view, links, head)
+                    case ["files"]:
+                        return self._files(links, head, record, query)
+                    case ["record"]:
+                        return self._template("record.html", links, head=head, record=_tree_of(record))
+                    case ["diff", *other] if len(other) == 3:
+                        return self._diff(view, links, record, self._record(view, *other)[1])
+        raise PageMissing("there is no such page")
+
+    def raw(self, address: str) -> Raw:
+        """Return a file that a record lists, at `<experiment>/<asset>/<version>/raw/…`.
+
+        Raises:
+            PageMissing: No record lists it, or it is not there.
+        """
+        match address.split("/", 4):
+            case [experiment, asset, version, "raw", name]:
+                head, record = self._record(self.catalog.view(), experiment, asset, version)
+                if name == "record.json":
+                    return Raw(name, content=record_bytes(record))
+                if name in raw_names(record):
+                    directory = self.store.directory(head).resolve()
+                    path = (directory / name).resolve()
+                    # Published trees hold no links that lead out, but someone may have put one there since.
+                    if path.is_relative_to(directory) and path.is_file():
+                        return Raw(path.name, path=path)
+        raise PageMissing("no record lists such a file, or it is no longer there")
+
+    def stale(self, view: View, experiment: str) -> Mapping[str, str]:
+        """Say for each asset of an experiment why its latest version is out of date."""
+        upstream = view.upstream_changes(experiment)
+        return upstream if self._why is None else {**upstream, **self._why(experiment)}
+
+    def missing(self, links: Links, said: str) -> str:
+        """Return the page that says that there is none."""
+        return self._template("missing.html", links, said=said)
+
+    # One method a page.
+
+    def _store(self, view: View, links: Links) -> str:
+        rows = []
+        for name, assets in view.assets.items():
+            heads = [head for asset in assets.values() for head in asset.heads]
+            newest = max(heads, key=lambda head: head.published_utc, default=None)
+            size = sum(head.size for head in heads if head.original is None)
+            rows.append((name, len(assets), len(heads), size, newest))
+        return self._template("store.html", links, rows=rows, root=self.store.root)
+
+    def _experiment(self, view: View, links: Links, experiment: str) -> str:
+        if experiment not in view.assets:
+            there = ", ".join(view.assets) or "none"
+            raise PageMissing(f"there is no experiment {experiment!r} in the store; there is: {there}")
+        stale = self.stale(view, experiment)
+        assets = view.assets[experiment]
+        records = {
+            name: self.catalog.record(asset.latest)
+            for name, asset in assets.items()
+            if asset.latest is not None
+        }
+        look = sum(len(record.files) for record in records.values() if record) <= LOOKED_AT
+        rows = [
+            (asset, self._state(view, asset, records.get(name), stale.get(name), look=look))
+            for name, asset in _by_use(assets)
+        ]
+        counts: dict[str, int] = {}
+        for _, state in rows:
+            counts[state.css] = counts.get(state.css, 0) + 1
+        report = next((h for n, h in view.latest(experiment).items() if n == "ladder_report"), None)
+        ladder = None if report is None else artifact.ladder_of(self.store.payload(report))
+        return self._template(
+            "experiment.html",
+            links,
+            experiment=experiment,
+            rows=rows,
+            counts=counts,
+            looked=look,
+            ladder=ladder,
+            report=report,
+            evaluated=self._evaluated(view, report),
+            jobs=jobs(self.store.root, experiment),
+        )
+
+    def _history(self, view: View, links: Links, asset: Asset, query: Mapping[str, str]) -> str:
+        newest = list(reversed(asset.heads))
+        page, pages, shown = _paged(newest, _VERSIONS_A_PAGE, query, whole=links.files)
+        names = [
+            name
+            for name in artifact.FIRST
+            if any(isinstance(head.metrics.get(name), int | float) for head in asset.heads)
+        ][:5]
+        before = {
+            head.version: previous for head, previous in zip(asset.heads[1:], asset.heads[:-1], strict=False)
+        }
+        latest = None if asset.latest is None else self.catalog.record(asset.latest)
+        reason = self.stale(view, asset.experiment).get(asset.name)
+        return self._template(
+            "history.html",
+            links,
+            asset=asset,
+            names=names,
+            heads=shown,
+            before=before,
+            state=self._state(view, asset, latest, reason),
+            page=page,
+            pages=pages,
+        )
+
+    def _artifact(self, view: View, links: Links, head: Head, record: Record) -> str:
+        directory = self.store.directory(head)
+        ladder = artifact.ladder_of(directory / "payload")
+        reason = self.stale(view, head.experiment).get(head.asset) if view.is_latest(head) else None
+        others = [each for each in reversed(view.assets[head.experiment][head.asset].heads) if each != head]
+        return self._template(
+            "artifact.html",
+            links,
+            head=head,
+            record=record,
+            directory=directory,
+            state=state_of(self.store, view, record, reason),
+            facts=artifact.facts(record),
+            numbers=artifact.numbers(record),
+            charts=artifact.charts(record, directory) if ladder is None else ladder.charts(),
+            ladder=ladder,
+            report=head,
+            evaluated=self._evaluated(view, head if ladder else None),
+            parents=view.parents(head),
+            children=view.children(head),
+            evaluations=record.evals,
+            files=record.files[:_FILES_SHOWN],
+            others=others[:8],
+            **artifact.judged(self.store, record),
+        )
+
+    def _lineage(self, view: View, links: Links, head: Head) -> str:
+        found = family(view, self.store, head)
+
+        def drawn(digest: str, each: Relative) -> Any:
+            kind = "self" if digest == head.record_digest else ""
+            if each.head is not None and each.present and not view.is_latest(each.head):
+                kind += " old"
+            link = links.to(page_of(each.head, "lineage")) if each.head is not None else None
+            return node_of(each, link, kind.strip())
+
+        nodes = {digest: drawn(digest, each) for digest, each in found.members.items()}
+        try:
+            image = picture(found.parents, nodes)
+        except CycleError:  # no record can name one that was made later, unless it is forged
+            image = Markup("<p class=warning>These records name each other in a circle: they are forged.</p>")
+        return self._template(
+            "lineage.html",
+            links,
+            head=head,
+            family=found,
+            image=image,
+            parents=view.parents(head),
+            children=view.children(head),
+        )
+
+    def _files(self, links: Links, head: Head, record: Record, query: Mapping[str, str]) -> str:
+        entries: list[tuple[str, FileEntry]] = [("payload", entry) for entry in record.files]
+        entries += [("run", entry) for entry in record.run_files]
+        page, pages, shown = _paged(entries, _FILES_A_PAGE, query, whole=links.files)
+        return self._template(
+            "files.html", links, head=head, record=record, entries=shown, page=page, pages=pages
+        )
+
+    def _diff(self, view: View, links: Links, old: Record, new: Record) -> str:
+        return self._template(
+            "diff.html",
+            links,
+            old=old,
+            new=new,
+            sections=comparing.sections(old, new),
+            charts=comparing.overlaid(self.store, old, new),
+            others=view.assets[new.experiment][new.asset].heads,
+        )
+
+    # What they share.
+
+    def _evaluated(self, view: View, report: Head | None) -> dict[str, Head]:
+        """Return the versions of the checkpoints that a ladder's page was drawn of, by asset."""
+        found: dict[str, Head] = {}
+        if report is None:
+            return found
+        for reference, evaluation in view.parents(report):
+            checkpoint = reference.asset.removeprefix("eval_")
+            for measured, head in view.parents(evaluation) if evaluation is not None else ():
+                if measured.asset == checkpoint and head is not None:
+                    found[checkpoint] = head
+        return found
+
+    def _state(
+        self, view: View, asset: Asset, record: Record | None, reason: str | None, *, look: bool = True
+    ) -> State:
+        if asset.damaged and (asset.latest is None or record is None):
+            return State("unreadable", str(asset.damaged[0].error))
+        if record is None:
+            return State("unreadable", "its record is gone or altered")
+        return state_of(self.store, view, record, reason, look=look)
+
+    def _asset(self, view: View, experiment: str, asset: str) -> Asset:
+        found = view.assets.get(experiment, {}).get(asset)
+        if found is None:
+            raise PageMissing(f"there is no {experiment}/{asset} in the store")
+        return found
+
+    def _record(self, view: View, experiment: str, asset: str, version: str) -> tuple[Head, Record]:
+        head = view.head(experiment, asset, version)
+        record = None if head is None else self.catalog.record(head)
+        if head is None or record is None:
+            raise PageMissing(f"there is no readable version {version} of {experiment}/{asset} in the store")
+        return head, record
+
+    def _template(self, name: str, links: Links, **values: Any) -> str:
+        return self._templates.get_template(name).render(links=links, **values)
+
+    @cached_property
+    def _templates(self) -> Any:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+        environment = Environment(
+            loader=FileSystemLoader(HERE / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters |= {
+            "bytes": human_bytes,
+            "number": artifact.said,
+            "when": lambda text: text[:16].replace("T", " "),
+            "took": lambda head: artifact.duration(head.started_utc, head.finished_utc),
+            "canonical": lambda value: json.dumps(value, ensure_ascii=False),
+        }
+        environment.tests["mapping_or_list"] = lambda value: isinstance(value, dict | list) and bool(value)
+        environment.globals |= {"page_of": page_of, "raw": _raw}
+        return environment
+
+
+def raw_names(record: Record) -> set[str]:
+    """Return the files of a version that its page links to, relative to its directory."""
+    names = {f"payload/{entry.path}" for entry in record.files}
+    names |= {f"run/{entry.path}" for entry in record.run_files}
+    return names | ({MANIFEST_NAME} if record.manifest is not None else set()) | {RECORD_NAME}
+
+
+def human_bytes(size: int) -> str:
+    """Return a size in the unit that keeps it short, e.g. `3.4 MB`."""
+    value, units = float(size), iter(("B", "kB", "MB", "GB", "TB", "PB"))
+    unit = next(units)
+    while value >= 999.5 and unit != "PB":
+        value, unit = value / 1000, next(units)
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
+
+
+def _raw(named: Versioned, *below: str) -> str:
+    return page_of(named, "raw", *below).rstrip("/")
+
+
+def _by_use(assets: Mapping[str, Asset]) -> Iterable[tuple[str, Asset]]:
+    """Return assets in the order in which their latest versions were made from each other."""
+    return sorted(
+        assets.items(),
+        key=lambda item: item[1].latest.published_utc if item[1].latest is not None else "",
+    )
+
+
+def _paged(
+    entries: Sequence[Any], size: int, query: Mapping[str, str], *, whole: bool
+) -> tuple[int, int, Sequence[Any]]:
+    """Return the number of the page, how many there are, and what is on it."""
+    pages = 1 if whole else max(1, -(-len(entries) // size))
+    given = query.get("page", "1")
+    page = min(pages, max(1, int(given))) if given.isascii() and given.isdecimal() and len(given) < 9 else 1
+    return page, pages, entries if whole else entries[(page - 1) * size : page * size]
+
+
+def _tree_of(record: Record) -> dict[str, Any]:
+    """Return a record for the readable tree, with its long lists of files at the end."""
+    fields = record.to_dict() | {"record_digest": record.record_digest}
+    last = ("fingerprint_payload", "environment", "files", "run_files")
+    ordered = {name: fields[name] for name in sorted(fields) if name not in last}
+    return json.loads(json.dumps(ordered | {name: fields[name] for name in last}))  # type: ignore[no-any-return]
