@@ -30,7 +30,7 @@ from typing import NoReturn
 
 import click
 
-from tests.verbs import GIVEN, VERBS
+from tests.verbs import ALSO, GIVEN, SERVES, VERBS
 from trainer.__main__ import build_parser
 from trainer.__main__ import main as trainer_main
 from trainer.contract.pipe import quiet_when_unread
@@ -173,6 +173,8 @@ def _sane(name: str) -> tuple[str, ...]:
         "prompt": ("The sea",),
         "because": ("it is the same",),
         "experiment": ("smoke", "good.toml"),
+        "directory": ("out",),
+        "assets": ("synth",),
     }.get(name, ("1",))
 
 
@@ -203,7 +205,8 @@ def calls(count: int, seed: int) -> Iterator[Call]:
                 arguments += _given(option, chance.choice(values), chance)
         surroundings = chance.choice(SURROUNDINGS) if chance.random() < 0.3 else {}
         encoding = chance.choice(("utf-8", "utf-8", "ascii"))
-        yield Call(command, (*command.words[1:], *arguments), surroundings, encoding)
+        also = ALSO.get(command.words[1:], ()) if SERVES.intersection(command.words) else ()
+        yield Call(command, (*command.words[1:], *arguments, *also), surroundings, encoding)
 
 
 def _given(option: Option, value: str, chance: random.Random) -> list[str]:

@@ -37,6 +37,8 @@ COMMANDS = (
     ["data", "build"],
     ["reports"],
     ["reap"],
+    ["browse"],
+    ["site"],
 )
 
 ACCEPTED = dict.fromkeys(KINDS["accepted"], "f" * 64) | {

@@ -8,9 +8,11 @@ from vpmoe_assets.cli import main
 
 GIVEN = {"asset": ["synth"], "statement": ["SELECT * FROM latest"]}
 """What a verb's required parameters are given, by their name."""
-ALSO = {("accept",): ["--list"]}
+ALSO = {("accept",): ["--list"], ("browse",): ["--port", "0", "--until-idle", "0.05"]}
 """And what a verb that does several things is asked for, beyond its required parameters."""
-MAKERS = {"inputs", "output", "because"}
+SERVES = {"browse"}
+"""Verbs that serve until they are told to end: they always are told."""
+MAKERS = {"inputs", "output", "because", "directory"}
 """Required by verbs that only `--help` is asked of: they make or state things."""
 
 

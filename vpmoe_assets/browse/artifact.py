@@ -17,10 +17,12 @@ from vpmoe_assets.codebase.toolchain import toolchain_difference, toolchain_note
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.remarks import Remarks
 from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.units import human_bytes
 
 FIRST = (
     "valid_loss", "loss", "core8/centered_mean", "parameters", "active_parameters", "num_layers",
-    "hidden_size", "tokens", "rows", "train_tokens", "valid_tokens", "checkpoints", "resume_drift", "harmony/valid_rate",
+    "hidden_size", "tokens", "rows", "train_tokens", "valid_tokens", "checkpoints", "resume_drift",
+    "harmony/valid_rate",
 )  # fmt: skip
 """Numbers that stand first, where there are any."""
 _MOST_BYTES = 64_000_000
@@ -35,7 +37,12 @@ def numbers(record: Record) -> list[tuple[str, str]]:
     shown = {name: value for name, value in record.metrics.items() if value is not None}
     order = [name for name in FIRST if name in shown]
     order += sorted(shown.keys() - set(order))
-    return [(name, said(shown[name])) for name in order]
+    return [(name, _in_bytes(name, shown[name]) or said(shown[name])) for name in order]
+
+
+def cards(record: Record) -> int:
+    """Return how many of the numbers stand first: those that are looked for, or the first few."""
+    return sum(record.metrics.get(name) is not None for name in FIRST) or 6
 
 
 def said(value: object) -> str:
@@ -66,7 +73,11 @@ def facts(record: Record) -> list[tuple[str, str]]:
         + duration(record.started_utc, record.finished_utc),
         "starts": "" if len(record.attempts) < 2 else f"{len(record.attempts)}, the last one delivered",
         "code": code.git_sha[:12] + (" with uncommitted changes" if code.git_dirty else ""),
-        "execution": " ".join(f"{key}={_plain(value)}" for key, value in sorted(record.execution.items())),
+        "execution": " ".join(
+            f"{key}={_plain(value)}"
+            for key, value in sorted(record.execution.items())
+            if value not in (None, [])
+        ),
         "seed": "" if record.seed is None else str(record.seed),
         "machine": ", ".join(filter(None, machine)),
         "packages": ", ".join(
@@ -185,5 +196,9 @@ def _row(rung: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _in_bytes(name: str, value: object) -> str | None:
+    return human_bytes(value) if name.endswith("bytes") and isinstance(value, int) else None
+
+
 def _plain(value: object) -> str:
-    return ",".join(map(str, value)) or "-" if isinstance(value, list | tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

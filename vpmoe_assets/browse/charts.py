@@ -8,6 +8,8 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 640, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 26, 38
+_NAMES = 96
+"""Below the axis where names stand on it."""
 _MOST = 400
 """Points of a line that are drawn at most, evenly chosen."""
 _MARKED = 40
@@ -39,12 +41,12 @@ def line_chart(
     if not drawn:
         return Markup("")
     names = None if isinstance(x, str) else x
-    bottom = _BOTTOM if names is None else 74
+    bottom = _BOTTOM if names is None else _NAMES
     height = HEIGHT + bottom - _BOTTOM
     every = [point for line in drawn for point in line.points]
     x_ticks = list(range(len(names))) if names is not None else _ticks([p[0] for p in every], 7, whole=True)
     y_ticks = _ticks([p[1] for p in every], 5)
-    x_range = (-0.3, len(names) - 0.7) if names is not None else _range([p[0] for p in every])
+    x_range = (-0.9, len(names) - 0.7) if names is not None else _range([p[0] for p in every])
     y_range = _range([*y_ticks, *(p[1] for p in every)])
 
     def at(point: tuple[float, float]) -> tuple[float, float]:
@@ -130,7 +132,9 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     if low == high:
-        margin = abs(low) * 0.05 or 1.0
+        if low == 0:
+            return 0.0, 1.0
+        margin = abs(low) * 0.05
         return low - margin, high + margin
     return low, high
 

@@ -76,7 +76,7 @@ def _numbers(
         before, after = old.get(name), new.get(name)
         if before != after:
             text = None if after is None else said(after)
-            if _is_number(before) and _is_number(after):
+            if isinstance(before, int | float) and isinstance(after, int | float):
                 text = f"{said(after)} ({after - before:+.3g})"
             rows.append((name, None if before is None else said(before), text))
     return tuple(rows)
@@ -92,7 +92,3 @@ def _files(record: Record) -> dict[str, str]:
 
 def _machine(record: Record) -> dict[str, Any]:
     return {key: value for key, value in record.environment.items() if key not in ("executable", "variables")}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

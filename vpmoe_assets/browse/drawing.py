@@ -103,14 +103,16 @@ def family(view: View, store: Store, head: Head) -> Family:
     most_above = max(half, MOST - len(below))
     chosen = {head.record_digest: start, **dict(list(above.items())[:most_above])}
     chosen |= list(below.items())[: MOST - len(chosen) + 1]
-    edges = {
-        digest: list(
-            dict.fromkeys(ref.record_digest for ref in each.head.inputs if ref.record_digest in chosen)
-        )
-        if each.head
-        else []
-        for digest, each in chosen.items()
-    }
+    # Not drawn is what leads past the artifact: what its descendants were made from beside it.
+    side = {digest: digest in below for digest in chosen} | {head.record_digest: None}
+    edges: dict[str, list[str]] = {}
+    for digest, each in chosen.items():
+        named = [ref.record_digest for ref in each.head.inputs] if each.head is not None else []
+        edges[digest] = [
+            parent
+            for parent in dict.fromkeys(named)
+            if parent in chosen and (None in (side[digest], side[parent]) or side[digest] == side[parent])
+        ]
     return Family(edges, chosen, len(above), len(below))
 
 

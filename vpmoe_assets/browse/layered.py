@@ -13,6 +13,8 @@ from typing import Self
 Bend = tuple[str, int]
 """Where the edges of a node pass a layer; the node itself is the bend of its own layer."""
 _SWEEPS = 12
+_PULL = 0.3
+"""How much a row is drawn to the middle: a long ladder would slide to one side."""
 
 
 @dataclass(frozen=True)
@@ -116,19 +118,21 @@ def _placed(
     down: Mapping[Bend, Sequence[Bend]],
     sizes: Mapping[Bend, float],
 ) -> dict[Bend, float]:
-    """Return the centres: each near the mean of its neighbours, none upon another."""
+    """Return the centres: each near the mean of its neighbours and the middle, none upon another."""
     at: dict[Bend, float] = {}
     for row in rows:
         across = -sum(sizes[each] for each in row) / 2
         for each in row:
             at[each] = across + sizes[each] / 2
             across += sizes[each]
+    centred = dict(at)
     for _ in range(_SWEEPS):
         for row in (*rows, *reversed(rows)):
             wanted = []
             for each in row:
                 near = [at[other] for other in (*up[each], *down[each])]
-                wanted.append(sum(near) / len(near) if near else at[each])
+                mean = sum(near) / len(near) if near else at[each]
+                wanted.append((1 - _PULL) * mean + _PULL * centred[each])
             at |= zip(row, _apart(wanted, [sizes[each] for each in row]), strict=True)
     return at
 

@@ -21,11 +21,12 @@ from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.layout import Versioned
 from vpmoe_assets.lineage.record import MANIFEST_NAME, RECORD_NAME, Record, record_bytes
 from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.units import human_bytes
 
 HERE = Path(__file__).parent
 STYLE = HERE / "style.css"
+FILES_A_PAGE = 1000
 _FILES_SHOWN = 12
-_FILES_A_PAGE = 1000
 _VERSIONS_A_PAGE = 100
 
 Why = Callable[[str], Mapping[str, str]]
@@ -89,7 +90,7 @@ class Pages:
                     case ["record"]:
                         return self._template("record.html", links, head=head, record=_tree_of(record))
                     case ["diff", *other] if len(other) == 3:
-                        return self._diff(view, links, record, self._record(view, *other)[1])
+                        return self._diff(view, links, self._record(view, *other)[1], record)
         raise PageMissing("there is no such page")
 
     def raw(self, address: str) -> Raw:
@@ -204,6 +205,7 @@ class Pages:
             state=state_of(self.store, view, record, reason),
             facts=artifact.facts(record),
             numbers=artifact.numbers(record),
+            cards=artifact.cards(record),
             charts=artifact.charts(record, directory) if ladder is None else ladder.charts(),
             ladder=ladder,
             report=head,
@@ -244,7 +246,7 @@ class Pages:
     def _files(self, links: Links, head: Head, record: Record, query: Mapping[str, str]) -> str:
         entries: list[tuple[str, FileEntry]] = [("payload", entry) for entry in record.files]
         entries += [("run", entry) for entry in record.run_files]
-        page, pages, shown = _paged(entries, _FILES_A_PAGE, query, whole=links.files)
+        page, pages, shown = _paged(entries, FILES_A_PAGE, query, whole=links.files)
         return self._template(
             "files.html", links, head=head, record=record, entries=shown, page=page, pages=pages
         )
@@ -329,15 +331,6 @@ def raw_names(record: Record) -> set[str]:
     return names | ({MANIFEST_NAME} if record.manifest is not None else set()) | {RECORD_NAME}
 
 
-def human_bytes(size: int) -> str:
-    """Return a size in the unit that keeps it short, e.g. `3.4 MB`."""
-    value, units = float(size), iter(("B", "kB", "MB", "GB", "TB", "PB"))
-    unit = next(units)
-    while value >= 999.5 and unit != "PB":
-        value, unit = value / 1000, next(units)
-    return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
-
-
 def _raw(named: Versioned, *below: str) -> str:
     return page_of(named, "raw", *below).rstrip("/")
 
@@ -365,4 +358,5 @@ def _tree_of(record: Record) -> dict[str, Any]:
     fields = record.to_dict() | {"record_digest": record.record_digest}
     last = ("fingerprint_payload", "environment", "files", "run_files")
     ordered = {name: fields[name] for name in sorted(fields) if name not in last}
-    return json.loads(json.dumps(ordered | {name: fields[name] for name in last}))  # type: ignore[no-any-return]
+    plain: dict[str, Any] = json.loads(json.dumps(ordered | {name: fields[name] for name in last}))
+    return plain

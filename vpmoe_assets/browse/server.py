@@ -26,7 +26,7 @@ class Server:
     Args:
         store: Whose pages it serves.
         host: Address or name to listen on.
-        port: To listen on.
+        port: To listen on; 0 takes one that is free.
         expose: Whether an address that others can reach is meant.
         until_idle: Seconds without a request after which it ends; None for never.
 
@@ -71,6 +71,7 @@ class Server:
             )
             raise ServerError(f"port {self.port} {what}: choose another with --port") from error
         with listener:
+            self.port = listener.getsockname()[1]
             yield listener
 
     def run(self, listener: socket.socket) -> None:

@@ -15,7 +15,11 @@ from vpmoe_assets.commands.common import (
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(1, 65535), help="Port; by default $VPMOE_BROWSE_PORT, or 3100.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    help="Port, 0 for one that is free; by default $VPMOE_BROWSE_PORT, or 3100.",
+)
 @click.option(
     "--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on."
 )
@@ -45,7 +49,9 @@ def browse(
     from vpmoe_assets.browse.links import port as usual_port
 
     with user_errors(ValueError, server.ServerError):
-        served = server.Server(open_store(), host, port or usual_port(), expose=expose, until_idle=until_idle)
+        served = server.Server(
+            open_store(), host, usual_port() if port is None else port, expose=expose, until_idle=until_idle
+        )
         with served.listening() as listener:
             if as_json:
                 print_json({"url": served.url, "store": str(served.store.root)})

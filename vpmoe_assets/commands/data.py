@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vpmoe_assets.commands.common import F, human_bytes, json_option, print_json, refuse_store, user_errors
+from vpmoe_assets.commands.common import F, json_option, print_json, refuse_store, user_errors
+from vpmoe_assets.units import human_bytes
 
 if TYPE_CHECKING:
     from trainer.contract.scaffold import Scaffold

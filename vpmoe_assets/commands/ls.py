@@ -7,12 +7,12 @@ import click
 from vpmoe_assets.commands.common import (
     experiment_in_force,
     experiment_option,
-    human_bytes,
     json_option,
     open_store,
     print_json,
     print_table,
 )
+from vpmoe_assets.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

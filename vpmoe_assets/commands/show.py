@@ -9,11 +9,11 @@ from vpmoe_assets.commands.common import (
     asset_named,
     experiment_option,
     find_record,
-    human_bytes,
     json_option,
     open_store,
     print_json,
 )
+from vpmoe_assets.units import human_bytes
 
 if TYPE_CHECKING:
     from vpmoe_assets.lineage.graph import Line
