@@ -93,7 +93,8 @@ def test_an_artifacts_page_has_its_numbers_curves_checks_inputs_and_what_came_of
     for part in (
         "loss 1.5",
         "parameters 26,166,479",
-        "stale synth_kd_v1 is stale", "Loss, nats",
+        "stale synth_kd_v1 is stale",
+        "Loss, nats",
         "vpmoe",
         "eval_vpmoe_stage1",
     ):
