@@ -29,6 +29,7 @@ COMMANDS = (
     ["lineage"],
     ["path"],
     ["verify"],
+    ["diff"],
     ["forget"],
     ["accept"],
     ["upgrade"],

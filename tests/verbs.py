@@ -6,9 +6,13 @@ import click
 
 from vpmoe_assets.cli import main
 
-GIVEN = {"asset": ["synth"], "statement": ["SELECT * FROM latest"]}
+GIVEN = {"asset": ["synth"], "statement": ["SELECT * FROM latest"], "first": ["synth"]}
 """What a verb's required parameters are given, by their name."""
-ALSO = {("accept",): ["--list"], ("browse",): ["--port", "0", "--until-idle", "0.05"]}
+ALSO = {
+    ("accept",): ["--list"],
+    ("browse",): ["--port", "0", "--until-idle", "0.05"],
+    ("diff",): ["synth"],
+}
 """And what a verb that does several things is asked for, beyond its required parameters."""
 SERVES = {"browse"}
 """Verbs that serve until they are told to end: they always are told."""

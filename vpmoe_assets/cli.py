@@ -12,6 +12,7 @@ from trainer.contract.printed import print_whatever_comes
 from vpmoe_assets.commands.accept import accept
 from vpmoe_assets.commands.browse import browse, site
 from vpmoe_assets.commands.data import data
+from vpmoe_assets.commands.diff import diff
 from vpmoe_assets.commands.forget import forget
 from vpmoe_assets.commands.index import index
 from vpmoe_assets.commands.jobs import reap
@@ -68,6 +69,7 @@ for _command in (
     show,
     lineage,
     path,
+    diff,
     verify,
     forget,
     accept,

@@ -67,3 +67,7 @@ class StatementError(LineageError):
 
 class EvidenceMissing(LineageError):  # noqa: N818
     """A check judges what a run left behind, and that was cleaned away."""
+
+
+class ComparisonError(LineageError):
+    """Two things cannot be compared; the message says why and which could."""
