@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vpmoe_assets.commands.common import human_bytes
+from vpmoe_assets.units import human_bytes
 
 if TYPE_CHECKING:
     from vpmoe_assets.lineage.comparison import Comparison, FileChange, NumberChange, Side
