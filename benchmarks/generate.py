@@ -1,23 +1,38 @@
-"""Generated tokens per second with the cache, against running the whole row for every token.
+"""Generated tokens per second: with the cache against whole rows, and in static slots against batches.
 
     python -m benchmarks.generate [--rows 4] [--prompt-tokens 512] [--new-tokens 32] [--record]
+    python -m benchmarks.generate --slots [--layers 80] [--rows 64] [--prompt-tokens 128] [--new-tokens 256]
 
-One line of JSON. The smoke student with random weights on this machine's CPU, fp32, greedy. Both ways take
-the head at the last position only, and must give the same ids. They take turns; the best of each counts,
-because other work on the machine only ever adds time.
+One line of JSON. Without `--slots`: the smoke student with random weights on this machine's CPU, fp32,
+greedy. Both ways take the head at the last position only, and must give the same ids. They take turns; the
+best of each counts, because other work on the machine only ever adds time.
+
+With `--slots`: layers of the locked model with random weights on a GPU, backend `fused`, bf16, greedy; the
+comparator is the same model in batches, operation by operation. Random weights have near ties everywhere, so
+ids part soon; what is compared is the log-probability of the tokens made in slots, with that of a whole
+forward pass over them. `step_ms` is a step of all slots alone, kernels those of one.
 """
 
 import argparse
 import json
+import math
+import statistics
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from benchmarks.record import record
+from trainer.contract.schema.architecture import Architecture
+from trainer.contract.schema.base import parse, plain
 from trainer.contract.schema.experiment import load_experiment
-from trainer.decoding.generation import evaluating, generate
+from trainer.decoding.generation import Generated, evaluating, generate
+from trainer.decoding.sampling import GREEDY
+from trainer.decoding.slots import Slots, forget_slots, slots_of
 from trainer.model.gpt import VPGPTModel, build_model
+from trainer.model.init import require_filled
+from trainer.model.positions import initial_log_freq
 
 
 def whole_rows(model: VPGPTModel, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
@@ -62,18 +77,149 @@ def measure(rows: int, prompt_tokens: int, new_tokens: int, repeats: int) -> dic
     }
 
 
+def locked(layers: int, seed: int = 0) -> VPGPTModel:
+    """Make layers of the locked model on the GPU, filled there: matrices N(0, 0.02²), gains 1, biases 0."""
+    experiment = plain(load_experiment("bench").architecture("vpmoe"))
+    experiment["model"]["num_layers"] = layers
+    architecture = parse(Architecture, experiment)
+    model = build_model(architecture, dtype=torch.bfloat16, device="cuda", seed=None, backend="fused")
+    generator = torch.Generator("cuda").manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("value_residual_logit"):
+                parameter.fill_(2.0)
+            elif name.endswith("log_freq"):
+                parameter.copy_(initial_log_freq(2 * parameter.shape[-1], 1e4, 16.0))
+            elif parameter.dim() < 2 or name.endswith(("bias1", "bias2")):
+                parameter.fill_(1.0 if "layernorm" in name and name.endswith("weight") else 0.0)
+            else:
+                parameter.normal_(0.0, 0.02, generator=generator)
+    require_filled(model, "random weights")
+    return model.eval().requires_grad_(False)
+
+
+def distance(model: VPGPTModel, prompts: list[list[int]], made: list[Generated]) -> float:
+    """Root mean square of log-probabilities as they were made less those of whole rows."""
+    squares, count = 0.0, 0
+    for prompt, one in zip(prompts, made, strict=True):
+        row = torch.tensor([[*prompt, *one.ids]], device="cuda")
+        with evaluating(model):
+            hidden = model.forward_hidden(
+                row, torch.arange(row.shape[1], device="cuda")[None], torch.zeros_like(row)
+            )[len(prompt) - 1 : -1, 0]
+            logits = torch.mm(hidden, model.head_weight.t(), out_dtype=torch.float32)
+            whole = logits.gather(1, row[0, len(prompt) :, None])[:, 0] - logits.logsumexp(dim=1)
+            squares += float((whole - torch.tensor(one.logprobs, device="cuda")).square().sum())
+        count += len(one.ids)
+    return math.sqrt(squares / count)
+
+
+def kernels_of_a_step(slots: Slots) -> dict[str, Any]:
+    """Kernels of one step, their time, and the dearest of them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        slots.step(1)
+        torch.cuda.synchronize()
+    found = [event for event in profiler.key_averages() if event.self_device_time_total > 0]
+    found.sort(key=lambda event: -event.self_device_time_total)
+    return {
+        "kernels": sum(event.count for event in found),
+        "kernels_ms": round(sum(event.self_device_time_total for event in found) / 1000, 3),
+        "dearest": {
+            event.key[:80]: [event.count, round(event.self_device_time_total / 1000, 3)]
+            for event in found[:25]
+        },
+    }
+
+
+def measure_slots(layers: int, rows: int, prompt_tokens: int, new_tokens: int, few: int) -> dict[str, Any]:
+    """Time slots, the prompts' pass included, and batches of the same prompts over `few` tokens."""
+    model = locked(layers)
+    generator = torch.Generator().manual_seed(0)
+    shape = (rows, prompt_tokens)
+    prompts = torch.randint(0, model.vocab_size, shape, generator=generator).tolist()
+
+    def timed(tokens: int) -> tuple[float, list[Generated]]:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        made = generate(model, prompts, max_new_tokens=tokens, rows=rows)
+        torch.cuda.synchronize()
+        return time.perf_counter() - start, made
+
+    first, _ = timed(new_tokens)
+    seconds, made = timed(new_tokens)
+    longest = prompt_tokens + new_tokens
+    with evaluating(model):
+        slots = slots_of(model, count=rows, capacity=longest, room=new_tokens, sampling=GREEDY)
+        steps = []
+        for place in (1, new_tokens // 2):
+            slots.begin((), new_tokens)
+            slots.admit(range(rows), prompts, None)
+            slots.step(place)
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            slots.step(20)
+            torch.cuda.synchronize()
+            steps.append(1000 * (time.perf_counter() - start) / 20)
+        kernels = kernels_of_a_step(slots)
+    found = {
+        "layers": layers,
+        "rows": rows,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "tokens_per_s": round(rows * new_tokens / seconds, 1),
+        "first_call_s": round(first, 1),
+        "step_ms": [round(step, 3) for step in steps],
+        "steps_tokens_per_s": [round(1000 * rows / step, 1) for step in steps],
+        "rms_logprob_difference": distance(model, prompts[:8], made[:8]),
+        "allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        **kernels,
+    }
+    forget_slots(model)
+    del slots
+    model.backend = replace(model.backend, slots=False)
+    timed(2)
+    one, _ = timed(1)
+    several, _ = timed(1 + few)
+    found["batches_step_ms"] = round(1000 * (several - one) / few, 2)
+    found["speed_ratio"] = found["batches_step_ms"] / statistics.mean(steps)
+    return found
+
+
 def main() -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--prompt-tokens", type=int, default=512)
-    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--rows", type=int, help="default: 4, in slots 64")
+    parser.add_argument("--prompt-tokens", type=int, help="default: 512, in slots 128")
+    parser.add_argument("--new-tokens", type=int, help="default: 32, in slots 256")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--slots", action="store_true", help="static slots of the locked model on a GPU")
+    parser.add_argument("--layers", type=int, default=80, help="of the locked model (default: all 80)")
     parser.add_argument("--record", action="store_true", help="append the result to results.jsonl")
     arguments = parser.parse_args()
-    found = measure(arguments.rows, arguments.prompt_tokens, arguments.new_tokens, arguments.repeats)
+    rows, prompt_tokens, new_tokens = (
+        given or default
+        for given, default in zip(
+            (arguments.rows, arguments.prompt_tokens, arguments.new_tokens),
+            (64, 128, 256) if arguments.slots else (4, 512, 32),
+            strict=True,
+        )
+    )
+    if arguments.slots:
+        found = measure_slots(arguments.layers, rows, prompt_tokens, new_tokens, few=12)
+        print(json.dumps(found))
+        if arguments.record:
+            record(
+                f"generate in slots, {arguments.layers} layers of the locked model",
+                found["tokens_per_s"],
+                "tokens/s",
+                comparator="a step of the same model and batch, operation by operation",
+                ratio=found["speed_ratio"],
+                details=found,
+            )
+        return
+    found = measure(rows, prompt_tokens, new_tokens, arguments.repeats)
     print(json.dumps(found))
     if arguments.record:
         record(

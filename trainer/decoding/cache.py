@@ -13,7 +13,7 @@ tokens: prompts are padded on the right, and padding is never kept.
     logits = next_logits(model, cache, logits.argmax(-1)[:, None])  # one step
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +85,11 @@ class DecodingCache:
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(part.numel() * part.element_size() for layer in self._layers.values() for part in layer)
+
+    def layers(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Yield number, keys and values of each layer, `[B, groups, slots, D]`, as they are kept."""
+        for number, (keys, values) in self._layers.items():
+            yield number, keys, values
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be named more than once (samples of one prompt).
@@ -290,13 +295,17 @@ def next_logits(
     hidden = extend(model, cache, tokens, counts)
     last = [hidden.shape[0] - 1] * hidden.shape[1] if counts is None else [count - 1 for count in counts]
     rows = torch.arange(hidden.shape[1], device=hidden.device)
-    chosen = hidden[torch.tensor(last, device=hidden.device), rows]
+    return head_logits(model, hidden[torch.tensor(last, device=hidden.device), rows])
+
+
+def head_logits(model: VPGPTModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits of final hidden states `[B, H]`: fp32 `[B, V]`, all of them on every tensor-parallel rank."""
     weight = model.head_weight
     if weight.device.type == "cuda" and weight.dtype != torch.float32:
         # Rounding the logits would make ties between the likeliest tokens and blur their probabilities.
-        logits = torch.mm(chosen, weight.t(), out_dtype=torch.float32)
+        logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
     else:  # on a CPU that would cost a copy of the head in fp32
-        logits = torch.nn.functional.linear(chosen, weight).float()
+        logits = torch.nn.functional.linear(hidden, weight).float()
     group = model.pg_collection.tp
     if group.size() > 1:
         parts = [torch.empty_like(logits) for _ in range(group.size())]

@@ -55,12 +55,7 @@ class CachedDecoder(Decoder):
     """
 
     def __init__(self, model: VPGPTModel) -> None:
-        if model.pg_collection.ep.size() > 1:
-            raise NotImplementedError(
-                f"generation with experts spread over {model.pg_collection.ep.size()} ranks: sequences end "
-                "at different steps on different ranks, which would wait for each other; load the model with "
-                "ep = 1"
-            )
+        refuse_spread_experts(model)
         self._model = model
         self._device = model.head_weight.device
         self._cache: DecodingCache | None = None
@@ -85,6 +80,19 @@ class CachedDecoder(Decoder):
         """Go on with these sequences."""
         assert self._cache is not None
         self._cache.select(rows)
+
+
+def refuse_spread_experts(model: VPGPTModel) -> None:
+    """Refuse to generate with a model whose experts are on several ranks.
+
+    Raises:
+        NotImplementedError: They are.
+    """
+    if model.pg_collection.ep.size() > 1:
+        raise NotImplementedError(
+            f"generation with experts spread over {model.pg_collection.ep.size()} ranks: sequences end at "
+            "different steps on different ranks, which would wait for each other; load the model with ep = 1"
+        )
 
 
 class HuggingFaceDecoder(Decoder):

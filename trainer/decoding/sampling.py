@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class Chance:
         """Return the next number, uniform in [0, 1)."""
         return float(self._generator.random())
 
+    def draws(self, count: int) -> NDArray[np.float64]:
+        """Return the next `count` numbers, those that as many calls of `draw` would."""
+        return self._generator.random(count)
+
 
 def keep_likely(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Logits over the temperature, -inf for tokens that top-k or top-p exclude.
@@ -86,11 +91,35 @@ def keep_likely(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     return logits
 
 
-def choose(logits: torch.Tensor, sampling: Sampling, chances: list[Chance]) -> tuple[list[int], list[float]]:
-    """Return the next token of each row.
+def pick(logits: torch.Tensor, sampling: Sampling, drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the next token of each row, without a word to the host.
 
     Sampling inverts the cumulative distribution in the order of token ids, in fp64, at the row's own random
-    number; one number is drawn per token, whatever the filters.
+    number.
+
+    Args:
+        logits: fp32 `[B, V]`.
+        sampling: The rule.
+        drawn: fp64 `[B]`, a number in [0, 1) of each row; not read when greedy.
+
+    Returns:
+        Tokens int64 `[B]`, and fp32 `[B]` the log-probability (natural logarithm) that the model itself gives
+        each: at temperature 1 and with no token excluded. It is not finite where a row's logits are not.
+    """
+    if sampling.greedy:
+        chosen = logits.argmax(dim=1)
+    else:
+        cumulative = keep_likely(logits, sampling).double().softmax(dim=1).cumsum(dim=1)
+        # Below the total, which rounding may leave a little off 1: the token found has a probability.
+        total = cumulative[:, -1]
+        point = torch.minimum(drawn * total, torch.nextafter(total, torch.zeros_like(total)))
+        chosen = torch.searchsorted(cumulative, point[:, None], right=True)[:, 0]
+        chosen = chosen.clamp(max=logits.shape[1] - 1)  # of a row of NaN, which whoever asks refuses
+    return chosen, logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=1)
+
+
+def choose(logits: torch.Tensor, sampling: Sampling, chances: list[Chance]) -> tuple[list[int], list[float]]:
+    """Return the next token of each row as `pick` does; one number is drawn per token, whatever the filters.
 
     Args:
         logits: fp32 `[B, V]`.
@@ -98,29 +127,23 @@ def choose(logits: torch.Tensor, sampling: Sampling, chances: list[Chance]) -> t
         chances: One per row; not touched when greedy.
 
     Returns:
-        Tokens, and the log-probability (natural logarithm) that the model itself gives each: at temperature
-        1 and with no token excluded.
+        Tokens and their log-probabilities.
 
     Raises:
         FloatingPointError: A row's logits are not finite.
     """
-    if sampling.greedy:
-        chosen = logits.argmax(dim=1)
-    else:
-        cumulative = keep_likely(logits, sampling).double().softmax(dim=1).cumsum(dim=1)
-        drawn = torch.tensor([chance.draw() for chance in chances], dtype=torch.float64)
-        # Below the total, which rounding may leave a little off 1: the token found has a probability.
-        total = cumulative[:, -1]
-        point = torch.minimum(drawn.to(total.device) * total, torch.nextafter(total, torch.zeros_like(total)))
-        chosen = torch.searchsorted(cumulative, point[:, None], right=True)[:, 0]
-        chosen = chosen.clamp(max=logits.shape[1] - 1)  # of a row of NaN, refused below
-    logprobs = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=1)
+    draws = [] if sampling.greedy else [chance.draw() for chance in chances]
+    chosen, logprobs = pick(logits, sampling, torch.tensor(draws, dtype=torch.float64, device=logits.device))
     found: list[float] = logprobs.tolist()
     if not np.isfinite(found).all():
-        row = int(np.flatnonzero(~np.isfinite(found))[0])
-        raise FloatingPointError(
-            f"the logits of row {row} are not finite: the weights are damaged, or activations overflow in "
-            "this dtype"
-        )
+        raise not_finite(int(np.flatnonzero(~np.isfinite(found))[0]))
     tokens: list[int] = chosen.tolist()
     return tokens, found
+
+
+def not_finite(row: int) -> FloatingPointError:
+    """Make the error of logits that no token can be chosen by."""
+    return FloatingPointError(
+        f"the logits of row {row} are not finite: the weights are damaged, or activations overflow in this "
+        "dtype"
+    )

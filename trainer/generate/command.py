@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.contract.printed import exact_json, print_refusal
+from trainer.contract.words import BACKENDS, require_word
 
 if TYPE_CHECKING:
     from trainer.decoding.generation import Generated
@@ -81,6 +82,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
+    parser.add_argument(
+        "--backend",
+        default="reference",
+        metavar="NAME",
+        help="of a checkpoint of ours (default: reference); fused: bf16 on a GPU, the prompts side by side",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object with ids and log-probabilities")
 
 
@@ -155,6 +162,7 @@ def _refuse(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--samples {options.samples} at temperature 0 would give equal texts; set --temperature"
         )
+    require_word(BACKENDS, options.backend, "--backend")
     if not options.conversation and (options.effort or options.experiment):
         raise ValueError("--effort and --experiment describe a conversation; add --conversation")
     if options.conversation and options.bos:
@@ -181,6 +189,10 @@ def _generate(options: argparse.Namespace, texts: list[str]) -> int:
             f"--tokenizer is missing: {options.checkpoint} has token ids of o200k; give the payload of "
             "o200k_tokenizer"
         )
+    if not ours and options.backend != "reference":
+        raise ValueError(
+            f"--backend {options.backend}: {options.checkpoint} is no checkpoint of ours; leave it out"
+        )
     if not ours and options.tokenizer is not None:
         raise ValueError(
             f"--tokenizer: {options.checkpoint} is no checkpoint of ours and brings its own; leave it out"
@@ -191,6 +203,7 @@ def _generate(options: argparse.Namespace, texts: list[str]) -> int:
         device=options.device,
         dtype=options.dtype,
         tokenizer=options.tokenizer,
+        backend=options.backend,
     )
     asked = [text for text in texts for _ in range(options.samples)]
     ids = [_encode(options, model, text) for text in asked]

@@ -95,6 +95,7 @@ class Backend:
         fuse: Makes one function of a chain of small operations of a training pass.
         capturable: Between embedding and final norm, forward and backward ask nothing of the device, so a
             CUDA graph can hold them.
+        slots: Sequences are decoded in static slots, `trainer.decoding.slots`.
         optimizer_kernels: The optimizer updates by its kernels what they can.
     """
 
@@ -105,6 +106,7 @@ class Backend:
     route: Route = route_and_balance
     fuse: Fuse = unfused
     capturable: bool = False
+    slots: bool = False
     optimizer_kernels: bool = False
 
 

@@ -37,6 +37,18 @@ class CachingCoreAttention(Protocol):
         """Attend to kept keys; see `trainer.model.core_attention.ReferenceCoreAttention`."""
         ...
 
+    def attend_slots(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> torch.Tensor:
+        """Keep a key and a value and attend; see `trainer.model.core_attention.ReferenceCoreAttention`."""
+        ...
+
 
 class KeyValueCache(Protocol):
     """What a layer asks of a cache: to keep its new keys and values, and to attend to all it has seen."""

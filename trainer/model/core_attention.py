@@ -134,6 +134,39 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
         out = attended[0] if len(attended) == 1 else torch.cat(attended, dim=3)
         return out.permute(3, 0, 1, 2, 4).reshape(length, batch, heads * dim).to(query.dtype)
 
+    def attend_slots(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> torch.Tensor:
+        """Keep one more key and value of each row, and attend to all that are kept of it.
+
+        Position p of a row has slot `p mod m`, so m slots hold its last m positions: all of them, or a
+        window. Asks nothing of the device.
+
+        Args:
+            query: `[1, B, heads, D]`.
+            key: `[1, B, groups, D]`.
+            value: `[1, B, groups, D]`.
+            keys: `[B, groups, m, D]`, written to.
+            values: `[B, groups, m, D]`, written to.
+            positions: int64 `[B]`, of the new tokens.
+
+        Returns:
+            `[1, B, heads · D]` in the dtype of `query`.
+        """
+        slots = keys.shape[2]
+        rows, place = torch.arange(len(positions), device=positions.device), positions % slots
+        keys[rows, :, place], values[rows, :, place] = key[0], value[0]
+        # How far behind the new token that of each slot is; further than its position: there is none yet.
+        distance = (positions[:, None] - torch.arange(slots, device=positions.device)) % slots
+        allowed = distance <= positions[:, None]
+        return self.attend_cached(query, keys, values, distance[:, None], allowed[:, None])
+
     def _attend_block(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, distance: torch.Tensor, allowed: torch.Tensor
     ) -> torch.Tensor:

@@ -202,6 +202,8 @@ def test_streamed_pieces_of_any_ids_are_their_text(tokenizer, ids):
         (["--conversation", "--experiment", "nowhere"], "nowhere"),
         (["--prompt", "-", "--prompt", "-"], "can be given once"),
         (["--temperature", "1", "--seed", "-5"], "seed = -5"),
+        (["--backend", "fusde"], "--backend: found 'fusde'"),
+        (["--backend", "fused", "--dtype", "bf16"], "set training.backend = 'reference'"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_words(checkpoint, ranks, capsys, flags, message):

@@ -21,5 +21,6 @@ BACKEND = Backend(
     route=route_and_balance,
     fuse=fused,
     capturable=True,
+    slots=True,
     optimizer_kernels=True,
 )
