@@ -414,6 +414,7 @@ def _warm() -> None:
         for verb in (
             ["show", "--sources", "synth@now"],
             ["why", "synth"],
+            ["plan", '+key:"smoke/synth"'],
             ["upgrade"],
             ["reap"],
             ["verify"],

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
     ["ls"],
     ["why"],
+    ["plan"],
     ["show"],
     ["lineage"],
     ["path"],
@@ -123,6 +124,23 @@ def test_ls_and_why_compare_with_present_code_and_recipe(store, chain):
     assert run("why", "vpmoe").output.splitlines()[0] == "smoke/vpmoe was never made"
     assert "did you mean vpmoe" in fails("why", "vpmo")
     assert "only the latest version" in fails("why", f"synth@{chain[0].version}")
+
+
+def test_plan_says_what_a_run_would_do_and_what_that_takes(store, chain):
+    lines = run("plan", "synth_kd_v1").output.splitlines()
+    assert lines[0].split() == ["ASSET", "ACTION", "WHY", "TIME", "TOKENS", "MEMORY", "DISK"]
+    assert "synth_harmony is not in the store, and not selected" in lines[1]
+    assert lines[2] == "1 assets of smoke: 1 refused"
+    answer = json.loads(run("plan", '+key:"smoke/synth_kd_v1"', "--json").output)
+    rows = {row["asset"]: row for row in answer["assets"]}
+    assert list(rows) == ["o200k_tokenizer", "synth", "synth_harmony", "synth_kd_v1"]
+    assert {row["action"] for row in rows.values()} == {"build"}
+    assert rows["synth"]["cost"]["seconds"] == 90.0
+    assert answer["seconds_unknown"] == ["o200k_tokenizer", "synth_harmony"]
+    assert 'The nearest key is "smoke/synth"' in fails("plan", 'key:"smoke/synt"')
+    assert "--config-json is no JSON" in fails("plan", "--config-json", "{")
+    wrong = '{"resources": {"trainer": {"config": {"device": "tpu"}}}}'
+    assert "device" in fails("plan", "--config-json", wrong)
 
 
 def test_ls_shows_damage_blocked_checks_and_unreadable_records(store):

@@ -18,7 +18,9 @@ from vpmoe_assets.commands.index import index
 from vpmoe_assets.commands.jobs import reap
 from vpmoe_assets.commands.lineage import lineage
 from vpmoe_assets.commands.ls import ls
+from vpmoe_assets.commands.make import make
 from vpmoe_assets.commands.path import path
+from vpmoe_assets.commands.plan import plan
 from vpmoe_assets.commands.reports import reports
 from vpmoe_assets.commands.show import show
 from vpmoe_assets.commands.sql import sql
@@ -66,6 +68,8 @@ def main() -> None:
 for _command in (
     ls,
     why,
+    plan,
+    make,
     show,
     lineage,
     path,

@@ -77,7 +77,7 @@ def main(options: argparse.Namespace) -> int:
     """
     from trainer.contract.schema.base import ConfigError
     from trainer.contract.schema.experiment import load_experiment
-    from trainer.count.distillation import run_tokens, store_size
+    from trainer.contract.tokens import run_tokens, store_size
 
     try:
         experiment = load_experiment(options.config)
@@ -219,8 +219,8 @@ def print_distillation(experiment: "Experiment") -> None:
     """Print the tokens of every run, and the store of the teacher's scores where there is one."""
     from rich.table import Table
 
+    from trainer.contract.tokens import run_tokens, store_size
     from trainer.contract.topk.size import SOURCE
-    from trainer.count.distillation import run_tokens, store_size
 
     found = run_tokens(experiment)
     kinds = list(dict.fromkeys(kind for run in found.values() for kind in run.by_kind))

@@ -111,7 +111,7 @@ def environment(root: Path = ROOT) -> dict[str, Any]:
     the driver and the cards through NVML (null and empty where there is none).
     """
     lock = root / "requirements.lock"
-    driver, gpus = _nvidia()
+    driver, gpus = nvidia()
     return {
         "lock_digest": file_sha256(lock) if lock.is_file() else None,
         "python": platform.python_version(),
@@ -174,7 +174,8 @@ def _torch_cuda() -> str | None:
     return match[1] if match else None
 
 
-def _nvidia() -> tuple[str | None, list[dict[str, Any]]]:
+def nvidia() -> tuple[str | None, list[dict[str, Any]]]:
+    """Return the driver's version and the cards (`name`, `memory_bytes`); null and empty without."""
     try:
         import pynvml
 

@@ -85,6 +85,12 @@ class RecordedStep:
         return self.record.asset
 
     @property
+    def closure(self) -> Closure:
+        """The code that decides its bytes, as recorded."""
+        payload = self.record.fingerprint_payload
+        return Closure((), payload.get("sources", {}), payload.get("packages", {}))
+
+    @property
     def inputs(self) -> Sequence[str]:
         """Names of the assets that it was made from."""
         return tuple(reference.role for reference in self.record.inputs)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+from vpmoe_assets.codebase.closure import Closure
 from vpmoe_assets.codebase.toolchain import toolchain_difference
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.lineage.acceptance import active_acceptance
@@ -53,6 +54,10 @@ class PresentStep(Protocol):
     @property
     def asset(self) -> str:
         """Bare name."""
+
+    @property
+    def closure(self) -> Closure:
+        """The code that decides its bytes."""
 
     @property
     def inputs(self) -> Sequence[str]:

@@ -9,8 +9,8 @@ import pytest
 from tests.trainer.contract.test_distillation_schema import experiment
 from trainer.__main__ import main
 from trainer.contract.schema.experiment import CONFIGS_DIR
+from trainer.contract.tokens import run_tokens, store_size
 from trainer.count import command
-from trainer.count.distillation import run_tokens, store_size
 
 
 def count(*arguments: str) -> int:
