@@ -42,7 +42,7 @@ DAGSTER_HOME_LINE := DAGSTER_HOME='$(CURDIR)' $(NOTE)
 setup: $(STAMP) .env  ## make the locked environment in .venv, and .env for Dagster
 
 ladder: $(STAMP) .env  ## materialise the whole graph of the smoke experiment
-	$(BIN)/dagster asset materialize -m vpmoe_assets.definitions --select '*'
+	$(BIN)/vpmoe make
 
 ui: $(STAMP) .env  ## open the Dagster UI on http://127.0.0.1:3000, or what is free; PORT=8080 chooses
 	@port=$$($(BIN)/python -m vpmoe_assets.port '$(subst ','\'',$(PORT))') && \

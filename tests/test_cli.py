@@ -26,6 +26,7 @@ COMMANDS = (
     ["ls"],
     ["why"],
     ["plan"],
+    ["make"],
     ["show"],
     ["lineage"],
     ["path"],

@@ -99,15 +99,16 @@ class Place:
 
     def ladder(self, forks: Forks | None = None) -> str:
         """Run the command of the Makefile: the installed program, or a fork, whose jobs start sooner."""
-        (line,) = re.findall(
-            r"^\t\$\(BIN\)/dagster (.*--select '\*')$", (ROOT / "Makefile").read_text(), re.M
-        )
+        (line,) = re.findall(r"^ladder:.*\n\t\$\(BIN\)/vpmoe (.*)$", (ROOT / "Makefile").read_text(), re.M)
         if forks is None:
-            return self.run("dagster", *shlex.split(line))
-        arguments = ["-m", "dagster", *shlex.split(line)]
-        done = forks.run(arguments, environment=self.environment, directory=self.directory)
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-        return done.stdout + done.stderr
+            said = self.run("vpmoe", *shlex.split(line))
+        else:
+            arguments = ["-m", "vpmoe_assets.cli", *shlex.split(line)]
+            done = forks.run(arguments, environment=self.environment, directory=self.directory)
+            assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+            said = done.stdout
+        (log,) = re.findall(r"^log: (.*)$", said, re.M)
+        return said + Path(log).read_text()
 
     def vpmoe(self, *arguments: str):
         return json.loads(self.run("vpmoe", *arguments, "--json"))

@@ -8,13 +8,13 @@ import click
 
 from vpmoe_assets.commands.common import (
     experiment_option,
-    human_bytes,
     json_option,
     print_json,
     print_table,
     user_errors,
 )
 from vpmoe_assets.commands.selection import config_option, run_config, selection_argument
+from vpmoe_assets.units import human_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,6 @@ import click
 
 from vpmoe_assets.commands.common import (
     experiment_option,
-    human_bytes,
     json_option,
     open_store,
     print_json,
@@ -14,6 +13,7 @@ from vpmoe_assets.commands.common import (
     user_errors,
 )
 from vpmoe_assets.commands.selection import bare_names, config_option, resolve, run_config, selection_argument
+from vpmoe_assets.units import human_bytes
 
 if TYPE_CHECKING:
     from vpmoe_assets.planning.actions import What
