@@ -197,7 +197,9 @@ def _close(plan: "Plan", ran: "Ran", screen: "Screen", named: str, log: "Path") 
     if screen.interrupted:
         click.echo("the next `vpmoe make` goes on from the last checkpoint")
     elif not ran.success and failed:
-        click.echo(f"look at: vpmoe show {failed[0].asset}; vpmoe why {failed[0].asset}; the log")
+        asset = failed[0].asset
+        known = asset in {action.asset for action in plan.actions}
+        click.echo(f"look at: {f'vpmoe show {asset}; vpmoe why {asset}; ' if known else ''}the log")
     else:
         last = next((action.asset for action in reversed(plan.actions)), None)
         click.echo(f"look at: vpmoe ls; make ui{'' if last is None else f'; vpmoe show {last}'}")

@@ -45,6 +45,8 @@ def resolve(selection: str, graph: "AssetGraph", experiment: str) -> "set[AssetK
     Raises:
         SelectionError: A part matches nothing, or is no selection.
     """
+    import warnings
+
     import dagster as dg
 
     from vpmoe_assets.selection_guard import refuse_empty_parts
@@ -52,7 +54,8 @@ def resolve(selection: str, graph: "AssetGraph", experiment: str) -> "set[AssetK
     names = {key.path[-1] for key in graph.materializable_asset_keys}
     parts = [part.strip() for part in selection.split(",")]
     given = [f"{experiment}/{part}" if part in names else part for part in parts]
-    with user_errors(dg.DagsterError):
+    with user_errors(dg.DagsterError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # of Dagster's own call, for `*`
         refuse_empty_parts(",".join(given), graph)
         found = dg.AssetSelection.from_coercible(given).resolve(graph)
     return {key for key in found if key in graph.materializable_asset_keys}

@@ -159,7 +159,8 @@ class _Planner:
 
     def _open(self, step: PresentStep, standing: Standing, open_inputs: Sequence[str]) -> Action:
         """Return what is known of a step with inputs that are made again."""
-        waits = f"if {', '.join(open_inputs)} {'come' if len(open_inputs) > 1 else 'comes'} out as before"
+        shown = open_inputs if len(open_inputs) < 4 else [*open_inputs[:2], f"{len(open_inputs) - 2} more"]
+        waits = f"if {', '.join(shown)} {'come' if len(open_inputs) > 1 else 'comes'} out as before"
         try:
             _, payload = step.fingerprint_of({})
         except DataError as error:

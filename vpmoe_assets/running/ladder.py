@@ -26,8 +26,14 @@ def ladder_rows(store: Store, experiment: str, checkpoints: Sequence[str]) -> li
         if own is not None:
             measured = _metrics(store, experiment, eval_name(asset)) or {}
             numbers = [*map(own.get, _OWN), *map(measured.get, _MEASURED)]
-            rows.append((asset, *numbers))
+            rows.append((asset, *map(_shown, numbers)))
     return rows
+
+
+def _shown(value: Any) -> str | None:
+    if value is None:
+        return None
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def _metrics(store: Store, experiment: str, asset: str) -> dict[str, Any] | None:

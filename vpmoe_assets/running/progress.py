@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 How = Literal["made", "reused", "failed"]
 _STYLES: Mapping[str, str] = {"made": "green", "reused": "dim", "failed": "bold red", "": "yellow"}
+_SCORES = ("core8/centered_mean", "ppl/text/nll")
+"""Metrics that say most of an evaluation."""
 _NUMBERS = 3
 """Headline numbers of an asset in its line."""
 _WARNING = 30
@@ -183,7 +185,7 @@ class Screen:
 
     def _headline(self, name: str) -> str:
         metrics = self._metrics(name)
-        told = [(key, metrics[key]) for key in HEADLINES if metrics.get(key) is not None]
+        told = [(key, metrics[key]) for key in (*HEADLINES, *_SCORES) if metrics.get(key) is not None]
         return ", ".join(f"{key} {_number(value)}" for key, value in told[:_NUMBERS])
 
     def _say(self, how: str, text: str) -> None:
@@ -220,7 +222,8 @@ def failure_message(event: DagsterEvent) -> str:
     error = data.error
     while error is not None and error.cause is not None:
         error = error.cause
-    return "" if error is None else error.message.strip()
+    said = "" if error is None else " ".join(error.message.split())
+    return said.removeprefix(f"dagster._core.errors.{error.cls_name}: ") if error is not None else said
 
 
 def _asset(event: DagsterEvent) -> str:
