@@ -311,6 +311,7 @@ def _become(call: Call, sandbox: Sandbox, output: int, errors: int) -> NoReturn:
             HOME=str(place / "home"),
             VPMOE_ARTIFACTS=str(place / "here" / "artifacts"),
             TMPDIR=str(place / "tmp"),
+            BROWSER="true",  # which opens nothing
         )
         os.environ.update(call.surroundings)
         tempfile.tempdir = None
