@@ -311,7 +311,6 @@ def _become(call: Call, sandbox: Sandbox, output: int, errors: int) -> NoReturn:
             HOME=str(place / "home"),
             VPMOE_ARTIFACTS=str(place / "here" / "artifacts"),
             TMPDIR=str(place / "tmp"),
-            BROWSER="true",  # which opens nothing
         )
         os.environ.update(call.surroundings)
         tempfile.tempdir = None
@@ -417,6 +416,7 @@ def _started(*_: object, as_json: bool = False, **__: object) -> NoReturn:
 
 def _warm() -> None:
     """Import what the verbs import when they run, so that no call does."""
+    click.launch = lambda *_, **__: 0  # type: ignore[assignment]
     importlib.import_module("vpmoe_assets.commands.make")._run = _started  # type: ignore[attr-defined]
     silent = io.StringIO()
     with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
