@@ -416,6 +416,7 @@ def _started(*_: object, as_json: bool = False, **__: object) -> NoReturn:
 
 def _warm() -> None:
     """Import what the verbs import when they run, so that no call does."""
+    importlib.import_module("vpmoe_assets.commands.new").directory = Path  # type: ignore[attr-defined]
     click.launch = lambda *_, **__: 0  # type: ignore[assignment]
     importlib.import_module("vpmoe_assets.commands.make")._run = _started  # type: ignore[attr-defined]
     silent = io.StringIO()

@@ -1,5 +1,6 @@
 """The command as its users meet it: output, JSON, exit codes, one-line errors."""
 
+import importlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.lineage.fabricate import damage, draft, fill, publish, recipe
+from trainer.contract.schema.experiment import load_experiment
 from vpmoe_assets.cli import main
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.record import RECORD_NAME
@@ -27,6 +29,7 @@ COMMANDS = (
     ["why"],
     ["plan"],
     ["make"],
+    ["new"],
     ["show"],
     ["lineage"],
     ["path"],
@@ -142,6 +145,26 @@ def test_plan_says_what_a_run_would_do_and_what_that_takes(store, chain):
     assert "--config-json is no JSON" in fails("plan", "--config-json", "{")
     wrong = '{"resources": {"trainer": {"config": {"device": "tpu"}}}}'
     assert "device" in fails("plan", "--config-json", wrong)
+
+
+def test_new_writes_an_experiment_that_states_what_differs_or_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("vpmoe_assets.commands.new"), "directory", lambda: tmp_path)
+    said = run(
+        "new", "mine", "--set", "stages.vpmoe_stage1.steps=16", "--set", 'training.dtype="bf16"'
+    ).output
+    path = tmp_path / "mine.toml"
+    assert said == f"{path} extends smoke; edit it, then: vpmoe plan -e mine\n"
+    found = load_experiment(path)
+    assert (found.name, found.stages.vpmoe_stage1.steps, found.training.dtype) == ("mine", 16, "bf16")
+    assert json.loads(run("new", "wide", "--from", "full", "--json").output)["extends"] == "full"
+    before = sorted(tmp_path.iterdir())
+    assert "is there already" in fails("new", "mine")
+    assert "did you mean 'smoke'" in fails("new", "other", "--from", "smok")
+    assert "the nearest valid key is 'steps'" in fails("new", "other", "--set", "stages.vpmoe_stage1.step=16")
+    assert "a text is quoted for TOML" in fails("new", "other", "--set", "training.dtype=bf16")
+    assert "expected KEY=VALUE" in fails("new", "other", "--set", "training.dtype")
+    assert "is no name" in fails("new", "../other")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_ls_shows_damage_blocked_checks_and_unreadable_records(store):

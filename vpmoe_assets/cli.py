@@ -19,6 +19,7 @@ from vpmoe_assets.commands.jobs import reap
 from vpmoe_assets.commands.lineage import lineage
 from vpmoe_assets.commands.ls import ls
 from vpmoe_assets.commands.make import make
+from vpmoe_assets.commands.new import new
 from vpmoe_assets.commands.path import path
 from vpmoe_assets.commands.plan import plan
 from vpmoe_assets.commands.reports import reports
@@ -70,6 +71,7 @@ for _command in (
     why,
     plan,
     make,
+    new,
     show,
     lineage,
     path,

@@ -4,7 +4,7 @@ import difflib
 import tomllib
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,7 +29,7 @@ from trainer.contract.schema.evaluate import (
     HuggingFaceCheckpoint,
     MegatronCheckpoint,
 )
-from trainer.contract.schema.inheritance import inherit, written
+from trainer.contract.schema.inheritance import EXTENDS, extend, inherit, written
 from trainer.contract.schema.rungs.ladder import WITHOUT_GEOMETRY, Rungs, parse_convert_recipe
 from trainer.contract.schema.rungs.rung import (
     GEOMETRY_TABLES,
@@ -381,14 +381,12 @@ def load_experiment(name_or_path: str | Path) -> Experiment:
         ConfigError: No such file, not TOML, or a key that is unknown, missing or wrong.
     """
     path = _locate(name_or_path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark
-        raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not valid TOML: {error}", origin=str(path)) from None
+    own, text = _read(path)
+    raw = _extended(own, path, ())
+    origin = f"{path.name} over {own[EXTENDS]}.toml" if EXTENDS in own else path.name
     merged, inherited = inherit(raw, WITHOUT_GEOMETRY, {TEACHER_TOPK})
     experiment = parse(
-        Experiment, merged, origin=path.name, source_path=lambda key: written(key, raw, inherited)
+        Experiment, merged, origin=origin, source_path=lambda key: written(key, raw, inherited)
     )
     if not str(name_or_path).endswith(".toml") and experiment.name != name_or_path:
         raise ConfigError(
@@ -397,6 +395,41 @@ def load_experiment(name_or_path: str | Path) -> Experiment:
         )
     experiment.__dict__["written"] = text  # beside the fields: it is no part of what makes two of them equal
     return experiment
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the tables of a file, and its text."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark
+        return tomllib.loads(text), text
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not valid TOML: {error}", origin=str(path)) from None
+
+
+def _extended(raw: dict[str, Any], path: Path, above: tuple[str, ...]) -> dict[str, Any]:
+    """Return the tables of a file over those of the experiment that it extends, if it does.
+
+    Args:
+        raw: Its tables.
+        path: Of the file.
+        above: Names of the experiments that extend it, the first one first.
+    """
+    if EXTENDS not in raw:
+        return raw
+    name = raw[EXTENDS]
+    if not isinstance(name, str) or name.endswith(".toml"):
+        raise ConfigError(
+            f"{EXTENDS}: found {name!r}; expected the name of an experiment in {CONFIGS_DIR.name}/, which is "
+            "part of the sources that records keep",
+            origin=path.name,
+        )
+    if name in above:
+        raise ConfigError(f"{EXTENDS}: {' → '.join((*above, name))} is a circle", origin=path.name)
+    try:
+        base = _locate(name)
+    except ConfigError as error:
+        raise ConfigError(f"{EXTENDS}: {error}", origin=path.name) from None
+    return extend(_extended(_read(base)[0], base, (*above, name)), raw)
 
 
 def _locate(name_or_path: str | Path) -> Path:

@@ -5,6 +5,28 @@ from typing import Any
 
 from trainer.contract.schema.explain import Path as KeyPath
 
+EXTENDS = "extends"
+"""Top-level key of a file that states only what differs from another experiment."""
+_OWN = ("name",)
+"""Keys that no experiment takes from another."""
+_VARIANT = "kind"
+"""Key of a table that says which other keys it has."""
+
+
+def extend(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tables of an experiment over those of the one that it extends.
+
+    Tables are merged key by key, all other values replaced, lists too. A table of another `kind` than in the
+    base replaces that one whole: its keys are others.
+
+    Args:
+        base: Of the experiment that is extended.
+        over: Of the file that extends it.
+    """
+    own = {key: value for key, value in base.items() if key not in _OWN}
+    given = {key: value for key, value in over.items() if key != EXTENDS}
+    return dict(_merge(own, given, variants=True))
+
 
 def inherit(
     raw: dict[str, Any], without_geometry: Collection[str], without_training: Collection[str]
@@ -49,14 +71,18 @@ def inherit(
     return merged, inherited
 
 
-def _merge(base: Mapping[str, Any], over: object) -> Any:
+def _merge(base: Mapping[str, Any], over: object, *, variants: bool = False) -> Any:
     if not isinstance(over, Mapping):
+        return over
+    if variants and over.get(_VARIANT, base.get(_VARIANT)) != base.get(_VARIANT):
         return over
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
         result[key] = (
-            _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+            _merge(below, value, variants=variants)
+            if isinstance(below, Mapping) and isinstance(value, Mapping)
+            else value
         )
     return result
 
