@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from vpmoe_assets import project
 from vpmoe_assets.commands.common import json_option, print_json, user_errors
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
@@ -51,9 +52,7 @@ def new(name: str, base: str, settings: tuple[str, ...], as_json: bool) -> None:
 
 def directory() -> Path:
     """Return where experiments lie."""
-    from trainer.contract.schema.experiment import CONFIGS_DIR
-
-    return CONFIGS_DIR
+    return project.ROOT / "configs"
 
 
 def _text(name: str, base: str, settings: tuple[str, ...]) -> str:
