@@ -44,6 +44,7 @@ COMMANDS = (
     ["reports"],
     ["reap"],
     ["browse"],
+    ["report-events"],
     ["site"],
 )
 

@@ -22,6 +22,7 @@ from vpmoe_assets.commands.make import make
 from vpmoe_assets.commands.new import new
 from vpmoe_assets.commands.path import path
 from vpmoe_assets.commands.plan import plan
+from vpmoe_assets.commands.report_events import report_events
 from vpmoe_assets.commands.reports import reports
 from vpmoe_assets.commands.show import show
 from vpmoe_assets.commands.sql import sql
@@ -87,6 +88,7 @@ for _command in (
     reap,
     browse,
     site,
+    report_events,
 ):
     main.add_command(_command)
 

@@ -7,6 +7,7 @@ from vpmoe_assets.assets.data import data_assets
 from vpmoe_assets.assets.distill import distill_assets
 from vpmoe_assets.assets.donors import donor_assets
 from vpmoe_assets.assets.evals import evals_assets
+from vpmoe_assets.assets.jobs import experiment_jobs
 from vpmoe_assets.assets.lineage import lineage_assets
 from vpmoe_assets.assets.rungs import rung_assets
 from vpmoe_assets.assets.sources import sources_assets
@@ -33,8 +34,10 @@ made += evals_assets(experiment, [name for name in experiment.ladder() if name i
 steps = {step.asset: step for produced in made for step in produced.steps}
 """What makes each asset, by its bare name: for whoever asks what present code would make."""
 
+groups = {spec.group_name for produced in made for spec in produced.definition.specs if spec.group_name}
 defs = dg.Definitions(
     assets=[*(produced.definition for produced in made), *lineage_assets(experiment)],
+    jobs=experiment_jobs(groups),
     resources={"store": StoreResource(), "index": IndexResource(), "trainer": TrainerResource()},
     # Steps are few and heavy: a process for each would cost more than the small ones take.
     executor=dg.in_process_executor,

@@ -20,6 +20,8 @@ def described(definitions: dg.Definitions) -> Iterator[str]:
     """One line for each asset, and one for each of its checks: a new asset adds lines and changes none."""
     for spec in outside(definitions):
         yield f"{spec.key.to_user_string()} written by others | group={spec.group_name}"
+    for job in definitions.jobs or ():
+        yield f"job {job.name}: {job.description}"
     steps = {spec.key: (spec, asset) for asset in made(definitions) for spec in asset.specs}
     for key in sorted(steps):
         spec, asset = steps[key]
@@ -49,6 +51,9 @@ def test_every_asset_is_described_and_has_a_code_version(tmp_path):
         assert len(spec.description.splitlines()[0]) < 120, "the first line stands alone in lists"
         assert spec.group_name in {"sources", "data", "rungs", "distill", "evals", "perf", "lineage"}
         assert 1 <= len(spec.kinds) <= 10
+        assert spec.owners == ["team:vpmoe"]
+        assert spec.tags["experiment"] == "smoke"
+        assert spec.tags["runs_in"] in {"trainer", "orchestrator"}
         if spec.group_name != "lineage":
             assert spec.code_version, spec.key
             assert spec.key in checked or spec.group_name == "evals", f"{spec.key} is published unchecked"

@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from tests.assets.graphs import DATA
+from vpmoe_assets.browse.links import page_url
 from vpmoe_assets.lineage.record import read_record
 
 
@@ -51,7 +52,7 @@ def test_the_provenance_tree_unfolds_the_ancestry(tiny_made):
         (1, tokenizer, " (above)"),
     ]
     assert run.metadata("synth_kd_v1")["provenance"].splitlines() == [
-        f"{'  ' * depth}- `{record.asset}` {record.version} · {record.digest[:12]}{note}"
+        f"{'  ' * depth}- [{record.asset}]({page_url(record)}) {record.version} · {record.digest[:12]}{note}"
         for depth, record, note in tree
     ]
 

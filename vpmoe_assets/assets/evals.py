@@ -24,7 +24,7 @@ from vpmoe_assets.assets.ladder import ladder_report
 from vpmoe_assets.assets.making import Making
 from vpmoe_assets.assets.presentation import table
 from vpmoe_assets.assets.produced import code_reference, explained
-from vpmoe_assets.assets.step import Produced, Step, asset_key
+from vpmoe_assets.assets.step import Produced, Step, asset_key, catalogued
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.codebase.tree import current
 from vpmoe_assets.codebase.words import job_roots
@@ -119,7 +119,11 @@ def _spec(plan: _Plan) -> dg.AssetSpec:
         group_name="evals",
         kinds={"pytorch", "json"},
         code_version=plan.step.code_version,
-        metadata=code_reference(_evaluations),
+        metadata={
+            "measures": dg.MetadataValue.asset(asset_key(plan.step.experiment, plan.checkpoint)),
+            **code_reference(_evaluations),
+        },
+        **catalogued(plan.step.experiment, trains=True),
     )
 
 

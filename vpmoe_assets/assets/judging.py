@@ -14,6 +14,7 @@ import dagster as dg
 from trainer.contract.canonical import canonical_json
 from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import Check
+from vpmoe_assets.events.metadata import finding_metadata
 from vpmoe_assets.lineage.errors import EvidenceMissing
 from vpmoe_assets.lineage.redaction import redact
 from vpmoe_assets.lineage.standing import Finding, Outcome, findings
@@ -77,11 +78,7 @@ def check_results(found: Sequence[Finding], key: dg.AssetKey) -> list[dg.AssetCh
             passed=finding.outcome == "passed" or finding.waived_by is not None,
             severity=dg.AssetCheckSeverity(finding.severity),
             description=finding.reason or None,
-            metadata={
-                **finding.metadata,
-                "outcome": finding.outcome,
-                "check_version": finding.version or "of the earlier schema",
-            },
+            metadata=finding_metadata(finding),
         )
         for finding in found
     ]

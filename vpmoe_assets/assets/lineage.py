@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 
 from trainer.contract.schema.experiment import Experiment
-from vpmoe_assets.assets.step import asset_key, records_key
+from vpmoe_assets.assets.step import asset_key, catalogued, records_key
 from vpmoe_assets.lineage.contents import Contents, make_up
 from vpmoe_assets.lineage.errors import IndexCorruptError, IndexLockedError, RecordError
 from vpmoe_assets.lineage.heads import Head
@@ -30,6 +30,7 @@ def lineage_assets(experiment: Experiment) -> list[dg.AssetsDefinition | dg.Asse
         ),
         group_name="lineage",
         kinds={"json"},
+        **catalogued(experiment),
     )
 
     # It depends on no asset, so that it runs where one failed, too, and after all of them by its priority.
@@ -38,6 +39,7 @@ def lineage_assets(experiment: Experiment) -> list[dg.AssetsDefinition | dg.Asse
         deps=[records],
         group_name="lineage",
         kinds={"duckdb"},
+        **catalogued(experiment),
         check_specs=[
             dg.AssetCheckSpec("counts_equal_records", asset=key, blocking=True),
             dg.AssetCheckSpec("records_verify", asset=key, blocking=True),

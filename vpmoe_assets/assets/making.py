@@ -14,12 +14,13 @@ import dagster as dg
 
 from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.judging import check_results, judge
-from vpmoe_assets.assets.presentation import record_metadata, record_written
+from vpmoe_assets.assets.presentation import record_written
 from vpmoe_assets.assets.step import Step
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.codebase.loaded import loaded_modules, unexplained, witnessed
 from vpmoe_assets.codebase.toolchain import toolchain_difference, toolchain_note
 from vpmoe_assets.codebase.unchanged import SourcesChangedError, loaded_here, require_unchanged
+from vpmoe_assets.events.metadata import record_metadata
 from vpmoe_assets.lineage.acceptance import acceptances_of, accepted_version, settle_acceptances
 from vpmoe_assets.lineage.kept import keep
 from vpmoe_assets.lineage.objects import ObjectStore
@@ -29,6 +30,7 @@ from vpmoe_assets.lineage.remarks import Remark
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.workarea import WorkArea
 from vpmoe_assets.resources.index import IndexResource
+from vpmoe_assets.resources.told import VERSION_TAG
 from vpmoe_assets.resources.trainer import TrainerResource
 
 
@@ -245,13 +247,14 @@ class Making:
             self.context.log.warning(missed)
         if not reused:
             self.context.log_event(record_written(self.experiment, record))
-        shown = record_metadata(record, item.directory, self.store, reused=reused)
+        special = metadata(item) if metadata else {}
+        shown = record_metadata(record, item.directory, self.store, reused=reused, special=special)
         return dg.MaterializeResult(
             asset_key=step.key,
-            metadata=shown | dict(metadata(item) if metadata else {}),
+            metadata=shown,
             data_version=dg.DataVersion(record.digest),
             check_results=check_results(found, step.key),
-            tags={"vpmoe/reused": str(reused).lower(), "vpmoe/version": record.version},
+            tags={"vpmoe/reused": str(reused).lower(), VERSION_TAG: record.version},
         )
 
     def _published(self, record: Record) -> Published:

@@ -14,7 +14,7 @@ import dagster as dg
 
 from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.making import Making
-from vpmoe_assets.assets.step import Produced, Step, asset_key
+from vpmoe_assets.assets.step import Produced, Step, asset_key, catalogued
 from vpmoe_assets.build import Built, Published
 from vpmoe_assets.checks.check import Check
 from vpmoe_assets.codebase.tree import current
@@ -98,6 +98,7 @@ def produced_asset(
             "deps": [asset_key(experiment, name) for name in [*step.inputs, *step.partial]],
             "check_specs": step.check_specs,
             "metadata": code_reference(function),
+            **catalogued(experiment, trains=trains),
         }
         asset = _training_asset(step, make, described, pool) if trains else _asset(step, make, described)
         return Produced(asset, (step,))

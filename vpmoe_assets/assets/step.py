@@ -11,6 +11,7 @@ from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import Check
 from vpmoe_assets.codebase.closure import Closure
 from vpmoe_assets.codebase.tree import SourceTree, current
+from vpmoe_assets.events.metadata import CODE_VERSION_DIGITS
 from vpmoe_assets.lineage.fingerprint import code_version, recipe_fingerprint
 
 
@@ -55,7 +56,7 @@ class Step:
     @property
     def code_version(self) -> str:
         """Identity and code, hashed, for Dagster."""
-        return code_version(self.identity, self.closure)[:16]
+        return code_version(self.identity, self.closure)[:CODE_VERSION_DIGITS]
 
     @property
     def check_specs(self) -> list[dg.AssetCheckSpec]:
@@ -92,6 +93,17 @@ class Produced:
 def asset_key(experiment: Experiment, asset: str) -> dg.AssetKey:
     """Return `<experiment>/<asset>`."""
     return dg.AssetKey([experiment.name, asset])
+
+
+def catalogued(experiment: Experiment, *, trains: bool = False) -> dict[str, Any]:
+    """Return by what people find an asset in the UI's catalogue: its owners and tags.
+
+    Args:
+        experiment: The experiment in force.
+        trains: Whether it launches a trainer job.
+    """
+    tags = {"experiment": experiment.name, "runs_in": "trainer" if trains else "orchestrator"}
+    return {"owners": ["team:vpmoe"], "tags": tags}
 
 
 def records_key(experiment: Experiment) -> dg.AssetKey:

@@ -11,6 +11,8 @@ from vpmoe_assets.lineage.witnesses import Sighting
 if TYPE_CHECKING:
     from dagster import DagsterInstance
 
+VERSION_TAG = "vpmoe/version"
+"""Of a materialisation: the version that it is about."""
 LATEST = 2
 """Materialisations of each asset that are asked for by default: the one of this run, and the one before."""
 _ALL = 10_000  # as many as Dagster gives at once
@@ -27,7 +29,7 @@ def told_by_dagster(instance: "DagsterInstance", experiment: str, limit: int = L
     for key in instance.get_asset_keys(prefix=[experiment]):
         for event in instance.fetch_materializations(key, limit=limit).records:
             told = event.asset_materialization
-            if told is None or (version := (told.tags or {}).get("vpmoe/version")) is None:
+            if told is None or (version := (told.tags or {}).get(VERSION_TAG)) is None:
                 continue
             record = told.metadata.get("record_digest")
             yield Sighting(

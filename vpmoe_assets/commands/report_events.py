@@ -1,0 +1,108 @@
+"""`vpmoe report-events`: a Dagster instance learns what the store holds."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vpmoe_assets import project
+from vpmoe_assets.commands.common import (
+    experiment_in_force,
+    experiment_option,
+    json_option,
+    open_store,
+    print_json,
+    user_errors,
+)
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+
+@click.command("report-events")
+@experiment_option
+@click.option("--offer", is_flag=True, help="Ask first on a terminal; elsewhere only say what could be done.")
+@json_option
+def report_events(experiment: str | None, offer: bool, as_json: bool) -> None:
+    """Tell Dagster what the store holds: each version that it does not know, as an event outside of runs.
+
+    For a new checkout on a shared store, or after .dagster was lost: assets read "never materialized" until
+    Dagster has an event of them. What is told comes from the records, so that what is out of date with
+    present code is marked as after a run. Again, nothing is told twice. The instance is that of DAGSTER_HOME,
+    or of the project's .env.
+
+    \b
+    Examples:
+      vpmoe report-events
+      vpmoe report-events -e full --json
+      vpmoe report-events --offer          # what `make ui` begins with
+    """  # noqa: D301
+    name = experiment_in_force(experiment)
+    store = open_store()
+    if not store.assets(name):
+        if as_json:
+            print_json({"experiment": name, "reported": [], "known": 0, "older": []})
+        elif not offer:
+            click.echo(f"no artifacts of experiment {name} in {store.root}")
+        return
+    from graphlib import CycleError
+
+    from vpmoe_assets.events.reporting import report_store, unreported
+
+    with _instance() as instance, user_errors(CycleError):
+        if offer:
+            missing = unreported(instance, store, name)
+            if not missing or not _wanted(len(missing), name):
+                return
+        reported = report_store(instance, store, name)
+    if as_json:
+        print_json(
+            {
+                "experiment": name,
+                "reported": reported.versions,
+                "known": reported.known,
+                "older": reported.older,
+            }
+        )
+        return
+    click.echo(f"{len(reported.versions)} versions of {name} reported; Dagster knew {reported.known} already")
+    if reported.older:
+        click.echo(f"left out, being older than what is known of their asset: {', '.join(reported.older)}")
+
+
+def _wanted(count: int, experiment: str) -> bool:
+    said = f"Dagster does not know the latest versions of {count} assets of {experiment} in the store"
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        return click.confirm(f"{said}. Report them, once?", default=True, err=True)
+    click.echo(f"{said}: `vpmoe report-events` reports them, once", err=True)
+    return False
+
+
+@contextlib.contextmanager
+def _instance() -> "Iterator[DagsterInstance]":
+    """Open the instance of DAGSTER_HOME, or of the project's `.env`.
+
+    Raises:
+        ClickException: There is none, or it cannot be used.
+    """
+    home = os.environ.get("DAGSTER_HOME") or _in_env_file()
+    if not home or not os.path.isabs(home):
+        said = f"DAGSTER_HOME is {home!r}, no absolute path" if home else "there is no DAGSTER_HOME"
+        raise click.ClickException(f"{said}: run `make setup`, which writes .env, or set DAGSTER_HOME")
+    from dagster import DagsterError
+
+    from vpmoe_assets.resources.told import instance_at
+
+    with user_errors(DagsterError, OSError), instance_at(Path(home)) as instance:
+        yield instance
+
+
+def _in_env_file() -> str | None:
+    from dotenv import dotenv_values
+
+    file = Path(project.ROOT / ".env")
+    return dotenv_values(file).get("DAGSTER_HOME") if file.is_file() else None

@@ -1,0 +1,1 @@
+"""What Dagster is told of an artifact, by the run that made it or afterwards."""
