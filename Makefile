@@ -44,8 +44,10 @@ setup: $(STAMP) .env  ## make the locked environment in .venv, and .env for Dags
 ladder: $(STAMP) .env  ## materialise the whole graph of the smoke experiment
 	$(BIN)/vpmoe make
 
-ui: $(STAMP) .env  ## open the Dagster UI on http://127.0.0.1:3000, or what is free; PORT=8080 chooses
+ui: $(STAMP) .env  ## open the Dagster UI on http://127.0.0.1:3000, or what is free, with the pages; PORT=8080 chooses
 	@port=$$($(BIN)/python -m vpmoe_assets.port '$(subst ','\'',$(PORT))') && \
+	export VPMOE_BROWSE_PORT=$$($(BIN)/python -m vpmoe_assets.port pages) && \
+	{ $(BIN)/vpmoe report-events --offer || true; } && { $(BIN)/vpmoe browse --beside & } && \
 	exec $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p "$$port"
 
 test: $(STAMP) .env lint  ## lint, then run every test this machine can run

@@ -12,6 +12,7 @@ ALSO = {
     ("accept",): ["--list"],
     ("browse",): ["--port", "0", "--until-idle", "0.05"],
     ("diff",): ["synth"],
+    ("report-events",): ["-e", "nonesuch"],
 }
 """And what a verb that does several things is asked for, beyond its required parameters."""
 SERVES = {"browse"}

@@ -1,12 +1,15 @@
-"""`python -m vpmoe_assets.port [PORT]`: print a port that the UI can have, or say why it has none."""
+"""`python -m vpmoe_assets.port [PORT | pages]`: print a port that the UI can have, or the pages beside it."""
 
 import errno
+import os
 import socket
 import sys
 from collections.abc import Sequence
 
 HOST = "127.0.0.1"
 USUAL = range(3000, 3100)
+PAGES = range(3100, 3200)
+"""Of `vpmoe browse`, beside the UI."""
 
 
 def port_for(wanted: str) -> int:
@@ -34,6 +37,9 @@ def port_for(wanted: str) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the port, and on standard error what a person is to know of it."""
+    if list(arguments) == ["pages"]:
+        print(os.environ.get("VPMOE_BROWSE_PORT") or _free(PAGES))
+        return 0
     try:
         port = port_for(" ".join(arguments).strip())
     except ValueError as error:
@@ -43,6 +49,11 @@ def main(arguments: Sequence[str]) -> int:
         print(f"port {USUAL[0]} is taken; the UI will be on http://{HOST}:{port}", file=sys.stderr)
     print(port)
     return 0
+
+
+def _free(ports: Sequence[int]) -> int:
+    """Return the first port that is free, or the first: whoever wants it says that it is taken."""
+    return next((port for port in ports if _refusal(port) is None), ports[0])
 
 
 def _refusal(port: int) -> OSError | None:

@@ -118,7 +118,7 @@ def _verb(project: Project) -> None:
     project.edit(
         "vpmoe_assets/cli.py",
         ("\n\n\nclass _Group", "\nfrom vpmoe_assets.commands.new_verb import new_verb\n\n\nclass _Group"),
-        ("in (ls, ", "in (new_verb, ls, "),
+        ("in (\n    ls,", "in (\n    new_verb,\n    ls,"),
     )
 
 

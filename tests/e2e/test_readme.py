@@ -43,7 +43,7 @@ def test_every_kind_of_command_is_shown():
     assert of("make")
     assert of("vpmoe")
     assert of("dagster", "asset", "materialize")
-    known = {"make", "vpmoe", "dagster", "python", ".", "source", "cd", "git"}
+    known = {"make", "vpmoe", "dagster", "dg", "python", ".", "source", "cd", "git"}
     assert {words[0] for words in LINES} - known == set(), "teach this test about the new program"
 
 

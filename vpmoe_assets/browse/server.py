@@ -1,6 +1,7 @@
 """The server of the pages: listening before anything is said, ended by Ctrl-C or when nobody reads on."""
 
 import errno
+import math
 import os
 import socket
 import threading
@@ -29,13 +30,21 @@ class Server:
         port: To listen on; 0 takes one that is free.
         expose: Whether an address that others can reach is meant.
         until_idle: Seconds without a request after which it ends; None for never.
+        beside: Whether it ends with the process that started it.
 
     Raises:
         ServerError: The address is open to others, and nobody said that this is meant.
     """
 
     def __init__(
-        self, store: Store, host: str, port: int, *, expose: bool = False, until_idle: float | None = None
+        self,
+        store: Store,
+        host: str,
+        port: int,
+        *,
+        expose: bool = False,
+        until_idle: float | None = None,
+        beside: bool = False,
     ) -> None:
         if not is_loopback(host) and not expose:
             raise ServerError(
@@ -43,7 +52,8 @@ class Server:
                 "whole store: add --expose if that is meant, or leave --host out"
             )
         self.store, self.host, self.port = store, host, port
-        self._until_idle = until_idle
+        self._until_idle = math.inf if until_idle is None else until_idle
+        self._parent = os.getppid() if beside else None
         self._asked = time.monotonic()
 
     @property
@@ -85,8 +95,7 @@ class Server:
         )
         server = uvicorn.Server(config)
         threading.Thread(target=pages.catalog.view, name="first look", daemon=True).start()
-        if self._until_idle is not None:
-            threading.Thread(target=self._wait, args=(server, self._until_idle), daemon=True).start()
+        threading.Thread(target=self._wait, args=(server,), name="end", daemon=True).start()
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
 
@@ -98,8 +107,10 @@ class Server:
 
         return noted
 
-    def _wait(self, server: uvicorn.Server, seconds: float) -> None:
-        while (left := self._asked + seconds - time.monotonic()) > 0:
+    def _wait(self, server: uvicorn.Server) -> None:
+        while (left := self._asked + self._until_idle - time.monotonic()) > 0:
+            if self._parent not in (None, os.getppid()):
+                break
             time.sleep(min(left, 1.0))
         server.should_exit = True
 

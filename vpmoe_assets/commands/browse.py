@@ -28,9 +28,16 @@ from vpmoe_assets.commands.common import (
 @click.option(
     "--until-idle", type=click.FloatRange(0), metavar="SECONDS", help="End after so long without a reader."
 )
+@click.option("--beside", is_flag=True, help="End with the process that started it.")
 @json_option
 def browse(
-    port: int | None, host: str, expose: bool, open_browser: bool, until_idle: float | None, as_json: bool
+    port: int | None,
+    host: str,
+    expose: bool,
+    open_browser: bool,
+    until_idle: float | None,
+    beside: bool,
+    as_json: bool,
 ) -> None:
     """Serve read-only pages over the store, until Ctrl-C.
 
@@ -50,7 +57,12 @@ def browse(
 
     with user_errors(ValueError, server.ServerError):
         served = server.Server(
-            open_store(), host, usual_port() if port is None else port, expose=expose, until_idle=until_idle
+            open_store(),
+            host,
+            usual_port() if port is None else port,
+            expose=expose,
+            until_idle=until_idle,
+            beside=beside,
         )
         with served.listening() as listener:
             if as_json:

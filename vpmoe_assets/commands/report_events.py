@@ -1,11 +1,8 @@
 """`vpmoe report-events`: a Dagster instance learns what the store holds."""
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -18,9 +15,6 @@ from vpmoe_assets.commands.common import (
     print_json,
     user_errors,
 )
-
-if TYPE_CHECKING:
-    from dagster import DagsterInstance
 
 
 @click.command("report-events")
@@ -49,11 +43,15 @@ def report_events(experiment: str | None, offer: bool, as_json: bool) -> None:
         elif not offer:
             click.echo(f"no artifacts of experiment {name} in {store.root}")
         return
+    home = _home()
     from graphlib import CycleError
 
-    from vpmoe_assets.events.reporting import report_store, unreported
+    from dagster import DagsterError
 
-    with _instance() as instance, user_errors(CycleError):
+    from vpmoe_assets.events.reporting import report_store, unreported
+    from vpmoe_assets.resources.told import instance_at
+
+    with user_errors(DagsterError, OSError, CycleError), instance_at(home) as instance:
         if offer:
             missing = unreported(instance, store, name)
             if not missing or not _wanted(len(missing), name):
@@ -82,23 +80,17 @@ def _wanted(count: int, experiment: str) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def _instance() -> "Iterator[DagsterInstance]":
-    """Open the instance of DAGSTER_HOME, or of the project's `.env`.
+def _home() -> Path:
+    """Return the directory of the instance: `$DAGSTER_HOME`, or that of the project's `.env`.
 
     Raises:
-        ClickException: There is none, or it cannot be used.
+        ClickException: Neither names one.
     """
     home = os.environ.get("DAGSTER_HOME") or _in_env_file()
     if not home or not os.path.isabs(home):
         said = f"DAGSTER_HOME is {home!r}, no absolute path" if home else "there is no DAGSTER_HOME"
         raise click.ClickException(f"{said}: run `make setup`, which writes .env, or set DAGSTER_HOME")
-    from dagster import DagsterError
-
-    from vpmoe_assets.resources.told import instance_at
-
-    with user_errors(DagsterError, OSError), instance_at(Path(home)) as instance:
-        yield instance
+    return Path(home)
 
 
 def _in_env_file() -> str | None:
