@@ -12,6 +12,7 @@ from vpmoe_assets.assets.lineage import lineage_assets
 from vpmoe_assets.assets.rungs import rung_assets
 from vpmoe_assets.assets.sources import sources_assets
 from vpmoe_assets.assets.teacher import teacher_assets
+from vpmoe_assets.console import install as readable_console
 from vpmoe_assets.project import experiment_name
 from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.store import StoreResource
@@ -19,6 +20,7 @@ from vpmoe_assets.resources.trainer import TrainerResource
 from vpmoe_assets.selection_guard import install as guard_selections
 
 guard_selections()
+readable_console()
 experiment = load_experiment(experiment_name())
 
 made = [

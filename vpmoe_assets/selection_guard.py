@@ -49,7 +49,7 @@ def install() -> None:
 
     @functools.wraps(asked)
     def guarded(self: dg.RepositoryDefinition, asset_keys: Iterable[dg.AssetKey]) -> dg.JobDefinition | None:
-        if (typed := _typed_selection()) is not None:
+        if (typed := typed_selection()) is not None:
             refuse_empty_parts(typed, self.asset_graph)
         return asked(self, asset_keys)
 
@@ -75,7 +75,7 @@ def refuse_empty_parts(typed: str, graph: AssetGraph) -> None:
                 )
 
 
-def _typed_selection() -> str | None:
+def typed_selection() -> str | None:
     """Return the selection of the command that is running, None where none is."""
     context = click.get_current_context(silent=True)
     given = [context.params.get(name) for name in _PARAMETERS] if context else []
