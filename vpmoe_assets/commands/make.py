@@ -175,10 +175,10 @@ def _close(plan: "Plan", ran: "Ran", screen: "Screen", named: str, log: "Path") 
     from trainer.contract.schema.experiment import load_experiment
     from vpmoe_assets.commands.common import open_store
     from vpmoe_assets.running.ladder import COLUMNS, ladder_rows
-    from vpmoe_assets.running.progress import duration
+    from vpmoe_assets.running.progress import HOW, duration
 
     done = screen.done.values()
-    counts = [(how, sum(each.how == how for each in done)) for how in ("made", "reused", "failed")]
+    counts = [(how, sum(each.how == how for each in done)) for how in HOW]
     text = ", ".join(f"{count} {how}" for how, count in counts if count) or "nothing was made"
     took = duration(sum(each.seconds for each in done))
     store, ladder = open_store(), load_experiment(named).ladder()

@@ -79,6 +79,11 @@ def load_location(experiment: str) -> dict[str, Any]:
     try:
         with user_errors(ConfigError, SourceError, SyntaxError):
             return runpy.run_module(CODE_LOCATION)
+    except (ImportError, NameError, AttributeError, TypeError, LookupError) as error:  # of code being edited
+        raise click.ClickException(
+            f"the code location does not load: {type(error).__name__}: {error}; "
+            f"`dagster definitions validate -m {CODE_LOCATION}` shows where"
+        ) from error
     finally:
         if before is None:
             del os.environ["VPMOE_EXPERIMENT"]

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TextIO
+from typing import TYPE_CHECKING, Any, Literal, Self, TextIO, get_args
 
 import dagster as dg
 from dagster import DagsterEvent, DagsterEventType, EventLogEntry
@@ -14,8 +14,15 @@ from vpmoe_assets.lineage.graph import HEADLINES
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-How = Literal["made", "reused", "failed"]
-_STYLES: Mapping[str, str] = {"made": "green", "reused": "dim", "failed": "bold red", "": "yellow"}
+How = Literal["made", "reused", "interrupted", "failed"]
+HOW: tuple[How, ...] = get_args(How)
+_STYLES: Mapping[str, str] = {
+    "made": "green",
+    "reused": "dim",
+    "interrupted": "yellow",
+    "failed": "bold red",
+    "": "yellow",
+}
 _SCORES = ("core8/centered_mean", "ppl/text/nll")
 """Metrics that say most of an evaluation."""
 _NUMBERS = 3
@@ -30,7 +37,7 @@ class Done:
 
     Attributes:
         asset: Bare name.
-        how: `made`, `reused` or `failed`.
+        how: `made`, `reused`, `interrupted` or `failed`.
         seconds: That it took in this run.
         version: In the store; None of one that failed.
         message: Of one that failed.
@@ -178,10 +185,11 @@ class Screen:
         name, message = _asset(event), failure_message(event)
         error = event.step_failure_data.error
         if error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
-            self.interrupted, message = True, "interrupted"
-        self.done[name] = Done(name, "failed", time.monotonic() - self._since, message=message)
+            self.interrupted, message = True, "its processes have ended"
+        how: How = "interrupted" if self.interrupted else "failed"
+        self.done[name] = Done(name, how, time.monotonic() - self._since, message=message)
         self._rest()
-        self._say("failed", f"{name:<{self._widest}}  {message}")
+        self._say(how, f"{name:<{self._widest}}  {message}")
 
     def _headline(self, name: str) -> str:
         metrics = self._metrics(name)
@@ -193,7 +201,7 @@ class Screen:
 
         word = how or "warning"
         style = "" if how == "made" else _STYLES[how]
-        line = Text(f"{word:<8}", style=_STYLES[how])
+        line = Text(f"{word:<7} ", style=_STYLES[how])
         self._console.print(line.append(text, style=style))
 
     def _rest(self) -> None:
