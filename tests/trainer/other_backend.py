@@ -21,6 +21,7 @@ from trainer.model.experts import StackedExperts
 from trainer.model.support_loss import chunked_support_loss
 
 FUSIONS = ("grouped_gemm",)
+KEEPS = ()
 
 
 class GatheredExperts(StackedExperts):

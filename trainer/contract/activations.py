@@ -5,14 +5,15 @@ the saved tensors of built models. T tokens of a micro-batch on a rank, c bytes 
 FFN widths and vocabulary are those of one tensor-parallel rank; a rank routes T / tp of the tokens, and an
 even load over experts is assumed.
 
-Of `fused` the same is counted but for attention and experts, whose kernels keep no probabilities and no
-sorted rows, and the smaller chunk of its loss. What its compiler keeps of small operations is not known here:
-those are counted as the reference's. The whole of `bench` came out as measured: 77.3 GiB.
+Of a backend that keeps attention, experts or the loss otherwise (`trainer.contract.keeping`) those are
+counted so. What a compiler keeps of small operations is not known here: they are counted as the reference's.
+The whole of `bench` on `fused` came out as measured.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.contract.keeping import keeps
 from trainer.contract.layers import dense_ffn_hidden_size, layer_kinds, moe_layers
 from trainer.contract.schema.architecture import Architecture
 
@@ -21,9 +22,8 @@ Device = Literal["cpu", "cuda"]
 GLOBAL_QUERY_BLOCK = 512
 LOCAL_QUERY_BLOCK = 128
 """Queries that attention works off at a time: of a global layer, and at least of a local one."""
-FUSED = "fused"
 FUSED_LOSS_LOGITS = 1 << 26
-"""256 MiB of logits at a time: a GPU that the model nearly fills has no gigabyte for them."""
+"""256 MiB, with `small_loss_chunks`: a GPU that the model nearly fills has no gigabyte for them."""
 LOSS_LOGITS: dict[Device, int] = {"cpu": 1 << 24, "cuda": 1 << 28}
 """Logits of the loss alive at a time: 64 MiB and 1 GiB of float32."""
 
@@ -53,6 +53,11 @@ class Pass:
     backend: str = "reference"
 
     @property
+    def keeps(self) -> frozenset[str]:
+        """What the backend keeps otherwise than the reference."""
+        return keeps(self.backend)
+
+    @property
     def tokens(self) -> int:
         """T."""
         return self.length * self.rows
@@ -73,7 +78,7 @@ class Pass:
     def loss_work(self) -> int:
         """Bytes of the loss beyond what it keeps: a chunk of logits, its gradient, copies of the head."""
         vocabulary, hidden = self.arch.vocab_size // self.tp, self.arch.model.hidden_size
-        logits = FUSED_LOSS_LOGITS if self.backend == FUSED else LOSS_LOGITS[self.device]
+        logits = FUSED_LOSS_LOGITS if "small_loss_chunks" in self.keeps else LOSS_LOGITS[self.device]
         chunk = min(max(1, logits // vocabulary), self.tokens) * vocabulary
         narrow_head = 0 if self.width == 4 else vocabulary * hidden
         if self.device == "cpu":  # multiplies in fp32
@@ -138,7 +143,9 @@ class Pass:
         """Count scaled q, k and v in fp32, and for each block of queries its probabilities and mask."""
         model, window = self.arch.model, self.arch.attention.window_size
         heads, groups = model.num_attention_heads // self.tp, model.num_query_groups // self.tp
-        if self.backend == FUSED:  # q, k, v (repeated where they carry a bias), the result, and log-sums
+        if (
+            "attention_sums" in self.keeps
+        ):  # q, k, v (repeated where they carry a bias), the result, and log-sums
             alibi = self.arch.grape.grape_a and not local
             kept = 2 * heads + 2 * (heads if alibi else groups)
             return self.tokens * (self.width * kept * model.head_dim + 4 * heads)
@@ -167,7 +174,7 @@ class Pass:
         router += 4 * tokens * experts * scores
         router += tokens * (12 * moe.topk + 9)
         pairs = tokens * moe.topk // self.tp
-        if self.backend == FUSED:  # weights, order, inverse and expert of each pair, and W₁ z + b₁
+        if "unsorted_tokens" in self.keeps:  # weights, order, inverse and expert of each pair, and W₁ z + b₁
             shared = c * tokens * 2 * (moe.shared_expert_size or 0) // self.tp if moe.shared_expert else 0
             return router + pairs * (4 + 24 + c * model.ffn_hidden_size) + shared
         rows = pairs * (c * model.hidden_size + 4 + 16)

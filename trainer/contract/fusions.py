@@ -4,10 +4,10 @@ They are no geometry. Each backend says which of them it honours, in a literal t
 importing the module, so that a config is checked where there is no torch.
 """
 
-import ast
 from collections.abc import Iterable
 from pathlib import Path
 
+from trainer.contract.literals import literal_of
 from trainer.contract.words import BACKENDS, words
 
 FUSIONS = ("grouped_gemm", "permute_fusion", "router_fusion")
@@ -48,9 +48,4 @@ def fusions_of(module: Path) -> frozenset[str]:
     Raises:
         ValueError: It assigns no literal of that name.
     """
-    for node in ast.parse(module.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and any(
-            isinstance(target, ast.Name) and target.id == "FUSIONS" for target in node.targets
-        ):
-            return frozenset(ast.literal_eval(node.value))
-    raise ValueError(f"{module} assigns no FUSIONS, the tuple of fusions that the backend honours")
+    return frozenset(literal_of(module, "FUSIONS", "the tuple of fusions that the backend honours"))

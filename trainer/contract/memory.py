@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 
-from trainer.contract.activations import FUSED, Device, Pass
+from trainer.contract.activations import Device, Pass
+from trainer.contract.keeping import keeps
 from trainer.contract.parameters import Parameter, parameters
 from trainer.contract.partition import Share, elementwise_unit, matrix_unit, plan
 from trainer.contract.schema.architecture import Architecture
@@ -39,7 +40,7 @@ class MemoryPlan:
         sharded: Whether optimizer state is spread over data-parallel ranks by whole matrices.
         weights: In the model's dtype.
         gradients: fp32, accumulated over micro-batches.
-        master: fp32 copies of weights that are not fp32 themselves.
+        master: fp32 copies of weights that are not fp32 themselves, or the low halves of them.
         momentum: NorMuon's first moment.
         row_second_moments: NorMuon's second moment, one fp32 per row.
         adam: AdamW's two fp32 moments.
@@ -99,12 +100,14 @@ def memory_plan(
         shard: Spread the optimizer's state.
     """
     width, settings = WIDTHS[training.dtype], training.optimizer
-    local = [_Local(entry, layout, width, settings) for entry in parameters(arch)]
+    kept = keeps(training.backend)
+    master = 2 if "low_halves" in kept else 4
+    local = [_Local(entry, layout, width, settings, master) for entry in parameters(arch)]
     state = max(_rank_states(local, settings, layout, shard=shard), key=lambda rank: sum(rank.values()))
     rows = training.micro_batch_size
     forward = Pass(arch, seq_len, rows, width, device, layout.tp, layout.ep, training.backend)
     activations = forward.saved()
-    if training.backend == FUSED:  # a captured pass keeps its memory; the kernels' own work space is small
+    if "captured_pass" in kept:  # and the kernels' own work space is small
         work = forward.loss_work()
     else:  # the optimizer works when the activations are gone: its work space counts where it exceeds them
         work = max(forward.loss_work(), _optimizer_work(local, layout, shard=shard) - activations)
@@ -125,17 +128,20 @@ def memory_plan(
 class _Local:
     """One parameter as a rank holds it, with the optimizer's algorithm for it."""
 
-    def __init__(self, entry: Parameter, layout: Layout, width: int, settings: OptimizerConfig) -> None:
+    def __init__(
+        self, entry: Parameter, layout: Layout, width: int, settings: OptimizerConfig, master: int
+    ) -> None:
         self.shape = entry.local_shape(layout.tp, layout.ep)
         self.elements = prod(self.shape)
         self.width = 4 if entry.float32 else width
+        self.master = 0 if self.width == 4 else master
         self.matrices = settings.name == "normuon" and entry.kind == "matrices"
         self.separate = entry.expert and (layout.ep > 1 or layout.tp > 1)
         split = layout.tp if entry.split is not None and not entry.expert else 1
         self.unit = matrix_unit(self.shape, split) if self.matrices else elementwise_unit(self.shape)
 
     def state_bytes(self, settings: OptimizerConfig) -> dict[str, int]:
-        state = {"master": 0 if self.width == 4 else 4 * self.elements}
+        state = {"master": self.master * self.elements}
         if self.matrices:
             state["momentum"] = WIDTHS[settings.momentum_dtype] * self.elements
             state["row_second_moments"] = 4 * self.elements // self.shape[-1]

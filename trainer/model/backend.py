@@ -1,9 +1,9 @@
 """What a backend is: the parts of a model that may be computed in more than one way.
 
-`trainer/model/backends/<word>.py` holds one `BACKEND` and its `FUSIONS`. Parameters, their names, shapes and
-initial values are the same whatever the backend, so any published checkpoint and any resume checkpoint loads
-under any of them. A backend either runs what is asked or raises `ConfigError` when its parts are built,
-naming the key, the value and the remedy.
+`trainer/model/backends/<word>.py` holds one `BACKEND`, its `FUSIONS` and what it `KEEPS`. Parameters, their
+names, shapes and initial values are the same whatever the backend, so any published checkpoint and any resume
+checkpoint loads under any of them. A backend either runs what is asked or raises `ConfigError` when its parts
+are built, naming the key, the value and the remedy.
 """
 
 from dataclasses import dataclass
@@ -96,7 +96,7 @@ class Backend:
         capturable: Between embedding and final norm, forward and backward ask nothing of the device, so a
             CUDA graph can hold them.
         slots: Sequences are decoded in static slots, `trainer.decoding.slots`.
-        optimizer_kernels: The optimizer updates by its kernels what they can.
+        optimizer_kernels: The optimizer updates by its kernels, which keep the low halves of master weights.
     """
 
     core_attention: CoreAttentionFactory

@@ -227,20 +227,29 @@ class VPGPTModel(GPTModel):
             layer.router.tokens_per_expert.zero_()
 
     def update_expert_bias(self, global_counts: torch.Tensor) -> None:
-        """Steer each router towards an even load; no effect where `moe.router_enable_expert_bias` is off.
+        """Steer each router towards an even load: `b_e += rate · sign(mean(n) − n_e)`.
+
+        No effect where `moe.router_enable_expert_bias` is off.
 
         Args:
             global_counts: `[MoE layers, E]`, `router_counts` summed over data-parallel ranks.
         """
-        for layer, counts in zip(self.moe_layers, global_counts, strict=True):
-            layer.router.update_expert_bias(counts)
+        biases = self._expert_bias_buffers()
+        if not biases:
+            return
+        load = global_counts.to(biases[0].device, torch.float64)
+        step = torch.sign(load.mean(dim=1, keepdim=True) - load).float()
+        with torch.no_grad():
+            torch._foreach_add_(biases, list(self.config.moe_router_bias_update_rate * step))
 
     def expert_biases(self) -> torch.Tensor | None:
         """Fp32 `[MoE layers, E]`, or None without MoE layers or with the bias off."""
-        biases = [
-            layer.router.expert_bias for layer in self.moe_layers if layer.router.expert_bias is not None
-        ]
+        biases = self._expert_bias_buffers()
         return torch.stack(biases) if biases else None
+
+    def _expert_bias_buffers(self) -> list[torch.Tensor]:
+        found = (layer.router.expert_bias for layer in self.moe_layers)
+        return [bias for bias in found if bias is not None]
 
     def _require_moe(self) -> list[MoELayer]:
         if not self.moe_layers:

@@ -193,7 +193,7 @@ class Router(MegatronModule, Float32Parameters):
     Attributes:
         weight: `[E, H]`, and `bias` `[E]`, in the model's dtype; logits are computed in
             `moe.router_dtype`.
-        expert_bias: fp32 `[E]` buffer, saved with the weights, moved by `update_expert_bias` alone.
+        expert_bias: fp32 `[E]` buffer, saved with the weights, moved by the model alone.
         tokens_per_expert: int64 `[E]`, routed tokens counted since the last reset, training passes only.
         aux_loss: Coefficient times the auxiliary loss of the last training pass, or None.
     """
@@ -268,20 +268,6 @@ class Router(MegatronModule, Float32Parameters):
             if config.moe_aux_loss_coeff and found.aux_loss is not None:
                 self.aux_loss = config.moe_aux_loss_coeff * found.aux_loss.float()
         return found.weights, found.chosen
-
-    @torch.no_grad()
-    def update_expert_bias(self, counts: torch.Tensor) -> None:
-        """Move the bias of each expert one step towards an even load: `b_e += rate · sign(mean(n) − n_e)`.
-
-        Args:
-            counts: `[E]`, tokens of the whole global batch (summed over data-parallel ranks), from one
-                optimizer step.
-        """
-        if self.expert_bias is None:
-            return
-        load = counts.to(self.expert_bias.device, torch.float64)
-        step = torch.sign(load.mean() - load).float()
-        self.expert_bias += self.config.moe_router_bias_update_rate * step
 
 
 def _count(chosen: torch.Tensor, experts: int) -> torch.Tensor:

@@ -206,13 +206,13 @@ class Optimizer:
             raise OptimizerError("finish() without a step under way: call launch() first.")
         norm, scale = launched.read()
         self._versions = self._current_versions()
-        if not math.isfinite(norm):
-            raise self._non_finite(norm)
         if launched.loss is not None and not math.isfinite(launched.loss.item()):
             raise NonFiniteGradientError(
                 f"the loss is {launched.loss.item()} at optimizer step {self._steps + 1}. No weight has "
                 "changed."
             )
+        if not math.isfinite(norm):
+            raise self._non_finite(norm)
         self._steps += 1
         return StepStats(
             grad_norm=norm,
@@ -249,12 +249,12 @@ class Optimizer:
 
     def _update(self, rate: Callable[[Route], float], loss: torch.Tensor | None) -> tuple[float, float]:
         """Update part by part what the kernels do not; return the norm and the factor that clipped by it."""
+        if loss is not None and not math.isfinite(loss.item()):
+            return math.nan, 1.0
         norm = self._norm()
         if not math.isfinite(norm):
             raise self._non_finite(norm)
         scale = min(1.0, self._clip_grad / (norm + CLIP_EPSILON)) if self._clip_grad else 1.0
-        if loss is not None and not math.isfinite(loss.item()):
-            return norm, scale
         if scale < 1 and self._stepping:
             torch._foreach_mul_([part.grad for part in self._stepping], scale)
         config = self._config

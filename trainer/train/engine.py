@@ -243,16 +243,19 @@ class Engine:
             losses.append((loss + aux).detach())
             aux_sum += aux.detach()
         document_tokens = torch.stack([(batch["doc_id"] >= 0).sum() for batch in batches]).sum()
-        for total in (aux_sum, document_tokens):
-            dist.all_reduce(total, group=group)
-        metrics: dict[str, Value] = dict(global_batch.metrics())
-        objective = float(metrics["loss"] or 0.0)
-        self._require_finite(objective + aux_sum.item(), share, losses)
+        totals = torch.stack((aux_sum, torch.stack(losses).double().sum(), document_tokens.double()))
+        dist.all_reduce(totals, group=group)
+        aux_sum, loss_sum, document_tokens = totals
         schedule, resting = settings.schedule, self.recipe.new_layers_only_steps
         fraction = lr_fraction(self.iteration, self.recipe.steps, schedule)
         thawed = thaw_fraction(self.iteration, self.recipe.steps, resting, schedule)
         try:
-            stats = self.optimizer.step(fraction, thawed)
+            # Nobody looks at the loss before all is launched: what is not finite changes nothing by itself.
+            self.optimizer.launch(fraction, thawed, loss=loss_sum)
+            metrics: dict[str, Value] = dict(global_batch.metrics())
+            objective = float(metrics["loss"] or 0.0)
+            self._require_finite(objective + aux_sum.item(), share, losses)
+            stats = self.optimizer.finish()
         except NonFiniteGradientError as error:
             raise NonFiniteError(f"step {self.iteration + 1} ({self._name(places)}): {error}") from error
         self.iteration += 1

@@ -48,6 +48,23 @@ def test_a_full_size_step_takes_what_was_measured_on_an_h200():
     assert plan.total / 2**30 == pytest.approx(83.4, rel=0.01)
 
 
+def test_low_halves_of_masters_are_half_of_them_and_nothing_else_of_the_state_differs():
+    experiment = load_experiment("bench")
+    recipe = experiment.train_recipe("vpmoe_stage1")
+    plain, low = (
+        memory_plan(
+            recipe.architecture,
+            recipe.training.model_copy(update={"backend": backend}),
+            Layout(),
+            seq_len=recipe.seq_len,
+        )
+        for backend in ("reference", "fused")
+    )
+    assert plain.master == 2 * low.master == 4 * (6_021_784_719 - 79 - 64)
+    assert plain.state - plain.master == low.state - low.master
+    assert low.total < 67 * 2**30
+
+
 def test_bench_fits_its_card():
     experiment = load_experiment("bench")
     recipe = experiment.train_recipe("vpmoe_stage1")

@@ -9,6 +9,7 @@ import torch
 from tests.trainer.model.model_cases import randomize, rows, tiny
 from tests.trainer.other_backend import add_backend
 from trainer.contract.fusions import FUSIONS, fusions_of
+from trainer.contract.keeping import KEEPS, keeps_of
 from trainer.contract.schema.base import ConfigError
 from trainer.contract.words import BACKENDS, require_word, words
 from trainer.model.backend import load_backend
@@ -21,6 +22,7 @@ ABSENT = '''
 import a_package_that_nobody_has
 
 FUSIONS = ()
+KEEPS = ()
 '''
 
 
@@ -113,12 +115,22 @@ def test_a_fusion_is_accepted_by_a_backend_that_honours_it_and_reaches_its_parts
 def test_what_is_read_of_a_backend_is_what_it_says(backend):
     module = importlib.import_module(f"{BACKENDS}.{backend}")
     assert fusions_of(words(BACKENDS)[backend]) == set(module.FUSIONS) <= set(FUSIONS)
+    assert keeps_of(words(BACKENDS)[backend]) == set(module.KEEPS) <= set(KEEPS)
+    assert module.BACKEND.optimizer_kernels is ("low_halves" in module.KEEPS)
 
 
 def test_a_backend_without_the_literal_is_named(tmp_path):
     (tmp_path / "silent.py").write_text('"""Says nothing."""\n')
     with pytest.raises(ValueError, match=r"silent\.py assigns no FUSIONS"):
         fusions_of(tmp_path / "silent.py")
+    with pytest.raises(ValueError, match=r"silent\.py assigns no KEEPS"):
+        keeps_of(tmp_path / "silent.py")
+
+
+def test_what_a_backend_keeps_is_said_in_known_words(tmp_path):
+    (tmp_path / "vague.py").write_text('KEEPS = ("low_halves", "a_lot")\n')
+    with pytest.raises(ValueError, match=r"vague\.py: KEEPS has 'a_lot'; allowed: attention_sums, "):
+        keeps_of(tmp_path / "vague.py")
 
 
 def test_words_are_modules_and_not_packages_or_private_ones(monkeypatch, tmp_path):

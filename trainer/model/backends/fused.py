@@ -12,6 +12,7 @@ from trainer.model.grouped_experts import GroupedExperts
 from trainer.model.support_loss import chunked_support_loss
 
 FUSIONS = ("grouped_gemm",)
+KEEPS = ("attention_sums", "unsorted_tokens", "captured_pass", "small_loss_chunks", "low_halves")
 
 BACKEND = Backend(
     core_attention=FlashCoreAttention,

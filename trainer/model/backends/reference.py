@@ -7,6 +7,7 @@ from trainer.model.experts import StackedExperts
 from trainer.model.support_loss import chunked_support_loss
 
 FUSIONS = ()
+KEEPS = ()
 
 BACKEND = Backend(
     core_attention=ReferenceCoreAttention,
