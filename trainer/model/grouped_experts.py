@@ -5,8 +5,9 @@ products a layer. Here the counts stay on the device: rows are sorted by expert,
 and one product takes the matrices of all experts, told by `offsets` where each one's rows end. Shapes do not
 depend on the routing, so a pass can be captured in a CUDA graph.
 
-What stands between the products is written for one row after another and left to torch's compiler in training
-passes, which makes a kernel or two of each; elsewhere, where shapes vary, it runs operation by operation.
+On a GPU the products are the kernels of `trainer.model.grouped_products`, which do what stands between them
+too; the sums over a token's choices are left to torch's compiler in training passes, and run operation by
+operation elsewhere, where shapes vary. On a CPU it is torch's `grouped_mm`, and each step a function here.
 """
 
 from typing import Any
@@ -22,6 +23,7 @@ from trainer.model.config import VPTransformerConfig, squared_relu
 from trainer.model.dispatch import sum_choices
 from trainer.model.experts import StackedExperts
 from trainer.model.fusing import fused, unfused
+from trainer.model.grouped_products import KernelFFN
 from trainer.model.pair_sort import SortedPairs, sort_pairs
 
 ALIGNMENT = 16
@@ -66,14 +68,22 @@ class GroupedExperts(StackedExperts):
 
     def _of_pairs(self, tokens: Tensor, weights: Tensor, pairs: SortedPairs) -> Tensor:
         matrices = self.weight1, self.bias1, self.weight2, self.bias2
-        fuse = tokens.is_cuda and self.training and torch.is_grad_enabled()
-        places = pairs.order, pairs.inverse, pairs.offsets, pairs.expert
-        out: Tensor = _GroupedFFN.apply(tokens, weights, *matrices, *places, fuse)
+        out: Tensor
+        if not uses_kernels(tokens):
+            out = _GroupedFFN.apply(tokens, weights, pairs, *matrices)
+            return out
+        run = fused if tokens.is_cuda and self.training and torch.is_grad_enabled() else unfused
+        out = KernelFFN.apply(run(combine), run(gather), tokens, weights, pairs, *matrices)
         return out
 
 
+def uses_kernels(tokens: Tensor) -> bool:
+    """Whether a layer runs by the kernels of `trainer.model.grouped_products`, which take a GPU."""
+    return tokens.is_cuda
+
+
 class _GroupedFFN(torch.autograd.Function):
-    """`Σ_k W₂ (p relu(W₁ z + b₁)²) + p b₂` of each token, keeping `z` and each pair's `W₁ z + b₁` alone.
+    """`Σ_k W₂ (p relu(W₁ z + b₁)²) + p b₂` of each token, keeping `z` and each pair's `W₁ z` alone.
 
     Rows of a grouped product that belong to nobody are undefined, so whatever reads a product masks them.
     """
@@ -83,26 +93,18 @@ class _GroupedFFN(torch.autograd.Function):
         ctx: Any,
         tokens: Tensor,
         weights: Tensor,
+        pairs: SortedPairs,
         weight1: Tensor,
         bias1: Tensor | None,
         weight2: Tensor,
         bias2: Tensor | None,
-        order: Tensor,
-        inverse: Tensor,
-        offsets: Tensor,
-        expert: Tensor,
-        fuse: bool,
     ) -> Tensor:
-        run = fused if fuse else unfused
-        topk = weights.shape[1]
-        inner = grouped_mm(tokens[order // topk], weight1.transpose(1, 2), offs=offsets)
-        weighted = run(activate)(inner, bias1, weights, order, offsets, expert)
+        order, inverse, offsets, expert = pairs
+        inner = grouped_mm(tokens[order // weights.shape[1]], weight1.transpose(1, 2), offs=offsets)
+        weighted = activate(inner, bias1, weights, order, offsets, expert)
         rows = grouped_mm(weighted, weight2.transpose(1, 2), offs=offsets)
-        ctx.save_for_backward(
-            tokens, weights, weight1, bias1, weight2, bias2, order, inverse, offsets, expert, inner
-        )
-        ctx.run = run
-        return run(combine)(rows, bias2, weights, inverse, offsets, expert)
+        ctx.save_for_backward(tokens, weights, weight1, bias1, weight2, bias2, *pairs, inner)
+        return combine(rows, bias2, weights, inverse, offsets, expert)
 
     @staticmethod
     @once_differentiable
@@ -110,26 +112,22 @@ class _GroupedFFN(torch.autograd.Function):
         tokens, weights, weight1, bias1, weight2, bias2, order, inverse, offsets, expert, inner = (
             ctx.saved_tensors
         )
-        run, topk = ctx.run, weights.shape[1]
-        of_rows = run(spread)(grad, order, offsets, topk)
+        topk = weights.shape[1]
+        of_rows = spread(grad, order, offsets, topk)
         to_weighted = grouped_mm(of_rows, weight2, offs=offsets)
-        to_inner, weighted, to_pairs = run(activate_backward)(
+        to_inner, weighted, to_pairs = activate_backward(
             to_weighted, inner, of_rows, bias1, bias2, weights, order, offsets, expert
         )
         to_rows = grouped_mm(to_inner, weight1, offs=offsets)
         p = weights.reshape(-1)[order].unsqueeze(1)
         return (
-            run(gather)(to_rows, inverse, offsets, topk),
+            gather(to_rows, inverse, offsets, topk),
             to_pairs[inverse].view(weights.shape),
+            None,
             grouped_mm(to_inner.t(), tokens[order // topk], offs=offsets),
             None if bias1 is None else _sum_by_expert(torch.ones_like(p), to_inner, offsets),
             grouped_mm(of_rows.t(), weighted, offs=offsets),
             None if bias2 is None else _sum_by_expert(p, of_rows, offsets),
-            None,
-            None,
-            None,
-            None,
-            None,
         )
 
 

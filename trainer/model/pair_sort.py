@@ -5,7 +5,7 @@ it. On a GPU it is one kernel, a program an expert, each of which looks at all p
 64-bit keys takes a dozen.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ _BLOCK = 4096
 """Pairs that a program looks at at a time."""
 
 
-@dataclass(frozen=True)
-class SortedPairs:
+class SortedPairs(NamedTuple):
     """Pairs sorted by expert, those of nobody last.
 
     Attributes:
