@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def runtime_bounds(monkeypatch):
-    """Let such a bound be counted to: Triton 3.6 asks NumPy for the int of an array `[1]`, which 2.5 refuses."""
+    """Let such a bound be counted to: Triton 3.6 asks NumPy for the int of an array, which 2.5 refuses."""
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor

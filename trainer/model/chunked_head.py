@@ -23,9 +23,9 @@ from trainer.errors import LossError
 CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
 """Logits alive at a time: 64 MiB and 1 GiB of float32."""
 
-Turn = Callable[[Tensor, Tensor, bool], None]
-"""`(logits [c, V/tp], rows [c], gradient wanted)`: takes the loss of a chunk, those rows of `hidden`,
-and where a gradient is wanted overwrites the logits by it."""
+Turn = Callable[[Tensor, Tensor, bool], Tensor | None]
+"""`(logits [c, V/tp], rows [c], gradient wanted)`: takes the loss of a chunk, those rows of `hidden`.
+Where a gradient is wanted it overwrites the logits by it, or returns it in the operands' type."""
 
 
 def check_operands(hidden: Tensor, head_weight: Tensor) -> None:
@@ -91,10 +91,11 @@ def run_head(
         at = chosen[start : start + chunk_tokens]
         states = _operand(hidden[at])
         logits = _product(states, head.t(), out=buffer[: len(at)])
-        turn(logits, at, want_hidden or want_head)
+        grad_logits = turn(logits, at, want_hidden or want_head)
         if grad_chosen is None and grad_head is None:
             continue
-        grad_logits = logits.to(states.dtype)
+        if grad_logits is None:
+            grad_logits = logits.to(states.dtype)
         if grad_chosen is not None:
             _product(grad_logits, head, out=grad_chosen[start : start + chunk_tokens])
         if grad_head is not None:

@@ -98,6 +98,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         _check_labels(labels[chosen], shard.vocabulary)
         ce = torch.zeros(len(hidden), dtype=wide, device=hidden.device)
 
+        def in_one_kernel(logits: Tensor, at: Tensor, want_gradient: bool) -> Tensor | None:
+            of_rows, grad_logits = cross_entropy_of_rows(
+                logits, labels[at], token_weights[at], hidden.dtype if want_gradient else None
+            )
+            ce[at] = of_rows
+            return grad_logits
+
         def turn(logits: Tensor, at: Tensor, want_gradient: bool) -> None:
             local = labels[at] - shard.first
             rows = torch.nonzero((local >= 0) & (local < shard.rows)).squeeze(1)
@@ -113,7 +120,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 logits.mul_((weights * log_scale.exp()).unsqueeze(1))
                 logits[rows, columns] -= weights[rows]
 
-        run_head(ctx, hidden, head_weight, chosen, group, chunk_tokens, grad_enabled, turn)
+        kernel = uses_kernel(hidden, shard)
+        by = in_one_kernel if kernel else turn
+        run_head(ctx, hidden, head_weight, chosen, group, chunk_tokens, grad_enabled, by)
         ctx.mark_non_differentiable(ce)
         return (ce[chosen] * token_weights[chosen].to(wide)).sum(), ce
 
@@ -121,6 +130,40 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         return *head_gradients(ctx, grad_loss), None, None, None, None, None, None
+
+
+def uses_kernel(hidden: Tensor, shard: VocabularyShard) -> bool:
+    """Whether a chunk is left to the kernel: on a GPU, where this rank holds the whole vocabulary."""
+    return hidden.is_cuda and hidden.dtype != torch.float64 and shard.size == 1
+
+
+def cross_entropy_of_rows(
+    logits: Tensor, labels: Tensor, weights: Tensor, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor | None]:
+    """Compute the cross-entropy of each row, and its weighted gradient, by `trainer.model.softmax_kernel`.
+
+    Args:
+        logits: fp32 `[c, V]`, left as they are.
+        labels: int64 `[c]`.
+        weights: fp32 `[c]`.
+        dtype: Of the gradient; None for none.
+
+    Returns:
+        fp32 `[c]`, and `[c, V]` or None.
+    """
+    from trainer.model.softmax_kernel import cross_entropy_rows
+
+    ce = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    grad = None if dtype is None else torch.empty_like(logits, dtype=dtype)
+    cross_entropy_rows[(len(logits),)](
+        logits, labels, weights.float(), ce, logits if grad is None else grad, VOCABULARY=logits.shape[1],
+        BLOCK=_KERNEL_COLUMNS, GRADIENT=grad is not None, num_warps=16,
+    )  # fmt: skip
+    return ce, grad
+
+
+_KERNEL_COLUMNS = 8192
+"""Columns that a program of the kernel works off at a time."""
 
 
 def _check_labels(labels: Tensor, vocabulary: int) -> None:
