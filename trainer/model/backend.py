@@ -19,7 +19,7 @@ from trainer.contract.schema.base import ConfigError
 from trainer.contract.words import BACKENDS, require_word
 from trainer.model.config import VPTransformerConfig
 from trainer.model.fusing import Fuse, unfused
-from trainer.model.router import Route, route_and_balance
+from trainer.model.router import Linear, Route, linear_in, route_and_balance
 from trainer.model.support_loss import Rule
 
 
@@ -91,7 +91,8 @@ class Backend:
         experts: The routed experts, given tokens, weights and choices.
         loss: The output head and the cross-entropy in one.
         support_loss: The output head and a loss of a few of its log-probabilities in one.
-        route: What a router does with its logits.
+        router_linear: The product that makes a router's logits.
+        route: What a router does with them.
         fuse: Makes one function of a chain of small operations of a training pass.
         capturable: Between embedding and final norm, forward and backward ask nothing of the device, so a
             CUDA graph can hold them.
@@ -103,6 +104,7 @@ class Backend:
     experts: ExpertsFactory
     loss: HeadLoss
     support_loss: SupportLoss
+    router_linear: Linear = linear_in
     route: Route = route_and_balance
     fuse: Fuse = unfused
     capturable: bool = False

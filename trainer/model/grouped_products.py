@@ -19,6 +19,7 @@ from trainer.model.pair_sort import SortedPairs
 from trainer.model.parameters import is_written, mark_written
 
 _COLUMNS, _DEPTH = 128, 64
+_OUTER = {"ROWS": 32, "num_warps": 8, "num_stages": 2}
 _FEW_ROWS = 96
 """Rows of an expert, on average, up to which a block has 64 of them, and 128 beyond."""
 
@@ -162,7 +163,7 @@ def weight_gradients(
         left.values, right.values, _pointer(weights, pairs.order), pairs.order, pairs.offsets, found[0],
         found[-1], LEFT=size, RIGHT=width, LEFT_TOPK=left.topk, RIGHT_TOPK=right.topk,
         ADD=direct and written == {True}, BIASED=bias is not None,
-        WEIGHED=weights is not None, ROWS=32, **blocks, num_warps=8, num_stages=2,
+        WEIGHED=weights is not None, **blocks, **_OUTER,
     )  # fmt: skip
     if not direct:
         return found[0], found[1] if bias is not None else None

@@ -10,7 +10,7 @@ from trainer.model.backend import ExpertsFactory
 from trainer.model.config import VPTransformerConfig
 from trainer.model.ffn import DenseFFN
 from trainer.model.parallel import gather_rows, split_rows
-from trainer.model.router import Route, Router
+from trainer.model.router import Linear, Route, Router
 
 
 class MoELayer(MegatronModule):
@@ -33,12 +33,13 @@ class MoELayer(MegatronModule):
         *,
         experts: ExpertsFactory,
         route: Route,
+        linear: Linear,
         **_: Any,
     ) -> None:
         super().__init__(config=config)
         self.tp_group = pg_collection.tp
         self.layer_number: int | None = None
-        self.router = Router(config, pg_collection, route=route)
+        self.router = Router(config, pg_collection, route=route, linear=linear)
         self.experts = experts(config, pg_collection)
         self.shared_experts: DenseFFN | None = None
         if config.moe_shared_expert_intermediate_size:

@@ -145,6 +145,16 @@ class Routing(NamedTuple):
 Route = Callable[..., Routing]
 """Of the type of `route_and_balance`."""
 
+Linear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.dtype], torch.Tensor]
+"""Of the type of `linear_in`."""
+
+
+def linear_in(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """Compute `hidden Wᵀ + b` with all operands in a type: `[…, H]` by `[E, H]` to `[…, E]`."""
+    return nn.functional.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
 
 def route_and_balance(
     logits: torch.Tensor,
@@ -210,9 +220,10 @@ class Router(MegatronModule, Float32Parameters):
         pg_collection: ProcessGroupCollection,
         *,
         route: Route = route_and_balance,
+        linear: Linear = linear_in,
     ) -> None:
         super().__init__(config=config)
-        self._route = route
+        self._route, self._linear = route, linear
         self._rules = RoutingRules(
             config.moe_router_topk,
             config.moe_router_score_function,
@@ -236,8 +247,7 @@ class Router(MegatronModule, Float32Parameters):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[…, H]` to `[…, E]` in the router's dtype."""
-        bias = None if self.bias is None else self.bias.to(self.dtype)
-        return nn.functional.linear(hidden.to(self.dtype), self.weight.to(self.dtype), bias)
+        return self._linear(hidden, self.weight, self.bias, self.dtype)
 
     def forward(
         self, hidden: torch.Tensor, padding: torch.Tensor | None

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Cross-entropy of a chunk of logits and its gradient, in two readings; alone, since Triton imports slowly."""
+"""Cross-entropy of a chunk of logits and its gradient, read twice; apart, since Triton imports slowly."""
 
 import triton
 import triton.language as tl

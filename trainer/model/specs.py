@@ -26,7 +26,9 @@ def block_spec(config: VPTransformerConfig, backend: Backend) -> TransformerBloc
         module=SelfAttention, submodules=SelfAttentionSubmodules(backend.core_attention, backend.fuse)
     )
     routed, dense = (
-        functools.partial(MoELayer, experts=backend.experts, route=backend.route),
+        functools.partial(
+            MoELayer, experts=backend.experts, route=backend.route, linear=backend.router_linear
+        ),
         functools.partial(DenseFFN),
     )
 

@@ -10,6 +10,7 @@ from trainer.model.fused_routing import route_and_balance
 from trainer.model.fusing import fused
 from trainer.model.grouped_experts import GroupedExperts
 from trainer.model.support_loss import chunked_support_loss
+from trainer.model.wide_product import wide_linear
 
 FUSIONS = ("grouped_gemm",)
 KEEPS = ("attention_sums", "unsorted_tokens", "captured_pass", "small_loss_chunks", "low_halves")
@@ -19,6 +20,7 @@ BACKEND = Backend(
     experts=GroupedExperts,
     loss=partial(chunked_cross_entropy, chunk_logits=FUSED_LOSS_LOGITS),
     support_loss=partial(chunked_support_loss, chunk_logits=FUSED_LOSS_LOGITS),
+    router_linear=wide_linear,
     route=route_and_balance,
     fuse=fused,
     capturable=True,
