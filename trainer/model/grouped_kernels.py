@@ -121,16 +121,12 @@ def inner_gradients(
     left = grad + (pair // TOPK)[:, None] * HIDDEN
     right = weight + expert.to(tl.int64) * (WIDTH * HIDDEN) + column[None, :]
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    biased = tl.zeros((ROWS, DEPTH), dtype=tl.float32)
     for at in range(0, HIDDEN, DEPTH):
         k = at + depth
         a = tl.load(left + k[None, :], mask=live[:, None] & (k < HIDDEN)[None, :], other=0.0)
         inside = (k < HIDDEN)[:, None] & (column < WIDTH)[None, :]
         b = tl.load(right + k[:, None] * WIDTH, mask=inside, other=0.0)
         total = tl.dot(a, b, total, input_precision="ieee")
-        if BIASED:
-            b2 = tl.load(bias2 + expert * HIDDEN + k, mask=k < HIDDEN, other=0.0)
-            biased += a.to(tl.float32) * b2.to(tl.float32)[None, :]
     place = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
     inside = live[:, None] & (column < WIDTH)[None, :]
     p = tl.load(weights + pair, mask=live, other=0.0)
@@ -138,8 +134,14 @@ def inner_gradients(
         tl.load(inner + place, mask=inside, other=0.0), bias1 + expert * WIDTH, column, p, WIDTH, BIASED
     )
     of_p = tl.sum(total * value * value, axis=1)
-    if BIASED:
-        of_p += tl.where(tl.program_id(1) == 0, tl.sum(biased, axis=1), 0.0)
+    if BIASED and tl.program_id(1) == 0:
+        biased = tl.zeros((ROWS, DEPTH), dtype=tl.float32)
+        for at in range(0, HIDDEN, DEPTH):
+            k = at + depth
+            a = tl.load(left + k[None, :], mask=live[:, None] & (k < HIDDEN)[None, :], other=0.0)
+            b2 = tl.load(bias2 + expert * HIDDEN + k, mask=k < HIDDEN, other=0.0)
+            biased += a.to(tl.float32) * b2.to(tl.float32)[None, :]
+        of_p += tl.sum(biased, axis=1)
     tl.store(to_pairs + tl.program_id(1) * n + row, of_p, mask=live)
     tl.store(weighted + place, again.to(weighted.dtype.element_ty), mask=inside)
     back = total * p[:, None] * 2.0 * value
