@@ -18,7 +18,7 @@ numbers = st.floats(allow_nan=True, allow_infinity=True) | st.integers(-(10**12)
 @given(st.lists(st.tuples(st.integers(0, 10**6), numbers), max_size=50))
 def test_a_chart_of_any_numbers_stays_within_its_frame(points):
     drawn = str(line_chart([Line("x", points)], title="t"))
-    finite = [value for _, value in points if math.isfinite(value)]
+    finite = [value for _, value in points if math.isfinite(value) and abs(value) < 1e100]
     assert bool(drawn) == bool(finite)
     for found in re.findall(r'points="([^"]*)"', drawn):
         for pair in found.split():

@@ -79,7 +79,7 @@ def test_the_overview_says_what_is_stale_and_why_and_shows_the_ladder(pages, sma
     said = text(shown(pages, "smoke/"))
     newer = small.store.latest("smoke", "synth")
     assert f"stale synth is now {newer.version}" in said
-    assert "blocked sha256: not the pin" in said
+    assert "blocked check sha256: not the pin" in said
     assert "26,166,479" in said
     assert "+0.250 ± 0.010" in said
     assert f'href="../{page_of(small.second)}">vpmoe_stage1<' in shown(pages, "smoke/").replace(
@@ -93,7 +93,7 @@ def test_an_artifacts_page_has_its_numbers_curves_checks_inputs_and_what_came_of
     for part in (
         "loss 1.5",
         "parameters 26,166,479",
-        "stale synth_kd_v1 is stale",
+        "synth_kd_v1 is stale",
         "Loss, nats",
         "vpmoe",
         "eval_vpmoe_stage1",

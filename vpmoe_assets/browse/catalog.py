@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from vpmoe_assets.lineage.errors import LineageError
-from vpmoe_assets.lineage.graph import stale_reasons
 from vpmoe_assets.lineage.heads import Damaged, Head
 from vpmoe_assets.lineage.layout import Versioned, directories, version_name
 from vpmoe_assets.lineage.record import InputRef, Record
@@ -83,16 +82,6 @@ class View:
         """Whether no newer version of the asset is there."""
         latest = self.assets[head.experiment][head.asset].latest
         return latest is not None and latest.version == head.version
-
-    def upstream_changes(self, experiment: str) -> Mapping[str, str]:
-        """Say for each asset of an experiment why its latest version is out of date with its inputs."""
-        if experiment not in self._stale:
-            self._stale[experiment] = stale_reasons(self.latest(experiment))
-        return self._stale[experiment]
-
-    @cached_property
-    def _stale(self) -> dict[str, Mapping[str, str]]:
-        return {}
 
     def _input(self, head: Head, reference: InputRef) -> Head | None:
         found = self.head(head.experiment, reference.asset, reference.version)

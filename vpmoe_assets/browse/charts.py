@@ -15,6 +15,8 @@ _MOST = 400
 _MARKED = 40
 """Points up to which each has a dot, with its value for whoever points at it."""
 _COLOURS = 6
+_LARGEST, _SMALLEST = 1e100, 1e-100
+"""Sizes between which numbers have a place of their own; larger ones are no measurement."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _legend(lines: Sequence[Line]) -> Markup:
 
 
 def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [(a, b) for a, b in points if math.isfinite(a) and math.isfinite(b)]
+    return [(a, b) for a, b in points if abs(a) < _LARGEST and abs(b) < _LARGEST]  # NaN is not less
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -131,19 +133,17 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    if low == high:
-        if low == 0:
-            return 0.0, 1.0
-        margin = abs(low) * 0.05
-        return low - margin, high + margin
-    return low, high
+    largest = max(abs(low), abs(high))
+    if high - low > max(largest * 1e-9, _SMALLEST):
+        return low, high
+    if largest < _SMALLEST:
+        return 0.0, 1.0
+    return low - largest * 0.05, high + largest * 0.05
 
 
 def _ticks(values: Sequence[float], about: int, *, whole: bool = False) -> list[float]:
     """Return round numbers within, or just around, a range."""
     low, high = _range(values)
-    if not math.isfinite(high - low) or high - low <= abs(high) * 1e-12:
-        return [low]
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)

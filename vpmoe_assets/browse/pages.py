@@ -12,14 +12,17 @@ from markupsafe import Markup
 
 from vpmoe_assets.browse import artifact, comparing
 from vpmoe_assets.browse.catalog import Asset, Catalog, View
+from vpmoe_assets.browse.comparison import Compared
 from vpmoe_assets.browse.drawing import Relative, family, node_of, picture
 from vpmoe_assets.browse.jobs import jobs
 from vpmoe_assets.browse.links import Links, page_of
-from vpmoe_assets.browse.state import LOOKED_AT, State, state_of
+from vpmoe_assets.browse.state import State, state_of
 from vpmoe_assets.lineage.digest import FileEntry
 from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.layout import Versioned
 from vpmoe_assets.lineage.record import MANIFEST_NAME, RECORD_NAME, Record, record_bytes
+from vpmoe_assets.lineage.remembered import recorded_steps
+from vpmoe_assets.lineage.staleness import Standing, standings, unfolded
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.units import human_bytes
 
@@ -29,8 +32,8 @@ FILES_A_PAGE = 1000
 _FILES_SHOWN = 12
 _VERSIONS_A_PAGE = 100
 
-Why = Callable[[str], Mapping[str, str]]
-"""Why present code, recipes or inputs would make other artifacts, by asset of an experiment."""
+Compare = Callable[[str], Compared]
+"""Where the assets of an experiment stand against present code, recipes and inputs."""
 
 
 class PageMissing(Exception):  # noqa: N818 (an answer, not a fault)
@@ -51,13 +54,13 @@ class Pages:
 
     Args:
         store: The store.
-        why: Asked why artifacts are out of date; by default only newer inputs count.
+        compare: Asked where the assets of an experiment stand; by default only newer inputs count.
     """
 
-    def __init__(self, store: Store, why: Why | None = None) -> None:
+    def __init__(self, store: Store, compare: Compare | None = None) -> None:
         self.store = store
         self.catalog = Catalog(store)
-        self._why = why
+        self._compare = compare or self._by_inputs
 
     def render(self, links: Links, query: Mapping[str, str] | None = None) -> str:
         """Return the page at an address.
@@ -112,11 +115,6 @@ class Pages:
                         return Raw(path.name, path=path)
         raise PageMissing("no record lists such a file, or it is no longer there")
 
-    def stale(self, view: View, experiment: str) -> Mapping[str, str]:
-        """Say for each asset of an experiment why its latest version is out of date."""
-        upstream = view.upstream_changes(experiment)
-        return upstream if self._why is None else {**upstream, **self._why(experiment)}
-
     def missing(self, links: Links, said: str) -> str:
         """Return the page that says that there is none."""
         return self._template("missing.html", links, said=said)
@@ -136,21 +134,20 @@ class Pages:
         if experiment not in view.assets:
             there = ", ".join(view.assets) or "none"
             raise PageMissing(f"there is no experiment {experiment!r} in the store; there is: {there}")
-        stale = self.stale(view, experiment)
+        compared = self._compare(experiment)
         assets = view.assets[experiment]
         records = {
             name: self.catalog.record(asset.latest)
             for name, asset in assets.items()
             if asset.latest is not None
         }
-        look = sum(len(record.files) for record in records.values() if record) <= LOOKED_AT
         rows = [
-            (asset, self._state(view, asset, records.get(name), stale.get(name), look=look))
+            (asset, self._state(view, asset, records.get(name), compared.found.get(name)))
             for name, asset in _by_use(assets)
         ]
         counts: dict[str, int] = {}
         for _, state in rows:
-            counts[state.css] = counts.get(state.css, 0) + 1
+            counts[state.word] = counts.get(state.word, 0) + 1
         report = next((h for n, h in view.latest(experiment).items() if n == "ladder_report"), None)
         ladder = None if report is None else artifact.ladder_of(self.store.payload(report))
         return self._template(
@@ -159,7 +156,8 @@ class Pages:
             experiment=experiment,
             rows=rows,
             counts=counts,
-            looked=look,
+            note=compared.note,
+            missing=[name for name, at in compared.found.items() if at.state == "missing"],
             ladder=ladder,
             report=report,
             evaluated=self._evaluated(view, report),
@@ -178,7 +176,7 @@ class Pages:
             head.version: previous for head, previous in zip(asset.heads[1:], asset.heads[:-1], strict=False)
         }
         latest = None if asset.latest is None else self.catalog.record(asset.latest)
-        reason = self.stale(view, asset.experiment).get(asset.name)
+        standing = self._compare(asset.experiment).found.get(asset.name)
         return self._template(
             "history.html",
             links,
@@ -186,7 +184,7 @@ class Pages:
             names=names,
             heads=shown,
             before=before,
-            state=self._state(view, asset, latest, reason),
+            state=self._state(view, asset, latest, standing),
             page=page,
             pages=pages,
         )
@@ -194,7 +192,7 @@ class Pages:
     def _artifact(self, view: View, links: Links, head: Head, record: Record) -> str:
         directory = self.store.directory(head)
         ladder = artifact.ladder_of(directory / "payload")
-        reason = self.stale(view, head.experiment).get(head.asset) if view.is_latest(head) else None
+        compared = self._compare(head.experiment) if view.is_latest(head) else Compared({})
         others = [each for each in reversed(view.assets[head.experiment][head.asset].heads) if each != head]
         return self._template(
             "artifact.html",
@@ -202,7 +200,9 @@ class Pages:
             head=head,
             record=record,
             directory=directory,
-            state=state_of(self.store, view, record, reason),
+            state=state_of(self.store, view, record, compared.found.get(head.asset)),
+            causes=unfolded(compared.found, head.asset) if head.asset in compared.found else (),
+            note=compared.note,
             facts=artifact.facts(record),
             numbers=artifact.numbers(record),
             cards=artifact.cards(record),
@@ -276,14 +276,15 @@ class Pages:
                     found[checkpoint] = head
         return found
 
-    def _state(
-        self, view: View, asset: Asset, record: Record | None, reason: str | None, *, look: bool = True
-    ) -> State:
+    def _state(self, view: View, asset: Asset, record: Record | None, standing: Standing | None) -> State:
         if asset.damaged and (asset.latest is None or record is None):
             return State("unreadable", str(asset.damaged[0].error))
         if record is None:
             return State("unreadable", "its record is gone or altered")
-        return state_of(self.store, view, record, reason, look=look)
+        return state_of(self.store, view, record, standing)
+
+    def _by_inputs(self, experiment: str) -> Compared:
+        return Compared(standings(self.store, experiment, recorded_steps(self.store, experiment)))
 
     def _asset(self, view: View, experiment: str, asset: str) -> Asset:
         found = view.assets.get(experiment, {}).get(asset)

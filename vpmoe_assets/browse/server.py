@@ -13,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vpmoe_assets.browse.app import LOOPBACK, application, is_loopback
+from vpmoe_assets.browse.comparison import Comparison
 from vpmoe_assets.browse.pages import Pages
 from vpmoe_assets.lineage.store import Store
 
@@ -86,7 +87,7 @@ class Server:
 
     def run(self, listener: socket.socket) -> None:
         """Serve until Ctrl-C, or until nobody reads on."""
-        pages = Pages(self.store)
+        pages = Pages(self.store, Comparison(self.store).of)
         config = uvicorn.Config(
             self._noted(application(pages, self._hosts())),
             log_level="warning",

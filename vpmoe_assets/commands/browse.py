@@ -13,6 +13,9 @@ from vpmoe_assets.commands.common import (
     user_errors,
 )
 
+_PATIENCE_S = 60.0
+"""How long a site waits for what present code would make."""
+
 
 @click.command()
 @click.option(
@@ -91,13 +94,14 @@ def site(directory: Path, assets: tuple[str, ...], experiment: str | None, as_js
       vpmoe site appendix
       vpmoe site appendix vpmoe_stage1 ladder_report -e full
     """  # noqa: D301
+    from vpmoe_assets.browse.comparison import Comparison
     from vpmoe_assets.browse.pages import Pages
     from vpmoe_assets.browse.site import SiteError, chosen, refuse_inside, write_site
 
     store, name = open_store(), experiment_in_force(experiment)
     with user_errors(SiteError):
         refuse_inside(directory, store.root)
-        pages = Pages(store)
+        pages = Pages(store, Comparison(store, patience_s=_PATIENCE_S).of)
         heads = chosen(pages.catalog.view(), name, assets)
         if not heads:
             raise SiteError(

@@ -1,0 +1,120 @@
+"""What present code and recipes would make, for pages of a server that outlives the code it began with.
+
+What it takes to know that is found out by a process of its own, from the sources as they are by then, and is
+remembered in the store. Until it is there, and where no experiment of that name can be loaded, only newer
+inputs count, and the page says so.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vpmoe_assets.codebase.tree import SourceTree
+from vpmoe_assets.lineage.remembered import StepMemory, present_key, recorded_steps
+from vpmoe_assets.lineage.staleness import Standing, standings
+from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.project import ROOT, experiment_name
+
+_LOOK_AGAIN_S = 1.0
+_SOURCES = ("trainer", "vpmoe_assets", "configs")
+_LONGEST_S = 120.0
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Where the assets of an experiment stand.
+
+    Attributes:
+        found: By bare name.
+        note: What a reader has to know of it; empty where everything was compared.
+    """
+
+    found: Mapping[str, Standing]
+    note: str = ""
+
+
+@dataclass
+class Comparison:
+    """The standings of a store's experiments, as the sources are when they are asked for.
+
+    Attributes:
+        store: The store.
+        patience_s: How long an answer waits for what is being found out.
+    """
+
+    store: Store
+    patience_s: float = 0.0
+    _signature: tuple[object, ...] = ()
+    _looked: float = float("-inf")
+    _tree: SourceTree | None = None
+    _finding: dict[str, threading.Thread] = field(default_factory=dict)
+
+    def of(self, experiment: str) -> Compared:
+        """Return where every asset of an experiment stands."""
+        named = self._named(experiment)
+        key = present_key(self._sources(), named)
+        memory = StepMemory(self.store.root / ".work" / "steps.json")
+        present = memory.recall(key)
+        if present is None:
+            if key not in self._finding:
+                thread = threading.Thread(target=self._find, args=(named,), name="comparison", daemon=True)
+                self._finding = {key: thread}
+                thread.start()
+            self._finding[key].join(self.patience_s)
+            present = memory.recall(key)
+        if present is not None and present.experiment == experiment:
+            return Compared(standings(self.store, experiment, present.steps, strict=present.strict))
+        busy = key in self._finding and self._finding[key].is_alive()
+        note = (
+            "Code and recipes are being compared; until then only newer inputs count."
+            if busy
+            else f"Compared with newer inputs alone: what {experiment} would make now is not known here."
+        )
+        return Compared(standings(self.store, experiment, recorded_steps(self.store, experiment)), note)
+
+    def _named(self, experiment: str) -> str:
+        """Return how an experiment is asked for: the one in force may be a file of another name."""
+        in_force = experiment_name()
+        if in_force.endswith(".toml") and Path(in_force).stem == experiment:
+            return in_force
+        return experiment
+
+    def _sources(self) -> SourceTree:
+        """Return the sources as they are: read again where a file was saved since."""
+        if self._tree is None or time.monotonic() - self._looked > _LOOK_AGAIN_S:
+            signature = tuple(_saved(ROOT))
+            if self._tree is None or signature != self._signature:
+                self._tree, self._signature = SourceTree(), signature
+            self._looked = time.monotonic()
+        return self._tree
+
+    def _find(self, named: str) -> None:
+        """Have a process load the code location, which leaves what it finds in the store."""
+        environment = os.environ | {"VPMOE_ARTIFACTS": str(self.store.root)}
+        subprocess.run(
+            [sys.executable, "-m", "vpmoe_assets.cli", "ls", "--json", "--experiment", named],
+            cwd=ROOT if not named.endswith(".toml") else None,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_LONGEST_S,
+            check=False,
+        )
+
+
+def _saved(root: Path) -> list[tuple[str, int, int]]:
+    """Return path, size and time of every source file."""
+    found = []
+    for package in _SOURCES:
+        for directory, below, files in os.walk(root / package):
+            below[:] = [name for name in below if name != "__pycache__"]
+            for name in files:
+                status = os.stat(os.path.join(directory, name))
+                found.append((os.path.join(directory, name), status.st_size, status.st_mtime_ns))
+    return sorted(found)
