@@ -5,13 +5,14 @@ remembered in the store. Until it is there, and where no experiment of that name
 inputs count, and the page says so.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vpmoe_assets.codebase.tree import SourceTree
@@ -39,6 +40,25 @@ class Compared:
 
 
 @dataclass
+class ByInputs:
+    """The standings where code and recipes count as unchanged.
+
+    Attributes:
+        store: The store.
+    """
+
+    store: Store
+
+    def of(self, experiment: str) -> Compared:
+        """Return where every asset of an experiment stands by its inputs."""
+        return Compared(standings(self.store, experiment, recorded_steps(self.store, experiment)))
+
+    def state(self, experiment: str) -> Hashable:
+        """Return nothing: the answer depends on the store alone."""
+        return None
+
+
+@dataclass
 class Comparison:
     """The standings of a store's experiments, as the sources are when they are asked for.
 
@@ -58,7 +78,7 @@ class Comparison:
         """Return where every asset of an experiment stands."""
         named = self._named(experiment)
         key = present_key(self._sources(), named)
-        memory = StepMemory(self.store.root / ".work" / "steps.json")
+        memory = StepMemory(self._memory)
         present = memory.recall(key)
         if present is None:
             if key not in self._finding:
@@ -75,7 +95,19 @@ class Comparison:
             if busy
             else f"Compared with newer inputs alone: what {experiment} would make now is not known here."
         )
-        return Compared(standings(self.store, experiment, recorded_steps(self.store, experiment)), note)
+        return replace(ByInputs(self.store).of(experiment), note=note)
+
+    def state(self, experiment: str) -> Hashable:
+        """Return what an answer depends on beside the store: while it is the same, so is the answer."""
+        tree = self._sources()
+        busy = any(thread.is_alive() for thread in self._finding.values())
+        with contextlib.suppress(FileNotFoundError):
+            return id(tree), self._signature, busy, os.stat(self._memory).st_mtime_ns
+        return id(tree), self._signature, busy
+
+    @property
+    def _memory(self) -> Path:
+        return self.store.root / ".work" / "steps.json"
 
     def _named(self, experiment: str) -> str:
         """Return how an experiment is asked for: the one in force may be a file of another name."""

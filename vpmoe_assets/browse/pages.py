@@ -1,7 +1,8 @@
 """The pages: an address in, HTML out. Whether a server asks or a directory is written makes no difference."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError
@@ -12,17 +13,17 @@ from markupsafe import Markup
 
 from vpmoe_assets.browse import artifact, comparing
 from vpmoe_assets.browse.catalog import Asset, Catalog, View
-from vpmoe_assets.browse.comparison import Compared
+from vpmoe_assets.browse.comparison import ByInputs, Compared, Comparison
 from vpmoe_assets.browse.drawing import Relative, family, node_of, picture
 from vpmoe_assets.browse.jobs import jobs
 from vpmoe_assets.browse.links import Links, page_of
 from vpmoe_assets.browse.state import State, state_of
+from vpmoe_assets.lineage.changes import Changes
 from vpmoe_assets.lineage.digest import FileEntry
 from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.layout import Versioned
 from vpmoe_assets.lineage.record import MANIFEST_NAME, RECORD_NAME, Record, record_bytes
-from vpmoe_assets.lineage.remembered import recorded_steps
-from vpmoe_assets.lineage.staleness import Standing, standings, unfolded
+from vpmoe_assets.lineage.staleness import Standing, unfolded
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.units import human_bytes
 
@@ -31,9 +32,6 @@ STYLE = HERE / "style.css"
 FILES_A_PAGE = 1000
 _FILES_SHOWN = 12
 _VERSIONS_A_PAGE = 100
-
-Compare = Callable[[str], Compared]
-"""Where the assets of an experiment stand against present code, recipes and inputs."""
 
 
 class PageMissing(Exception):  # noqa: N818 (an answer, not a fault)
@@ -57,10 +55,11 @@ class Pages:
         compare: Asked where the assets of an experiment stand; by default only newer inputs count.
     """
 
-    def __init__(self, store: Store, compare: Compare | None = None) -> None:
+    def __init__(self, store: Store, compare: Comparison | ByInputs | None = None) -> None:
         self.store = store
         self.catalog = Catalog(store)
-        self._compare = compare or self._by_inputs
+        self._compare = compare or ByInputs(store)
+        self._compared: dict[str, tuple[View, Hashable, Compared]] = {}
 
     def render(self, links: Links, query: Mapping[str, str] | None = None) -> str:
         """Return the page at an address.
@@ -134,7 +133,7 @@ class Pages:
         if experiment not in view.assets:
             there = ", ".join(view.assets) or "none"
             raise PageMissing(f"there is no experiment {experiment!r} in the store; there is: {there}")
-        compared = self._compare(experiment)
+        compared = self._standings(view, experiment)
         assets = view.assets[experiment]
         records = {
             name: self.catalog.record(asset.latest)
@@ -176,7 +175,7 @@ class Pages:
             head.version: previous for head, previous in zip(asset.heads[1:], asset.heads[:-1], strict=False)
         }
         latest = None if asset.latest is None else self.catalog.record(asset.latest)
-        standing = self._compare(asset.experiment).found.get(asset.name)
+        standing = self._standings(view, asset.experiment).found.get(asset.name)
         return self._template(
             "history.html",
             links,
@@ -192,7 +191,7 @@ class Pages:
     def _artifact(self, view: View, links: Links, head: Head, record: Record) -> str:
         directory = self.store.directory(head)
         ladder = artifact.ladder_of(directory / "payload")
-        compared = self._compare(head.experiment) if view.is_latest(head) else Compared({})
+        compared = self._standings(view, head.experiment) if view.is_latest(head) else Compared({})
         others = [each for each in reversed(view.assets[head.experiment][head.asset].heads) if each != head]
         return self._template(
             "artifact.html",
@@ -283,8 +282,13 @@ class Pages:
             return State("unreadable", "its record is gone or altered")
         return state_of(self.store, view, record, standing)
 
-    def _by_inputs(self, experiment: str) -> Compared:
-        return Compared(standings(self.store, experiment, recorded_steps(self.store, experiment)))
+    def _standings(self, view: View, experiment: str) -> Compared:
+        """Return where every asset of an experiment stands, found anew where something has changed."""
+        state = (_changed(self.store.root), self._compare.state(experiment))
+        known = self._compared.get(experiment)
+        if known is None or known[0] is not view or known[1] != state:
+            known = self._compared[experiment] = view, state, self._compare.of(experiment)
+        return known[2]
 
     def _asset(self, view: View, experiment: str, asset: str) -> Asset:
         found = view.assets.get(experiment, {}).get(asset)
@@ -323,6 +327,14 @@ class Pages:
         environment.tests["mapping_or_list"] = lambda value: isinstance(value, dict | list) and bool(value)
         environment.globals |= {"page_of": page_of, "raw": _raw}
         return environment
+
+
+def _changed(root: Path) -> int | None:
+    """Return when somebody last noted, or settled, a change of what the store says of a version."""
+    try:
+        return os.stat(Changes(root).directory).st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def raw_names(record: Record) -> set[str]:

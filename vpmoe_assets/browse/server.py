@@ -87,7 +87,7 @@ class Server:
 
     def run(self, listener: socket.socket) -> None:
         """Serve until Ctrl-C, or until nobody reads on."""
-        pages = Pages(self.store, Comparison(self.store).of)
+        pages = Pages(self.store, Comparison(self.store))
         config = uvicorn.Config(
             self._noted(application(pages, self._hosts())),
             log_level="warning",

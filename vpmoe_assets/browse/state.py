@@ -34,14 +34,14 @@ def state_of(store: Store, view: View, record: Record, standing: Standing | None
         record: Of the artifact.
         standing: Of the latest version of its asset, where that was compared.
     """
-    same = standing is not None and standing.record is not None
-    if same and standing.record.record_digest == record.record_digest:
-        return State(standing.state, standing.summary.partition(": ")[2])
     if damage := payload_problems(store.directory(record), record, None):
         more = f" and {len(damage) - 1} more" if len(damage) > 1 else ""
         return State("damaged", f"{damage[0].path} {damage[0].message}{more}")
     if blocking := store.blocked_by(record):
-        return State("blocked", f"{blocking[0].check}: {blocking[0].reason or blocking[0].outcome}")
+        return State("blocked", f"check {blocking[0].check}: {blocking[0].reason or blocking[0].outcome}")
+    compared = None if standing is None else standing.record
+    if standing is not None and compared is not None and compared.record_digest == record.record_digest:
+        return State(standing.state, standing.summary.partition(": ")[2])
     newest = view.assets[record.experiment][record.asset].latest
     if newest is not None and newest.version != record.version:
         return State("superseded", f"{newest.version} is newer")

@@ -101,7 +101,7 @@ def site(directory: Path, assets: tuple[str, ...], experiment: str | None, as_js
     store, name = open_store(), experiment_in_force(experiment)
     with user_errors(SiteError):
         refuse_inside(directory, store.root)
-        pages = Pages(store, Comparison(store, patience_s=_PATIENCE_S).of)
+        pages = Pages(store, Comparison(store, patience_s=_PATIENCE_S))
         heads = chosen(pages.catalog.view(), name, assets)
         if not heads:
             raise SiteError(
