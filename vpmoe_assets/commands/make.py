@@ -139,10 +139,10 @@ def _run(
 ) -> "tuple[Ran, Screen, Path]":
     from trainer.contract.schema.experiment import load_experiment
     from vpmoe_assets.commands.common import open_store
-    from vpmoe_assets.commands.present import CODE_LOCATION, load_location
+    from vpmoe_assets.commands.present import CODE_LOCATION
     from vpmoe_assets.commands.selection import resolve
     from vpmoe_assets.resources.instances import MisplacedInstanceError
-    from vpmoe_assets.running.execution import instance_of_commands, log_path, logged_to, run
+    from vpmoe_assets.running.execution import instance_of_commands, log_path, logged_to, open_location, run
     from vpmoe_assets.running.progress import Screen
 
     store, experiment = open_store(), load_experiment(named)
@@ -151,8 +151,8 @@ def _run(
         head = store.latest(plan.experiment, asset)
         return {} if head is None else dict(head.metrics)
 
-    graph = load_location(named)["defs"].get_repository_def().asset_graph
-    keys = resolve(selection, graph, plan.experiment)
+    location = open_location(CODE_LOCATION)
+    keys = resolve(selection, location.repository.asset_graph, plan.experiment)
     log = log_path(store.root)
     with (
         user_errors(MisplacedInstanceError),
@@ -166,7 +166,7 @@ def _run(
             names=frozenset(key.path[-1] for key in keys),
         ) as screen,
     ):
-        ran = run(instance, CODE_LOCATION, keys, config, screen.follow)
+        ran = run(instance, location, keys, config, screen.follow)
     return ran, screen, log
 
 

@@ -14,12 +14,20 @@ from dagster import DagsterInstance, EventLogEntry
 from dagster._cli.utils import get_possibly_temporary_instance_for_cli
 from dagster._cli.workspace.cli_target import get_repository_python_origin_from_cli_opts
 from dagster._core.execution.api import execute_run
-from dagster._core.origin import JobPythonOrigin
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._utils.hosted_user_process import recon_job_from_origin, recon_repository_from_origin
 from dagster._utils.interrupts import capture_interrupts
 from dagster_shared.cli import PythonPointerOpts
 
 from vpmoe_assets.resources.instances import require_lasting
+
+
+@dataclass(frozen=True)
+class Location:
+    """A code location that was loaded, and how it is loaded again."""
+
+    origin: RepositoryPythonOrigin
+    repository: dg.RepositoryDefinition
 
 
 @dataclass(frozen=True)
@@ -47,9 +55,15 @@ def instance_of_commands() -> Iterator[DagsterInstance]:
         yield instance
 
 
+def open_location(module: str) -> Location:
+    """Load a code location as Dagster's commands do."""
+    origin = get_repository_python_origin_from_cli_opts(PythonPointerOpts(module_name=module))
+    return Location(origin, recon_repository_from_origin(origin).get_definition())
+
+
 def run(
     instance: DagsterInstance,
-    location: str,
+    location: Location,
     keys: Set[dg.AssetKey],
     run_config: Mapping[str, Any],
     listener: Callable[[EventLogEntry], None],
@@ -60,7 +74,7 @@ def run(
 
     Args:
         instance: That records the run.
-        location: Module of the code location.
+        location: The code location.
         keys: What is to be made; not empty, for Dagster takes that for everything.
         run_config: Dagster's.
         listener: Told every event of the run, in this thread.
@@ -68,11 +82,9 @@ def run(
     if not keys:
         raise ValueError("no assets to make")
     with capture_interrupts():
-        origin = get_repository_python_origin_from_cli_opts(PythonPointerOpts(module_name=location))
-        repository = recon_repository_from_origin(origin).get_definition()
-        implicit = repository.get_implicit_job_def_for_assets(keys)
+        implicit = location.repository.get_implicit_job_def_for_assets(keys)
         assert implicit is not None, "there are no partitions"
-        job = recon_job_from_origin(JobPythonOrigin(implicit.name, repository_origin=origin))
+        job = recon_job_from_origin(JobPythonOrigin(implicit.name, repository_origin=location.origin))
         created = instance.create_run_for_job(
             job_def=job.get_definition(),
             run_config=run_config,
