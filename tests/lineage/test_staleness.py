@@ -188,6 +188,9 @@ def test_under_a_strict_toolchain_another_torch_is_a_cause(store, chain, monkeyp
 
 def test_steps_are_remembered_by_key_and_nonsense_is_not(tmp_path):
     step = RememberedStep("b", {"lr": 1e-3, "layers": [1, 2]}, CODE_OF_STEP, ("a",), ("c",))
+    nowhere = StepMemory(tmp_path / "nowhere" / ".work" / "steps.json")
+    nowhere.keep("k", Present("smoke", False, {}))
+    assert not (tmp_path / "nowhere").exists(), "a question makes no store"
     memory = StepMemory(tmp_path / ".work" / "steps.json")
     assert memory.recall("k") is None
     memory.keep("k", Present("smoke", True, {"b": step}))

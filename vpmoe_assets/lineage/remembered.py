@@ -157,7 +157,9 @@ class StepMemory:
             return None
 
     def keep(self, key: str, present: Present) -> None:
-        """Remember steps under a key; one that cannot be written is found out again."""
+        """Remember steps under a key; what cannot be written, or has no store yet, is found out again."""
+        if not self._path.parent.parent.is_dir():
+            return
         others = {other: entry for other, entry in self._stored().items() if other != key}
         kept = dict(list(others.items())[-(_MOST - 1) :]) | {key: _entry(present)}
         try:
