@@ -18,6 +18,7 @@ from trainer.contract.sources import ForeignSourcesError, require_meant
 from trainer.contract.status import EXIT_FAILED
 from trainer.count import command as count_command
 from trainer.generate import command as generate_command
+from trainer.profiling import command as profile_command
 from trainer.teacher import command as score_command
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ EXAMPLES = """examples:
   python -m trainer score --job job.json --shard 0 --of 4         a teacher's distributions, shared out
   python -m trainer generate --checkpoint DIR --tokenizer DIR --prompt "The sea is"
   python -m trainer count full --rung vpmoe                       parameters and memory
+  python -m trainer profile bench                                 where the time of a training step goes
 
 exit codes:
   0   done: output_dir holds payload/ and summary.json
@@ -172,6 +174,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     count_command.add_arguments(count)
     count.set_defaults(run=count_command.main)
+    profile = commands.add_parser(
+        "profile",
+        help="time and memory of a training step",
+        description=profile_command.DESCRIPTION,
+        epilog=profile_command.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    profile_command.add_arguments(profile)
+    profile.set_defaults(run=profile_command.main)
     return parser
 
 

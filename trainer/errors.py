@@ -45,3 +45,7 @@ class NonFiniteGradientError(ArithmeticError):
 
 class NoRoomError(ValueError):
     """A run does not fit the memory or the disk that it was given; the message says what would help."""
+
+
+class ProfileError(ValueError):
+    """A step cannot be measured here as asked; the message says what to change."""

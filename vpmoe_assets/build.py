@@ -17,7 +17,7 @@ from trainer.contract.status import METRICS_NAME, SUMMARY_NAME
 from vpmoe_assets.lineage.errors import EvidenceMissing
 from vpmoe_assets.lineage.kept import laid_out
 from vpmoe_assets.lineage.objects import ObjectStore
-from vpmoe_assets.lineage.record import CodeState, EvalScore, InputRef, Objects, Record
+from vpmoe_assets.lineage.record import CodeState, EvalScore, InputRef, Objects, PerfFigure, Record
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.workarea import WorkArea
 from vpmoe_assets.resources.trainer import TrainerResource, TrainerResult
@@ -190,6 +190,7 @@ class Built:
         details: What the format adds to the record.
         execution: How it ran; never part of the identity.
         evals: Scores of the objects it measured.
+        perf: Speeds and sizes that it measured.
         attempts: Every start of the job that filled it; none where no job did.
     """
 
@@ -197,4 +198,5 @@ class Built:
     details: Mapping[str, Any] = field(default_factory=dict)
     execution: Mapping[str, Any] = field(default_factory=dict)
     evals: Sequence[EvalScore] = ()
+    perf: Sequence[PerfFigure] = ()
     attempts: Sequence[Attempt] = ()

@@ -9,6 +9,7 @@ from vpmoe_assets.assets.donors import donor_assets
 from vpmoe_assets.assets.evals import evals_assets
 from vpmoe_assets.assets.jobs import experiment_jobs
 from vpmoe_assets.assets.lineage import lineage_assets
+from vpmoe_assets.assets.perf import perf_assets
 from vpmoe_assets.assets.rungs import rung_assets
 from vpmoe_assets.assets.sources import sources_assets
 from vpmoe_assets.assets.teacher import teacher_assets
@@ -33,6 +34,7 @@ made = [
 ]
 names = {step.asset for produced in made for step in produced.steps}
 made += evals_assets(experiment, [name for name in experiment.ladder() if name in names])
+made += perf_assets(experiment)
 steps = {step.asset: step for produced in made for step in produced.steps}
 """What makes each asset, by its bare name: for whoever asks what present code would make."""
 

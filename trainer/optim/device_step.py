@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trainer.contract.schema.training import OptimizerConfig
+from trainer.job.marks import Mark, unmarked
 from trainer.optim.large_matrices import LargeMatrices
 from trainer.optim.parts import Part
 from trainer.optim.polar_express import Coefficients
@@ -42,6 +43,7 @@ class DeviceStep:
     Attributes:
         gate: fp32 `[2]`: the factor on the gradients; 1, or 0 where the step is not finite.
         rates: fp32 `[routes, 4]`: lr, decay factor 1 − lr·wd, lr / (1 − β₁ᵗ), √(1 − β₂ᵗ).
+        mark: Told of the parts of a step as they are launched.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class DeviceStep:
         tiling: Tiling = TILING,
     ) -> None:
         self._settings, self._topology = settings, topology
+        self.mark: Mark = unmarked
         self._routes = list(dict.fromkeys(part.route for part in parts))
         rows = {route: row for row, route in enumerate(self._routes)}
         self.gate = torch.ones(2, dtype=torch.float32, device=device)
@@ -90,6 +93,7 @@ class DeviceStep:
             loss: A number that must be finite too, on the device and the same on every rank.
         """
         self.prepare(rate, steps=steps)
+        self.mark("gradient norm")
         self.measure(clip_grad, loss)
         self.update()
 
@@ -119,8 +123,11 @@ class DeviceStep:
 
     def update(self) -> None:
         """Launch the updates, by what `prepare` and `measure` left on the device."""
+        self.mark("NorMuon, small matrices")
         self.small.step(self.rates, self.gate)
+        self.mark("NorMuon, matrices")
         self.large.step(self.rates, self.gate)
+        self.mark("AdamW")
         self.elementwise.step(self.rates, self.gate)
 
     def read(self) -> tuple[float, float]:

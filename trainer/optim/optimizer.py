@@ -10,6 +10,7 @@ import torch
 
 from trainer.contract.schema.training import OptimizerConfig
 from trainer.errors import NonFiniteGradientError, OptimizerError, OptimizerStateError
+from trainer.job.marks import Mark, unmarked
 from trainer.optim.device_step import CLIP_EPSILON, DeviceStep
 from trainer.optim.elementwise import plan_elementwise, step_elementwise
 from trainer.optim.exchange import WeightExchange
@@ -123,6 +124,7 @@ class Optimizer:
         self._device_step: DeviceStep | None = None
         self._launched: _Launched | None = None
         self._steps = 0
+        self.mark: Mark = unmarked
         self._versions = self._current_versions()
 
     @property
@@ -175,18 +177,21 @@ class Optimizer:
         if self._launched is not None:
             raise OptimizerError("launch() a second time: call finish() first, it tells how the step ended.")
         self._check_weights()
+        self.mark("sum of gradients over ranks")
         self._plan(self.gradients.reduce())
 
         def rate(route: Route) -> float:
             return route.lr * lr_fraction * (thaw_fraction if route.frozen_steps else 1.0)
 
         if self._device_step is not None:
+            self._device_step.mark = self.mark
             self._device_step.run(rate, steps=self._steps + 1, clip_grad=self._clip_grad, loss=loss)
             read = self._device_step.read
         else:
             found = self._update(rate, loss)
             read = lambda: found  # noqa: E731
         if self._exchange is not None:
+            self.mark("exchange of weights")
             self._exchange.run()
         self._launched = _Launched(read, lr_fraction, loss)
 
@@ -251,13 +256,16 @@ class Optimizer:
         """Update part by part what the kernels do not; return the norm and the factor that clipped by it."""
         if loss is not None and not math.isfinite(loss.item()):
             return math.nan, 1.0
+        self.mark("gradient norm")
         norm = self._norm()
         if not math.isfinite(norm):
             raise self._non_finite(norm)
         scale = min(1.0, self._clip_grad / (norm + CLIP_EPSILON)) if self._clip_grad else 1.0
+        self.mark("clipping")
         if scale < 1 and self._stepping:
             torch._foreach_mul_([part.grad for part in self._stepping], scale)
         config = self._config
+        self.mark("NorMuon, matrices")
         step_matrices(
             self._matrix_batches,
             rate=rate,
@@ -267,7 +275,9 @@ class Optimizer:
             orthogonalize=self._orthogonalize,
             tensor_group=self._topology.tensor,
         )
+        self.mark("AdamW")
         step_elementwise(self._elementwise_chunks, self._config, rate=rate, steps=self._steps + 1)
+        self.mark("weights from masters")
         narrow = [part for part in self._stepping if part.keeps_master]
         if narrow:
             torch._foreach_copy_([part.weight for part in narrow], [part.master for part in narrow])

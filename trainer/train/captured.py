@@ -36,11 +36,12 @@ class Body:
     Args:
         model: The model, whose optimizer has given its parameters their `main_grad`.
         several: Whether a step has several micro-batches.
+        capture: Capture where the backend allows it; otherwise every pass runs operation by operation.
     """
 
-    def __init__(self, model: VPGPTModel, *, several: bool = False) -> None:
+    def __init__(self, model: VPGPTModel, *, several: bool = False, capture: bool = True) -> None:
         self._model, self._several = model, several
-        self._wanted = model.head_weight.is_cuda and model.backend.capturable
+        self._wanted = capture and model.head_weight.is_cuda and model.backend.capturable
         self._graphs: _Graphs | None = None
         self._told: set[str] = set()
 
@@ -92,6 +93,11 @@ class Body:
             return hidden, self._model.pop_aux_loss(check_finite=False)
         hidden, aux = _Replay.apply(self._graphs, self._graphs.anchor, tokens, position_ids, doc_id)
         return hidden, aux
+
+    @property
+    def captured(self) -> bool:
+        """Whether there are graphs that passes are replayed from."""
+        return self._graphs is not None
 
     def release(self) -> None:
         """Let go of the graphs and their memory."""

@@ -26,6 +26,7 @@ from trainer.data.sampler import collate
 from trainer.errors import NonFiniteGradientError
 from trainer.job.distributed import Layout, seed_everything, together
 from trainer.job.lifecycle import JobError
+from trainer.job.marks import Mark, unmarked
 from trainer.job.metrics import Value
 from trainer.losses.common.objective import load_objective
 from trainer.model.gpt import VPGPTModel
@@ -171,6 +172,7 @@ class Engine:
         micro_batches = settings.global_batch_size // (settings.micro_batch_size * layout.dp)
         self.body = Body(model, several=micro_batches > 1)
         self.iteration = 0
+        self._mark: Mark = unmarked
         names = self.objective.names
         self.progress = Progress(
             tokens=dict.fromkeys(("total", *names), 0),
@@ -183,6 +185,10 @@ class Engine:
     def dtype(settings: TrainingConfig) -> torch.dtype:
         """Type of weights and activations."""
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.dtype]
+
+    def marked_by(self, mark: Mark) -> None:
+        """Tell somebody of each part of the steps to come, as it begins."""
+        self._mark = self.optimizer.mark = mark
 
     def weights_changed(self) -> None:
         """Tell the optimizer that other weights were loaded into the model."""
@@ -221,6 +227,7 @@ class Engine:
         settings, group = self.recipe.training, self.layout.dp_group
         for source in self.live.values():
             source.prepare(self.iteration + 1, self.model)
+        self._mark("data")
         places = self.sampler.next_batch()
         share = self.sampler.share(places)
         collated = [self._collate(part) for part in share]
@@ -229,6 +236,7 @@ class Engine:
         samples = Counter(place.part for place in places)
         global_batch = self.objective.start(batches, samples, group)
         self.model.train()
+        self._mark("clearing of gradients")
         self.optimizer.zero_grad()
         if self.body.prepare(*_inputs(batches[0]), documents[0]):
             self.optimizer.zero_grad()
@@ -236,12 +244,16 @@ class Engine:
         losses: list[torch.Tensor] = []
         aux_sum = torch.zeros((), dtype=torch.float64, device=self.layout.device)
         for batch, runs in zip(batches, documents, strict=True):
+            self._mark("forward")
             hidden, aux = self.body(*_inputs(batch), runs)
+            self._mark("loss")
             loss = global_batch.loss(self.model, hidden, batch)
             aux = aux / (len(batches) * self.layout.dp)
+            self._mark("backward")
             (loss + aux).backward()
             losses.append((loss + aux).detach())
             aux_sum += aux.detach()
+        self._mark("statistics")
         document_tokens = torch.stack([(batch["doc_id"] >= 0).sum() for batch in batches]).sum()
         totals = torch.stack((aux_sum, torch.stack(losses).double().sum(), document_tokens.double()))
         dist.all_reduce(totals, group=group)
@@ -259,7 +271,9 @@ class Engine:
         except NonFiniteGradientError as error:
             raise NonFiniteError(f"step {self.iteration + 1} ({self._name(places)}): {error}") from error
         self.iteration += 1
+        self._mark("router balance")
         router = self._balance_experts(per_layer_router_metrics)
+        self._mark("statistics")
         seconds = time.perf_counter() - began
         total_tokens = int(document_tokens.item())
         self._count(metrics, samples, total_tokens, objective, router, seconds)

@@ -208,6 +208,7 @@ class Making:
                 metrics=dict(built.metrics),
                 blocking_checks=tuple(check.name for check in step.checks if check.blocking),
                 evals=tuple(built.evals),
+                perf=tuple(built.perf),
                 details=dict(built.details),
                 dagster_run_id=self.context.run.run_id,
                 attempts=tuple(attempts),

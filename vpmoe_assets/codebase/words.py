@@ -12,6 +12,7 @@ from trainer.contract.words import BACKENDS, OBJECTIVES
 JOBS: Mapping[str, tuple[str, ...]] = {
     "convert": ("trainer.job.startup", "trainer.surgery.convert"),
     "evaluate": ("trainer.job.startup", "trainer.evaluate.evaluate"),
+    "profile": ("trainer.job.startup", "trainer.profiling.profile"),
     "score": ("trainer.job.startup", "trainer.teacher.score"),
     "train": ("trainer.job.startup", "trainer.train.run"),
 }

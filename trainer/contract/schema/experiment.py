@@ -30,6 +30,7 @@ from trainer.contract.schema.evaluate import (
     MegatronCheckpoint,
 )
 from trainer.contract.schema.inheritance import EXTENDS, extend, inherit, written
+from trainer.contract.schema.profile import Profile, ProfileRecipe
 from trainer.contract.schema.rungs.ladder import WITHOUT_GEOMETRY, Rungs, parse_convert_recipe
 from trainer.contract.schema.rungs.rung import (
     GEOMETRY_TABLES,
@@ -53,6 +54,7 @@ from trainer.contract.schema.training import OptimizerConfig, TrainingConfig, Tr
 
 CONFIGS_DIR = Path(__file__).resolve().parents[3] / "configs"
 STUDENT = "vpmoe"
+FIRST_STAGE = "vpmoe_stage1"
 _HEALED = "_healed"
 _MAX_LEN = 2048
 
@@ -74,6 +76,7 @@ class Experiment(Frozen):
     training: TrainingConfig
     stages: Stages
     evaluation: Evaluation | None = None
+    profile: Profile = Profile()
     strict_toolchain: bool = False
 
     @cached_property
@@ -187,6 +190,10 @@ class Experiment(Frozen):
             rollouts=stage.rollouts() if isinstance(stage, OnPolicyStage) else None,
             init=stage.init,
         )
+
+    def profile_recipe(self) -> ProfileRecipe:
+        """Return the complete recipe of the profile: the first stage from its seed, a few steps long."""
+        return self.profile.recipe(self.train_recipe(FIRST_STAGE))
 
     def _scored(self, stage: OfflineStage) -> ScoredData:
         store = self.stages.teacher_topk

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from trainer.contract.schema.base import ConfigError, Count, Frozen, Name, PositiveInt, parse
 from trainer.contract.schema.evaluate import EvaluateRecipe
+from trainer.contract.schema.profile import ProfileRecipe
 from trainer.contract.schema.rungs.ladder import parse_convert_recipe
 from trainer.contract.schema.rungs.rung import ConversionRecipe, named_inputs
 from trainer.contract.schema.score import ScoreRecipe
@@ -144,7 +145,7 @@ class Job(Frozen):
     """
 
     schema_: Literal["vpmoe.job/1"] = Field(alias="schema", default="vpmoe.job/1")
-    command: Literal["convert", "train", "evaluate", "score"]
+    command: Literal["convert", "train", "evaluate", "score", "profile"]
     asset: Name
     experiment: Name
     recipe: dict[str, Any]
@@ -235,6 +236,18 @@ class Job(Frozen):
         self._require(named, "a teacher scores in processes of their own (score --shard), so in a job of one")
         return recipe
 
+    def profile_recipe(self) -> ProfileRecipe:
+        """Return the recipe of a `profile` job, checked against the job's layout.
+
+        Raises:
+            ConfigError: Another command, a malformed recipe, or a layout that does not fit it.
+        """
+        if self.command != "profile":
+            raise ConfigError(f"command: found {self.command!r}; only a 'profile' job has a recipe of one")
+        recipe = parse(ProfileRecipe, self.recipe, origin="recipe")
+        self.execution.check_recipe(recipe)
+        return recipe
+
     def _require(self, named: Iterable[tuple[str, str]], alone: str) -> None:
         """Refuse a job that lacks an input which its recipe names, or that has several processes.
 
@@ -277,4 +290,6 @@ def load_job(path: str | Path) -> Job:
         job.evaluate_recipe()
     elif job.command == "score":
         job.score_recipe()
+    elif job.command == "profile":
+        job.profile_recipe()
     return job

@@ -1,0 +1,59 @@
+"""The recipe of a profile: the training run whose step is measured, and how many steps of it."""
+
+from trainer.contract.schema.base import Frozen, PositiveInt, parse, plain
+from trainer.contract.schema.training import TrainRecipe
+
+TRACED_STEPS = 3
+"""Steps after the timed ones, at most: one under the profiler; without CUDA graphs one more, warmed up."""
+
+
+class Profile(Frozen):
+    """How the step of the student's first stage is measured.
+
+    Attributes:
+        warm_up_steps: Steps before any counts: kernels compile, graphs are captured, memory settles.
+        steps: Steps that are timed, without any profiler.
+        seq_len: Tokens of a sample; those of the stage by default, as the two below.
+        micro_batch_size: Sequences of a forward pass.
+        global_batch_size: Sequences of a step.
+    """
+
+    warm_up_steps: PositiveInt = 9
+    steps: PositiveInt = 20
+    seq_len: PositiveInt | None = None
+    micro_batch_size: PositiveInt | None = None
+    global_batch_size: PositiveInt | None = None
+
+    def recipe(self, stage: TrainRecipe) -> "ProfileRecipe":
+        """Return the complete recipe of a profile.
+
+        Args:
+            stage: The run whose step is measured.
+
+        Raises:
+            ConfigError: It cannot be run so.
+        """
+        run = plain(stage)
+        for key in ("micro_batch_size", "global_batch_size"):
+            if (asked := getattr(self, key)) is not None:
+                run["training"][key] = asked
+        run |= {
+            "seq_len": self.seq_len or stage.seq_len,
+            "steps": self.warm_up_steps + self.steps + TRACED_STEPS,
+            "init": "fresh",
+            "warm_up_steps": self.warm_up_steps,
+            "timed_steps": self.steps,
+        }
+        return parse(ProfileRecipe, run, origin="profile")
+
+
+class ProfileRecipe(TrainRecipe):
+    """One profile, complete. Its run starts from the seed and trains on mock conversations.
+
+    Attributes:
+        warm_up_steps: See `Profile`.
+        timed_steps: Steps that are timed.
+    """
+
+    warm_up_steps: PositiveInt
+    timed_steps: PositiveInt

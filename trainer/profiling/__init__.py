@@ -1,0 +1,1 @@
+"""`python -m trainer profile`: where the time and the memory of a training step go."""
