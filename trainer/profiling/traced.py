@@ -19,6 +19,8 @@ from trainer.profiling.timeline import RANGE
 GRADIENTS = "sums of gradients"
 """Where autograd hands a parameter its gradient: of no kind of layer."""
 OTHER = "other"
+BETWEEN = "between operations"
+"""The host's own time on a CPU: Python, and autograd on its way from one operation to the next."""
 MOST_KERNELS = 20
 _NODE = "autograd::engine::evaluate_function: "
 _PARTS = {"loss": HEAD}
@@ -130,7 +132,9 @@ def spent(events: Iterable[Any], own_ms: Callable[[Any], float]) -> dict[str, Sp
         else:
             kind = range_ or OTHER
         backward = node is not None or kind == _BACKWARD
-        kind = _PARTS.get(kind, OTHER if kind in ("forward", _BACKWARD) else kind)
+        if kind in ("forward", _BACKWARD):
+            kind = BETWEEN if event.name.startswith(RANGE) else OTHER
+        kind = _PARTS.get(kind, kind)
         into = found.setdefault(kind, Spent())
         into.calls += 1
         if backward:
