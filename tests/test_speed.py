@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from vpmoe_assets.assets.perf import figures
 from vpmoe_assets.checks import perf
 from vpmoe_assets.errors import DataError
-from vpmoe_assets.speed import PLOTS, figures, headline, images, markdown, page, read_profile, write_pages
+from vpmoe_assets.speed import PLOTS, headline, images, markdown, page, read_profile, write_pages
 
 REPORT: dict[str, Any] = {
     "schema_version": "vpmoe.profile/1",

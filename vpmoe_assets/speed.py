@@ -1,4 +1,4 @@
-"""What a profile says: figures of the index, the page with its plots, the report that people keep in git.
+"""What a profile says, on a page with its plots.
 
 ::
 
@@ -10,14 +10,11 @@
 import base64
 import html
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.contract.canonical import canonical_json
 from vpmoe_assets.errors import DataError
-from vpmoe_assets.lineage.record import PerfFigure
-from vpmoe_assets.lineage.store import Store
 
 PROFILE = "perf_profile"
 SCHEMA = "vpmoe.profile/1"
@@ -41,39 +38,6 @@ def read_profile(payload: Path) -> dict[str, Any]:
     if (found := content.get("schema_version")) != SCHEMA:
         raise DataError(f"{payload / REPORT_NAME}: schema_version = {found!r}; known is {SCHEMA!r}")
     return content
-
-
-def figures(content: Mapping[str, Any]) -> Iterator[PerfFigure]:
-    """Yield what the index keeps of a profile, each with its device and the shape of the run.
-
-    Args:
-        content: The report.
-    """
-    device = content["gpu_name"] or "cpu"
-    shape = ("run_name", "transformer_impl", "dtype", "num_layers", "hw_tag", "data", "cuda_graphs")
-    context = {name: content[name] for name in shape}
-    step = content["ms_per_step"]
-    plain: list[tuple[str, Any, str]] = [
-        *((f"ms_per_step/{name}", value, "ms") for name, value in step.items()),
-        *((f"ms/{name}", value, "ms") for name, value in content["ms"].items()),
-        *((f"parts/{name}", value, "ms") for name, value in content["parts_ms"].items()),
-        ("tokens_per_s", content["tokens_per_s"], "tokens/s"),
-        ("tokens_per_s_per_gpu", content["tokens_per_s_per_gpu"], "tokens/s"),
-        ("mfu", content["mfu"], "share"),
-        ("mfu_of_measured_rate", content["mfu_of_measured_rate"], "share"),
-        ("optimizer_share", content["optimizer_share"], "share"),
-        ("peak_mem_bytes", content["peak_mem_bytes"], "bytes"),
-        ("reserved_mem_bytes", content["reserved_mem_bytes"], "bytes"),
-        ("gpu_ops_per_step", content["gpu_ops_per_step"], "operations"),
-        ("gpu_busy_ms_per_step", content["gpu_busy_ms_per_step"], "ms"),
-        ("set_up_s", content["set_up_s"], "s"),
-    ]
-    for row in content["layers"]["kinds"]:
-        plain.append((f"kinds/{row['kind']}", row["ms"], "ms"))
-        plain.append((f"floors/{row['kind']}", row["floor_ms"], "ms"))
-    for name, value, unit in plain:
-        if value is not None:
-            yield PerfFigure(name=name, value=float(value), unit=unit, device=device, context=context)
 
 
 def write_pages(content: Mapping[str, Any], payload: Path) -> None:
@@ -142,34 +106,6 @@ def page(content: Mapping[str, Any], plots: Mapping[str, str], title: str) -> st
         f"{_html_table(['part of a step', 'ms', 'share'], parts)}{_html_table(_HEAD, kinds)}"
         f"<p>{html.escape(_explained(content))}</p></html>\n"
     )
-
-
-def export_profile(store: Store, experiment: str, output: Path) -> list[Path]:
-    """Write the newest profile to `<output>/perf/<experiment>_<run>_<hardware>.json`; never a raw trace.
-
-    Args:
-        store: Where it is.
-        experiment: Whose.
-        output: Directory to write into.
-
-    Returns:
-        The file, or nothing where there is no profile.
-
-    Raises:
-        LineageError: It is damaged.
-        DataError: It is of another format.
-    """
-    if store.latest(experiment, PROFILE) is None:
-        return []
-    record = store.require(experiment, PROFILE)
-    content = read_profile(store.payload(record))
-    enveloped = json.loads((store.directory(record) / "run" / ENVELOPED_NAME).read_bytes())
-    kept = {**enveloped, **content, "version": record.version, "record_digest": record.record_digest}
-    kept.pop("run_dir", None)  # a place on the machine that measured
-    target = output / "perf" / f"{experiment}_{content['run_name']}_{content['hw_tag']}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(canonical_json(kept, indent=1) + "\n", encoding="utf-8")
-    return [target]
 
 
 def _ranked(times: Mapping[str, float]) -> list[tuple[str, float]]:

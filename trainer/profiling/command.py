@@ -95,8 +95,13 @@ def main(options: argparse.Namespace) -> int:
         from trainer.job.startup import load_megatron
 
         load_megatron()
+        from trainer.job.workdir import LOGGER
         from trainer.profiling.profile import profile
 
+        where = job.execution.device
+        LOGGER.info(
+            "a training step of %s on %s; another experiment or device can be named", job.experiment, where
+        )
         profile(job, directory, stop, keep_traces=keep_traces)
 
     code = run_job(job, work)
@@ -129,8 +134,6 @@ def _job(options: argparse.Namespace) -> "Job":
 
     device = options.device or _device()
     config = options.config or ("bench" if device == "cuda" else "smoke")
-    if options.config is None:
-        print(f"measuring {config} on {device}; name another experiment to measure that", file=sys.stderr)
     experiment = load_experiment(config)
     recipe = plain(_changed(experiment.profile_recipe(), options))
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -171,7 +174,7 @@ def _device() -> str:
 def _changed(recipe: "ProfileRecipe", options: argparse.Namespace) -> "ProfileRecipe":
     """Return a recipe with what the flags ask for."""
     from trainer.contract.schema.base import parse, plain
-    from trainer.contract.schema.profile import TRACED_STEPS, ProfileRecipe
+    from trainer.contract.schema.profile import ProfileRecipe
 
     raw: dict[str, Any] = plain(recipe)
     training, model = raw["training"], raw["architecture"]["model"]
@@ -190,7 +193,7 @@ def _changed(recipe: "ProfileRecipe", options: argparse.Namespace) -> "ProfileRe
         raw["warm_up_steps"] = options.warm_up
     if options.steps is not None:
         raw["timed_steps"] = options.steps
-    raw["steps"] = raw["warm_up_steps"] + raw["timed_steps"] + TRACED_STEPS
+    raw["steps"] = raw["warm_up_steps"] + raw["timed_steps"] + ProfileRecipe.TRACED_STEPS
     changed: ProfileRecipe = parse(ProfileRecipe, raw, origin="command line")
     return changed
 

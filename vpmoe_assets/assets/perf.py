@@ -1,7 +1,7 @@
 """The speed of the student's training step: measured, and drawn."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -15,6 +15,7 @@ from vpmoe_assets.assets.step import Produced
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import perf as checks
 from vpmoe_assets.codebase.words import job_roots
+from vpmoe_assets.lineage.record import PerfFigure
 
 
 def perf_assets(experiment: Experiment) -> list[Produced]:
@@ -44,7 +45,7 @@ def _profile(experiment: Experiment) -> Produced:
         and say so. Timings are no reproducible bytes: made again, the payload has another digest. What was
         measured on another device is reused like anything else; the device stands in the metadata.
         """
-        from vpmoe_assets.speed import figures, read_profile
+        from vpmoe_assets.speed import read_profile
 
         result = build.run_job("profile", {})
         content = read_profile(build.payload)
@@ -126,3 +127,36 @@ def _report_metadata(item: Published) -> Mapping[str, Any]:
         "step": dg.MetadataValue.md((item.payload / "perf.md").read_text(encoding="utf-8")),
         "plots": dg.MetadataValue.md(plots),
     }
+
+
+def figures(content: Mapping[str, Any]) -> Iterator[PerfFigure]:
+    """Yield what the index keeps of a profile, each with its device and the shape of the run.
+
+    Args:
+        content: The report.
+    """
+    device = content["gpu_name"] or "cpu"
+    shape = ("run_name", "transformer_impl", "dtype", "num_layers", "hw_tag", "data", "cuda_graphs")
+    context = {name: content[name] for name in shape}
+    step = content["ms_per_step"]
+    plain: list[tuple[str, Any, str]] = [
+        *((f"ms_per_step/{name}", value, "ms") for name, value in step.items()),
+        *((f"ms/{name}", value, "ms") for name, value in content["ms"].items()),
+        *((f"parts/{name}", value, "ms") for name, value in content["parts_ms"].items()),
+        ("tokens_per_s", content["tokens_per_s"], "tokens/s"),
+        ("tokens_per_s_per_gpu", content["tokens_per_s_per_gpu"], "tokens/s"),
+        ("mfu", content["mfu"], "share"),
+        ("mfu_of_measured_rate", content["mfu_of_measured_rate"], "share"),
+        ("optimizer_share", content["optimizer_share"], "share"),
+        ("peak_mem_bytes", content["peak_mem_bytes"], "bytes"),
+        ("reserved_mem_bytes", content["reserved_mem_bytes"], "bytes"),
+        ("gpu_ops_per_step", content["gpu_ops_per_step"], "operations"),
+        ("gpu_busy_ms_per_step", content["gpu_busy_ms_per_step"], "ms"),
+        ("set_up_s", content["set_up_s"], "s"),
+    ]
+    for row in content["layers"]["kinds"]:
+        plain.append((f"kinds/{row['kind']}", row["ms"], "ms"))
+        plain.append((f"floors/{row['kind']}", row["floor_ms"], "ms"))
+    for name, value, unit in plain:
+        if value is not None:
+            yield PerfFigure(name=name, value=float(value), unit=unit, device=device, context=context)

@@ -1,6 +1,7 @@
 """`vpmoe reports`: the small JSON reports that people keep in git."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,9 @@ from vpmoe_assets.commands.common import (
     user_errors,
 )
 from vpmoe_assets.project import experiment_name
+
+if TYPE_CHECKING:
+    from vpmoe_assets.lineage.store import Store
 
 
 @click.command()
@@ -41,7 +45,6 @@ def reports(output: Path, experiment: str | None, as_json: bool) -> None:
     from trainer.contract.schema.experiment import load_experiment
     from vpmoe_assets.errors import DataError
     from vpmoe_assets.evaluation.export import export_reports
-    from vpmoe_assets.speed import export_profile
 
     refuse_store(output)
     store = open_store()
@@ -62,3 +65,36 @@ def reports(output: Path, experiment: str | None, as_json: bool) -> None:
             f"{name}: nothing was evaluated or profiled yet; materialise group:evals or group:perf first, or "
             "name another with -e"
         )
+
+
+def export_profile(store: "Store", experiment: str, output: Path) -> list[Path]:
+    """Write the newest profile to `<output>/perf/<experiment>_<run>_<hardware>.json`; never a raw trace.
+
+    Args:
+        store: Where it is.
+        experiment: Whose.
+        output: Directory to write into.
+
+    Returns:
+        The file, or nothing where there is no profile.
+
+    Raises:
+        LineageError: It is damaged.
+        DataError: It is of another format.
+    """
+    import json
+
+    from trainer.contract.canonical import canonical_json
+    from vpmoe_assets.speed import ENVELOPED_NAME, PROFILE, read_profile
+
+    if store.latest(experiment, PROFILE) is None:
+        return []
+    record = store.require(experiment, PROFILE)
+    content = read_profile(store.payload(record))
+    enveloped = json.loads((store.directory(record) / "run" / ENVELOPED_NAME).read_bytes())
+    kept = {**enveloped, **content, "version": record.version, "record_digest": record.record_digest}
+    kept.pop("run_dir", None)  # a place on the machine that measured
+    target = output / "perf" / f"{experiment}_{content['run_name']}_{content['hw_tag']}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(canonical_json(kept, indent=1) + "\n", encoding="utf-8")
+    return [target]

@@ -1,10 +1,9 @@
 """The recipe of a profile: the training run whose step is measured, and how many steps of it."""
 
+from typing import ClassVar
+
 from trainer.contract.schema.base import Frozen, PositiveInt, parse, plain
 from trainer.contract.schema.training import TrainRecipe
-
-TRACED_STEPS = 3
-"""Steps after the timed ones, at most: one under the profiler; without CUDA graphs one more, warmed up."""
 
 
 class Profile(Frozen):
@@ -39,7 +38,7 @@ class Profile(Frozen):
                 run["training"][key] = asked
         run |= {
             "seq_len": self.seq_len or stage.seq_len,
-            "steps": self.warm_up_steps + self.steps + TRACED_STEPS,
+            "steps": self.warm_up_steps + self.steps + ProfileRecipe.TRACED_STEPS,
             "init": "fresh",
             "warm_up_steps": self.warm_up_steps,
             "timed_steps": self.steps,
@@ -55,5 +54,7 @@ class ProfileRecipe(TrainRecipe):
         timed_steps: Steps that are timed.
     """
 
+    TRACED_STEPS: ClassVar[int] = 3
+    """Steps after the timed ones, at most: one under the profiler; without CUDA graphs one more, warmed up."""
     warm_up_steps: PositiveInt
     timed_steps: PositiveInt
