@@ -55,6 +55,6 @@ class ProfileRecipe(TrainRecipe):
     """
 
     TRACED_STEPS: ClassVar[int] = 3
-    """Steps after the timed ones, at most: one under the profiler; without CUDA graphs one more, warmed up."""
+    """Steps after the timed ones, at most: a traced one, and without CUDA graphs another, warmed up."""
     warm_up_steps: PositiveInt
     timed_steps: PositiveInt
