@@ -11,7 +11,7 @@ import pytest
 from tests.fuzz import commands
 from vpmoe_assets.project import ROOT
 
-CALLS = int(os.environ.get("VPMOE_TEST_FUZZ", "200"))
+CALLS = int(os.environ.get("VPMOE_TEST_FUZZ", "230"))
 
 
 @pytest.mark.slow
