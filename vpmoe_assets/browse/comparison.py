@@ -101,9 +101,11 @@ class Comparison:
         """Return what an answer depends on beside the store: while it is the same, so is the answer."""
         tree = self._sources()
         busy = any(thread.is_alive() for thread in self._finding.values())
-        with contextlib.suppress(FileNotFoundError):
-            return id(tree), self._signature, busy, os.stat(self._memory).st_mtime_ns
-        return id(tree), self._signature, busy
+        saved = []
+        for path in (self._memory, Path(self._named(experiment))):
+            with contextlib.suppress(OSError):
+                saved.append(path.stat().st_mtime_ns)
+        return id(tree), self._signature, busy, tuple(saved)
 
     @property
     def _memory(self) -> Path:
