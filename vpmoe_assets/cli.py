@@ -24,6 +24,7 @@ from vpmoe_assets.commands.path import path
 from vpmoe_assets.commands.plan import plan
 from vpmoe_assets.commands.report_events import report_events
 from vpmoe_assets.commands.reports import reports
+from vpmoe_assets.commands.rerun import rerun
 from vpmoe_assets.commands.show import show
 from vpmoe_assets.commands.sql import sql
 from vpmoe_assets.commands.upgrade import upgrade
@@ -78,6 +79,7 @@ for _command in (
     path,
     diff,
     verify,
+    rerun,
     forget,
     accept,
     upgrade,

@@ -58,6 +58,7 @@ KINDS: Mapping[str, frozenset[str]] = {
     "withdrawn": frozenset({"statement"}),  # of an acceptance, by a person
     "refuted": frozenset({"statement", "digest", "by"}),  # made with what was accepted, it differs
     "reproduced": frozenset({"fingerprint", "by"}),  # making it again came out the same
+    "not_reproduced": frozenset({"fingerprint", "by", "difference"}),  # the same way made another thing
     "restored": frozenset(),  # its files were made again
     "verified": frozenset(),
     "adopted": frozenset(),
