@@ -67,7 +67,7 @@ import json, os, signal, socket, struct, sys
 arguments, environment = sys.argv[1:], dict(os.environ)
 if arguments[0] == "-P" and arguments[1].endswith("/trainer/surgery/program.py"):
     arguments, environment["PYTHONSAFEPATH"] = ["-m", *arguments[3:]], "1"
-elif arguments[:2] != ["-m", "trainer"] or "RANK" in environment:
+elif arguments[:2] not in (["-m", "trainer"], ["-m", "dagster"]) or "RANK" in environment:
     os.execv({sys.executable!r}, [{sys.executable!r}, *arguments])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect(environment[{SOCKET_ENV!r}])
@@ -83,8 +83,8 @@ if code < 0:
     os.kill(os.getpid(), -code)
 os._exit(code)
 """
-"""Stands for `sys.executable` in a program: a trainer, and the program that a trainer starts, are forks too;
-all else is not.
+"""Stands for `sys.executable` in a program: a trainer, the program that a trainer starts, and Dagster's command
+are forks too; all else is not.
 """
 
 

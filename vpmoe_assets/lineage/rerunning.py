@@ -261,8 +261,7 @@ def _environment(own: OwnStore, record: Record, sources: Path) -> dict[str, str]
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not (_REPEATED.match(name) or name.startswith(("DAGSTER_", "VPMOE_")))
-        or name in ("VPMOE_LEASE_DIR", "VPMOE_WORKERS")
+        if not _REPEATED.match(name) and not name.startswith("DAGSTER_")
     }
     ours = {
         "DAGSTER_HOME": os.fspath(own.home.absolute()),
