@@ -83,8 +83,8 @@ if code < 0:
     os.kill(os.getpid(), -code)
 os._exit(code)
 """
-"""Stands for `sys.executable` in a program: a trainer, the program that a trainer starts, and Dagster's command
-are forks too; all else is not.
+"""Stands for `sys.executable` in a program: a trainer, the program that a trainer starts, and Dagster's
+command are forks too; all else is not.
 """
 
 

@@ -111,8 +111,12 @@ def first_step(old_run: Path, new_run: Path) -> StepChange | None:
         names = [name for name in {**old, **new} if not _MEASURED.search(name)]
         changes = [(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
         if changes:
-            return StepChange(step, sorted(changes, key=lambda each: (not each[0].endswith("loss"), each[0])))
+            return StepChange(step, sorted(changes, key=lambda each: (not _is_loss(each[0]), each[0])))
     return None
+
+
+def _is_loss(metric: str) -> bool:
+    return metric in ("loss", "heldout_loss")
 
 
 def _by_path(record: Record) -> dict[str, FileEntry]:
