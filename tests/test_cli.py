@@ -34,6 +34,7 @@ COMMANDS = (
     ["lineage"],
     ["path"],
     ["verify"],
+    ["rerun"],
     ["diff"],
     ["forget"],
     ["accept"],

@@ -119,7 +119,8 @@ def kept_packages(store: Store, record: Record) -> list[dict[str, str | None]]:
     if kept.sources is None or kept.packages is None or kept.experiment is None:
         raise RerunError(
             f"{version_name(record)} cannot be made again from its record: its sources, experiment or "
-            "packages were not kept when it was made; materialise it with present code, and what is made then can be"
+            "packages were not kept when it was made; materialise it with present code, and what is made "
+            "then can be"
         )
     listed: list[dict[str, str | None]] = ObjectStore(store.root).get_json(kept.packages)
     return listed
