@@ -14,6 +14,7 @@ from vpmoe_assets.commands.browse import browse, site
 from vpmoe_assets.commands.data import data
 from vpmoe_assets.commands.diff import diff
 from vpmoe_assets.commands.forget import forget
+from vpmoe_assets.commands.gc import gc
 from vpmoe_assets.commands.index import index
 from vpmoe_assets.commands.jobs import reap
 from vpmoe_assets.commands.lineage import lineage
@@ -21,6 +22,7 @@ from vpmoe_assets.commands.ls import ls
 from vpmoe_assets.commands.make import make
 from vpmoe_assets.commands.new import new
 from vpmoe_assets.commands.path import path
+from vpmoe_assets.commands.pin import pin, unpin
 from vpmoe_assets.commands.plan import plan
 from vpmoe_assets.commands.report_events import report_events
 from vpmoe_assets.commands.reports import reports
@@ -81,6 +83,9 @@ for _command in (
     verify,
     rerun,
     forget,
+    pin,
+    unpin,
+    gc,
     accept,
     upgrade,
     sql,

@@ -27,10 +27,11 @@ def forget(asset: str, experiment: str | None, because: str, as_json: bool) -> N
     Examples:
       vpmoe forget vpmoe_stage1@20260131.2-0a1b2c3d --because "an early trial; the disk was full"
     """  # noqa: D301
+    from vpmoe_assets.lineage.collected import removed_on_purpose
     from vpmoe_assets.lineage.errors import ArtifactMissing
     from vpmoe_assets.lineage.record import Origin
     from vpmoe_assets.lineage.statements import Statement
-    from vpmoe_assets.lineage.witnesses import removed_on_purpose, sightings
+    from vpmoe_assets.lineage.witnesses import sightings
 
     store = open_store()
     place, name, version = asset_named(asset, experiment)

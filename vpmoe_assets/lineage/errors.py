@@ -71,3 +71,7 @@ class EvidenceMissing(LineageError):  # noqa: N818
 
 class ComparisonError(LineageError):
     """Two things cannot be compared; the message says why and which could."""
+
+
+class CollectingError(LineageError):
+    """A store cannot be cleaned up; the message says why and what to do."""

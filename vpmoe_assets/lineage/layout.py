@@ -85,6 +85,11 @@ class Layout:
         """Return the file of a version's record, whether it exists or not."""
         return self.directory(named) / RECORD_NAME
 
+    @property
+    def collecting(self) -> Path:
+        """The lock that a clean-up holds: whoever begins to make something waits for it."""
+        return self.work / ".locks" / "collecting.lock"
+
     def asset_lock(self, experiment: str, asset: str) -> contextlib.AbstractContextManager[None]:
         """Hold the lock under which versions of an asset are named and put into place."""
         path = self.work / safe_name(experiment) / ".locks" / f"{safe_name(asset)}.lock"

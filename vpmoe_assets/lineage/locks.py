@@ -61,6 +61,41 @@ def hold(path: Path, what: str, wait_s: float) -> Iterator[None]:
             os.close(descriptor)
 
 
+def wait_until_free(path: Path, what: str, wait_s: float) -> None:
+    """Wait until nobody holds the lock file `path`; it is not taken, and where there is none not made.
+
+    Args:
+        path: Of the lock.
+        what: Named in messages.
+        wait_s: How long to wait, in seconds; 0 does not wait.
+
+    Raises:
+        BusyError: Still held after `wait_s`; the message names the holder.
+    """
+    deadline = time.monotonic() + wait_s
+    while held(path):
+        if time.monotonic() >= deadline:
+            raise BusyError(
+                f"{what} is held by {holder(path)}; wait for it, or end that process (waited {wait_s:.0f} s)"
+            )
+        time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+
+
+def held(path: Path) -> bool:
+    """Say whether somebody holds the lock file `path` at this moment."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # beside others who only ask
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _taken(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -110,6 +110,8 @@ class Publisher:
         name = f"{safe_name(asset)}-{fingerprint[:8]}"
         wait_s = _LOCK_WAIT_S if wait_s is None else wait_s
         with locks.hold(parent / ".locks" / f"{name}.lock", f"the work area {experiment}/{name}", wait_s):
+            # After the area's own lock: a clean-up holds this one and looks whether any area is at work.
+            locks.wait_until_free(self._layout.collecting, "a clean-up of the store", wait_s)
             area = WorkArea(parent / name, experiment, asset, fingerprint)
             if self._places.decided(area):
                 area.require_owner()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vpmoe_assets.lineage.collected import removed_on_purpose
 from vpmoe_assets.lineage.digest import FileEntry, tree_files
 from vpmoe_assets.lineage.errors import RecordError, UnsafePathError
 from vpmoe_assets.lineage.hashcache import HashCache
@@ -167,9 +168,7 @@ class Restorer:
         return bool(payload_problems(self._layout.directory(record), record, self._hasher))
 
     def _collected(self, record: Record) -> bool:
-        kinds = [statement.kind for statement in self._statements.about(record)]
-        words = [kind for kind in kinds if kind in ("collected", "restored")]
-        return bool(words) and words[-1] == "collected"
+        return removed_on_purpose(self._statements.about(record))
 
     def _manifest(self, record: Record, directories: Sequence[Path]) -> Path | None:
         """Return a file with the very bytes of a record's manifest."""

@@ -62,8 +62,9 @@ KINDS: Mapping[str, frozenset[str]] = {
     "restored": frozenset(),  # its files were made again
     "verified": frozenset(),
     "adopted": frozenset(),
-    "pinned": frozenset(),
-    "collected": frozenset(),
+    "pinned": frozenset(),  # a person keeps it, and what it was made from, from being cleaned away
+    "unpinned": frozenset(),
+    "collected": frozenset(),  # removed on purpose: all of it, or the `areas` of its body; `collected`
     "signed": frozenset(),
 }
 """Every kind, and the keys that its body has at least. Kinds of a later program are kept, unread."""

@@ -1,9 +1,11 @@
 """Is every file still what it was? Compare a published artifact, and all it came from, with the records."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vpmoe_assets.lineage.collected import collected_areas, covers, removed_on_purpose
 from vpmoe_assets.lineage.digest import hash_files
 from vpmoe_assets.lineage.errors import RecordError, StatementError
 from vpmoe_assets.lineage.heads import Head
@@ -16,12 +18,12 @@ from vpmoe_assets.lineage.integrity import (
     payload_problems,
     run_problems,
 )
-from vpmoe_assets.lineage.layout import version_name
+from vpmoe_assets.lineage.layout import named_version, version_name
 from vpmoe_assets.lineage.record import RECORD_NAME, InputRef, Record, read_record
 from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.treestate import TreeState, TreeStates
-from vpmoe_assets.lineage.witnesses import Sighting, contradictions, removed_on_purpose, sightings
+from vpmoe_assets.lineage.witnesses import Sighting, contradictions, sightings
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def _looked_at(store: Store, heads: Sequence[Head], look: Look) -> list[Problem]
                 intact = []
     if states is not None:
         states.keep(intact)
-    found += missing_objects(store.root, objects, look.hasher)
+    found += _explained_objects(store, missing_objects(store.root, objects, look.hasher))
     return found
 
 
@@ -223,7 +225,7 @@ def ancestry_problems(
         problems = [
             *_record_problems(store.directory(current), current),
             *_files(store, current, hasher),
-            *object_problems(store.root, current, hasher),
+            *_explained_objects(store, object_problems(store.root, current, hasher)),
         ]
         for reference in current.inputs:
             parent, wrong = _parent(store, current, reference)
@@ -244,16 +246,37 @@ def _files(store: Store, record: Record, hasher: Hasher | None) -> list[Problem]
     except StatementError as error:
         return [*found, Problem("statement", version_name(record), RECORD_NAME, str(error))]
     gone = {f"run/{path}" for each in said if each.kind == "restored" for path in each.body.get("lost", ())}
-    collected = removed_on_purpose(said)
-    return [_explained(problem, gone, collected) for problem in found]
+    areas = collected_areas(said)
+    explained = [_explained(problem, gone, areas) for problem in found if not _gone_from(areas, problem)]
+    for area in sorted(areas):
+        if missing := [problem for problem in found if _gone_from([area], problem)]:
+            count = f"{len(missing)} file{'s' * (len(missing) > 1)}"
+            explained.append(Problem("missing", version_name(record), area, f"collected: {count}", "note"))
+    return explained
 
 
-def _explained(problem: Problem, gone: set[str], collected: bool) -> Problem:
+def _gone_from(areas: Collection[str], problem: Problem) -> bool:
+    """Whether a file is missing from what a statement says to be collected."""
+    return problem.kind == "missing" and covers(areas, problem.path)
+
+
+def _explained_objects(store: Store, problems: Iterable[Problem]) -> Iterator[Problem]:
+    """Yield problems with objects; what a statement says to be collected is noted."""
+    for problem in problems:
+        said: Sequence[Statement] = ()
+        if problem.kind == "missing":
+            with contextlib.suppress(StatementError, RecordError):  # reported where they are looked at
+                if head := store.head_of(*named_version(problem.artifact)):
+                    said = store.statements.about_digest(head.experiment, head.asset, head.record_digest)
+        yield _explained(problem, set(), collected_areas(said) if said else ())
+
+
+def _explained(problem: Problem, gone: set[str], areas: Collection[str]) -> Problem:
     if problem.kind != "missing":
         return problem
     if problem.path in gone:
         message = f"{problem.message}; lost before the version was restored"
-    elif collected:
+    elif covers(areas, problem.path):
         message = f"{problem.message}; collected"
     else:
         return problem

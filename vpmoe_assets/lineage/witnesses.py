@@ -8,6 +8,7 @@ anybody renews what he knows: ask the witnesses first, look at the store afterwa
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
+from vpmoe_assets.lineage.collected import removed_on_purpose
 from vpmoe_assets.lineage.errors import (
     IndexCorruptError,
     IndexLockedError,
@@ -19,7 +20,6 @@ from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.integrity import Problem
 from vpmoe_assets.lineage.layout import version_name
 from vpmoe_assets.lineage.record import RECORD_NAME
-from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
 
 
@@ -116,12 +116,6 @@ def contradictions(
                 f"`vpmoe forget {first.asset}@{first.version}` that it was removed on purpose"
             )
             yield Problem("vanished", artifact, RECORD_NAME, message)
-
-
-def removed_on_purpose(statements: Iterable[Statement]) -> bool:
-    """Whether the last word on where a version is says that it was collected."""
-    words = [each.kind for each in statements if each.kind in ("collected", "restored")]
-    return words[-1:] == ["collected"]
 
 
 def _rewritten(artifact: str, head: Head, told: list[Sighting]) -> Iterator[Problem]:
