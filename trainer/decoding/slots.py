@@ -26,6 +26,7 @@ from trainer.decoding.cache import DecodingCache, head_logits, next_logits
 from trainer.decoding.decoder import refuse_spread_experts
 from trainer.decoding.sampling import Sampling, not_finite, pick
 from trainer.decoding.slot_cache import SlotCache
+from trainer.decoding.step import Step, obstacle
 from trainer.model.document_mask import PADDING
 from trainer.model.gpt import VPGPTModel
 
@@ -86,9 +87,14 @@ class Slots:
         self._logprobs = torch.zeros(count, room, dtype=torch.float32, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._weights = addresses(model)
-        self._wanted = (
-            device.type == "cuda" and model.backend.capturable and model.pg_collection.tp.size() == 1
-        )
+        on_card = device.type == "cuda" and model.backend.capturable
+        self._wanted = on_card and model.pg_collection.tp.size() == 1
+        self._short: Step | None = None
+        if on_card:
+            if (reason := obstacle(model, count)) is None:
+                self._short = Step(model, self.cache)
+            else:
+                LOGGER.info("decoding runs the model operation by operation: %s", reason)
 
     @property
     def model(self) -> VPGPTModel:
@@ -113,6 +119,8 @@ class Slots:
             stop: Ids that end one.
             limit: Most tokens that one makes, at most `room`.
         """
+        if self._short is not None:
+            self._short.refresh()
         self._running.zero_()
         self._faulty.zero_()
         self._made.zero_()
@@ -181,13 +189,10 @@ class Slots:
     def _step(self) -> None:
         """One token; a function of tensors alone, and writing to tensors alone."""
         running = self._running
-        doc_id = torch.where(running, 0, PADDING)[:, None]
-        hidden = self.model.forward_hidden(
-            self._tokens[:, None], self.cache.positions[:, None], doc_id, self.cache
-        )
+        hidden = self._hidden()
         place = self._made.clamp(max=self.room - 1)[:, None]  # a slot that stands still may be at its end
         drawn = self._draws.gather(1, place)[:, 0]
-        chosen, logprobs = pick(head_logits(self.model, hidden[0]), self.sampling, drawn)
+        chosen, logprobs = pick(head_logits(self.model, hidden), self.sampling, drawn)
         for kept, new in ((self._ids, chosen), (self._logprobs, logprobs)):
             kept.scatter_(1, place, torch.where(running, new, kept.gather(1, place)[:, 0])[:, None])
         self._tokens.copy_(torch.where(running, chosen, self._tokens))
@@ -195,6 +200,14 @@ class Slots:
         self._made += running
         self.cache.positions += running
         running &= ~self._stops[chosen] & (self._made < self._limit)
+
+    def _hidden(self) -> torch.Tensor:
+        """Run the slots' tokens, keeping their keys and values; final hidden states `[B, H]`."""
+        if self._short is not None:
+            return self._short(self._tokens, self._running)
+        doc_id = torch.where(self._running, 0, PADDING)[:, None]
+        positions = self.cache.positions[:, None]
+        return self.model.forward_hidden(self._tokens[:, None], positions, doc_id, self.cache)[0]
 
     def _capture(self) -> None:
         """Record a step, with every slot standing still."""
