@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import duckdb
@@ -12,6 +13,7 @@ import pytest
 from tests.lineage.fabricate import publish, state_verdict
 from trainer.contract.canonical import sha256_json
 from vpmoe_assets.lineage import index as index_module
+from vpmoe_assets.lineage import rebuilding
 from vpmoe_assets.lineage.changes import Changes
 from vpmoe_assets.lineage.errors import IndexCorruptError, IndexLockedError, QueryError
 from vpmoe_assets.lineage.index import PATIENCE_S, TABLES, Index
@@ -58,7 +60,20 @@ HARMONY_MANIFEST = {
 }
 
 ACCEPTED = dict.fromkeys(KINDS["accepted"], "f" * 64)
-VIEWS = ("latest", "ladder", "ancestry", "acceptances", "drift", "leaderboard")
+VIEWS = (
+    "latest",
+    "ladder",
+    "ancestors",
+    "descendants",
+    "ancestry",
+    "acceptances",
+    "changes",
+    "cost",
+    "drift",
+    "leaderboard",
+    "speed",
+    "phases",
+)
 
 
 @pytest.fixture
@@ -149,6 +164,34 @@ def test_a_rebuild_from_the_records_alone_gives_the_same_tables_and_digest(store
     assert filled.rebuild(store) == []
     assert contents(filled) == before
     assert filled.digest() == digest
+
+
+def test_several_processes_read_a_large_store_as_one_does(store, filled, monkeypatch):
+    before = contents(filled)
+    monkeypatch.setattr(rebuilding, "_FEW", 0)
+    monkeypatch.setattr(rebuilding, "_CHUNK", 2)
+    monkeypatch.setattr(
+        rebuilding, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers)
+    )
+    assert filled.rebuild(store, workers=2) == []
+    assert contents(filled) == before
+
+
+def test_a_rebuild_says_which_versions_are_not_in_it(store, index):
+    put(store, index, "fine")
+    broken, moved = put(store, index, "broken"), put(store, index, "moved")
+    path = store.directory(broken) / RECORD_NAME
+    path.chmod(0o644)
+    path.write_text("{}")
+    os.rename(store.directory(moved), store.root / "smoke" / "fine" / "20260131.9-00000000")
+    (store.root / "smoke" / "fine" / "nothing").mkdir()
+    left = index.rebuild(store)
+    assert [(each.artifact, "schema" in each.message) for each in left] == [
+        (f"smoke/broken/{broken.version}", True),
+        ("smoke/fine/20260131.9-00000000", False),
+    ]
+    assert "is the record of smoke/moved" in left[1].message
+    assert index.query("SELECT asset FROM artifacts").rows == [("fine",)]
 
 
 def test_the_digest_is_the_hash_of_the_sorted_record_digests(store, filled):
@@ -540,6 +583,7 @@ def test_a_rebuild_does_not_need_the_holder_to_let_go(store, filled, held):
 INSERTER = """
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tests.lineage.fabricate import publish, state_verdict
 from vpmoe_assets.lineage.index import Index

@@ -1,5 +1,6 @@
 """`vpmoe index`: looking after the DuckDB index."""
 
+import os
 import sys
 
 import click
@@ -22,7 +23,7 @@ def rebuild(as_json: bool) -> None:
       vpmoe index rebuild
     """  # noqa: D301
     built, store = open_index(), open_store()
-    left = built.rebuild(store)
+    left = built.rebuild(store, workers=min(len(os.sched_getaffinity(0)), 8))
     remembered = store.rebuild_ledger()
     count = built.query("SELECT count(*) FROM artifacts").rows[0][0]
     if as_json:

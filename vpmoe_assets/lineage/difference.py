@@ -101,15 +101,16 @@ def changes(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[Change, ...
 
 def recipe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Change, ...]:
     """Return the values that differ between two recipes, by dotted key."""
-    return changes(dict(_leaves(old)), dict(_leaves(new)))
+    return changes(dict(recipe_leaves(old)), dict(recipe_leaves(new)))
 
 
-def _leaves(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def recipe_leaves(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the values of a recipe as canonical JSON, each with its dotted key."""
     for key, value in recipe.items():
         # A key with a dot in it is quoted: two different recipes never read alike.
         name = prefix + (json.dumps(key) if "." in key or '"' in key else key)
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{name}.")
+            yield from recipe_leaves(value, f"{name}.")
         else:
             yield name, canonical_json(value)
 

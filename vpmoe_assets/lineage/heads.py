@@ -5,7 +5,8 @@ remembered in `.work/heads.sqlite` while the file system vouches that the record
 record that is not known is read whole, digests and all.
 """
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -99,32 +100,36 @@ class Heads:
 
         A path without a file is in neither.
         """
-        files: dict[Path, Identity] = {}
-        for path in paths:
-            try:
-                files[path] = identity(path.stat())
-            except (FileNotFoundError, NotADirectoryError):
-                continue
+        files = _identities(paths)
         remembered = self._memory.recall(files)
-        heads: dict[Path, Head] = {}
+        heads = {path: head for path, text in remembered.items() if (head := _parsed(text)) is not None}
         damaged: dict[Path, RecordError] = {}
+        for path, found in self.records(path for path in files if path not in heads):
+            if isinstance(found, RecordError):
+                damaged[path] = found
+            else:
+                heads[path] = Head.of(found)
+        return {path: heads[path] for path in files if path in heads}, damaged
+
+    def records(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Record | RecordError]]:
+        """Yield what whole records say, or what is wrong with them, and remember their heads.
+
+        A path without a file is passed over.
+        """
         learnt: list[tuple[Path, Identity, str]] = []
-        for path, known in files.items():
-            head = _parsed(remembered[path]) if path in remembered else None
-            if head is None:
-                quiet = settled(known)
-                try:
-                    head = Head.of(read_record(path))
-                except FileNotFoundError:
-                    continue
-                except RecordError as error:
-                    damaged[path] = error
-                    continue
-                if quiet and identity(path.stat()) == known:
-                    learnt.append((path, known, _text(head)))
-            heads[path] = head
+        for path, known in _identities(paths).items():
+            quiet = settled(known)
+            try:
+                record = read_record(path)
+            except FileNotFoundError:
+                continue
+            except RecordError as error:
+                yield path, error
+                continue
+            if quiet and identity(path.stat()) == known:
+                learnt.append((path, known, _text(Head.of(record))))
+            yield path, record
         self._memory.keep(learnt)
-        return heads, damaged
 
     def learn(self, record: Record) -> None:
         """Remember a record that this process has just sealed and put into its place."""
@@ -147,6 +152,15 @@ class Heads:
         order = {version: number for number, version in enumerate(versions)}
         damaged = [Damaged(experiment, asset, path.parent.name, error) for path, error in errors.items()]
         return heads, sorted(damaged, key=lambda bad: order[bad.version])
+
+
+def _identities(paths: Iterable[Path]) -> dict[Path, Identity]:
+    """Return what files are known by; those that are not there are left out."""
+    found: dict[Path, Identity] = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            found[path] = identity(path.stat())
+    return found
 
 
 def _text(head: Head) -> str:

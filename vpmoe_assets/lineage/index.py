@@ -28,7 +28,8 @@ from vpmoe_assets.lineage.errors import (
     LineageError,
     QueryError,
 )
-from vpmoe_assets.lineage.layout import named_version, version_name
+from vpmoe_assets.lineage.layout import named_version
+from vpmoe_assets.lineage.rebuilding import Key, Left, everything
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.rows import Rows, rows_of
 from vpmoe_assets.lineage.store import Store
@@ -36,13 +37,15 @@ from vpmoe_assets.lineage.store import Store
 if TYPE_CHECKING:
     import duckdb
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 TABLES = (
     "artifacts",
     "runs",
+    "attempts",
     "inputs",
     "files",
     "shards",
+    "recipe_keys",
     "sources",
     "packages",
     "metrics",
@@ -57,7 +60,6 @@ PATIENCE_S = 2.0
 """How long a step waits for the index."""
 _REBUILD_WAIT_S = 60.0
 _READER_WAIT_S = 5.0
-_BATCH = 100
 
 
 @dataclass(frozen=True)
@@ -71,19 +73,6 @@ class Table:
 
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
-
-
-@dataclass(frozen=True)
-class Left:
-    """A version whose rows could not be made.
-
-    Attributes:
-        artifact: `experiment/asset/version`.
-        message: Why.
-    """
-
-    artifact: str
-    message: str
 
 
 class Index:
@@ -127,8 +116,13 @@ class Index:
             return f"not brought up to date in the index: {_listed(left)}"
         return None
 
-    def rebuild(self, store: Store) -> list[Left]:
+    def rebuild(self, store: Store, workers: int = 1) -> list[Left]:
         """Make the index again from the records alone, whoever reads the present one.
+
+        Args:
+            store: Of which.
+            workers: Processes that read a large store; with more than one, the caller's main module has to be
+                one that may be imported.
 
         Returns:
             The versions that are not in it.
@@ -137,7 +131,7 @@ class Index:
             IndexLockedError: Another process kept writing for a minute.
         """
         with self._writer(_REBUILD_WAIT_S):
-            return self._rebuild(store)
+            return self._rebuild(store, workers)
 
     # Reading.
 
@@ -246,17 +240,23 @@ class Index:
         self._changes.settle(changes)
         return left
 
-    def _rebuild(self, store: Store) -> list[Left]:
+    def _rebuild(self, store: Store, workers: int = 1) -> list[Left]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         changes = self._changes.pending()
         left: list[Left] = []
         fresh = self.path.with_name(f".{self.path.name}.new")
         with created(fresh) as database:
-            database.execute(Path(__file__).with_name("index.sql").read_text(encoding="utf-8"))
+            for part in ("index.sql", "views.sql"):
+                database.execute(Path(__file__).with_name(part).read_text(encoding="utf-8"))
             database.execute("INSERT INTO meta VALUES (?)", (SCHEMA_VERSION,))
-            for batch in _batches(_everything(store, left)):
+            types = {table: _types(database, table) for table in TABLES}
+            for columns in everything(store.root, types, left, workers):
                 database.begin()
-                _add(database, batch)
+                for table, rows in columns.items():
+                    if rows.num_rows:
+                        database.register("chunk", rows)
+                        database.execute(f"INSERT INTO {table} SELECT * FROM chunk")
+                        database.unregister("chunk")
                 database.commit()
         Path(f"{self.path}.wal").unlink(missing_ok=True)
         os.replace(fresh, self.path)
@@ -274,9 +274,6 @@ class Index:
             raise IndexCorruptError(f"{self.path} is of another version of this program; {HINT}")
 
 
-Key = tuple[str, str, str]
-"""Experiment, asset, version."""
-
 _LATER = "the next publication makes up for it, or `vpmoe index rebuild`"
 
 
@@ -293,30 +290,6 @@ def _rows(store: Store, record: Record) -> Rows:
     return rows_of(record, store.directory(record), store.statements.about(record))
 
 
-def _everything(store: Store, left: list[Left]) -> Iterator[Rows]:
-    """Yield the rows of every record, and note those that have none."""
-    for experiment in store.experiments():
-        for asset in store.assets(experiment):
-            heads, damaged = store.scan(experiment, asset)
-            left += [Left(version_name(bad), one_line(bad.error)) for bad in damaged]
-            for head in heads:
-                try:
-                    yield _rows(store, store.record(head))
-                except (LineageError, OSError) as error:
-                    left.append(Left(version_name(head), one_line(error)))
-
-
-def _batches(rows: Iterator[Rows]) -> Iterator[list[Rows]]:
-    batch: list[Rows] = []
-    for each in rows:
-        batch.append(each)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
 def _remove(database: "duckdb.DuckDBPyConnection", keys: Sequence[Key]) -> None:
     of_key = "WHERE experiment = ? AND asset = ? AND version = ?"
     # By the primary key; what is new, as most are, costs no look at the other tables, which have none.
@@ -331,11 +304,14 @@ def _add(database: "duckdb.DuckDBPyConnection", found: Sequence[Rows]) -> None:
         rows = [row for each in found for row in each[table]]
         if rows:
             # Whole columns as lists: a hundred times faster than row by row for a curve of 10,000 points.
-            types = [column[1] for column in database.execute(f"DESCRIBE {table}").fetchall()]
-            columns = ", ".join(f"unnest(?::{kind}[])" for kind in types)
+            columns = ", ".join(f"unnest(?::{kind}[])" for kind in _types(database, table))
             database.execute(
                 f"INSERT INTO {table} SELECT {columns}", [list(c) for c in zip(*rows, strict=True)]
             )
+
+
+def _types(database: "duckdb.DuckDBPyConnection", table: str) -> list[str]:
+    return [str(column[1]) for column in database.execute(f"DESCRIBE {table}").fetchall()]
 
 
 def _listed(left: Sequence[Left]) -> str:

@@ -14,7 +14,7 @@ may be torn by a kill, and may name a record that never became visible: whoever 
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,24 +97,11 @@ class Ledger:
         """Return who published something with a fingerprint, oldest first."""
         return _entries(self._fingerprint(fingerprint))
 
-    def rebuild(self, published: Iterable[tuple[Record, Path]]) -> int:
-        """Remember what is published and was not remembered: a store from before there was a ledger.
-
-        Args:
-            published: Records, each with its version's directory.
-
-        Returns:
-            How many were added.
-        """
-        added = 0
-        for record, directory in published:
-            known = self.path(record.record_digest).exists()
-            if known and any(e.version == record.version for e in self.of_fingerprint(record.fingerprint)):
-                continue
-            with contextlib.suppress(FileNotFoundError):  # its manifest is gone: damaged
-                self.put(record, directory)
-                added += 1
-        return added
+    def knows(self, record_digest: str, fingerprint: str, version: str) -> bool:
+        """Whether it has a record, and what was published under that fingerprint and version."""
+        return self.path(record_digest).exists() and any(
+            entry.version == version for entry in self.of_fingerprint(fingerprint)
+        )
 
     def _fingerprint(self, fingerprint: str) -> Path:
         return self.root / "by-fingerprint" / fingerprint[:2] / fingerprint

@@ -17,6 +17,7 @@ statements about its digest, in `vpmoe_assets.lineage.statements`. Records of sc
 themselves; they stay readable and verifiable, and are never rewritten.
 """
 
+import hashlib
 import json
 import re
 from datetime import UTC, datetime
@@ -353,7 +354,7 @@ def read_record(path: Path) -> Record:
         raise RecordError(f"{path}: schema {found!r}, expected {SCHEMA!r} or {EARLIER!r}")
     stated = fields.pop("record_digest", None)
     try:
-        actual = sha256_json(fields)
+        actual = _sha256_parsed(fields)
     except UnstableValueError as error:
         raise RecordError(f"{path}: {error}; {_REMEDY}") from error
     if stated != actual:
@@ -366,6 +367,15 @@ def read_record(path: Path) -> Record:
         raise RecordError(f"{path}: {_first_problem(error)}; {_REMEDY}") from error
     vars(record)["record_digest"] = actual  # the cached property: it need not be computed once more
     return record
+
+
+def _sha256_parsed(fields: dict[str, Any]) -> str:
+    """Return `sha256_json` of parsed JSON: there only NaN and infinity have no stable form."""
+    try:
+        text = json.dumps(fields, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        return sha256_json(fields)  # which says where
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 _REMEDY = "materialise the asset again"

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from trainer.contract.canonical import canonical_json, sha256_json
+from vpmoe_assets.lineage.difference import recipe_leaves
 from vpmoe_assets.lineage.fingerprint import recorded_code_version
 from vpmoe_assets.lineage.record import MANIFEST_NAME, EvalScore, Record
 from vpmoe_assets.lineage.standing import Finding, findings
@@ -33,7 +34,7 @@ def rows_of(record: Record, directory: Path, statements: Sequence[Statement]) ->
         directory: Of its version; the manifest and the training curve are read from there.
         statements: About it, oldest first.
     """
-    key = (record.experiment, record.asset, record.version)
+    key = (record.experiment, record.asset, record.version, record.record_digest)
     found = findings(record, statements)
     points, unreadable = _metric_points(directory / "run" / METRICS_FILE)
     metrics: list[Row] = [(*key, name, *_scalar(value)) for name, value in sorted(record.metrics.items())]
@@ -43,21 +44,11 @@ def rows_of(record: Record, directory: Path, statements: Sequence[Statement]) ->
     return {
         "artifacts": [_artifact(record, any(finding.blocks for finding in found))],
         "runs": [_run(record)],
-        "inputs": [
-            (
-                *key,
-                ref.role,
-                ref.asset,
-                ref.version,
-                ref.digest,
-                ref.record_digest,
-                record.record_digest,
-                ref.acceptance,
-            )
-            for ref in record.inputs
-        ],
+        "attempts": [(*key, position, *attempt) for position, attempt in enumerate(_attempts(record))],
+        "inputs": [(*key, *named) for named in _inputs(record)],
         "files": [(*key, *file) for file in _files(record)],
         "shards": [(*key, *shard) for shard in _shards(directory / MANIFEST_NAME, record)],
+        "recipe_keys": [(*key, *leaf) for leaf in _recipe_keys(record)],
         "sources": [(*key, path, digest) for path, digest in sorted(sources.items())],
         "packages": [(*key, *package) for package in _packages(record)],
         "metrics": metrics,
@@ -116,6 +107,7 @@ def _run(record: Record) -> Row:
         record.experiment,
         record.asset,
         record.version,
+        record.record_digest,
         record.dagster_run_id,
         " ".join(record.command),
         started,
@@ -130,8 +122,33 @@ def _run(record: Record) -> Row:
         environment.get("lock_digest"),
         canonical_json(record.execution),
         canonical_json(environment),
-        canonical_json([attempt.model_dump() for attempt in record.attempts]),
     )
+
+
+def _attempts(record: Record) -> Iterator[Row]:
+    """Yield (start, end, how it ended, step that it went on from, sources) of every start of the work."""
+    if not record.attempts:
+        yield _utc(record.started_utc), _utc(record.finished_utc), "done", None, record.objects.sources
+    for each in record.attempts:
+        ended = None if each.ended_utc is None else _utc(each.ended_utc)
+        yield _utc(each.started_utc), ended, each.ended, each.resumed_from, each.sources
+
+
+def _inputs(record: Record) -> Iterator[Row]:
+    """Yield (kind, role, experiment, asset, version, digest, record digest, acceptance)."""
+    for ref in record.inputs:
+        named = (record.experiment, ref.asset, ref.version, ref.digest, ref.record_digest)
+        yield "input", ref.role, *named, ref.acceptance
+    if (origin := record.original) is not None:
+        named = (origin.experiment, origin.asset, origin.version, record.digest, origin.record_digest)
+        yield "original", "original", *named, None
+
+
+def _recipe_keys(record: Record) -> Iterator[Row]:
+    """Yield (dotted key, value as JSON, value as a number)."""
+    for key, value in recipe_leaves(record.recipe):
+        read = json.loads(value)
+        yield key, value, float(read) if type(read) in (int, float) else None
 
 
 def _worked_s(record: Record) -> float:
@@ -253,7 +270,6 @@ def _statements(statements: Sequence[Statement]) -> Iterator[Row]:
     force = _in_force(statements)
     for position, statement in enumerate(statements):
         yield (
-            statement.record,
             position,
             statement.id,
             statement.kind,

@@ -17,7 +17,14 @@ from vpmoe_assets.lineage.layout import Layout, Versioned, directories, version_
 from vpmoe_assets.lineage.ledger import Ledger
 from vpmoe_assets.lineage.placing import Places
 from vpmoe_assets.lineage.publishing import Publisher
-from vpmoe_assets.lineage.record import Draft, InputRef, Record, read_record, safe_name
+from vpmoe_assets.lineage.record import (
+    RECORD_NAME,
+    Draft,
+    InputRef,
+    Record,
+    read_record,
+    safe_name,
+)
 from vpmoe_assets.lineage.renewal import reissued, verdicts
 from vpmoe_assets.lineage.restoring import Restorer
 from vpmoe_assets.lineage.standing import Finding, findings, refusal
@@ -98,9 +105,24 @@ class Store:
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                 yield self.record(head)
 
+    def read(
+        self, experiment: str, asset: str, versions: Iterable[str]
+    ) -> Iterator[tuple[str, Record | RecordError]]:
+        """Yield the whole records of those versions that have one, or what is wrong with them."""
+        parent = self._layout.asset(experiment, asset)
+        for path, found in self._heads.records(parent / version / RECORD_NAME for version in versions):
+            yield path.parent.name, found
+
     def rebuild_ledger(self) -> int:
         """Put every readable record into the ledger, and say how many were not in it: of an older store."""
-        return self.ledger.rebuild((record, self.directory(record)) for record in self.records())
+        added = 0
+        for head in self.heads():
+            if not self.ledger.knows(head.record_digest, head.fingerprint, head.version):
+                # Removed meanwhile; or its manifest is gone: damaged.
+                with contextlib.suppress(FileNotFoundError):
+                    self.ledger.put(self.record(head), self.directory(head))
+                    added += 1
+        return added
 
     def damaged(self, experiment: str | None = None) -> Iterator[Damaged]:
         """Yield every version whose record cannot be read."""
