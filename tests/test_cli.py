@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -233,6 +234,17 @@ def test_lineage_is_written_in_the_forms_that_others_read(store, chain, tmp_path
     assert file.read_text().startswith(begins)
     assert "lies in the store" in fails("lineage", "synth", "-o", str(store.root / "x"))
     assert "is a directory" in fails("lineage", "synth", "-o", str(tmp_path))
+
+
+def test_an_index_of_another_version_is_made_again_with_a_word(store, chain):
+    index = Index(store.root / "index.duckdb")
+    index.rebuild(store)
+    with duckdb.connect(index.path) as database:
+        database.execute("UPDATE meta SET schema_version = 2")
+    result = run("sql", "SELECT count(*) AS n FROM artifacts")
+    assert result.stdout.split() == ["n", "2"]
+    assert "of another version" in result.stderr
+    assert run("sql", "SELECT count(*) AS n FROM artifacts").stderr == ""
 
 
 def test_ls_of_an_empty_store_says_so(store):

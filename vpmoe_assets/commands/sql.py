@@ -4,7 +4,13 @@ from collections.abc import Sequence
 
 import click
 
-from vpmoe_assets.commands.common import json_option, open_index, print_json, print_table
+from vpmoe_assets.commands.common import (
+    json_option,
+    open_index,
+    open_store,
+    print_json,
+    print_table,
+)
 
 
 @click.command()
@@ -13,17 +19,28 @@ from vpmoe_assets.commands.common import json_option, open_index, print_json, pr
 def sql(statement: str, as_json: bool) -> None:
     """Answer a SELECT over the index of all experiments; nothing can be written.
 
-    Tables: artifacts, runs, inputs, files, shards, sources, packages, metrics, metric_points, checks,
-    statements, evals, perf. Views: latest, ladder, ancestry, acceptances, drift, leaderboard.
+    Tables: artifacts, runs, attempts, inputs, files, shards, recipe_keys, sources, packages, metrics,
+    metric_points, checks, statements, evals, perf. Views: latest, ladder, ancestors, descendants, cost,
+    changes, drift, leaderboard, acceptances, speed, phases. Like tables with an argument: ancestors_of,
+    descendants_of (a record digest), changed_between (two dates), saw_shard (its name or sha256).
+    docs/questions.md has questions with their SQL.
 
     \b
     Examples:
       vpmoe sql "SELECT asset, version, bytes FROM latest ORDER BY bytes DESC"
       vpmoe sql "SELECT * FROM drift" --json
+      vpmoe sql "SELECT * FROM changed_between('2026-01-01', '2026-02-01')"
       vpmoe sql "DESCRIBE artifacts"
     """  # noqa: D301
+    from vpmoe_assets.lineage.errors import IndexOutdatedError
+
     index = open_index()
-    table = index.query(statement)
+    try:
+        table = index.query(statement)
+    except IndexOutdatedError:
+        click.echo("the index is of another version of this program and is made again", err=True)
+        index.rebuild(open_store())
+        table = index.query(statement)
     if behind := len(index.changing()):
         click.echo(f"{behind} changed artifact{'s' * (behind != 1)} not in the index yet", err=True)
     if as_json:

@@ -57,6 +57,10 @@ class IndexCorruptError(LineageError):
     """The index file cannot be read; it can always be rebuilt from the records."""
 
 
+class IndexOutdatedError(IndexCorruptError):
+    """The index is whole, and of another version of this program."""
+
+
 class QueryError(LineageError):
     """The SQL is wrong, or would write."""
 

@@ -25,6 +25,7 @@ from vpmoe_assets.lineage.errors import (
     BusyError,
     IndexCorruptError,
     IndexLockedError,
+    IndexOutdatedError,
     LineageError,
     QueryError,
 )
@@ -141,7 +142,8 @@ class Index:
         Raises:
             QueryError: The statement is wrong, or would change something.
             IndexLockedError: Another process is writing and did not finish in time; says which.
-            IndexCorruptError: The file is missing, unreadable, or of another version of this program.
+            IndexCorruptError: The file is missing, unreadable, or of another version of this program
+                (`IndexOutdatedError`).
         """
         import duckdb
 
@@ -271,7 +273,7 @@ class Index:
         except duckdb.Error as error:
             raise IndexCorruptError(f"{self.path} is unreadable ({one_line(error)}); {HINT}") from error
         if found != [(SCHEMA_VERSION,)]:
-            raise IndexCorruptError(f"{self.path} is of another version of this program; {HINT}")
+            raise IndexOutdatedError(f"{self.path} is of another version of this program; {HINT}")
 
 
 _LATER = "the next publication makes up for it, or `vpmoe index rebuild`"
