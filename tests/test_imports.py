@@ -73,7 +73,11 @@ LIGHT = (
     "rich",
 )
 """What no verb loads that reads the store, and neither `trainer --help` nor `trainer count`."""
-MAY_LOAD = {("sql",): {"duckdb"}, ("verify",): {"duckdb"}, ("index", "rebuild"): {"duckdb", "numpy"}}
+MAY_LOAD = {
+    ("sql",): {"duckdb"},
+    ("verify",): {"duckdb"},
+    ("index", "rebuild"): {"duckdb", "numpy", "pandas", "pyarrow"},
+}
 """What a verb needs beyond that."""
 
 
