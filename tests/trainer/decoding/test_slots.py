@@ -40,7 +40,7 @@ def require_same(found, expected):
 prompts = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20), min_size=1, max_size=9)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=7, deadline=None)
 @given(
     asked=prompts,
     kind=st.sampled_from(KINDS),
