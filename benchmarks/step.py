@@ -1,6 +1,7 @@
-"""A training step of the locked model on one GPU: `reference` and `fused`, whole or a slice of its layers.
+"""A training step of the locked model on one GPU: a baseline, `reference` and `fused`, whole or a slice.
 
-    python -m benchmarks.step [--layers 4] [--backends reference fused] [--micro-batch 1] [--record]
+    python -m benchmarks.step [--layers 4] [--backends baseline reference fused] [--micro-batch 1] [--record]
+    python -m benchmarks.step --whole                # and `fused` with all 80 layers, in the same run
     python -m benchmarks.step --check                # a slice: hidden states and gradients against float32
     python -m benchmarks.step --layers 80 --backends fused --profile kernels.json
 
@@ -16,13 +17,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.baseline import NAME as BASELINE
+from benchmarks.baseline import built_as_baseline
 from benchmarks.gpu_smoke import write_data
 from benchmarks.job_file import write_job
 from benchmarks.record import record
@@ -68,6 +71,25 @@ def open_mock(base: Path, recipe: TrainRecipe) -> TrainingData:
     )
     job = parse(Job, json.loads(path.read_text()))
     return open_data(job, recipe, cache_dir=base / "cache")
+
+
+BOUNDS = {"hidden": 2.0, "median": 2.0, "largest": 3.0}
+"""Errors of `fused` against float32, as multiples of those of `reference` in bf16, that are let pass."""
+
+
+def require_right(found: dict[str, Any]) -> None:
+    """End where `fused` is further from float32 than `reference` in bf16 by more than a small multiple.
+
+    Raises:
+        SystemExit: Before any timing.
+    """
+    for name, bound in BOUNDS.items():
+        reference, fused = found[name]
+        if not fused <= bound * max(reference, 1e-3):
+            raise SystemExit(
+                f"{name}: error of fused {fused:.2e}, of reference {reference:.2e}: more than {bound} times; "
+                f"no time was taken. Worst: {found['worst against the reference'][:3]}"
+            )
 
 
 def engine_of(recipe: TrainRecipe, data: TrainingData, layout: Layout) -> Engine:
@@ -271,11 +293,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--backends", nargs="+", default=["reference", "fused"])
+    parser.add_argument("--backends", nargs="+", default=[BASELINE, "reference", "fused"])
     parser.add_argument("--micro-batch", type=int, default=1)
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--unchecked", action="store_true", help="take times without comparing first")
+    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--profile", type=Path)
     parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
@@ -284,28 +308,41 @@ def main() -> None:
             print(json.dumps(check(options.layers), indent=1))
         return
     found: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "layers": options.layers}
+    runs = [(backend, options.layers, backend) for backend in options.backends]
+    if options.whole:
+        runs.append(("fused_whole", 80, "fused"))
     with tempfile.TemporaryDirectory() as folder, session("cuda") as layout:
-        for backend in options.backends:
-            recipe = recipe_of(options.layers, backend, options.micro_batch, options.accumulate)
-            began = time.perf_counter()
-            engine = engine_of(recipe, open_mock(Path(folder), recipe), layout)
-            built = time.perf_counter() - began
-            found[backend] = {
-                "build_s": round(built, 1),
-                **time_steps(engine, options.steps, options.profile),
-            }
-            print(
-                backend, json.dumps({k: v for k, v in found[backend].items() if k != "dearest"}), flush=True
-            )
+        if "fused" in options.backends and not options.unchecked:
+            found["check"] = check(min(options.layers, 4))
+            require_right(found["check"])
+            print("check", json.dumps({name: found["check"][name] for name in BOUNDS}), flush=True)
+        for name, layers, backend in runs:
+            slow = backend == BASELINE
+            word = "reference" if slow else backend
+            recipe = recipe_of(layers, word, options.micro_batch, options.accumulate)
+            with built_as_baseline() if slow else nullcontext():
+                began = time.perf_counter()
+                engine = engine_of(recipe, open_mock(Path(folder), recipe), layout)
+                built = time.perf_counter() - began
+                found[name] = {
+                    "build_s": round(built, 1),
+                    **time_steps(engine, options.steps, options.profile),
+                }
+            print(name, json.dumps({k: v for k, v in found[name].items() if k != "dearest"}), flush=True)
             engine.close()
             del engine
             gc.collect()
             torch.cuda.empty_cache()
+    first = options.backends[0]
+    for backend in options.backends[1:]:
+        print(f"{backend}: {found[first]['ms'] / found[backend]['ms']:.1f} times as fast as {first}")
     print(json.dumps(found))
     if options.record:
         if len(options.backends) == 1:
             only = found[options.backends[0]]
             record(f"step.{options.layers}_layers.{options.backends[0]}", only["ms"], "ms", details=only)
+        if options.whole:
+            record("step.80_layers.fused", found["fused_whole"]["ms"], "ms", details=found["fused_whole"])
         for backend in options.backends[1:]:
             record(
                 f"step.{options.layers}_layers.{backend}",

@@ -17,6 +17,7 @@ CONVERSIONS = ("qwen3_0_6b_o200k", *RUNGS)
 TRAININGS = ("*_healed", "vpmoe_stage[123]", "teacher")
 SCORING = ("teacher_topk",)
 EVALUATIONS = ("eval_*",)
+PROFILES = ("perf_profile",)
 
 Versions = Callable[[], dict[str, str]]
 
@@ -73,10 +74,10 @@ def matching(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
         ("trainer/__main__.py", ()),
         ("trainer/contract/schema/training.py", ()),
         ("trainer/train/tracking.py", ()),
-        ("trainer/model/gpt.py", (*RUNGS, *TRAININGS, *SCORING, *EVALUATIONS)),
-        ("trainer/job/startup.py", (*CONVERSIONS, *TRAININGS, *SCORING, *EVALUATIONS)),
-        ("trainer/optim/normuon.py", TRAININGS),
-        ("trainer/losses/span_ce.py", ("*_healed", "vpmoe_stage1", "teacher")),
+        ("trainer/model/gpt.py", (*RUNGS, *TRAININGS, *SCORING, *EVALUATIONS, *PROFILES)),
+        ("trainer/job/startup.py", (*CONVERSIONS, *TRAININGS, *SCORING, *EVALUATIONS, *PROFILES)),
+        ("trainer/optim/normuon.py", (*TRAININGS, *PROFILES)),
+        ("trainer/losses/span_ce.py", ("*_healed", "vpmoe_stage1", "teacher", *PROFILES)),
         ("trainer/surgery/step.py", CONVERSIONS),
         ("trainer/surgery/convert.py", CONVERSIONS),
         ("trainer/surgery/morph.py", ("vpdense_28",)),

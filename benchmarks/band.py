@@ -1,0 +1,169 @@
+"""Does `fused` learn as `reference` does? 200 steps of a slice of the locked model, on shards made here.
+
+    python -m benchmarks.band [--layers 4] [--steps 200] [--seeds 3] [--record]
+    python -m benchmarks.band --experiment smoke --device cpu --steps 6 --candidate reference   # to test it
+
+Stage 1 from a seeded init. `reference` runs once for each seed of the weights and of the order of samples;
+the widest distance of two of its curves at a step, smoothed over ten steps, is the band there. `fused` runs
+with the first seed alone. Printed are the band and the distance of `fused` from `reference` with the same
+seed. It is inside where its mean distance is at most the mean band, and the mean of its last quarter lies
+within those of the seeds, widened by half their range on both sides. Exit code 1 where it is not.
+"""
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu_smoke import write_data
+from benchmarks.job_file import write_job
+from benchmarks.record import record
+from trainer.contract.schema.base import parse, plain
+from trainer.contract.schema.experiment import load_experiment
+from trainer.contract.schema.job import Job
+from trainer.contract.schema.training import TrainRecipe
+from trainer.job.distributed import DeviceKind, Layout, session
+from trainer.model.gpt import build_model
+from trainer.train.engine import Engine
+from trainer.train.inputs import TrainingData, open_data
+
+STAGE = "vpmoe_stage1"
+SMOOTHED = 10
+FIRST_SEED = 1234
+
+
+def recipe_of(experiment: str, layers: int | None, steps: int, backend: str) -> TrainRecipe:
+    """Return stage 1 of an experiment from a seeded init, some of its layers."""
+    recipe = plain(load_experiment(experiment).train_recipe(STAGE))
+    recipe |= {"steps": steps, "init": "fresh"}
+    if layers is not None:
+        recipe["architecture"]["model"]["num_layers"] = layers
+    recipe["training"]["backend"] = backend
+    return parse(TrainRecipe, recipe)
+
+
+def open_shards(base: Path, recipe: TrainRecipe, experiment: str, device: str, seed: int) -> TrainingData:
+    """Open the shards, made once, in the order of a seed."""
+    data = base / "data"
+    if not data.exists():
+        write_data(data, recipe.architecture.vocab_size)
+    path = write_job(
+        base / f"seed_{seed}_{recipe.training.backend}",
+        command="train",
+        asset=STAGE,
+        experiment=experiment,
+        recipe=plain(recipe),
+        seed=seed,
+        inputs={"synth_kd_v1": data},
+        execution={"device": device},
+    )
+    job = parse(Job, json.loads(path.read_text()))
+    return open_data(job, recipe, cache_dir=base / "cache")
+
+
+def curve(recipe: TrainRecipe, data: TrainingData, layout: Layout, seed: int) -> list[float]:
+    """Train and return the loss of every step."""
+    settings = recipe.training
+    model = build_model(
+        recipe.architecture,
+        dtype=Engine.dtype(settings),
+        device=layout.device.type,
+        seed=seed,
+        backend=settings.backend,
+    )
+    engine = Engine(model, recipe, data, layout, seed=seed, config_hash="")
+    losses = [engine.step().loss for _ in range(recipe.steps)]
+    engine.close()
+    del engine, model
+    gc.collect()
+    if layout.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return losses
+
+
+def smoothed(losses: list[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return means over `SMOOTHED` steps, or over all where there are fewer."""
+    width = min(SMOOTHED, len(losses))
+    return np.convolve(np.asarray(losses, dtype=np.float64), np.ones(width) / width, mode="valid")
+
+
+def judged(references: list[list[float]], candidate: list[float]) -> dict[str, Any]:
+    """Compare a candidate's curve with those of the reference, of which the first has its seed.
+
+    Args:
+        references: Losses of every step, a list for each seed, two at least.
+        candidate: Losses of every step.
+    """
+    curves, ours = np.stack([smoothed(one) for one in references]), smoothed(candidate)
+    band = curves.max(0) - curves.min(0)
+    distance = np.abs(ours - curves[0])
+    quarter = max(1, len(candidate) // 4)
+    ends = [float(np.mean(one[-quarter:])) for one in references]
+    end, room = float(np.mean(candidate[-quarter:])), (max(ends) - min(ends)) / 2
+    return {
+        "band": {"mean": float(band.mean()), "largest": float(band.max())},
+        "distance": {"mean": float(distance.mean()), "largest": float(distance.max())},
+        "mean_share_of_band": float(distance.mean() / max(band.mean(), 1e-12)),
+        "ends": ends,
+        "end": end,
+        "inside": min(ends) - room <= end <= max(ends) + room and bool(distance.mean() <= band.mean()),
+    }
+
+
+def main() -> int:
+    """Run as a script; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--experiment", default="bench")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--candidate", default="fused")
+    parser.add_argument("--record", action="store_true")
+    options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error(f"--seeds {options.seeds}: a band takes two at least")
+    layers = options.layers or (4 if options.experiment == "bench" else None)
+    device: DeviceKind = options.device
+    with tempfile.TemporaryDirectory() as folder, session(device) as layout:
+
+        def run(backend: str, seed: int) -> list[float]:
+            recipe = recipe_of(options.experiment, layers, options.steps, backend)
+            data = open_shards(Path(folder), recipe, options.experiment, device, seed)
+            losses = curve(recipe, data, layout, seed)
+            told = [round(loss, 4) for loss in losses[:: max(1, len(losses) // 20)]]
+            print(f"{backend}, seed {seed}: {told}", flush=True)
+            return losses
+
+        candidate = run(options.candidate, FIRST_SEED)
+        references = [run("reference", FIRST_SEED + number) for number in range(options.seeds)]
+    found = judged(references, candidate) | {
+        "candidate": options.candidate,
+        "layers": layers,
+        "steps": options.steps,
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+    }
+    print(json.dumps(found))
+    if options.record:
+        share = found["mean_share_of_band"]
+        record(
+            f"band.{options.candidate}",
+            found["distance"]["mean"],
+            "nats",
+            comparator="seeds of reference",
+            ratio=1 / max(share, 1e-12),
+            details=found,
+        )
+    return 0 if found["inside"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
