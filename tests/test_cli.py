@@ -41,6 +41,7 @@ COMMANDS = (
     ["pin"],
     ["unpin"],
     ["gc"],
+    ["card"],
     ["accept"],
     ["upgrade"],
     ["sql"],

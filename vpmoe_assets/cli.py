@@ -11,6 +11,7 @@ from trainer.contract.pipe import leave_unprinted
 from trainer.contract.printed import print_whatever_comes
 from vpmoe_assets.commands.accept import accept
 from vpmoe_assets.commands.browse import browse, site
+from vpmoe_assets.commands.card import card
 from vpmoe_assets.commands.data import data
 from vpmoe_assets.commands.diff import diff
 from vpmoe_assets.commands.forget import forget
@@ -86,6 +87,7 @@ for _command in (
     pin,
     unpin,
     gc,
+    card,
     accept,
     upgrade,
     sql,
