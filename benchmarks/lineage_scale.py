@@ -1,10 +1,10 @@
-"""What 10,000 records and 1,000,000 files cost: the index made again, documented questions, lineage, `ls`, `show`.
+"""What 10,000 records and 1,000,000 files cost: the index made again, documented questions, lineage, `show`.
 
     python -m benchmarks.lineage_scale [--store DIRECTORY] [--records 10000] [--files 1000000] [--record]
 
-The store is a synthetic one (`benchmarks.synthetic_store`), made for this unless one is named; its payloads are
-not written then. Comparators: reading and checking as many records in one process, for the index; the limits that
-the others are held to.
+The store is a synthetic one (`benchmarks.synthetic_store`), made for this unless one is named, without its
+payloads. Comparators: reading and checking as many records in one process, for the index; the limits that the
+others are held to.
 """
 
 import argparse
@@ -15,12 +15,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import record as append
 from benchmarks.synthetic_store import CHAIN, write_store
-from vpmoe_assets.lineage.graph import ancestors, descendants
+from vpmoe_assets.lineage.graph import Graph, ancestors, descendants
+from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.record import RECORD_NAME, read_record
 from vpmoe_assets.lineage.store import Store
@@ -94,7 +96,7 @@ def _questions(root: Path) -> dict[str, Any]:
     text = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
     asked = [sql.replace("'smoke'", "'exp_00'") for sql in re.findall(r"```sql\n(.*?)```", text, re.DOTALL)]
     index = Index(root / "index.duckdb")
-    took = {number: _best_s(lambda sql=sql: index.query(sql)) for number, sql in enumerate(asked, start=1)}
+    took = {number: _best_s(partial(index.query, sql)) for number, sql in enumerate(asked, start=1)}
     slowest = max(took, key=took.__getitem__)
     return {
         "name": "lineage_questions",
@@ -114,7 +116,7 @@ def _lineage(root: Path) -> list[dict[str, Any]]:
     for name, walk, start in (("up", ancestors, heads[-1]), ("down", descendants, heads[0])):
         if len(walk(store, start).nodes) != CHAIN:
             raise RuntimeError(f"the chain of {CHAIN} was not found {name}wards")
-        took = _best_s(lambda walk=walk, start=start: walk(Store(root), start))
+        took = _best_s(partial(_walked, walk, root, start))
         found.append(
             {
                 "name": f"lineage_chain_{name}",
@@ -128,6 +130,10 @@ def _lineage(root: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _walked(walk: Callable[[Store, Head], Graph], root: Path, start: Head) -> Graph:
+    return walk(Store(root), start)
+
+
 def _verbs(root: Path) -> list[dict[str, Any]]:
     """Start the command itself."""
     found = []
@@ -136,7 +142,7 @@ def _verbs(root: Path) -> list[dict[str, Any]]:
         ("lineage_both", ["lineage", "vpmoe_stage1", "-e", "exp_00"]),
         ("show", ["show", "vpmoe_stage1", "-e", "exp_00"]),
     ):
-        took = _best_s(lambda arguments=arguments: _vpmoe(root, arguments))
+        took = _best_s(partial(_vpmoe, root, arguments))
         found.append(
             {
                 "name": f"lineage_verb_{name}",
