@@ -94,6 +94,9 @@ def locked(layers: int, seed: int = 0) -> VPGPTModel:
                 parameter.fill_(1.0 if "layernorm" in name and name.endswith("weight") else 0.0)
             else:
                 parameter.normal_(0.0, 0.02, generator=generator)
+        for layer in model.moe_layers:
+            if layer.router.expert_bias is not None:
+                layer.router.expert_bias.zero_()
     require_filled(model, "random weights")
     return model.eval().requires_grad_(False)
 
