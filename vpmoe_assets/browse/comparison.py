@@ -33,10 +33,12 @@ class Compared:
     Attributes:
         found: By bare name.
         note: What a reader has to know of it; empty where everything was compared.
+        busy: Whether more is being found out.
     """
 
     found: Mapping[str, Standing]
     note: str = ""
+    busy: bool = False
 
 
 @dataclass
@@ -95,7 +97,7 @@ class Comparison:
             if busy
             else f"Compared with newer inputs alone: what {experiment} would make now is not known here."
         )
-        return replace(ByInputs(self.store).of(experiment), note=note)
+        return replace(ByInputs(self.store).of(experiment), note=note, busy=busy)
 
     def state(self, experiment: str) -> Hashable:
         """Return what an answer depends on beside the store: while it is the same, so is the answer."""

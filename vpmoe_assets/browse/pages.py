@@ -118,6 +118,12 @@ class Pages:
         """Return the page that says that there is none."""
         return self._template("missing.html", links, said=said)
 
+    def warm(self, experiment: str) -> None:
+        """Find out what the pages of an experiment need, so that the first reader need not wait for it."""
+        view = self.catalog.view()
+        if experiment in view.assets:
+            self._standings(view, experiment)
+
     # One method a page.
 
     def _store(self, view: View, links: Links) -> str:
@@ -156,6 +162,7 @@ class Pages:
             rows=rows,
             counts=counts,
             note=compared.note,
+            busy=compared.busy,
             missing=[name for name, at in compared.found.items() if at.state == "missing"],
             ladder=ladder,
             report=report,
@@ -202,6 +209,7 @@ class Pages:
             state=state_of(self.store, view, record, compared.found.get(head.asset)),
             causes=unfolded(compared.found, head.asset) if head.asset in compared.found else (),
             note=compared.note,
+            busy=compared.busy,
             facts=artifact.facts(record),
             numbers=artifact.numbers(record),
             cards=artifact.cards(record),

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -15,7 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from vpmoe_assets.browse.app import LOOPBACK, application, is_loopback
 from vpmoe_assets.browse.comparison import Comparison
 from vpmoe_assets.browse.pages import Pages
+from vpmoe_assets.lineage.errors import LineageError
 from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.project import experiment_name
 
 
 class ServerError(Exception):
@@ -95,10 +98,15 @@ class Server:
             lifespan="off",
         )
         server = uvicorn.Server(config)
-        threading.Thread(target=pages.catalog.view, name="first look", daemon=True).start()
+        threading.Thread(target=self._warm, args=(pages,), name="first look", daemon=True).start()
         threading.Thread(target=self._wait, args=(server,), name="end", daemon=True).start()
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
+
+    def _warm(self, pages: Pages) -> None:
+        name = experiment_name()
+        with suppress(LineageError, OSError):
+            pages.warm(Path(name).stem if name.endswith(".toml") else name)
 
     def _noted(self, app: ASGIApp) -> ASGIApp:
         async def noted(scope: Scope, receive: Receive, send: Send) -> None:
