@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from vpmoe_assets.project import ROOT, experiment_name
 
 _LOOK_AGAIN_S = 1.0
 _SOURCES = ("trainer", "vpmoe_assets", "configs")
-_LONGEST_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -67,14 +66,19 @@ class Comparison:
     Attributes:
         store: The store.
         patience_s: How long an answer waits for what is being found out.
+        find: Has the code location of an experiment loaded, in place of a process of its own.
     """
 
     store: Store
     patience_s: float = 0.0
+    find: Callable[[str], None] | None = None
     _signature: tuple[object, ...] = ()
     _looked: float = float("-inf")
     _tree: SourceTree | None = None
     _finding: dict[str, threading.Thread] = field(default_factory=dict)
+    _process: subprocess.Popen[bytes] | None = None
+    _closed: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, experiment: str) -> Compared:
         """Return where every asset of an experiment stands."""
@@ -129,19 +133,32 @@ class Comparison:
             self._looked = time.monotonic()
         return self._tree
 
+    def close(self) -> None:
+        """End what is being found out."""
+        with self._lock:
+            self._closed = True
+            process = self._process
+        if process is not None:
+            process.terminate()
+            process.wait()
+
     def _find(self, named: str) -> None:
-        """Have a process load the code location, which leaves what it finds in the store."""
-        environment = os.environ | {"VPMOE_ARTIFACTS": str(self.store.root)}
-        subprocess.run(
-            [sys.executable, "-m", "vpmoe_assets.cli", "ls", "--json", "--experiment", named],
-            cwd=ROOT if not named.endswith(".toml") else None,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=_LONGEST_S,
-            check=False,
-        )
+        """Have the code location loaded, which leaves what it finds in the store."""
+        if self.find is not None:
+            self.find(named)
+            return
+        with self._lock:
+            if self._closed:
+                return
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "vpmoe_assets.cli", "ls", "--json", "--experiment", named],
+                cwd=None if named.endswith(".toml") else ROOT,
+                env=os.environ | {"VPMOE_ARTIFACTS": str(self.store.root)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        self._process.wait()
 
 
 def _saved(root: Path) -> list[tuple[str, int, int]]:

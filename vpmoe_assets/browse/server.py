@@ -90,7 +90,8 @@ class Server:
 
     def run(self, listener: socket.socket) -> None:
         """Serve until Ctrl-C, or until nobody reads on."""
-        pages = Pages(self.store, Comparison(self.store))
+        comparison = Comparison(self.store)
+        pages = Pages(self.store, comparison)
         config = uvicorn.Config(
             self._noted(application(pages, self._hosts())),
             log_level="warning",
@@ -100,8 +101,11 @@ class Server:
         server = uvicorn.Server(config)
         threading.Thread(target=self._warm, args=(pages,), name="first look", daemon=True).start()
         threading.Thread(target=self._wait, args=(server,), name="end", daemon=True).start()
-        with suppress(KeyboardInterrupt):
-            server.run(sockets=[listener])
+        try:
+            with suppress(KeyboardInterrupt):
+                server.run(sockets=[listener])
+        finally:
+            comparison.close()
 
     def _warm(self, pages: Pages) -> None:
         name = experiment_name()

@@ -1,5 +1,6 @@
 """`vpmoe browse` and `vpmoe site`: the store as pages, on a server or in files."""
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -101,7 +102,7 @@ def site(directory: Path, assets: tuple[str, ...], experiment: str | None, as_js
     store, name = open_store(), experiment_in_force(experiment)
     with user_errors(SiteError):
         refuse_inside(directory, store.root)
-        pages = Pages(store, Comparison(store, patience_s=_PATIENCE_S))
+        pages = Pages(store, Comparison(store, patience_s=_PATIENCE_S, find=_find))
         heads = chosen(pages.catalog.view(), name, assets)
         if not heads:
             raise SiteError(
@@ -112,3 +113,11 @@ def site(directory: Path, assets: tuple[str, ...], experiment: str | None, as_js
         print_json({"directory": str(directory), "pages": written.pages, "files": written.files})
     else:
         click.echo(f"{directory / 'index.html'}: {written.pages} pages, {written.files} files")
+
+
+def _find(experiment: str) -> None:
+    """Find out what present code would make of an experiment, where there is one of that name."""
+    from vpmoe_assets.commands.present import present_of
+
+    with contextlib.suppress(click.ClickException):
+        present_of(experiment)
