@@ -189,6 +189,7 @@ def test_a_snapshot_that_was_exchanged_for_another_code(chain):
     kept = chain.records[9].objects.model_copy(update={"sources": sha256})
     rewrite(chain, 9, objects=kept.model_dump())
     remember(chain, 9)
+    chain.index.rebuild(chain.store)
     assert set(chain.problems()) == {("sources", "a9")}
     assert any("has vpmoe_assets/synth.py with" in each.message for each in chain.first[0].problems)
 
@@ -287,8 +288,6 @@ def remember(chain: Chain, number: int) -> None:
         if path.is_file() and f"smoke {record.asset} ".encode() in path.read_bytes():
             path.unlink()
     chain.store.ledger.put(record, chain.store.directory(record))
-    chain.index.path.unlink(missing_ok=True)
-    chain.index.rebuild(chain.store)
     chain.dagster[number] = Sighting("Dagster", "smoke", record.asset, record.version, record.record_digest)
 
 
@@ -308,7 +307,9 @@ def test_everything_rewritten_so_that_it_agrees_is_told_by_whoever_remembers(cha
     rewritten_from(chain, 6)
     for number in range(6, LENGTH):
         remember(chain, number)
-    assert chain.problems() == [], "nobody can tell now"
+    chain.index.rebuild(chain.store)
+    if witness == "Dagster":
+        assert chain.problems() == [], "nobody in the store can tell now"
     chain.dagster = kept
     if witness == "the index":
         chain.index.path.write_bytes(index)
