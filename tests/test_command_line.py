@@ -11,7 +11,8 @@ import pytest
 from tests.fuzz import commands
 from vpmoe_assets.project import ROOT
 
-CALLS = int(os.environ.get("VPMOE_TEST_FUZZ", "230"))
+CALLS = int(os.environ.get("VPMOE_TEST_FUZZ", sum(len(command.options) for command in commands())))
+"""Every option once, unless more are asked for."""
 
 
 @pytest.mark.slow
