@@ -2,7 +2,10 @@
 
 The experts' matrices, 40 thousand of them, are nearly all there is to update. `trainer.optim.matrices` does
 so in a dozen passes over batches of them; the kernel of `trainer.optim.normuon_kernel` in one. Both compute
-the same update but for rounding.
+the same update but for rounding. With the rounding of a GPU put in by hand, the kernel's orthogonal factors
+of 128 × 1024 are off by 0.70 to 0.80 of what batched products in bf16 are (2.1e-2 and 3.0e-2 of random
+matrices, 9.0e-2 and 11.6e-2 where singular values fall by three decades), and squared norms of wide rows by
+1.5e-2 at most.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +32,8 @@ class Tiling:
     Attributes:
         wide: Numbers of the long side that are worked off at a time, of a wide matrix.
         tall: The same of a tall one.
-        restart: Iterations before the Gram matrix is taken anew.
+        restart: Iterations before the Gram matrix is taken anew. After 2, norms of wide rows are off by up to
+            2e-1; after 4, small singular values have drowned.
         programs: Programs a multiprocessor.
         warps: Of a program.
         stages: Tiles that are under way at a time.
