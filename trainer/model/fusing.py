@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any, Protocol, cast
 
 import torch
+import torch._functorch.config
 
 
 class Fuse(Protocol):
@@ -25,6 +26,9 @@ def fused[**P, R](function: Callable[P, R]) -> Callable[P, R]:
     Args:
         function: Of the module level, without state.
     """
+    # A step of several micro-batches captures two ways back through one pass forward, so that what a compiled
+    # backward pass was given must be there for the second.
+    torch._functorch.config.donated_buffer = False
     return cast(
         Callable[P, R], torch.compile(cast(Callable[..., Any], function), dynamic=False, fullgraph=True)
     )
