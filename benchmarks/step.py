@@ -340,7 +340,10 @@ def main() -> None:
     if options.record:
         if len(options.backends) == 1:
             only = found[options.backends[0]]
-            record(f"step.{options.layers}_layers.{options.backends[0]}", only["ms"], "ms", details=only)
+            batch = f".micro_batch_{options.micro_batch}x{options.accumulate}"
+            name = f"step.{options.layers}_layers.{options.backends[0]}"
+            name += batch if options.micro_batch * options.accumulate > 1 else ""
+            record(name, only["ms"], "ms", details=only)
         if options.whole:
             record("step.80_layers.fused", found["fused_whole"]["ms"], "ms", details=found["fused_whole"])
         for backend in options.backends[1:]:
