@@ -50,13 +50,13 @@ def store(tmp_path_factory):
         (stages[1],),
         evals=[score | {"object_version": stage.version, "score": 0.1 * n} for n, stage in enumerate(stages)],
     )
-    figures = [("step_ms", 5.0, "ms", {}), ("mfu", 0.25, "1", {}), ("phase_ms", 2.0, "ms", {"phase": "loss"})]
+    figures = [("ms_per_step/p50", 5.0, "ms"), ("mfu", 0.25, "share"), ("parts/loss", 2.0, "ms")]
     publish(
         store,
         "perf_profile",
         perf=[
-            {"name": name, "value": value, "unit": unit, "device": "cpu", "context": context}
-            for name, value, unit, context in figures
+            {"name": name, "value": value, "unit": unit, "device": "cpu", "context": {}}
+            for name, value, unit in figures
         ],
     )
     store.statements.append(Statement.about(vpmoe, "pinned", reason="for the paper"))

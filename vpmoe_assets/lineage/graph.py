@@ -294,35 +294,6 @@ def edges_of(head: Head, *, originals: bool = False) -> list[Edge]:
     return edges
 
 
-def stale_reasons(latest: Mapping[str, Head]) -> dict[str, str]:
-    """Say for each asset of one experiment why its latest version is out of date; fresh ones are left out.
-
-    Args:
-        latest: The head of the latest version of every asset of the experiment.
-    """
-    reasons: dict[str, str] = {}
-    pending: list[str] = []
-
-    def reason(asset: str) -> str | None:
-        if asset in reasons or asset not in latest or asset in pending:
-            return reasons.get(asset)
-        pending.append(asset)
-        for reference in latest[asset].inputs:
-            current = latest.get(reference.asset)
-            if current is not None and current.digest != reference.digest:
-                reasons[asset] = f"{reference.asset} is now {current.version}"
-            elif reason(reference.asset) is not None:
-                reasons[asset] = f"{reference.asset} is stale"
-            if asset in reasons:
-                break
-        pending.pop()
-        return reasons.get(asset)
-
-    for asset in latest:
-        reason(asset)
-    return reasons
-
-
 def _parent(store: Store, child: Node, edge: Edge) -> Node:
     reference, experiment = edge.reference, child.experiment
     if edge.kind == "original":

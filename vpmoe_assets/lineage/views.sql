@@ -289,19 +289,19 @@ SELECT experiment, suite, task,
 FROM newest
 ORDER BY experiment, suite, task, place, object_asset;
 
--- A line for each profile: how fast, on what. Phases and kinds of layers are in `phases`.
+-- A line for each profile: how fast, on what. The parts of a step are in `phases`, all else in `perf`.
 CREATE VIEW speed AS
 SELECT experiment, asset, version, any_value(device) AS device,
-       any_value(value) FILTER (name = 'step_ms') AS step_ms,
+       any_value(value) FILTER (name = 'ms_per_step/p50') AS step_ms,
        any_value(value) FILTER (name = 'tokens_per_s') AS tokens_per_s,
        any_value(value) FILTER (name = 'mfu') AS mfu,
-       any_value(value) FILTER (name = 'peak_gib') AS peak_gib,
+       any_value(value) FILTER (name = 'peak_mem_bytes') / 1024 ** 3 AS peak_gib,
        record_digest
 FROM perf
 GROUP BY experiment, asset, version, record_digest
 HAVING step_ms IS NOT NULL OR tokens_per_s IS NOT NULL;
 
 CREATE VIEW phases AS
-SELECT experiment, asset, version, device, context->>'phase' AS phase, value AS ms, record_digest
+SELECT experiment, asset, version, device, name[7:] AS phase, value AS ms, record_digest
 FROM perf
-WHERE name = 'phase_ms';
+WHERE name LIKE 'parts/%';
