@@ -6,6 +6,8 @@ import dagster as dg
 import pytest
 
 from tests.assets.graphs import DATA, Graph
+from vpmoe_assets.lineage.remembered import recorded_steps
+from vpmoe_assets.lineage.staleness import standings
 from vpmoe_assets.lineage.verify import verify_record
 
 
@@ -52,6 +54,8 @@ def test_two_experiments_live_in_one_store_and_do_not_make_each_other_stale(tiny
     assert (mine.metrics["rows"], theirs.metrics["rows"]) == (60, 64)
     same = {store.latest(name, "o200k_tokenizer").digest for name in ("tiny", "other")}
     assert len(same) == 1
+    found = standings(store, "tiny", recorded_steps(store, "tiny"))
+    assert {each.state for each in found.values()} == {"fresh"}
     assert tiny.make("synth", "synth_harmony").reused() == {"synth": True, "synth_harmony": True}
     counted = tiny.index.query("SELECT experiment, count(*) FROM latest GROUP BY ALL ORDER BY ALL").rows
     assert counted == [("other", 3), ("tiny", len(DATA))]

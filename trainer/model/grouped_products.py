@@ -157,7 +157,7 @@ def weight_gradients(
     direct = all(t is not None for t in targets) and all(p.requires_grad for p in held) and len(written) == 1
     found = targets if direct else [torch.empty_like(parameter) for parameter in held]
     size, width = weight.shape[1:]
-    blocks = {"BLOCK_LEFT": min(_COLUMNS, _power(size)), "BLOCK_RIGHT": min(_COLUMNS, _power(width))}
+    blocks = {"BLOCK_LEFT": min(_COLUMNS, _block(size)), "BLOCK_RIGHT": min(_COLUMNS, _block(width))}
     grid = weight.shape[0], -(-size // blocks["BLOCK_LEFT"]), -(-width // blocks["BLOCK_RIGHT"])
     kernel[grid](
         left.values, right.values, _pointer(weights, pairs.order), pairs.order, pairs.offsets, found[0],
@@ -176,7 +176,7 @@ def _shape(rows: int, experts: int, columns: int) -> dict[str, int]:
     few = rows <= _FEW_ROWS * experts
     return {
         "ROWS": 64 if few else 128,
-        "COLUMNS": min(_COLUMNS, _power(columns)),
+        "COLUMNS": min(_COLUMNS, _block(columns)),
         "DEPTH": _DEPTH,
         "num_warps": 4 if few else 8,
         "num_stages": 4 if few else 3,
@@ -188,13 +188,14 @@ def _grid(rows: int, experts: int, columns: int, shape: dict[str, int]) -> tuple
     return rows // shape["ROWS"] + min(rows, experts), -(-columns // shape["COLUMNS"])
 
 
-def _padded(experts: int) -> int:
-    return 1 << (experts - 1).bit_length()
+def _padded(number: int) -> int:
+    """Return the smallest power of two that is not below a number."""
+    return 1 << (number - 1).bit_length()
 
 
-def _power(size: int) -> int:
-    """Return the power of two that a block of a product needs for a size, 16 at least."""
-    return max(16, 1 << (size - 1).bit_length())
+def _block(size: int) -> int:
+    """Return the block that a product needs for a size: a power of two, 16 at least."""
+    return max(16, _padded(size))
 
 
 def _pointer(tensor: Tensor | None, other: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import Self
 
+from vpmoe_assets.lineage.export.layout import apart
+
 Bend = tuple[str, int]
 """Where the edges of a node pass a layer; the node itself is the bend of its own layer."""
 _SWEEPS = 12
@@ -133,15 +135,5 @@ def _placed(
                 near = [at[other] for other in (*up[each], *down[each])]
                 mean = sum(near) / len(near) if near else at[each]
                 wanted.append((1 - _PULL) * mean + _PULL * centred[each])
-            at |= zip(row, _apart(wanted, [sizes[each] for each in row]), strict=True)
+            at |= zip(row, apart(wanted, [sizes[each] for each in row]), strict=True)
     return at
-
-
-def _apart(wanted: Sequence[float], sizes: Sequence[float]) -> list[float]:
-    """Return centres in order that do not overlap: the mean of pushing all right and pushing all left."""
-    right, left = list(wanted), list(wanted)
-    for i in range(1, len(wanted)):
-        right[i] = max(right[i], right[i - 1] + (sizes[i - 1] + sizes[i]) / 2)
-    for i in range(len(wanted) - 2, -1, -1):
-        left[i] = min(left[i], left[i + 1] - (sizes[i] + sizes[i + 1]) / 2)
-    return [(a + b) / 2 for a, b in zip(right, left, strict=True)]

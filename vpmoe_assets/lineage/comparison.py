@@ -1,7 +1,7 @@
 """Two artifacts side by side: recipe, code, inputs, environment, numbers, checks and files, by name.
 
 `compare` returns one value that holds all of it without opening a payload; `to_dict` is its JSON form. What
-payloads hold is compared on demand: `vpmoe_assets.lineage.tensors`, `vpmoe_assets.lineage.rows_changed`.
+payloads hold is compared on demand: `vpmoe_assets.lineage.tensors`, `vpmoe_assets.lineage.row_changes`.
 """
 
 import json

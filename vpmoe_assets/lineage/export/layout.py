@@ -116,12 +116,12 @@ def _places(
             for point in level:
                 mean = _mean([x[each] for each in (above if down else below)[point]])
                 wanted.append(x[point] if mean is None else mean)
-            for point, centre in zip(level, _apart(wanted, [width[point] for point in level]), strict=True):
+            for point, centre in zip(level, apart(wanted, [width[point] for point in level]), strict=True):
                 x[point] = centre
     return x
 
 
-def _apart(wanted: Sequence[float], widths: Sequence[float]) -> list[float]:
+def apart(wanted: Sequence[float], widths: Sequence[float]) -> list[float]:
     """Return places in the same order that keep their distance, near the wanted ones.
 
     Pushed apart to the right, and to the left: both keep the distances, and so does the mean of the two.
