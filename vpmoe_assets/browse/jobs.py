@@ -9,7 +9,15 @@ from typing import Any
 
 import orjson
 
-from trainer.contract.status import HEARTBEAT_NAME, METRICS_NAME, RUNNING, STATUS_NAME, parse_status
+from trainer.contract.status import (
+    DONE,
+    HEARTBEAT_NAME,
+    JOB_NAME,
+    METRICS_NAME,
+    RUNNING,
+    STATUS_NAME,
+    parse_status,
+)
 from vpmoe_assets.lineage.layout import directories
 
 _SILENT_S = 60.0
@@ -19,26 +27,54 @@ _TAIL = 16384
 
 @dataclass(frozen=True)
 class Job:
-    """A job that has not ended.
+    """A job whose work area is there.
 
     Attributes:
         asset: That it makes.
+        work: Its directory.
         state: A word of `STATUS`.
         reason: Why it failed.
+        phase: What it is at, by its heartbeat.
         silent_s: Seconds since its last heartbeat; None without one.
+        steps: That it takes in all; None where it takes none.
         last: The last line of its metrics.
     """
 
     asset: str
+    work: Path
     state: str
     reason: str
+    phase: str
     silent_s: float | None
+    steps: int | None
     last: dict[str, Any]
 
     @property
     def alive(self) -> bool:
         """Whether it is at work, by its own word and its heartbeat."""
-        return self.state == RUNNING and self.silent_s is not None and self.silent_s < _SILENT_S
+        return self.state == RUNNING and self._heard
+
+    @property
+    def moving(self) -> bool:
+        """Whether a look a moment later may show something else: it works, or its result is published."""
+        return self.state in (RUNNING, DONE) and self._heard
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that its further steps take, at the pace of the last one."""
+        step, pace = self.last.get("step"), self.last.get("step_ms")
+        if self.steps is None or not isinstance(step, int) or not isinstance(pace, int | float):
+            return None
+        return max(0, self.steps - step) * pace / 1000
+
+    @property
+    def metrics(self) -> Path:
+        """The file with its points."""
+        return self.work / METRICS_NAME
+
+    @property
+    def _heard(self) -> bool:
+        return self.silent_s is not None and self.silent_s < _SILENT_S
 
 
 def jobs(root: Path, experiment: str) -> list[Job]:
@@ -61,7 +97,27 @@ def _job(work: Path) -> Job | None:
     silent = None
     with contextlib.suppress(OSError):
         silent = max(0.0, time.time() - os.stat(work / HEARTBEAT_NAME).st_mtime)
-    return Job(work.name.rpartition("-")[0] or work.name, state, reason, silent, _last(work / METRICS_NAME))
+    recipe = _object(work / JOB_NAME).get("recipe")
+    steps = recipe.get("steps") if isinstance(recipe, dict) else None
+    return Job(
+        asset=work.name.rpartition("-")[0] or work.name,
+        work=work,
+        state=state,
+        reason=reason,
+        phase=str(_object(work / HEARTBEAT_NAME).get("phase", "")),
+        silent_s=silent,
+        steps=steps if isinstance(steps, int) else None,
+        last=_last(work / METRICS_NAME),
+    )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """Return a JSON object; an empty one where there is none, or only half of one."""
+    with contextlib.suppress(OSError, orjson.JSONDecodeError):
+        found = orjson.loads(path.read_bytes())
+        if isinstance(found, dict):
+            return found
+    return {}
 
 
 def _last(metrics: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 
     <experiment>/                                   overview
     <experiment>/<asset>/                           history
+    <experiment>/<asset>/at-work/                   jobs that have not been published, while they run
     <experiment>/<asset>/<version>/                 one artifact; below it lineage/, files/, record/
     <experiment>/<asset>/<version>/diff/<experiment>/<asset>/<version>/     two of them
     <experiment>/<asset>/<version>/raw/…            files, as they lie in the store
@@ -22,6 +23,15 @@ PORT_VARIABLE = "VPMOE_BROWSE_PORT"
 USUAL_PORT = 3100
 """Where the pages are unless the variable says otherwise: links from Dagster are made by other processes,
 which have to know it without asking."""
+
+
+AT_WORK = "at-work"
+"""In the place of a version, which begins with a date."""
+
+
+def at_work(experiment: str, asset: str) -> str:
+    """Return the address of the page of an asset's jobs at work."""
+    return f"{experiment}/{asset}/{AT_WORK}/"
 
 
 def page_of(named: Versioned, *below: str) -> str:

@@ -16,7 +16,8 @@ from vpmoe_assets.browse.catalog import Asset, Catalog, View
 from vpmoe_assets.browse.comparison import ByInputs, Compared, Comparison
 from vpmoe_assets.browse.drawing import Relative, family, node_of, picture
 from vpmoe_assets.browse.jobs import jobs
-from vpmoe_assets.browse.links import Links, page_of
+from vpmoe_assets.browse.links import AT_WORK, Links, at_work, page_of
+from vpmoe_assets.browse.panels import training_charts
 from vpmoe_assets.browse.state import State, state_of
 from vpmoe_assets.lineage.changes import Changes
 from vpmoe_assets.lineage.digest import FileEntry
@@ -80,6 +81,8 @@ class Pages:
                 return self._experiment(view, links, experiment)
             case [experiment, asset]:
                 return self._history(view, links, self._asset(view, experiment, asset), query)
+            case [experiment, asset, word] if word == AT_WORK:
+                return self._at_work(view, links, experiment, asset)
             case [experiment, asset, version, *below]:
                 head, record = self._record(view, experiment, asset, version)
                 match below:
@@ -155,6 +158,7 @@ class Pages:
             counts[state.word] = counts.get(state.word, 0) + 1
         report = next((h for n, h in view.latest(experiment).items() if n == "ladder_report"), None)
         ladder = None if report is None else artifact.ladder_of(self.store.payload(report))
+        running = jobs(self.store.root, experiment)
         return self._template(
             "experiment.html",
             links,
@@ -167,7 +171,25 @@ class Pages:
             ladder=ladder,
             report=report,
             evaluated=self._evaluated(view, report),
-            jobs=jobs(self.store.root, experiment),
+            jobs=running,
+            moving=not links.files and any(job.moving for job in running),
+        )
+
+    def _at_work(self, view: View, links: Links, experiment: str, asset: str) -> str:
+        """Return the page of an asset's jobs that have not been published: their curves so far."""
+        there = experiment in view.assets
+        running = [job for job in jobs(self.store.root, experiment) if job.asset == asset] if there else []
+        latest = view.latest(experiment).get(asset)
+        if not running and latest is None:
+            raise PageMissing(f"nothing is at work on {experiment}/{asset}, and there is no version of it")
+        return self._template(
+            "at_work.html",
+            links,
+            experiment=experiment,
+            asset=asset,
+            jobs=[(job, training_charts(artifact.lines_of(job.metrics))) for job in running],
+            moving=any(job.moving for job in running),
+            latest=latest,
         )
 
     def _history(self, view: View, links: Links, asset: Asset, query: Mapping[str, str]) -> str:
@@ -333,7 +355,7 @@ class Pages:
             "canonical": lambda value: json.dumps(value, ensure_ascii=False),
         }
         environment.tests["mapping_or_list"] = lambda value: isinstance(value, dict | list) and bool(value)
-        environment.globals |= {"page_of": page_of, "raw": _raw}
+        environment.globals |= {"page_of": page_of, "at_work": at_work, "raw": _raw}
         return environment
 
 
