@@ -70,7 +70,7 @@ fused: $(STAMP)  ## add the kernels of training.backend = "fused" (Linux, x86-64
 	$(UV) pip install --quiet --require-hashes -r requirements-fused.lock
 
 lock: | $(STAMP)  ## compile requirements.lock and requirements-fused.lock from pyproject.toml
-	$(UV) pip compile pyproject.toml --group dev --universal --python-version 3.12 \
+	$(UV) pip compile pyproject.toml --extra attest --group dev --universal --python-version 3.12 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements.lock
 	$(UV) pip compile pyproject.toml --extra fused --python-version 3.12 --prerelease if-necessary-or-explicit \
 	  --python-platform x86_64-manylinux_2_28 --constraint requirements.lock \

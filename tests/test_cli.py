@@ -42,6 +42,7 @@ COMMANDS = (
     ["unpin"],
     ["gc"],
     ["card"],
+    ["attest"],
     ["accept"],
     ["upgrade"],
     ["sql"],

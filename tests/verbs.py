@@ -19,7 +19,7 @@ SERVES = {"browse"}
 """Verbs that serve until they are told to end: they always are told."""
 RUNS = {("make",)}
 """Verbs that start a run of Dagster's: only `--help` is asked of them, too."""
-MAKERS = {"name", "inputs", "output", "because", "directory"}
+MAKERS = {"name", "inputs", "output", "because", "directory", "key"}
 """Required by verbs that only `--help` is asked of: they make or state things."""
 
 

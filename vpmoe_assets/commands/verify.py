@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,12 @@ _MOST_NAMED = 5
 )
 @click.option("--without-checks", is_flag=True, help="With --deep: run no check again.")
 @click.option("--restart", is_flag=True, help="With --deep: do not go on where an interrupted one stopped.")
+@click.option(
+    "--key",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="PUBLIC.PEM",
+    help="Every version has to be signed with the private key of this one (`vpmoe attest`).",
+)
 @json_option
 def verify(
     asset: tuple[str, ...],
@@ -51,6 +58,7 @@ def verify(
     deep: bool,
     without_checks: bool,
     restart: bool,
+    key: str | None,
     as_json: bool,
 ) -> None:
     """Compare artifacts, and all they came from, with the records, and the records with who remembers them.
@@ -58,15 +66,16 @@ def verify(
     Without ASSET, every version of the experiment. A file is read unless name, inode, size and times say
     that nothing wrote to it since it was last found intact; --deep reads every byte and believes nobody.
     Records are compared with what the index, the ledger and statements remember: one that was rewritten is
-    named, and a version that is gone. Names each bad file, then the link of the chain that is broken first
-    and what was made from it. Exit code 0: all intact; 1: something is not as it was. A note is an explained
-    difference.
+    named, and a version that is gone. Signatures are checked, and --key asks for one of each version. Names
+    each bad file, then the link of the chain that is broken first and what was made from it. Exit code 0: all
+    intact; 1: something is not as it was. A note is an explained difference.
 
     \b
     Examples:
       vpmoe verify
       vpmoe verify synth_kd_v1 vpdense_80
       vpmoe verify --deep vpmoe_stage1
+      vpmoe verify vpmoe_stage1 --key public.pem
       vpmoe verify --json | jq -r '.problems[].path'
     """  # noqa: D301
     if deep and quick:
@@ -75,15 +84,23 @@ def verify(
         raise click.ClickException(
             f"{'--without-checks' if without_checks else '--restart'} belongs to --deep; add that"
         )
+    signer = None if key is None else _signer(key)
     store, index = open_store(), open_index()
     names = [asset_named(each, experiment) for each in asset]
     records = [find_record(store, *name) for name in names]
     concerned = list(dict.fromkeys(name for name, _, _ in names)) or [experiment_in_force(experiment)]
     with _look(store, concerned, asset, quick, deep, without_checks, restart) as (look, told):
-        done = _verified(store, index, concerned[0], records, look)
+        done = _verified(store, index, concerned[0], records, replace(look, key=signer))
         if deep:
             told += _memories(store, index, concerned, done, bool(records))
     _report(done, told, as_json)
+
+
+def _signer(key: str) -> str:
+    """Return the sha256 by which signatures name a public key."""
+    from vpmoe_assets.lineage.signing import Verifier
+
+    return Verifier.of(Path(key).read_bytes(), key).key
 
 
 def _verified(

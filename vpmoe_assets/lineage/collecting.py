@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vpmoe_assets.lineage import locks
+from vpmoe_assets.lineage.attestation import signature_objects, signed
 from vpmoe_assets.lineage.collected import CONTENT, OBJECTS, RESUME, collected_areas, pinned
 from vpmoe_assets.lineage.errors import BusyError, CollectingError, RecordError
 from vpmoe_assets.lineage.graph import ancestors
@@ -243,7 +244,7 @@ def _objects(
     directory = store.root / OBJECTS
     if not directory.is_dir():
         return
-    needed: set[str] = set()
+    needed = _signed_objects(store)
     named: dict[str, list[Head]] = {}
     for digest, head in heads.items():
         with contextlib.suppress(FileNotFoundError, RecordError):
@@ -266,6 +267,18 @@ def _objects(
         yield _item("objects", name, tuple(paths), (OBJECTS,), why)
     if loose:
         yield _item("objects", OBJECTS, tuple(loose), (), "no record in the store names it")
+
+
+def _signed_objects(store: Store) -> set[str]:
+    """Return the bundles and keys that signatures name: small, and kept like the statements themselves."""
+    said = (
+        statement
+        for experiment in store.experiments()
+        for asset in store.statements.assets(experiment)
+        for each in store.statements.of_asset(experiment, asset, "signed").values()
+        for statement in signed(each)
+    )
+    return {sha256 for statement in said for sha256 in signature_objects(statement).values()}
 
 
 def _state(store: Store, found: Plan, item: Item, reason: str) -> None:

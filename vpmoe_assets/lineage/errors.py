@@ -79,3 +79,11 @@ class ComparisonError(LineageError):
 
 class CollectingError(LineageError):
     """A store cannot be cleaned up; the message says why and what to do."""
+
+
+class SignatureError(LineageError):
+    """A key cannot be used, or a signature does not hold; the message says which and why."""
+
+
+class AdoptionError(LineageError):
+    """A directory cannot become an artifact; the message says why and what to do."""

@@ -20,6 +20,7 @@ from vpmoe_assets.lineage.integrity import (
 )
 from vpmoe_assets.lineage.layout import named_version, version_name
 from vpmoe_assets.lineage.record import RECORD_NAME, InputRef, Record, read_record
+from vpmoe_assets.lineage.signature_audit import signature_problems
 from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.treestate import TreeState, TreeStates
@@ -59,12 +60,14 @@ class Look:
             that are found intact now are remembered. None looks at every file.
         audit: A further look at every record; then none is passed over.
         witnesses: Further ones, asked about an experiment before the store is looked at.
+        key: sha256 of the public key with which every version has to be signed; None for any, or no, key.
     """
 
     hasher: Hasher | None = hash_files
     states: TreeStates | None = None
     audit: Callable[[Record], Iterable[Problem]] | None = None
     witnesses: Callable[[str], Iterable[Sighting]] | None = None
+    key: str | None = None
 
 
 _AT_ONCE = 50
@@ -91,6 +94,7 @@ def verify_experiment(store: Store, index: Index, experiment: str, look: Look = 
         unreadable |= {version_name(bad) for bad in damaged}
         found += [Problem("record", version_name(bad), RECORD_NAME, str(bad.error)) for bad in damaged]
     found += _looked_at(store, heads, look)
+    found += signature_problems(store, heads, look.key, every=look.audit is not None)
     found += contradictions(store, known, heads, unreadable)
     return Verification(heads, found)
 
@@ -110,6 +114,7 @@ def verify_artifact(store: Store, index: Index, record: Record, look: Look = Loo
     concerned |= {f"{each.experiment}/{i.asset}/{i.version}" for each in heads for i in each.inputs}
     assets = {name.rpartition("/")[0] for name in concerned}
     found = _looked_at(store, heads, look)
+    found += signature_problems(store, heads, look.key, every=look.audit is not None)
     found += [each for each in unheard if each.kind == "witness" or each.artifact in assets]
     told = [each for each in known if each.artifact in concerned]
     found += contradictions(store, told, heads, unreadable)
