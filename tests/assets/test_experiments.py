@@ -6,6 +6,7 @@ import dagster as dg
 import pytest
 
 from tests.assets.graphs import DATA, Graph
+from vpmoe_assets.lineage.latest import Latest
 from vpmoe_assets.lineage.remembered import recorded_steps
 from vpmoe_assets.lineage.staleness import standings
 from vpmoe_assets.lineage.verify import verify_record
@@ -54,7 +55,7 @@ def test_two_experiments_live_in_one_store_and_do_not_make_each_other_stale(tiny
     assert (mine.metrics["rows"], theirs.metrics["rows"]) == (60, 64)
     same = {store.latest(name, "o200k_tokenizer").digest for name in ("tiny", "other")}
     assert len(same) == 1
-    found = standings(store, "tiny", recorded_steps(store, "tiny"))
+    found = standings(store, "tiny", recorded_steps(Latest(store, "tiny")))
     assert {each.state for each in found.values()} == {"fresh"}
     assert tiny.make("synth", "synth_harmony").reused() == {"synth": True, "synth_harmony": True}
     counted = tiny.index.query("SELECT experiment, count(*) FROM latest GROUP BY ALL ORDER BY ALL").rows

@@ -5,7 +5,9 @@ import shutil
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from tests.browse.conftest import HOSTILE
 from tests.lineage.fabricate import publish
@@ -115,10 +117,31 @@ def test_a_history_lists_versions_with_what_changed_between_them(pages, small):
 def test_a_comparison_names_the_value_that_differs_and_lays_the_curves_over_each_other(pages, small):
     page = shown(pages, page_of(small.second, "diff", "smoke", "vpmoe_stage1", small.first.version))
     assert "optimizer.lr 0.1 0.2" in text(page)
-    assert "loss 1.75 1.5 (-0.25)" in text(page)
+    assert "loss 1.75 1.5 -14.29 %" in text(page)
     assert "A: " + small.first.version in page
     same = shown(pages, page_of(small.first, "diff", "smoke", "vpmoe_stage1", small.first.version))
-    assert "Nothing that is recorded differs" in same
+    assert "the same: equal content, recipe, code, packages and inputs" in same
+
+
+def test_two_of_different_kinds_are_refused_with_the_remedy(pages, small):
+    page = shown(pages, page_of(small.second, "diff", "smoke", "synth", small.synth.version))
+    assert "They cannot be compared" in page
+    assert "name two of one kind" in page
+
+
+def test_the_contents_of_two_checkpoints_are_compared_when_they_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("vpmoe_assets.browse.differences._PATIENCE_S", 60.0)
+    store = Store(tmp_path / "artifacts")
+    first, second = (
+        publish(store, "vpmoe", files={"model.safetensors": save({"w": array})})
+        for array in (np.zeros(4, "f4"), np.array([0, 0, 3, 4], "f4"))
+    )
+    pages, address = Pages(store), page_of(second, "diff", "smoke", "vpmoe", first.version)
+    assert 'href="?show=tensors#contents"' in shown(pages, address)
+    assert "1 differ, 0 are the same; ‖B − A‖ is 5" in shown(pages, address, show="tensors")
+    broken = publish(store, "vpmoe", files={"model.safetensors": b"no tensors"})
+    refused = shown(pages, page_of(broken, "diff", "smoke", "vpmoe", first.version), show="tensors")
+    assert 'class="warning"' in refused
 
 
 def test_a_lineage_leads_up_to_the_source_behind_what_is_gone_and_down_to_the_report(pages, small):
@@ -137,6 +160,7 @@ def test_links_of_every_page_lead_to_pages_that_there_are(pages, small):
             parts = [part for part in address.split("/") if part]
             while link.startswith("../"):
                 parts, link = parts[:-1], link.removeprefix("../")
+            link = link.partition("?")[0]
             target = unquote("/".join([*parts, link.removeprefix("./")]))
             if "/raw/" in target:
                 pages.raw(target)

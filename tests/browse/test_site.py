@@ -11,7 +11,7 @@ from vpmoe_assets.browse.site import MARK, SiteError, chosen, refuse_inside, wri
 @pytest.fixture(scope="module")
 def written(pages, tmp_path_factory):
     out = tmp_path_factory.mktemp("site") / "appendix"
-    write_site(pages, out, chosen(pages.catalog.view(), "smoke", ["ladder_report", "vpmoe_stage1"]))
+    write_site(pages, out, chosen(pages.catalog, "smoke", ["ladder_report", "vpmoe_stage1"]))
     return out
 
 
@@ -36,7 +36,7 @@ def test_a_site_has_what_was_asked_for_and_what_that_came_from(written, small):
 
 
 def test_a_site_is_written_anew_and_other_files_are_not_replaced(pages, small, written, tmp_path):
-    heads = chosen(pages.catalog.view(), "smoke", ["synth"])
+    heads = chosen(pages.catalog, "smoke", ["synth"])
     (written / "smoke" / "of-before").mkdir()
     write_site(pages, written, heads)
     assert not (written / "smoke" / "of-before").exists()
@@ -49,6 +49,6 @@ def test_a_site_is_written_anew_and_other_files_are_not_replaced(pages, small, w
 
 def test_a_site_of_what_was_never_published_or_inside_the_store_is_refused(pages, small):
     with pytest.raises(SiteError, match="nonesuch is not in the store; there is: "):
-        chosen(pages.catalog.view(), "smoke", ["nonesuch"])
+        chosen(pages.catalog, "smoke", ["nonesuch"])
     with pytest.raises(SiteError, match="lies in the store"):
         refuse_inside(small.store.root / "smoke" / "x", small.store.root)

@@ -5,7 +5,8 @@ import io
 import dagster as dg
 import pytest
 
-from vpmoe_assets.running.progress import Screen, duration
+from vpmoe_assets.running.progress import Screen
+from vpmoe_assets.units import human_duration
 
 
 @dg.asset(key_prefix="tiny", check_specs=[dg.AssetCheckSpec("rows", asset=["tiny", "synth"])])
@@ -102,4 +103,4 @@ def test_a_terminal_has_a_bar_that_is_gone_at_the_end(monkeypatch):
     [(0.04, "0.0 s"), (9.96, "10.0 s"), (59.7, "1 min 0 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")],
 )
 def test_times_for_people(seconds, text):
-    assert duration(seconds) == text
+    assert human_duration(seconds) == text

@@ -14,10 +14,11 @@ from trainer.contract.status import METRICS_NAME
 from vpmoe_assets.browse.charts import Line, line_chart, number
 from vpmoe_assets.browse.panels import layer_charts, training_charts
 from vpmoe_assets.codebase.toolchain import toolchain_difference, toolchain_note
+from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.remarks import Remarks
 from vpmoe_assets.lineage.store import Store
-from vpmoe_assets.units import human_bytes
+from vpmoe_assets.units import human_bytes, human_duration
 
 FIRST = (
     "valid_loss", "loss", "core8/centered_mean", "parameters", "active_parameters", "num_layers",
@@ -50,14 +51,10 @@ def said(value: object) -> str:
     return number(value) if isinstance(value, bool | int | float) else str(value)
 
 
-def duration(started: str, finished: str) -> str:
-    """Return how long something took, such as `2 min 5 s`."""
-    seconds = (datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds()
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+def took(named: Record | Head) -> str:
+    """Return how long it took to make an artifact, such as `2 min 5 s`."""
+    started, finished = map(datetime.fromisoformat, (named.started_utc, named.finished_utc))
+    return human_duration((finished - started).total_seconds())
 
 
 def facts(record: Record) -> list[tuple[str, str]]:
@@ -70,7 +67,7 @@ def facts(record: Record) -> list[tuple[str, str]]:
     ]
     told = {
         "ran": f"{record.started_utc[:19].replace('T', ' ')}, "
-        + duration(record.started_utc, record.finished_utc),
+        + took(record),
         "starts": "" if len(record.attempts) < 2 else f"{len(record.attempts)}, the last one delivered",
         "code": code.git_sha[:12] + (" with uncommitted changes" if code.git_dirty else ""),
         "execution": " ".join(

@@ -8,13 +8,16 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from vpmoe_assets.lineage.errors import LineageError
+from vpmoe_assets.lineage.graph import Node, Records
 from vpmoe_assets.lineage.heads import Damaged, Head
-from vpmoe_assets.lineage.layout import Versioned, directories, version_name
+from vpmoe_assets.lineage.latest import Latest
+from vpmoe_assets.lineage.layout import Versioned, directories
 from vpmoe_assets.lineage.record import InputRef, Record
 from vpmoe_assets.lineage.store import Store
 
@@ -22,6 +25,8 @@ _SETTLED_NS = 2_000_000_000
 """A directory that changed this recently may change again within one tick of its clock, unseen."""
 _RECORDS = 64
 """Whole records that are remembered."""
+_SHARD_DIGITS = 2
+"""Of the names of the ledger's directories that hold records."""
 
 
 @dataclass(frozen=True)
@@ -43,63 +48,76 @@ class Asset:
         """The newest readable version."""
         return self.heads[-1] if self.heads else None
 
+    @cached_property
+    def size(self) -> int:
+        """Bytes of all payloads; files that a version only names again are not counted."""
+        return sum(head.size for head in self.heads if head.original is None)
+
+    @cached_property
+    def by_version(self) -> Mapping[str, Head]:
+        """Every readable version, by its name."""
+        return {head.version: head for head in self.heads}
+
+    @cached_property
+    def records(self) -> Records:
+        """The records of the readable versions, and what they name."""
+        return Records.of(self.heads, ())
+
 
 @dataclass(frozen=True)
 class View:
-    """What a store held at one moment.
+    """What an experiment held at one moment.
 
     Attributes:
-        assets: Of each experiment, by name.
+        assets: By name.
+        gone: Records of it that the ledger alone knows.
     """
 
-    assets: Mapping[str, Mapping[str, Asset]]
+    assets: Mapping[str, Asset]
+    gone: tuple[Head, ...] = ()
 
     @property
-    def heads(self) -> Iterator[Head]:
-        """Every readable version."""
-        for experiment in self.assets.values():
-            for asset in experiment.values():
-                yield from asset.heads
-
-    def latest(self, experiment: str) -> dict[str, Head]:
-        """Return the latest version of every asset of an experiment, by name."""
-        found = ((name, asset.latest) for name, asset in self.assets.get(experiment, {}).items())
+    def latest(self) -> dict[str, Head]:
+        """The latest version of every asset, by name."""
+        found = ((name, asset.latest) for name, asset in self.assets.items())
         return {name: head for name, head in found if head is not None}
 
-    def head(self, experiment: str, asset: str, version: str) -> Head | None:
+    def head(self, asset: str, version: str) -> Head | None:
         """Return one version, or None."""
-        return self._by_name.get((experiment, asset, version))
+        return None if (found := self.assets.get(asset)) is None else found.by_version.get(version)
 
     def parents(self, head: Head) -> list[tuple[InputRef, Head | None]]:
         """Return what an artifact was made from; None where that is gone, or is another one now."""
-        return [(reference, self._input(head, reference)) for reference in head.inputs]
+        return [(reference, self._input(reference)) for reference in head.inputs]
 
-    def children(self, head: Versioned) -> list[Head]:
-        """Return what was made from an artifact, oldest first."""
-        return self._children.get(version_name(head), [])
+    def children(self, head: Head) -> list[Head]:
+        """Return what was made from an artifact and is there, oldest first."""
+        found = {}
+        for edge in self.records.children.get(head.record_digest, ()):
+            child = self.records.nodes[edge.child]
+            if child.head is not None and child.state == "present":
+                found[edge.child] = child.head
+        return sorted(found.values(), key=lambda child: child.published_utc)
 
     def is_latest(self, head: Versioned) -> bool:
         """Whether no newer version of the asset is there."""
-        latest = self.assets[head.experiment][head.asset].latest
+        latest = self.assets[head.asset].latest
         return latest is not None and latest.version == head.version
 
-    def _input(self, head: Head, reference: InputRef) -> Head | None:
-        found = self.head(head.experiment, reference.asset, reference.version)
+    @cached_property
+    def records(self) -> Records:
+        """All records, those that are gone too, and what they name."""
+        parts = [asset.records for asset in self.assets.values()]
+        if self.gone:
+            parts.append(Records.of((), self.gone))
+        nodes: dict[str, Node] = {}
+        for part in reversed(parts):  # what is there comes before what is remembered
+            nodes |= part.nodes
+        return Records(nodes, [edge for part in parts for edge in part.edges])
+
+    def _input(self, reference: InputRef) -> Head | None:
+        found = self.head(reference.asset, reference.version)
         return found if found is not None and found.record_digest == reference.record_digest else None
-
-    @cached_property
-    def _by_name(self) -> dict[tuple[str, str, str], Head]:
-        return {(head.experiment, head.asset, head.version): head for head in self.heads}
-
-    @cached_property
-    def _children(self) -> dict[str, list[Head]]:
-        children: dict[str, list[Head]] = {}
-        for head in self.heads:
-            for parent in {version_name(found) for _, found in self.parents(head) if found is not None}:
-                children.setdefault(parent, []).append(head)
-        for made in children.values():
-            made.sort(key=lambda head: head.published_utc)
-        return children
 
 
 @dataclass
@@ -109,26 +127,49 @@ class Catalog:
     store: Store
     _known: dict[tuple[str, str], tuple[int, Asset]] = field(default_factory=dict)
     _records: dict[str, Record] = field(default_factory=dict)
-    _view: View = field(default_factory=lambda: View({}))
+    _views: dict[str, View] = field(default_factory=dict)
+    _ledger: dict[str, tuple[int, frozenset[str]]] = field(default_factory=dict)
+    _gone: dict[str, Head | None] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def view(self) -> View:
-        """Return what the store holds now."""
+    def experiments(self) -> list[str]:
+        """Return the experiments that have artifacts, be it only damaged ones."""
+        return [name for name in self.store.experiments() if self.view(name).assets]
+
+    def view(self, experiment: str) -> View:
+        """Return what an experiment holds now; the same value while nothing has changed."""
         with self._lock:
-            assets: dict[str, dict[str, Asset]] = {}
-            changed = False
-            for experiment in self.store.experiments():
-                assets[experiment] = {}
-                for name in directories(self.store.root / experiment):
-                    asset, new = self._asset(experiment, name)
-                    if asset.heads or asset.damaged:
-                        assets[experiment][name] = asset
-                    changed |= new
-            if changed or {e: a.keys() for e, a in assets.items()} != {
-                e: a.keys() for e, a in self._view.assets.items()
-            }:
-                self._view = View(assets)
-            return self._view
+            assets = {}
+            for name in directories(self.store.root / experiment):
+                asset = self._asset(experiment, name)
+                if asset.heads or asset.damaged:
+                    assets[name] = asset
+            known = self._views.get(experiment)
+            if known is None or not _same(known.assets, assets):
+                known = self._views[experiment] = View(assets)
+            return known
+
+    def whole_view(self, experiment: str) -> View:
+        """Return what an experiment holds now, and what the ledger remembers of it beside."""
+        with self._lock:
+            view = self.view(experiment)
+            gone = self._lost(experiment)
+            if gone != view.gone:
+                view = self._views[experiment] = View(view.assets, gone)
+            return view
+
+    def latest(self, experiment: str) -> Latest:
+        """Return the latest versions of an experiment's assets, as the view has them."""
+        view = self.view(experiment)
+
+        def scan(asset: str) -> tuple[tuple[Head, ...], tuple[Damaged, ...]]:
+            found = view.assets.get(asset)
+            return ((), ()) if found is None else (found.heads, found.damaged)
+
+        def read(head: Head) -> Record:
+            return self.record(head) or self.store.record(head)
+
+        return Latest(self.store, experiment, scan=scan, read=read)
 
     def record(self, head: Head) -> Record | None:
         """Return the whole record of a head, or None where it is gone or damaged by now."""
@@ -143,23 +184,53 @@ class Catalog:
                 return record
         return None
 
-    def _asset(self, experiment: str, name: str) -> tuple[Asset, bool]:
-        """Return an asset, and whether it may differ from what was known of it."""
+    def _asset(self, experiment: str, name: str) -> Asset:
+        """Return an asset: the same value while its directory has not changed."""
         try:
             changed = os.stat(self.store.root / experiment / name).st_mtime_ns
         except FileNotFoundError:
-            return Asset(experiment, name, (), ()), True
+            return Asset(experiment, name, (), ())
         known = self._known.get((experiment, name))
         if known is not None and known[0] == changed and not known[1].damaged:
-            return known[1], False
+            return known[1]
         settled = time.time_ns() - changed > _SETTLED_NS
         try:
             heads, damaged = self.store.scan(experiment, name)
         except LineageError:  # a directory that is no name of an asset
-            return Asset(experiment, name, (), ()), False
+            return Asset(experiment, name, (), ())
         asset = Asset(experiment, name, tuple(heads), tuple(damaged))
         if known is not None and known[1] == asset:
             asset = known[1]
-        if settled:
-            self._known[experiment, name] = changed, asset
-        return asset, known is None or asset is not known[1]
+        self._known[experiment, name] = (changed if settled else -1), asset
+        return asset
+
+    def _lost(self, experiment: str) -> tuple[Head, ...]:
+        """Return the records of an experiment that only the ledger knows."""
+        root = self.store.ledger.root
+        there = {
+            digest
+            for name in self.store.experiments()
+            for asset in self.view(name).assets.values()
+            for digest in asset.records.nodes
+        }
+        for shard in directories(root):
+            if len(shard) == _SHARD_DIGITS:
+                self._read_shard(root / shard)
+        lost = [digest for _, digests in self._ledger.values() for digest in digests - there]
+        unread = [digest for digest in lost if digest not in self._gone]
+        heads = self.store.remembered(unread)
+        self._gone |= {digest: heads.get(digest) for digest in unread}
+        known = (self._gone[digest] for digest in sorted(lost))
+        return tuple(head for head in known if head is not None and head.experiment == experiment)
+
+    def _read_shard(self, shard: Path) -> None:
+        changed = os.stat(shard).st_mtime_ns
+        known = self._ledger.get(shard.name)
+        if known is None or known[0] != changed:
+            settled = time.time_ns() - changed > _SETTLED_NS
+            digests = frozenset(name.removesuffix(".json") for name in os.listdir(shard))
+            self._ledger[shard.name] = (changed if settled else -1), digests
+
+
+def _same(old: Mapping[str, Asset], new: Mapping[str, Asset]) -> bool:
+    return old.keys() == new.keys() and all(old[name] is asset for name, asset in new.items())

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vpmoe_assets.codebase.tree import SourceTree
+from vpmoe_assets.lineage.latest import Latest
 from vpmoe_assets.lineage.remembered import StepMemory, present_key, recorded_steps
 from vpmoe_assets.lineage.staleness import Standing, standings
 from vpmoe_assets.lineage.store import Store
@@ -50,9 +51,10 @@ class ByInputs:
 
     store: Store
 
-    def of(self, experiment: str) -> Compared:
+    def of(self, latest: Latest) -> Compared:
         """Return where every asset of an experiment stands by its inputs."""
-        return Compared(standings(self.store, experiment, recorded_steps(self.store, experiment)))
+        steps = recorded_steps(latest)
+        return Compared(standings(self.store, latest.experiment, steps, latest=latest))
 
     def state(self, experiment: str) -> Hashable:
         """Return nothing: the answer depends on the store alone."""
@@ -80,8 +82,9 @@ class Comparison:
     _closed: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def of(self, experiment: str) -> Compared:
+    def of(self, latest: Latest) -> Compared:
         """Return where every asset of an experiment stands."""
+        experiment = latest.experiment
         named = self._named(experiment)
         key = present_key(self._sources(), named)
         memory = StepMemory(self._memory)
@@ -94,14 +97,15 @@ class Comparison:
             self._finding[key].join(self.patience_s)
             present = memory.recall(key)
         if present is not None and present.experiment == experiment:
-            return Compared(standings(self.store, experiment, present.steps, strict=present.strict))
+            steps, strict = present.steps, present.strict
+            return Compared(standings(self.store, experiment, steps, strict=strict, latest=latest))
         busy = key in self._finding and self._finding[key].is_alive()
         note = (
             "Code and recipes are being compared; until then only newer inputs count."
             if busy
             else f"Compared with newer inputs alone: what {experiment} would make now is not known here."
         )
-        return replace(ByInputs(self.store).of(experiment), note=note, busy=busy)
+        return replace(ByInputs(self.store).of(latest), note=note, busy=busy)
 
     def state(self, experiment: str) -> Hashable:
         """Return what an answer depends on beside the store: while it is the same, so is the answer."""

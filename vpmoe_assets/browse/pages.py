@@ -1,26 +1,27 @@
 """The pages: an address in, HTML out. Whether a server asks or a directory is written makes no difference."""
 
+import difflib
 import json
 import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from graphlib import CycleError
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
-from vpmoe_assets.browse import artifact, comparing
+from vpmoe_assets.browse import artifact, differences
 from vpmoe_assets.browse.catalog import Asset, Catalog, View
 from vpmoe_assets.browse.comparison import ByInputs, Compared, Comparison
-from vpmoe_assets.browse.drawing import Relative, family, node_of, picture
 from vpmoe_assets.browse.jobs import jobs
 from vpmoe_assets.browse.links import AT_WORK, Links, at_work, page_of
 from vpmoe_assets.browse.panels import training_charts
+from vpmoe_assets.browse.picture import lineage_picture
 from vpmoe_assets.browse.state import State, state_of
 from vpmoe_assets.lineage.changes import Changes
+from vpmoe_assets.lineage.comparison import compare
 from vpmoe_assets.lineage.digest import FileEntry
+from vpmoe_assets.lineage.errors import ComparisonError
+from vpmoe_assets.lineage.graph import both_ways
 from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.layout import Versioned
 from vpmoe_assets.lineage.record import MANIFEST_NAME, RECORD_NAME, Record, record_bytes
@@ -33,6 +34,8 @@ STYLE = HERE / "style.css"
 FILES_A_PAGE = 1000
 _FILES_SHOWN = 12
 _VERSIONS_A_PAGE = 100
+MOST = 80
+"""Nodes of a picture; what is further away is left to the pages of its own."""
 
 
 class PageMissing(Exception):  # noqa: N818 (an answer, not a fault)
@@ -61,6 +64,7 @@ class Pages:
         self.catalog = Catalog(store)
         self._compare = compare or ByInputs(store)
         self._compared: dict[str, tuple[View, Hashable, Compared]] = {}
+        self._contents = differences.OnDemand(store)
 
     def render(self, links: Links, query: Mapping[str, str] | None = None) -> str:
         """Return the page at an address.
@@ -72,30 +76,30 @@ class Pages:
         Raises:
             PageMissing: There is none.
         """
-        view = self.catalog.view()
         query = query or {}
         match [part for part in links.page.split("/") if part]:
             case []:
-                return self._store(view, links)
+                return self._store(links)
             case [experiment]:
-                return self._experiment(view, links, experiment)
+                return self._experiment(links, experiment)
             case [experiment, asset]:
-                return self._history(view, links, self._asset(view, experiment, asset), query)
             case [experiment, asset, word] if word == AT_WORK:
-                return self._at_work(view, links, experiment, asset)
+                return self._at_work(links, experiment, asset)
             case [experiment, asset, version, *below]:
-                head, record = self._record(view, experiment, asset, version)
+                head, record = self._record(experiment, asset, version)
+            case [experiment, asset, version, *below]:
+                head, record = self._record(experiment, asset, version)
                 match below:
                     case []:
-                        return self._artifact(view, links, head, record)
+                        return self._artifact(links, head, record)
                     case ["lineage"]:
-                        return self._lineage(view, links, head)
+                        return self._lineage(links, head)
                     case ["files"]:
                         return self._files(links, head, record, query)
                     case ["record"]:
                         return self._template("record.html", links, head=head, record=_tree_of(record))
                     case ["diff", *other] if len(other) == 3:
-                        return self._diff(view, links, self._record(view, *other)[1], record)
+                        return self._diff(links, self._record(*other)[1], record, query)
         raise PageMissing("there is no such page")
 
     def raw(self, address: str) -> Raw:
@@ -106,7 +110,7 @@ class Pages:
         """
         match address.split("/", 4):
             case [experiment, asset, version, "raw", name]:
-                head, record = self._record(self.catalog.view(), experiment, asset, version)
+                head, record = self._record(experiment, asset, version)
                 if name == "record.json":
                     return Raw(name, content=record_bytes(record))
                 if name in raw_names(record):
@@ -123,27 +127,27 @@ class Pages:
 
     def warm(self, experiment: str) -> None:
         """Find out what the pages of an experiment need, so that the first reader need not wait for it."""
-        view = self.catalog.view()
-        if experiment in view.assets:
+        if (view := self.catalog.view(experiment)).assets:
             self._standings(view, experiment)
+        for name in self.store.experiments():
+            self.catalog.whole_view(name)
 
     # One method a page.
 
-    def _store(self, view: View, links: Links) -> str:
+    def _store(self, links: Links) -> str:
         rows = []
-        for name, assets in view.assets.items():
-            heads = [head for asset in assets.values() for head in asset.heads]
-            newest = max(heads, key=lambda head: head.published_utc, default=None)
-            size = sum(head.size for head in heads if head.original is None)
-            rows.append((name, len(assets), len(heads), size, newest))
+        for name in self.catalog.experiments():
+            view = self.catalog.view(name)
+            newest = max(view.latest.values(), key=lambda head: head.published_utc, default=None)
+            versions = sum(len(asset.heads) for asset in view.assets.values())
+            size = sum(asset.size for asset in view.assets.values())
+            rows.append((name, len(view.assets), versions, size, newest))
         return self._template("store.html", links, rows=rows, root=self.store.root)
 
-    def _experiment(self, view: View, links: Links, experiment: str) -> str:
-        if experiment not in view.assets:
-            there = ", ".join(view.assets) or "none"
-            raise PageMissing(f"there is no experiment {experiment!r} in the store; there is: {there}")
+    def _experiment(self, links: Links, experiment: str) -> str:
+        view = self._view(experiment)
         compared = self._standings(view, experiment)
-        assets = view.assets[experiment]
+        assets = view.assets
         records = {
             name: self.catalog.record(asset.latest)
             for name, asset in assets.items()
@@ -156,7 +160,7 @@ class Pages:
         counts: dict[str, int] = {}
         for _, state in rows:
             counts[state.word] = counts.get(state.word, 0) + 1
-        report = next((h for n, h in view.latest(experiment).items() if n == "ladder_report"), None)
+        report = view.latest.get("ladder_report")
         ladder = None if report is None else artifact.ladder_of(self.store.payload(report))
         running = jobs(self.store.root, experiment)
         return self._template(
@@ -175,11 +179,11 @@ class Pages:
             moving=not links.files and any(job.moving for job in running),
         )
 
-    def _at_work(self, view: View, links: Links, experiment: str, asset: str) -> str:
+    def _at_work(self, links: Links, experiment: str, asset: str) -> str:
         """Return the page of an asset's jobs that have not been published: their curves so far."""
-        there = experiment in view.assets
-        running = [job for job in jobs(self.store.root, experiment) if job.asset == asset] if there else []
-        latest = view.latest(experiment).get(asset)
+        view = self._view(experiment)
+        running = [job for job in jobs(self.store.root, experiment) if job.asset == asset]
+        latest = view.latest.get(asset)
         if not running and latest is None:
             raise PageMissing(f"nothing is at work on {experiment}/{asset}, and there is no version of it")
         return self._template(
@@ -192,7 +196,9 @@ class Pages:
             latest=latest,
         )
 
-    def _history(self, view: View, links: Links, asset: Asset, query: Mapping[str, str]) -> str:
+    def _history(self, links: Links, experiment: str, name: str, query: Mapping[str, str]) -> str:
+        view = self._view(experiment)
+        asset = self._asset(view, experiment, name)
         newest = list(reversed(asset.heads))
         page, pages, shown = _paged(newest, _VERSIONS_A_PAGE, query, whole=links.files)
         names = [
@@ -217,11 +223,12 @@ class Pages:
             pages=pages,
         )
 
-    def _artifact(self, view: View, links: Links, head: Head, record: Record) -> str:
+    def _artifact(self, links: Links, head: Head, record: Record) -> str:
+        view = self.catalog.view(head.experiment)
         directory = self.store.directory(head)
         ladder = artifact.ladder_of(directory / "payload")
         compared = self._standings(view, head.experiment) if view.is_latest(head) else Compared({})
-        others = [each for each in reversed(view.assets[head.experiment][head.asset].heads) if each != head]
+        others = [each for each in reversed(view.assets[head.asset].heads) if each != head]
         return self._template(
             "artifact.html",
             links,
@@ -247,27 +254,17 @@ class Pages:
             **artifact.judged(self.store, record),
         )
 
-    def _lineage(self, view: View, links: Links, head: Head) -> str:
-        found = family(view, self.store, head)
-
-        def drawn(digest: str, each: Relative) -> Any:
-            kind = "self" if digest == head.record_digest else ""
-            if each.head is not None and each.present and not view.is_latest(each.head):
-                kind += " old"
-            link = links.to(page_of(each.head, "lineage")) if each.head is not None else None
-            return node_of(each, link, kind.strip())
-
-        nodes = {digest: drawn(digest, each) for digest, each in found.members.items()}
-        try:
-            image = picture(found.parents, nodes)
-        except CycleError:  # no record can name one that was made later, unless it is forged
-            image = Markup("<p class=warning>These records name each other in a circle: they are forged.</p>")
+    def _lineage(self, links: Links, head: Head) -> str:
+        view = self.catalog.whole_view(head.experiment)
+        graph = both_ways(self.store, head, known=view.records)
         return self._template(
             "lineage.html",
             links,
             head=head,
-            family=found,
-            image=image,
+            above=graph.above,
+            below=graph.below,
+            left_out=max(0, len(graph.nodes) - MOST),
+            image=lineage_picture(self.store, view, graph.nearest(MOST), links),
             parents=view.parents(head),
             children=view.children(head),
         )
@@ -280,15 +277,31 @@ class Pages:
             "files.html", links, head=head, record=record, entries=shown, page=page, pages=pages
         )
 
-    def _diff(self, view: View, links: Links, old: Record, new: Record) -> str:
+    def _diff(self, links: Links, old: Record, new: Record, query: Mapping[str, str]) -> str:
+        try:
+            found = compare(self.store, old, new)
+        except ComparisonError as error:
+            return self._template("diff.html", links, old=old, new=new, refused=str(error), busy=False)
+        shown = query.get("show", "")
+        what = differences.CONTENTS.get(found.kind, "")
+        contents = differences.Contents()
+        if shown == what and what:
+            contents = self._contents.of(what, old, new)
+        code = []
+        if shown == "code" or links.files:  # of files nothing more can be asked
+            code = differences.code_lines(self.store, old, new, found)
         return self._template(
             "diff.html",
             links,
             old=old,
             new=new,
-            sections=comparing.sections(old, new),
-            charts=comparing.overlaid(self.store, old, new),
-            others=view.assets[new.experiment][new.asset].heads,
+            refused="",
+            found=found,
+            code=code,
+            what=what,
+            contents=contents,
+            busy=contents.busy,
+            charts=differences.overlaid(self.store, old, new),
         )
 
     # What they share.
@@ -316,21 +329,33 @@ class Pages:
         """Return where every asset of an experiment stands, found anew where something has changed."""
         state = (_changed(self.store.root), self._compare.state(experiment))
         known = self._compared.get(experiment)
-        if known is None or known[0] is not view or known[1] != state:
-            known = self._compared[experiment] = view, state, self._compare.of(experiment)
+        if known is None or known[0].assets is not view.assets or known[1] != state:
+            compared = self._compare.of(self.catalog.latest(experiment))
+            known = self._compared[experiment] = view, state, compared
         return known[2]
 
+    def _view(self, experiment: str) -> View:
+        view = self.catalog.view(experiment) if experiment in self.store.experiments() else View({})
+        if not view.assets:
+            there = ", ".join(self.catalog.experiments()) or "none"
+            raise PageMissing(f"there is no experiment {experiment!r} in the store; there is: {there}")
+        return view
+
     def _asset(self, view: View, experiment: str, asset: str) -> Asset:
-        found = view.assets.get(experiment, {}).get(asset)
+        found = view.assets.get(asset)
         if found is None:
-            raise PageMissing(f"there is no {experiment}/{asset} in the store")
+            raise PageMissing(_unknown(f"{experiment}/{asset}", asset, view.assets, f"{experiment} has"))
         return found
 
-    def _record(self, view: View, experiment: str, asset: str, version: str) -> tuple[Head, Record]:
-        head = view.head(experiment, asset, version)
+    def _record(self, experiment: str, asset: str, version: str) -> tuple[Head, Record]:
+        found = self._asset(self._view(experiment), experiment, asset)
+        head = found.by_version.get(version)
         record = None if head is None else self.catalog.record(head)
         if head is None or record is None:
-            raise PageMissing(f"there is no readable version {version} of {experiment}/{asset} in the store")
+            newest = "" if found.latest is None else f"; its latest version is {found.latest.version}"
+            raise PageMissing(
+                f"there is no readable version {version} of {experiment}/{asset} in the store{newest}"
+            )
         return head, record
 
     def _template(self, name: str, links: Links, **values: Any) -> str:
@@ -351,12 +376,20 @@ class Pages:
             "bytes": human_bytes,
             "number": artifact.said,
             "when": lambda text: text[:16].replace("T", " "),
-            "took": lambda head: artifact.duration(head.started_utc, head.finished_utc),
+            "took": artifact.took,
             "canonical": lambda value: json.dumps(value, ensure_ascii=False),
         }
         environment.tests["mapping_or_list"] = lambda value: isinstance(value, dict | list) and bool(value)
         environment.globals |= {"page_of": page_of, "at_work": at_work, "raw": _raw}
         return environment
+
+
+def _unknown(name: str, asked: str, there: Iterable[str], whose: str) -> str:
+    """Say that something is not in the store, and what is nearest, or what there is."""
+    near = difflib.get_close_matches(asked, list(there), 1)
+    return f"there is no {name} in the store; " + (
+        f"did you mean {near[0]}?" if near else f"{whose}: {', '.join(there)}"
+    )
 
 
 def _changed(root: Path) -> int | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.contract.files import replace_bytes, replace_text
-from vpmoe_assets.browse.catalog import View
+from vpmoe_assets.browse.catalog import Catalog
 from vpmoe_assets.browse.links import Links, page_of
 from vpmoe_assets.browse.pages import STYLE, PageMissing, Pages, raw_names
 from vpmoe_assets.lineage.heads import Head
@@ -37,18 +37,19 @@ class Written:
     files: int
 
 
-def chosen(view: View, experiment: str, assets: Sequence[str]) -> list[Head]:
+def chosen(catalog: Catalog, experiment: str, assets: Sequence[str]) -> list[Head]:
     """Return the artifacts of a site: the latest of the named assets, or of all, and all that they came from.
 
     Args:
-        view: Of the store.
+        catalog: Of the store.
         experiment: Name.
         assets: Names; none takes every asset of the experiment.
 
     Raises:
         SiteError: One of them was never published.
     """
-    latest = view.latest(experiment)
+    view = catalog.view(experiment)
+    latest = view.latest
     for asset in assets:
         if asset not in latest:
             there = ", ".join(latest) or "none"
@@ -79,7 +80,7 @@ def write_site(
     """
     if out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file():
         raise SiteError(f"{out} holds something else; choose a directory that is empty or not there")
-    there = frozenset(_addresses(pages.catalog.view(), heads))
+    there = frozenset(_addresses(pages.catalog, heads))
     raw = dict(_raw_files(pages, heads))
     for entry in list(out.iterdir()) if out.is_dir() else ():
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
@@ -103,7 +104,7 @@ def write_site(
     return Written(len(there), len(raw))
 
 
-def _addresses(view: View, heads: Sequence[Head]) -> Iterator[str]:
+def _addresses(catalog: Catalog, heads: Sequence[Head]) -> Iterator[str]:
     yield ""
     names = {version_name(head) for head in heads}
     for head in heads:
@@ -111,7 +112,7 @@ def _addresses(view: View, heads: Sequence[Head]) -> Iterator[str]:
         yield f"{head.experiment}/{head.asset}/"
         yield page_of(head)
         yield from (page_of(head, below) for below in ("lineage", "files", "record"))
-        for old in view.assets[head.experiment][head.asset].heads:
+        for old in catalog.view(head.experiment).assets[head.asset].heads:
             if old != head and version_name(old) in names:
                 yield page_of(head, "diff", old.experiment, old.asset, old.version)
 

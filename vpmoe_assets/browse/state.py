@@ -30,7 +30,7 @@ def state_of(store: Store, view: View, record: Record, standing: Standing | None
 
     Args:
         store: It lies in.
-        view: Of the store.
+        view: Of its experiment.
         record: Of the artifact.
         standing: Of the latest version of its asset, where that was compared.
     """
@@ -42,7 +42,7 @@ def state_of(store: Store, view: View, record: Record, standing: Standing | None
     compared = None if standing is None else standing.record
     if standing is not None and compared is not None and compared.record_digest == record.record_digest:
         return State(standing.state, standing.summary.partition(": ")[2])
-    newest = view.assets[record.experiment][record.asset].latest
+    newest = view.assets[record.asset].latest
     if newest is not None and newest.version != record.version:
         return State("superseded", f"{newest.version} is newer")
     return State("fresh")

@@ -103,7 +103,7 @@ def site(directory: Path, assets: tuple[str, ...], experiment: str | None, as_js
     with user_errors(SiteError):
         refuse_inside(directory, store.root)
         pages = Pages(store, Comparison(store, patience_s=_PATIENCE_S, find=_find))
-        heads = chosen(pages.catalog.view(), name, assets)
+        heads = chosen(pages.catalog, name, assets)
         if not heads:
             raise SiteError(
                 f"experiment {name} has no artifacts in {store.root}; `vpmoe ls -e NAME` shows another's"

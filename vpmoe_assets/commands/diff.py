@@ -15,7 +15,6 @@ from vpmoe_assets.commands.common import (
 
 if TYPE_CHECKING:
     from vpmoe_assets.commands.diff_lines import Section
-    from vpmoe_assets.lineage.comparison import Comparison
     from vpmoe_assets.lineage.record import Record
     from vpmoe_assets.lineage.store import Store
 
@@ -119,7 +118,10 @@ def _artifacts(
     answer = found.to_dict() if as_json else {}
     parts = [] if as_json else diff_lines.sections(found, [name for name in wanted if name != "code"])
     if "code" in wanted or markdown:
-        code = _unified(store, old, new, found)
+        from vpmoe_assets.lineage.code_changes import unified_between
+        from vpmoe_assets.lineage.objects import ObjectStore
+
+        code = list(unified_between(ObjectStore(store.root), old, new, found.code))
         answer["unified"] = code
         _replace(parts, diff_lines.Section("code", _said(parts, "code"), code, "code" in wanted, "diff"))
     if "tensors" in wanted:
@@ -162,18 +164,6 @@ def _groups(
         parts[0].shown = parts[0].shown or "recipe" in wanted
         _print(diff_lines.group_head(found), parts, found.notes, markdown)
     return found.same
-
-
-def _unified(store: "Store", old: "Record", new: "Record", found: "Comparison") -> list[str]:
-    """Return the lines of the code's difference: of the files that decide bytes, else of all."""
-    if not found.code or old.objects.sources is None or new.objects.sources is None:
-        return []
-    from vpmoe_assets.lineage.code_changes import unified
-    from vpmoe_assets.lineage.objects import ObjectStore
-
-    decide = [edit.path for edit in found.code if edit.decides]
-    lines = unified(ObjectStore(store.root), old.objects.sources, new.objects.sources, decide or None)
-    return list(lines)
 
 
 def _said(parts: "list[Section]", title: str) -> str:

@@ -42,27 +42,7 @@ class Section:
 
 def head(comparison: "Comparison") -> list[str]:
     """Say what the two are, and the answer."""
-    if comparison.same:
-        answer = "the same: equal content, recipe, code, packages and inputs"
-    elif comparison.same_content:
-        answer = "equal content, made otherwise"
-    elif comparison.same_recipe:
-        answer = "made in the same way from the same inputs, with other content"
-    else:
-        answer = "other content"
-    causes = [
-        word
-        for word, found in (
-            ("recipe", comparison.identity.recipe),
-            ("code", comparison.identity.sources),
-            ("packages", comparison.identity.packages),
-            ("inputs", [each for each in comparison.inputs if not each.same_content]),
-        )
-        if found
-    ]
-    if causes:
-        answer += f"; what differs in how they were made: {', '.join(causes)}"
-    return [f"a  {_side(comparison.a)}", f"b  {_side(comparison.b)}", answer]
+    return [f"a  {_side(comparison.a)}", f"b  {_side(comparison.b)}", comparison.answer]
 
 
 def sections(comparison: "Comparison", shown: Iterable[str] = ()) -> list[Section]:

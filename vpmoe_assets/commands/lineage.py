@@ -89,8 +89,8 @@ def _named(store: "Store", experiment: str, asset: str, version: str | None) -> 
     try:
         return find_record(store, experiment, asset, version)
     except ArtifactMissing:
-        for node in all_records(store, experiment) if version else ():
-            if (node.asset, node.version) == (asset, version) and node.head is not None:
+        for node in all_records(store).nodes.values() if version else ():
+            if (node.experiment, node.asset, node.version) == (experiment, asset, version) and node.head:
                 return node.head
         raise
 

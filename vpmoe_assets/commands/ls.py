@@ -17,6 +17,7 @@ from vpmoe_assets.units import human_bytes
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vpmoe_assets.lineage.latest import Latest
     from vpmoe_assets.lineage.record import Record
     from vpmoe_assets.lineage.remarks import Remark
     from vpmoe_assets.lineage.staleness import PresentStep, Standing
@@ -40,15 +41,17 @@ def ls(experiment: str | None, as_json: bool) -> None:
       vpmoe ls
       vpmoe ls -e full --json
     """  # noqa: D301
+    from vpmoe_assets.lineage.latest import Latest
     from vpmoe_assets.lineage.remarks import Remarks
     from vpmoe_assets.lineage.staleness import standings
 
     store, name = open_store(), experiment_in_force(experiment)
+    latest = Latest(store, name)
     found: dict[str, Standing] = {}
     untold: str | None = None
-    if store.assets(name):
-        steps, strict, untold = _steps(store, name, experiment)
-        found = standings(store, name, steps, strict=strict)
+    if latest.assets:
+        steps, strict, untold = _steps(latest, experiment)
+        found = standings(store, name, steps, strict=strict, latest=latest)
     remarks = Remarks(store)
     rows = [
         _summary(store, standing, standing.record, remarks.about(standing.record))
@@ -58,8 +61,8 @@ def ls(experiment: str | None, as_json: bool) -> None:
     missing = [asset for asset, standing in found.items() if standing.state == "missing"]
     unreadable = {
         f"{broken.asset}@{broken.version}": str(broken.error)
-        for asset in store.assets(name)
-        for broken in store.scan(name, asset)[1]
+        for asset in latest.assets
+        for broken in latest.versions(asset)[1]
     }
     if as_json:
         print_json(
@@ -99,9 +102,7 @@ def ls(experiment: str | None, as_json: bool) -> None:
         click.echo(f"unreadable: {where}: {error}", err=True)
 
 
-def _steps(
-    store: "Store", name: str, experiment: str | None
-) -> tuple["Mapping[str, PresentStep]", bool, str | None]:
+def _steps(latest: "Latest", experiment: str | None) -> tuple["Mapping[str, PresentStep]", bool, str | None]:
     """Return an experiment's steps, whether its toolchain is strict; and why it cannot be asked."""
     from vpmoe_assets import project
     from vpmoe_assets.commands.present import present_of
@@ -110,7 +111,7 @@ def _steps(
     try:
         present = present_of(experiment or project.experiment_name())
     except click.ClickException as error:
-        return recorded_steps(store, name), False, error.message
+        return recorded_steps(latest), False, error.message
     return present.steps, present.strict, None
 
 

@@ -175,12 +175,13 @@ def _close(plan: "Plan", ran: "Ran", screen: "Screen", named: str, log: "Path") 
     from trainer.contract.schema.experiment import load_experiment
     from vpmoe_assets.commands.common import open_store
     from vpmoe_assets.running.ladder import COLUMNS, ladder_rows
-    from vpmoe_assets.running.progress import HOW, duration
+    from vpmoe_assets.running.progress import HOW
+    from vpmoe_assets.units import human_duration
 
     done = screen.done.values()
     counts = [(how, sum(each.how == how for each in done)) for how in HOW]
     text = ", ".join(f"{count} {how}" for how, count in counts if count) or "nothing was made"
-    took = duration(sum(each.seconds for each in done))
+    took = human_duration(sum(each.seconds for each in done))
     store, ladder = open_store(), load_experiment(named).ladder()
     if any(action.asset in ladder for action in plan.actions):
         rows = ladder_rows(store, plan.experiment, ladder)

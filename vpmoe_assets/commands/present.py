@@ -8,51 +8,22 @@ import contextlib
 import dataclasses
 import os
 import runpy
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vpmoe_assets.commands.common import user_errors
 
 if TYPE_CHECKING:
-    from vpmoe_assets.build import Published
-    from vpmoe_assets.checks.check import Check
-    from vpmoe_assets.codebase.closure import Closure
     from vpmoe_assets.lineage.remembered import Present
+    from vpmoe_assets.lineage.staleness import PresentStep
     from vpmoe_assets.lineage.store import Store
 
 CODE_LOCATION = "vpmoe_assets.definitions"
 
 
-class PresentStep(Protocol):
-    """The part of `vpmoe_assets.assets.step.Step` that a verb needs."""
-
-    @property
-    def asset(self) -> str:
-        """Bare name."""
-
-    @property
-    def closure(self) -> "Closure":
-        """The code that decides its bytes."""
-
-    @property
-    def inputs(self) -> "tuple[str, ...]":
-        """Names of the assets that it is made from."""
-
-    @property
-    def checks(self) -> "Sequence[Check]":
-        """That judge what is published."""
-
-    @property
-    def partial(self) -> "tuple[str, ...]":
-        """Names of further ones, each used only if it was ever published."""
-
-    def fingerprint(self, inputs: "Mapping[str, Published]") -> tuple[str, dict[str, Any]]:
-        """Return the recipe fingerprint and the payload it is the hash of."""
-
-
-def load_steps(experiment: str) -> tuple[str, dict[str, PresentStep]]:
+def load_steps(experiment: str) -> "tuple[str, dict[str, PresentStep]]":
     """Return the name of an experiment and what makes each of its assets, in the order of the graph.
 
     Args:
@@ -128,7 +99,7 @@ def present_of(experiment: str) -> "Present":
     return present
 
 
-def step_of(steps: Mapping[str, PresentStep], experiment: str, asset: str) -> PresentStep:
+def step_of(steps: "Mapping[str, PresentStep]", experiment: str, asset: str) -> "PresentStep":
     """Return what makes an asset.
 
     Raises:
@@ -149,7 +120,7 @@ def unknown_asset(asset: str, known: Collection[str], experiment: str) -> click.
 
 
 def present_identity(
-    step: PresentStep, store: "Store", experiment: str
+    step: "PresentStep", store: "Store", experiment: str
 ) -> tuple[str, dict[str, Any]] | list[str]:
     """Return the fingerprint, and its payload, that an asset made now would have.
 
@@ -161,14 +132,12 @@ def present_identity(
     Returns:
         Both, or the names of the inputs that were never published.
     """
-    from vpmoe_assets.build import Published
-
-    inputs: dict[str, Published] = {}
+    digests: dict[str, str] = {}
     missing: list[str] = []
     for name in (*step.inputs, *step.partial):
-        record = store.find(experiment, name)
-        if record is not None:
-            inputs[name] = Published(record, store.directory(record))
+        head = store.latest(experiment, name)
+        if head is not None:
+            digests[name] = head.digest
         elif name not in step.partial:
             missing.append(name)
-    return missing or step.fingerprint(inputs)
+    return missing or step.fingerprint_of(digests)

@@ -16,8 +16,8 @@ from vpmoe_assets.commands.common import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vpmoe_assets.commands.present import PresentStep
     from vpmoe_assets.lineage.record import Record
+    from vpmoe_assets.lineage.staleness import PresentStep
     from vpmoe_assets.lineage.store import Store
     from vpmoe_assets.lineage.upgrading import Commits, Comparison
 

@@ -165,18 +165,19 @@ def _checks(
 ) -> "list[Callable[[Record], Iterable[Problem]]]":
     """Return what runs checks again: of each experiment that present code has."""
     from vpmoe_assets.checks.repeating import RepeatedChecks
-    from vpmoe_assets.commands.present import load_steps
+    from vpmoe_assets.commands.present import load_location
     from vpmoe_assets.lineage.integrity import Problem
 
     found: dict[str, RepeatedChecks] = {}
     for name in experiments:
         try:
-            known, steps = load_steps(name)
+            loaded = load_location(name)
         except click.ClickException as error:
             message = f"its checks were not run again: {error.message}"
             told.append(Problem("check", name, "configs", message, "note"))
             continue
-        found[known] = RepeatedChecks(store, {asset: step.checks for asset, step in steps.items()})
+        checks = {asset: step.checks for asset, step in loaded["steps"].items()}
+        found[loaded["experiment"].name] = RepeatedChecks(store, checks)
     return [lambda record: found[record.experiment](record) if record.experiment in found else ()]
 
 

@@ -1,11 +1,12 @@
 """The code of two records as a difference that people can read, from the snapshots in the object store."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vpmoe_assets.codebase.snapshot import unpack
 from vpmoe_assets.lineage.objects import ObjectStore
+from vpmoe_assets.lineage.record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,26 @@ def unified(objects: ObjectStore, old: str, new: str, only: Iterable[str] | None
             yield line.rstrip("\n")
             if not line.endswith("\n"):
                 yield r"\ No newline at end of file"
+
+
+def unified_between(
+    objects: ObjectStore, old: Record, new: Record, code: Sequence[FileEdit]
+) -> Iterator[str]:
+    """Yield the lines of a unified difference of the code of two records.
+
+    Args:
+        objects: Of the store.
+        old: The first.
+        new: The second.
+        code: From `edits`; where some of them decide bytes, only those are shown.
+
+    Raises:
+        ObjectMissing: A snapshot is gone.
+        ObjectDamaged: One is not what its name says.
+    """
+    if code and old.objects.sources is not None and new.objects.sources is not None:
+        decide = [edit.path for edit in code if edit.decides]
+        yield from unified(objects, old.objects.sources, new.objects.sources, decide or None)
 
 
 def _pairs(objects: ObjectStore, old: str, new: str) -> Iterator[tuple[str, bytes | None, bytes | None]]:

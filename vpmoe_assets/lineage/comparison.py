@@ -182,6 +182,26 @@ class Comparison:
         """Whether it is the same thing made in the same way, wherever and whenever."""
         return self.same_content and self.same_recipe
 
+    @property
+    def answer(self) -> str:
+        """What came of the comparison, in a line: of the contents, and of how they were made."""
+        if self.same:
+            return "the same: equal content, recipe, code, packages and inputs"
+        if self.same_content:
+            said = "equal content, made otherwise"
+        elif self.same_recipe:
+            said = "made in the same way from the same inputs, with other content"
+        else:
+            said = "other content"
+        causes = {
+            "recipe": self.identity.recipe,
+            "code": self.identity.sources,
+            "packages": self.identity.packages,
+            "inputs": [each for each in self.inputs if not each.same_content],
+        }
+        words = [word for word, found in causes.items() if found]
+        return f"{said}; what differs in how they were made: {', '.join(words)}" if words else said
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
         fields = asdict(self)

@@ -12,7 +12,9 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+P = TypeVar("P", str, Path)
 Identity = tuple[int, int, int, int, int]
 """Device, inode, size (bytes), mtime and ctime (ns)."""
 
@@ -52,10 +54,10 @@ class FileMemory:
         self._database: sqlite3.Connection | None = None
         self._process = 0
 
-    def recall(self, files: Mapping[Path, Identity]) -> dict[Path, str]:
+    def recall(self, files: Mapping[P, Identity]) -> dict[P, str]:
         """Return the texts of those files that are still what they were."""
         keys = {os.fsencode(path): path for path in files}
-        found: dict[Path, str] = {}
+        found: dict[P, str] = {}
         if not keys or (self._database is None and not self.path.exists()):
             return found  # a question leaves nothing behind where there is no store
         with self._lock, self._forgiving():

@@ -5,10 +5,10 @@ that is gone is told from the ledger, and the way goes on behind it.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.record import InputRef, Record
@@ -181,6 +181,39 @@ class Graph:
             tuple(edge for edge in self.edges if edge.parent in near and edge.child in near),
         )
 
+    def nearest(self, most: int) -> "Graph":
+        """Return the start and the nodes nearest to it, up and down alike, at most so many in all."""
+        above, below = (self._reached(edges) for edges in (self.parents, self.children))
+        half = (most - 1) // 2
+        up = above[: max(half, most - 1 - len(below))]
+        near = {self.start, *up, *below[: most - 1 - len(up)]}
+        return Graph(
+            self.start,
+            {digest: node for digest, node in self.nodes.items() if digest in near},
+            tuple(edge for edge in self.edges if edge.parent in near and edge.child in near),
+        )
+
+    @property
+    def above(self) -> int:
+        """How many records it came from."""
+        return len(self._reached(self.parents))
+
+    @property
+    def below(self) -> int:
+        """How many records were made from it."""
+        return len(self._reached(self.children))
+
+    def _reached(self, edges: Mapping[str, list[Edge]]) -> list[str]:
+        """Return what is reached from the start by edges of one direction, nearest first, without it."""
+        found: dict[str, None] = {self.start: None}
+        waiting = deque(found)
+        while waiting:
+            for edge in edges.get(digest := waiting.popleft(), ()):
+                if (other := edge.child if edge.parent == digest else edge.parent) not in found:
+                    found[other] = None
+                    waiting.append(other)
+        return list(found)[1:]
+
     def tree(self, *, down: bool = False) -> Iterator[Line]:
         """Yield the start and what is behind it (or was made from it), depth first, each unfolded once."""
         seen: set[str] = set()
@@ -207,17 +240,62 @@ class Graph:
         }
 
 
-def ancestors(store: Store, start: Record | Head, *, originals: bool = False) -> Graph:
+@dataclass(frozen=True)
+class Records:
+    """Every record of a store and its ledger, looked up without asking either again.
+
+    Attributes:
+        nodes: By record digest.
+        edges: From each to those that it names as inputs.
+        originals: From each to the one whose files it only names again.
+    """
+
+    nodes: Mapping[str, Node]
+    edges: Sequence[Edge]
+    originals: Sequence[Edge] = ()
+
+    @classmethod
+    def of(cls, present: Iterable[Head], gone: Iterable[Head]) -> Self:
+        """Return the records with these heads."""
+        nodes = [*(_node(head, "present") for head in present), *(_node(head, "gone") for head in gone)]
+        edges = [
+            edge for node in nodes if node.head is not None for edge in edges_of(node.head, originals=True)
+        ]
+        return cls(
+            {node.record_digest: node for node in nodes},
+            [edge for edge in edges if edge.kind == "input"],
+            [edge for edge in edges if edge.kind == "original"],
+        )
+
+    @cached_property
+    def children(self) -> dict[str, list[Edge]]:
+        """The edges to what names each node as an input."""
+        return _by((edge.parent, edge) for edge in self.edges)
+
+    @cached_property
+    def repeated(self) -> dict[str, list[Edge]]:
+        """The edges to what names the files of each node again."""
+        return _by((edge.parent, edge) for edge in self.originals)
+
+    def named_by(self, digest: str, *, originals: bool) -> list[Edge]:
+        """Return the edges to what names a node."""
+        found = self.children.get(digest, [])
+        return [*found, *self.repeated.get(digest, ())] if originals else found
+
+
+def ancestors(
+    store: Store, start: Record | Head, *, originals: bool = False, known: Records | None = None
+) -> Graph:
     """Return an artifact and everything it came from.
 
     Args:
         store: That knows it.
         start: The artifact.
         originals: Whether the artifacts whose files others only name again belong to it, and their ancestors.
+        known: The records of the store, where they are at hand.
     """
     head = _head(start)
-    there = store.head(head.experiment, _own(head)) is not None
-    nodes = {head.record_digest: _node(head, "present" if there else "gone")}
+    nodes = {head.record_digest: _start(store, head, known)}
     edges: list[Edge] = []
     waiting = deque(nodes.values())
     while waiting:
@@ -225,58 +303,54 @@ def ancestors(store: Store, start: Record | Head, *, originals: bool = False) ->
         for edge in [] if node.head is None else edges_of(node.head, originals=originals):
             edges.append(edge)
             if edge.parent not in nodes:
-                nodes[edge.parent] = parent = _parent(store, node, edge)
+                there = None if known is None else known.nodes.get(edge.parent)
+                nodes[edge.parent] = parent = there or _parent(store, node, edge)
                 waiting.append(parent)
     return Graph(head.record_digest, nodes, tuple(edges))
 
 
-def descendants(store: Store, start: Record | Head, *, originals: bool = False) -> Graph:
+def descendants(
+    store: Store, start: Record | Head, *, originals: bool = False, known: Records | None = None
+) -> Graph:
     """Return an artifact and everything that was made from it, also what is gone.
 
     Args:
         store: That knows it.
         start: The artifact.
         originals: Whether records that name its files again belong to it, and their descendants.
+        known: The records of the store, where they are at hand.
     """
-    known = {node.record_digest: node for node in all_records(store)}
     head = _head(start)
-    known.setdefault(head.record_digest, _node(head, "gone"))
-    edges = [
-        edge
-        for node in known.values()
-        if node.head is not None
-        for edge in edges_of(node.head, originals=originals)
-    ]
-    children = _by((edge.parent, edge) for edge in edges)
-    nodes = {head.record_digest: known[head.record_digest]}
+    known = known or all_records(store)
+    nodes = {head.record_digest: known.nodes.get(head.record_digest) or _node(head, "gone")}
+    edges: list[Edge] = []
     waiting = deque(nodes)
     while waiting:
-        for edge in children.get(waiting.popleft(), ()):
+        for edge in known.named_by(waiting.popleft(), originals=originals):
+            edges.append(edge)
             if edge.child not in nodes:
-                nodes[edge.child] = known[edge.child]
+                nodes[edge.child] = known.nodes[edge.child]
                 waiting.append(edge.child)
-    return Graph(
-        head.record_digest,
-        nodes,
-        tuple(edge for edge in edges if edge.parent in nodes and edge.child in nodes),
-    )
+    return Graph(head.record_digest, nodes, tuple(edges))
 
 
-def both_ways(store: Store, start: Record | Head, *, originals: bool = False) -> Graph:
+def both_ways(
+    store: Store, start: Record | Head, *, originals: bool = False, known: Records | None = None
+) -> Graph:
     """Return an artifact with everything it came from and everything that was made from it.
 
-    What a descendant came from beside it is no part of it.
+    What a descendant came from beside it is no part of it. Arguments are those of `ancestors`.
     """
-    up, down = ancestors(store, start, originals=originals), descendants(store, start, originals=originals)
+    up = ancestors(store, start, originals=originals, known=known)
+    down = descendants(store, start, originals=originals, known=known)
     return Graph(up.start, {**down.nodes, **up.nodes}, (*up.edges, *down.edges))
 
 
-def all_records(store: Store, experiment: str | None = None) -> list[Node]:
-    """Return every record that the store or its ledger knows, of one experiment or of all."""
+def all_records(store: Store) -> Records:
+    """Return every record that the store or its ledger knows."""
     heads = {head.record_digest: head for head in store.heads()}
     gone = store.remembered(digest for digest in store.ledger.digests() if digest not in heads)
-    nodes = [*(_node(head, "present") for head in heads.values()), *(_node(h, "gone") for h in gone.values())]
-    return [node for node in nodes if experiment in (None, node.experiment)]
+    return Records.of(heads.values(), gone.values())
 
 
 def edges_of(head: Head, *, originals: bool = False) -> list[Edge]:
@@ -292,6 +366,12 @@ def edges_of(head: Head, *, originals: bool = False) -> list[Edge]:
         )
         edges.append(Edge(origin.record_digest, head.record_digest, reference, "original"))
     return edges
+
+
+def _start(store: Store, head: Head, known: Records | None) -> Node:
+    if known is not None and (node := known.nodes.get(head.record_digest)) is not None:
+        return node
+    return _node(head, "gone" if store.head(head.experiment, _own(head)) is None else "present")
 
 
 def _parent(store: Store, child: Node, edge: Edge) -> Node:

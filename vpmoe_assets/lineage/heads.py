@@ -5,7 +5,7 @@ remembered in `.work/heads.sqlite` while the file system vouches that the record
 record that is not known is read whole, digests and all.
 """
 
-import contextlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from vpmoe_assets.lineage.errors import RecordError
 from vpmoe_assets.lineage.filememory import FileMemory, Identity, identity, settled
-from vpmoe_assets.lineage.layout import Layout, directories, version_name
+from vpmoe_assets.lineage.layout import Layout, directories, version_name, version_order
 from vpmoe_assets.lineage.record import (
     RECORD_NAME,
     Frozen,
@@ -67,6 +67,24 @@ class Damaged:
     error: RecordError
 
 
+def newest(heads: Sequence[Head], damaged: Sequence[Damaged]) -> Head | None:
+    """Return the version with the highest sequence number, or None.
+
+    Args:
+        heads: By sequence.
+        damaged: Versions of the same asset whose record cannot be read.
+
+    Raises:
+        RecordError: A version that may be newer has an unreadable record; falling back to an older one
+            without a word would be worse than stopping.
+    """
+    latest = heads[-1] if heads else None
+    for candidate in damaged:
+        if latest is None or version_order(candidate.version) > version_order(latest.version):
+            raise candidate.error
+    return latest
+
+
 class Heads:
     """The heads of a store's records.
 
@@ -100,16 +118,11 @@ class Heads:
 
         A path without a file is in neither.
         """
-        files = _identities(paths)
-        remembered = self._memory.recall(files)
-        heads = {path: head for path, text in remembered.items() if (head := _parsed(text)) is not None}
-        damaged: dict[Path, RecordError] = {}
-        for path, found in self.records(path for path in files if path not in heads):
-            if isinstance(found, RecordError):
-                damaged[path] = found
-            else:
-                heads[path] = Head.of(found)
-        return {path: heads[path] for path in files if path in heads}, damaged
+        found, errors = self._of_files(map(str, paths))
+        return (
+            {Path(path): head for path, head in found.items()},
+            {Path(path): error for path, error in errors.items()},
+        )
 
     def records(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Record | RecordError]]:
         """Yield what whole records say, or what is wrong with them, and remember their heads.
@@ -138,28 +151,46 @@ class Heads:
         if settled(known, sealed=True):
             self._memory.keep([(path, known, _text(Head.of(record)))])
 
+    def _of_files(self, paths: Iterable[str]) -> tuple[dict[str, Head], dict[str, RecordError]]:
+        files = _identities(paths)
+        remembered = self._memory.recall(files)
+        heads = {path: head for path, text in remembered.items() if (head := _parsed(text)) is not None}
+        damaged: dict[str, RecordError] = {}
+        for path, found in self.records(Path(path) for path in files if path not in heads):
+            if isinstance(found, RecordError):
+                damaged[str(path)] = found
+            else:
+                heads[str(path)] = Head.of(found)
+        return {path: heads[path] for path in files if path in heads}, damaged
+
     def _read(self, experiment: str, asset: str, versions: Sequence[str]) -> tuple[list[Head], list[Damaged]]:
-        parent = self._layout.asset(experiment, asset)
+        # Strings, not paths: of thousands of versions, taking paths apart would cost more than the look.
+        parent = str(self._layout.asset(experiment, asset))
+        places = {os.path.join(parent, version, RECORD_NAME): version for version in versions}
         # No record: it does not exist for anyone.
-        found, errors = self.of_files(parent / version / RECORD_NAME for version in versions)
+        found, errors = self._of_files(places)
         heads: list[Head] = []
         for path, head in found.items():
-            version = path.parent.name
-            if (head.experiment, head.asset, head.version) == (experiment, asset, version):
+            if (head.experiment, head.asset, head.version) == (experiment, asset, places[path]):
                 heads.append(head)
             else:
                 errors[path] = RecordError(f"{path}: is the record of {version_name(head)}")
-        order = {version: number for number, version in enumerate(versions)}
-        damaged = [Damaged(experiment, asset, path.parent.name, error) for path, error in errors.items()]
-        return heads, sorted(damaged, key=lambda bad: order[bad.version])
+        damaged = [
+            Damaged(experiment, asset, version, errors[path])
+            for path, version in places.items()
+            if path in errors
+        ]
+        return heads, damaged
 
 
-def _identities(paths: Iterable[Path]) -> dict[Path, Identity]:
+def _identities[P: (str, Path)](paths: Iterable[P]) -> dict[P, Identity]:
     """Return what files are known by; those that are not there are left out."""
-    found: dict[Path, Identity] = {}
+    found: dict[P, Identity] = {}
     for path in paths:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            found[path] = identity(path.stat())
+        try:
+            found[path] = identity(os.stat(path))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
     return found
 
 

@@ -5,6 +5,7 @@ sources, the experiment's file and the installed packages that decide bytes, and
 of those. A step that asks for a folder outside is never remembered: what lies there may change at any time.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -19,10 +20,11 @@ from trainer.contract.files import replace_text
 from vpmoe_assets.codebase.closure import Closure
 from vpmoe_assets.codebase.toolchain import DECIDERS, installed
 from vpmoe_assets.codebase.tree import SourceTree
+from vpmoe_assets.lineage.errors import RecordError
 from vpmoe_assets.lineage.fingerprint import recipe_fingerprint
+from vpmoe_assets.lineage.latest import Latest
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.staleness import PresentStep
-from vpmoe_assets.lineage.store import Store
 
 _SCHEMA = "vpmoe.steps/1"
 _MOST = 12
@@ -107,12 +109,13 @@ class RecordedStep:
         return sha256_json(payload), payload
 
 
-def recorded_steps(store: Store, experiment: str) -> dict[str, RecordedStep]:
+def recorded_steps(latest: Latest) -> dict[str, RecordedStep]:
     """Return what made the latest version of each asset: code and recipe count as unchanged then."""
     found: dict[str, RecordedStep] = {}
-    for asset in store.assets(experiment):
-        if heads := store.scan(experiment, asset)[0]:
-            found[asset] = RecordedStep(store.record(heads[-1]))
+    for asset in latest.assets:
+        if heads := latest.versions(asset)[0]:
+            with contextlib.suppress(RecordError, FileNotFoundError):  # removed, or altered, meanwhile
+                found[asset] = RecordedStep(latest.record(heads[-1]))
     return found
 
 

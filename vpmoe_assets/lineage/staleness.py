@@ -18,6 +18,7 @@ from vpmoe_assets.lineage.difference import Change, Difference
 from vpmoe_assets.lineage.errors import RecordError
 from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.integrity import payload_problems
+from vpmoe_assets.lineage.latest import Latest
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.remarks import Remark
 from vpmoe_assets.lineage.store import Store
@@ -199,7 +200,12 @@ class Standing:
 
 
 def standings(
-    store: Store, experiment: str, steps: Mapping[str, PresentStep], *, strict: bool = False
+    store: Store,
+    experiment: str,
+    steps: Mapping[str, PresentStep],
+    *,
+    strict: bool = False,
+    latest: Latest | None = None,
 ) -> dict[str, Standing]:
     """Return where every asset of an experiment stands: those it makes, then others that the store has of it.
 
@@ -210,9 +216,11 @@ def standings(
         experiment: Name.
         steps: What makes each asset, by name, in the order of the graph.
         strict: Whether the experiment has `strict_toolchain`.
+        latest: The latest versions, where they are at hand.
     """
-    look = _Look(store, experiment, steps, strict)
-    others = [asset for asset in store.assets(experiment) if asset not in steps]
+    latest = latest or Latest(store, experiment)
+    look = _Look(store, latest, steps, strict)
+    others = [asset for asset in latest.assets if asset not in steps]
     found = {asset: look.at(asset) for asset in steps}
     return found | {
         asset: other for asset in others if (other := look.at(asset)).record or other.state == "damaged"
@@ -231,35 +239,28 @@ def difference_causes(difference: Difference) -> list[Cause]:
 @dataclass
 class _Look:
     store: Store
-    experiment: str
+    latest: Latest
     steps: Mapping[str, PresentStep]
     strict: bool
     found: dict[str, Standing] = field(default_factory=dict)
-    heads: dict[str, Head | RecordError | None] = field(default_factory=dict)
+    begun: set[str] = field(default_factory=set)
 
     def at(self, asset: str) -> Standing:
         if asset not in self.found:
+            self.begun.add(asset)
             self.found[asset] = self.looked_at(asset)
         return self.found[asset]
 
     def head(self, asset: str) -> Head | None:
-        known = self._head(asset)
+        known = self.latest.head(asset)
         return known if isinstance(known, Head) else None
 
-    def _head(self, asset: str) -> Head | RecordError | None:
-        if asset not in self.heads:
-            try:
-                self.heads[asset] = self.store.latest(self.experiment, asset)
-            except RecordError as error:
-                self.heads[asset] = error
-        return self.heads[asset]
-
     def looked_at(self, asset: str) -> Standing:
-        step, head = self.steps.get(asset), self._head(asset)
+        step, head = self.steps.get(asset), self.latest.head(asset)
         record: Record | None = None
         if isinstance(head, Head):
             try:
-                record = self.store.record(head)
+                record = self.latest.record(head)
             except (RecordError, FileNotFoundError) as error:
                 head = RecordError(str(error))
         if isinstance(head, RecordError):
@@ -290,6 +291,8 @@ class _Look:
         """Return its inputs that are missing, or out of date themselves."""
         found = [Cause("input_missing", name) for name in step.inputs if self.head(name) is None]
         for name in (*step.inputs, *step.partial):
+            if name in self.begun and name not in self.found:
+                continue  # an asset that is an input of its own: no graph has one, but records may name it
             if self.head(name) is not None and self.at(name).stale:
                 found.append(Cause("input_stale", name))
         return found

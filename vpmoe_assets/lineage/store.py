@@ -11,9 +11,9 @@ from pathlib import Path
 
 from vpmoe_assets.lineage.errors import ArtifactBlocked, ArtifactDamaged, ArtifactMissing, RecordError
 from vpmoe_assets.lineage.hashcache import HashCache
-from vpmoe_assets.lineage.heads import Damaged, Head, Heads
+from vpmoe_assets.lineage.heads import Damaged, Head, Heads, newest
 from vpmoe_assets.lineage.integrity import payload_problems
-from vpmoe_assets.lineage.layout import Layout, Versioned, directories, version_order
+from vpmoe_assets.lineage.layout import Layout, Versioned, directories
 from vpmoe_assets.lineage.ledger import Ledger
 from vpmoe_assets.lineage.placing import Places
 from vpmoe_assets.lineage.publishing import Publisher
@@ -180,12 +180,7 @@ class Store:
             RecordError: A version that may be newer has an unreadable record; falling back to an older one
                 without a word would be worse than stopping.
         """
-        heads, damaged = self.scan(experiment, asset)
-        newest = heads[-1] if heads else None
-        for candidate in damaged:
-            if newest is None or version_order(candidate.version) > version_order(newest.version):
-                raise candidate.error
-        return newest
+        return newest(*self.scan(experiment, asset))
 
     def find(self, experiment: str, asset: str, version: str | None = None) -> Record | None:
         """Return one version of an asset (the latest if none is named), or None; files are not looked at.

@@ -10,6 +10,7 @@ import dagster as dg
 from dagster import DagsterEvent, DagsterEventType, EventLogEntry
 
 from vpmoe_assets.lineage.graph import HEADLINES
+from vpmoe_assets.units import human_duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -167,7 +168,7 @@ class Screen:
         self.done[name], self._since = done, now
         said = self._why.get(name, "recipe, code and inputs are unchanged") if how == "reused" else ""
         said = said or self._headline(name)
-        self._say(how, f"{name:<{self._widest}}  {duration(done.seconds):>8}  {said}")
+        self._say(how, f"{name:<{self._widest}}  {human_duration(done.seconds):>8}  {said}")
 
     def _checked(self, event: DagsterEvent) -> None:
         found = event.asset_check_evaluation_data
@@ -208,18 +209,6 @@ class Screen:
         if self._bar is not None and self._task is not None:
             self._bar.remove_task(self._task)
         self._task = None
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people, such as `0.4 s`, `12 s`, `3 min 5 s`, `2 h 10 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def failure_message(event: DagsterEvent) -> str:

@@ -30,6 +30,7 @@ def draw(
     *,
     href: Callable[[Node], str | None] | None = None,
     remarks: Mapping[str, str] | None = None,
+    kind: Callable[[Node], str] | None = None,
     standalone: bool = True,
 ) -> str:
     """Return the graph as SVG.
@@ -38,6 +39,7 @@ def draw(
         graph: To be drawn.
         href: The address that a node leads to, or None.
         remarks: By record digest: by whose word an artifact counts; the node is marked, and says so.
+        kind: More classes of a node, for the page's style sheet.
         standalone: A file of its own, on white; else a piece for a page of HTML, in the page's colours.
     """
     remarks = remarks or {}
@@ -76,16 +78,18 @@ def draw(
         )
     for node in graph.ordered():
         place, row = layout.places[node.record_digest]
-        drawn = _box(node, left(place), top(row), node is start, remarks.get(node.record_digest))
+        more = "" if kind is None else kind(node)
+        drawn = _box(node, left(place), top(row), node is start, remarks.get(node.record_digest), more)
         address = None if href is None else href(node)
         parts.append(drawn if address is None else f"<a href={_attribute(address)}>{drawn}</a>")
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _box(node: Node, x: float, y: float, start: bool, remark: str | None) -> str:
+def _box(node: Node, x: float, y: float, start: bool, remark: str | None, more: str) -> str:
     present = node.state == "present"
     classes = "lineage-node"
     classes += " lineage-start" * start + " lineage-gone" * (not present) + " lineage-accepted" * bool(remark)
+    classes += f" {more}" * bool(more)
     looks = f'stroke="{_ACCENT}" stroke-width="2"' if start else 'stroke="currentColor" stroke-opacity="0.6"'
     looks += "" if present else ' stroke-dasharray="4 3"'
     told = [f"{node.experiment}/{node.asset}@{node.version}", f"content {node.digest}"]
@@ -100,7 +104,7 @@ def _box(node: Node, x: float, y: float, start: bool, remark: str | None) -> str
         right = f'x="{x + _WIDTH - 12:.1f}" y="{y + 20:.1f}" text-anchor="end"'
         texts.append(f'<text {right} fill="currentColor" font-style="italic">accepted</text>')
     return (
-        f'<g class="{classes}"><title>{_text(chr(10).join(told))}</title>'
+        f"<g class={_attribute(classes)}><title>{_text(chr(10).join(told))}</title>"
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{_WIDTH:.0f}" height="{_HEIGHT:.0f}" rx="7"'
         f' fill="currentColor" fill-opacity="{0.05 if present else 0.01}" {looks}/>'
         f"{''.join(texts)}</g>"
