@@ -83,10 +83,9 @@ class Pages:
             case [experiment]:
                 return self._experiment(links, experiment)
             case [experiment, asset]:
+                return self._history(links, experiment, asset, query)
             case [experiment, asset, word] if word == AT_WORK:
                 return self._at_work(links, experiment, asset)
-            case [experiment, asset, version, *below]:
-                head, record = self._record(experiment, asset, version)
             case [experiment, asset, version, *below]:
                 head, record = self._record(experiment, asset, version)
                 match below:
