@@ -6,11 +6,13 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from tests.forks import forks  # noqa: F401 - a fixture
+from tests.workers import fork_workers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,15 +43,27 @@ if (
 ):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What the tests import lives as long as they do. Looked through by the collector again and again while it is
-# being imported, it takes a third longer; frozen, no collection looks at it afterwards.
-gc.disable()
+
+def pytest_configure() -> None:
+    """Leave what the tests import alone, which lives as long as they do.
+
+    Looked through by the collector again and again while it is being imported, it takes a third longer;
+    frozen, no collection looks at it afterwards.
+    """
+    gc.disable()
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop() -> None:
+def pytest_runtestloop(session: pytest.Session) -> None:
     gc.freeze()
     gc.enable()
+    if "tests.ranks" in sys.modules and not session.config.option.collectonly:
+        sys.modules["tests.ranks"].start_server()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    fork_workers(config, specs)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

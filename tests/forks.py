@@ -6,7 +6,8 @@ So which modules of this project a program loads, and from where, is as if it ha
 What a start itself does is for tests that start one: the kernel shows a fork the environment of the server,
 and packages of others have read theirs.
 
-The server is shared by the workers of a run of tests, and ends with the last of them.
+The server is shared by the workers of a run of tests, and ends with the last of them. Those workers are forks
+too, of a process that has imported the tests: see `tests/workers.py`.
 """
 
 import atexit
@@ -35,8 +36,9 @@ from typing import NoReturn
 
 import pytest
 
-SOCKET_ENV = "VPMOE_TEST_FORKS"
 OF_OTHERS = (
+    # Looks for the docstrings of its classes in every module that there is, so it comes first.
+    "wandb.sdk.launch.inputs.internal",
     "torch",
     "torch.distributed.checkpoint",
     "megatron.core",
@@ -61,19 +63,23 @@ OF_OTHERS = (
     "mergekit.tokensurgeon",
 )
 """What the programs import of others sooner or later. None of these starts a thread, as pyarrow does."""
+ROOT = Path(__file__).resolve().parents[1]
 OURS = ("trainer", "vpmoe_assets", "tests")
+FORKED = ("trainer", "dagster", "tests.workers")
 PYTHON = f"""#!{sys.executable} -IS
 import json, os, signal, socket, struct, sys
-arguments, environment = sys.argv[1:], dict(os.environ)
-if arguments[0] == "-P" and arguments[1].endswith("/trainer/surgery/program.py"):
+arguments, environment, executable = sys.argv[1:], dict(os.environ), sys.argv[0]
+if arguments[:2] == ["-u", "-c"]:
+    arguments, environment["PYTHONUNBUFFERED"], executable = arguments[1:], "1", {sys.executable!r}
+elif arguments[0] == "-P" and arguments[1].endswith("/trainer/surgery/program.py"):
     arguments, environment["PYTHONSAFEPATH"] = ["-m", *arguments[3:]], "1"
-elif arguments[:2] not in (["-m", "trainer"], ["-m", "dagster"]) or "RANK" in environment:
+elif arguments[:2] not in {[["-m", name] for name in FORKED]} or "RANK" in environment:
     os.execv({sys.executable!r}, [{sys.executable!r}, *arguments])
 with socket.socket(socket.AF_UNIX) as server:
-    server.connect(environment[{SOCKET_ENV!r}])
+    server.connect(sys.argv[0].removesuffix(".python"))
     request = {{"arguments": arguments, "environment": environment, "directory": os.getcwd()}}
     socket.send_fds(server, [b"r"], [0, 1, 2])
-    server.sendall(json.dumps({{**request, "executable": sys.argv[0]}}).encode() + b"\\n")
+    server.sendall(json.dumps({{**request, "executable": executable}}).encode() + b"\\n")
     pid, = struct.unpack("i", server.recv(4))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: os.kill(pid, number))
@@ -84,7 +90,7 @@ if code < 0:
 os._exit(code)
 """
 """Stands for `sys.executable` in a program: a trainer, the program that a trainer starts, and Dagster's
-command are forks too; all else is not.
+command are forks too, and what execnet starts for xdist is, to which it is the usual Python; all else is not.
 """
 
 
@@ -96,10 +102,30 @@ class Forks:
         python: Program that stands for Python's in what it runs.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, program: Sequence[str] = (sys.executable, "-P", "-W", "ignore", __file__)
+    ) -> None:
+        """Start a server, unless it runs.
+
+        Args:
+            path: Its socket, below which its other files are named.
+            program: Command that serves at a socket, which is its last argument.
+        """
         self.path = path
         self.python = path.with_suffix(".python")
+        self._program = program
         self._lease = self._connected()
+
+    @classmethod
+    def of(cls, run: Path) -> "Forks":
+        """Return the server of a run of tests.
+
+        Args:
+            run: Directory of its temporary files.
+        """
+        # A socket's path has a hundred characters, and that of a temporary directory may have more.
+        name = hashlib.sha256(str(run).encode()).hexdigest()[:16]
+        return cls(Path(tempfile.gettempdir(), f"vpmoe-forks-{os.getuid()}-{name}"))
 
     def _connected(self) -> socket.socket:
         with self.path.with_suffix(".lock").open("w") as lock:
@@ -113,7 +139,8 @@ class Forks:
             environment = {name: text for name, text in os.environ.items() if name not in left_out}
             with self.path.with_suffix(".log").open("w") as log:
                 server = subprocess.Popen(
-                    [sys.executable, "-P", "-W", "ignore", __file__, str(self.path)],
+                    [*self._program, str(self.path)],
+                    cwd=ROOT,
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -152,7 +179,7 @@ class Forks:
             socket.send_fds(server, [b"r"], [nothing.fileno(), output.fileno(), errors.fileno()])
             request = {
                 "arguments": [*arguments],
-                "environment": {**environment, SOCKET_ENV: str(self.path)},
+                "environment": {**environment},
                 "directory": str(directory),
                 "executable": str(self.python),
             }
@@ -168,7 +195,6 @@ class Forks:
         """Fork, in this block, what the present process would start: see `PYTHON`."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "executable", str(self.python))
-            patch.setenv(SOCKET_ENV, str(self.path))
             yield
 
     def close(self) -> None:
@@ -180,16 +206,13 @@ class Forks:
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """The server of this run of tests."""
     base = tmp_path_factory.getbasetemp()
-    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    # A socket's path has a hundred characters, and that of a temporary directory may have more.
-    name = hashlib.sha256(str(run).encode()).hexdigest()[:16]
-    server = Forks(Path(tempfile.gettempdir(), f"vpmoe-forks-{os.getuid()}-{name}"))
+    server = Forks.of(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
     yield server
     server.close()
 
 
-def _serve(path: str) -> None:
-    """Import what is of others, then fork whatever is asked for until nobody holds a lease."""
+def _load() -> None:
+    """Import what is of others."""
     gc.disable()
     import torch
 
@@ -202,6 +225,14 @@ def _serve(path: str) -> None:
     ours = [name for name in sys.modules if name.partition(".")[0] in OURS]
     assert not ours, ours
     assert threading.active_count() == 1, threading.enumerate()
+
+
+def serve(path: str) -> None:
+    """Fork whatever is asked for until nobody holds a lease.
+
+    Args:
+        path: Where to listen.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(path)
@@ -296,4 +327,5 @@ def _become(request: dict, descriptors: Sequence[int]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _load()
+    serve(sys.argv[1])

@@ -1,17 +1,19 @@
 """Runs a function on several gloo ranks, each a process of its own, without importing torch anew in each.
 
-A fork server imports the trainer once; its children start in milliseconds. Only picklable module-level
-functions run, and find their rank in `RANK`, as under torchrun.
+They are forks of a process that was forked when the tests had been imported and none had run: they start in
+milliseconds. Only picklable module-level functions run, and find their rank in `RANK`, as under torchrun.
 """
 
 import io
 import multiprocessing
 import os
 import signal
+import socket
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from multiprocessing import connection, forkserver, resource_tracker
 from typing import Any
 
 import torch
@@ -20,11 +22,32 @@ import torch.distributed as dist
 TIMEOUT = 100.0
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.warm"])
+
+
+def start_server() -> None:
+    """Fork the server of `multiprocessing`, which would import everything anew.
+
+    After a backward pass it would be too late: torch's autograd cannot be forked.
+    """
+    resource_tracker.ensure_running()
+    address = connection.arbitrary_address("AF_UNIX")
+    alive, held = os.pipe()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(address)
+        listening.listen()
+        if (pid := os.fork()) == 0:
+            os.close(held)
+            try:
+                forkserver.main(listening.detach(), alive, [])
+            finally:
+                os._exit(0)
+    os.close(alive)
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = address, held, pid
 
 
 def _child(
-    connection: Any, variables: dict[str, str], function: Callable[..., Any], arguments: Sequence[Any]
+    told: Any, variables: dict[str, str], function: Callable[..., Any], arguments: Sequence[Any]
 ) -> None:
     os.environ.update(variables)
     os.setpgrp()
@@ -32,9 +55,9 @@ def _child(
         # Not the tensors themselves: those would be shared memory of a process that is about to end.
         result = io.BytesIO()
         torch.save(function(*arguments), result)
-        connection.send((True, result.getvalue()))
+        told.send((True, result.getvalue()))
     except BaseException:
-        connection.send((False, traceback.format_exc()))
+        told.send((False, traceback.format_exc()))
         raise
 
 
@@ -85,11 +108,11 @@ class Ranks:
         results = []
         end = time.monotonic() + TIMEOUT
         try:
-            for rank, connection in enumerate(self.connections):
-                if not connection.poll(max(0.0, end - time.monotonic())):
+            for rank, told in enumerate(self.connections):
+                if not told.poll(max(0.0, end - time.monotonic())):
                     raise AssertionError(f"rank {rank} gave no result in {TIMEOUT} s")
                 try:
-                    passed, value = connection.recv()
+                    passed, value = told.recv()
                 except EOFError:
                     raise AssertionError(f"rank {rank} died without a result") from None
                 if not passed:

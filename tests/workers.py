@@ -1,0 +1,35 @@
+"""Workers of xdist as forks of one process that has collected the tests, so that one alone imports them.
+
+A worker collects them again, with everything imported already.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from tests.forks import Forks, serve
+
+
+def fork_workers(config: pytest.Config, specs: Sequence[Any]) -> None:
+    """Let the workers of a run be forks.
+
+    Args:
+        config: Of the process that the workers report to.
+        specs: What execnet will be asked for.
+    """
+    others = Forks.of(config._tmp_path_factory.getbasetemp())  # type: ignore[attr-defined]
+    config.add_cleanup(others.close)
+    tests = Forks(
+        others.path.with_name(f"{others.path.name}-tests"), [str(others.python), "-m", __name__, *config.args]
+    )
+    config.add_cleanup(tests.close)
+    for spec in specs:
+        spec.python = str(tests.python)
+
+
+if __name__ == "__main__":
+    *found, socket = sys.argv[1:]
+    pytest.main([*found, "--collect-only", "--quiet", "--capture=no", "-p", "no:cacheprovider"])
+    serve(socket)
