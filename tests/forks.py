@@ -32,7 +32,7 @@ import traceback
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 import pytest
 
@@ -169,26 +169,38 @@ class Forks:
         self, arguments: Sequence[str], *, environment: Mapping[str, str], directory: Path
     ) -> subprocess.CompletedProcess[str]:
         """Run `python ARGUMENT …`, which begin with `-c` or `-m`, to its end; outputs are read as text."""
-        with (
-            socket.socket(socket.AF_UNIX) as server,
-            tempfile.TemporaryFile("w+") as output,
-            tempfile.TemporaryFile("w+") as errors,
-            Path(os.devnull).open() as nothing,
-        ):
-            server.connect(str(self.path))
-            socket.send_fds(server, [b"r"], [nothing.fileno(), output.fileno(), errors.fileno()])
-            request = {
-                "arguments": [*arguments],
-                "environment": {**environment},
-                "directory": str(directory),
-                "executable": str(self.python),
-            }
-            server.sendall(json.dumps(request).encode() + b"\n")
-            server.recv(4)
-            (code,) = struct.unpack("i", server.recv(4))
+        with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+            forked = self.start(
+                arguments, environment=environment, directory=directory, output=output, errors=errors
+            )
+            code = forked.wait()
             output.seek(0)
             errors.seek(0)
             return subprocess.CompletedProcess([*arguments], code, output.read(), errors.read())
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        directory: Path,
+        output: IO[str],
+        errors: IO[str],
+    ) -> "Forked":
+        """Start `python ARGUMENT …`, which begin with `-c` or `-m`; it is killed when this process ends."""
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(str(self.path))
+        with Path(os.devnull).open() as nothing:
+            socket.send_fds(server, [b"r"], [nothing.fileno(), output.fileno(), errors.fileno()])
+        request = {
+            "arguments": [*arguments],
+            "environment": {**environment},
+            "directory": str(directory),
+            "executable": str(self.python),
+        }
+        server.sendall(json.dumps(request).encode() + b"\n")
+        (pid,) = struct.unpack("i", server.recv(4))
+        return Forked(pid, server)
 
     @contextlib.contextmanager
     def below(self) -> Iterator[None]:
@@ -197,9 +209,48 @@ class Forks:
             patch.setattr(sys, "executable", str(self.python))
             yield
 
+    @property
+    def server(self) -> int:
+        """Its process."""
+        peer = self._lease.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return int(struct.unpack("3i", peer)[0])
+
     def close(self) -> None:
         """Need it no longer."""
         self._lease.close()
+
+
+class Forked:
+    """A program that was started.
+
+    Attributes:
+        pid: Its process.
+    """
+
+    def __init__(self, pid: int, server: socket.socket) -> None:
+        self.pid = pid
+        self._server = server
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """Return its exit code, negative for a signal; None while it runs."""
+        if self._code is None and select.select([self._server], [], [], 0)[0]:
+            with self._server:
+                (self._code,) = struct.unpack("i", self._server.recv(4))
+        return self._code
+
+    def wait(self, seconds: float | None = None) -> int:
+        """Return its exit code when it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: It has not, in this time.
+        """
+        if self._code is None:
+            select.select([self._server], [], [], seconds)
+        code = self.poll()
+        if code is None:
+            raise subprocess.TimeoutExpired(str(self.pid), seconds or 0.0)
+        return code
 
 
 @pytest.fixture(scope="session")
@@ -271,7 +322,11 @@ def _run(asked: socket.socket, descriptors: Sequence[int]) -> NoReturn:
     if (pid := os.fork()) == 0:
         asked.close()
         _become(request, descriptors)
-    asked.sendall(struct.pack("i", pid))
+    with contextlib.suppress(OSError):
+        asked.sendall(struct.pack("i", pid))
+    ended = os.pidfd_open(pid)
+    if ended not in select.select([ended, asked], [], [])[0]:  # whoever asked was killed: so is the program
+        os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     with contextlib.suppress(OSError):
         asked.sendall(struct.pack("i", os.waitstatus_to_exitcode(status)))
@@ -295,6 +350,8 @@ def _become(request: dict, descriptors: Sequence[int]) -> NoReturn:
     flag, program, *rest = request["arguments"]
     assert flag in ("-c", "-m"), flag
     sys.executable = request["executable"]
+    if sys.platform == "linux":  # what `ps` shows: all else of the process is the server's
+        Path("/proc/self/comm").write_text(program.rpartition(".")[2][:15] if flag == "-m" else "python")
     found = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     first = [] if os.environ.get("PYTHONSAFEPATH") else ["" if flag == "-c" else os.getcwd()]
     sys.path[:] = [*first, *found, *sys.path]

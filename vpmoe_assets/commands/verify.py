@@ -3,13 +3,14 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vpmoe_assets import project
 from vpmoe_assets.commands.common import (
     asset_named,
     experiment_in_force,
@@ -89,7 +90,7 @@ def verify(
     names = [asset_named(each, experiment) for each in asset]
     records = [find_record(store, *name) for name in names]
     concerned = list(dict.fromkeys(name for name, _, _ in names)) or [experiment_in_force(experiment)]
-    with _look(store, concerned, asset, quick, deep, without_checks, restart) as (look, told):
+    with _look(store, concerned, experiment, asset, quick, deep, without_checks, restart) as (look, told):
         done = _verified(store, index, concerned[0], records, replace(look, key=signer))
         if deep:
             told += _memories(store, index, concerned, done, bool(records))
@@ -122,6 +123,7 @@ def _verified(
 def _look(
     store: "Store",
     experiments: Sequence[str],
+    experiment: str | None,
     assets: Sequence[str],
     quick: bool,
     deep: bool,
@@ -143,7 +145,7 @@ def _look(
     told: list[Problem] = []
     audits: list[Callable[[Record], Iterable[Problem]]] = [RecordAudit(store)]
     if not without_checks:
-        audits += _checks(store, experiments, told)
+        audits += _checks(store, {name: _loaded_by(name, experiment) for name in experiments}, told)
     with (
         Journal.of(store.root, [*experiments, *assets], restart=restart) as journal,
         _dagster(experiments, told) as witnesses,
@@ -160,18 +162,24 @@ def _look(
         )
 
 
+def _loaded_by(name: str, option: str | None) -> str:
+    """Return what an experiment is loaded by: the file in force where it is that one's, else its name."""
+    given = option or project.experiment_name()
+    return given if given.endswith(".toml") and experiment_in_force(given) == name else name
+
+
 def _checks(
-    store: "Store", experiments: Sequence[str], told: list["Problem"]
+    store: "Store", experiments: Mapping[str, str], told: list["Problem"]
 ) -> "list[Callable[[Record], Iterable[Problem]]]":
-    """Return what runs checks again: of each experiment that present code has."""
+    """Return what runs checks again: of each experiment that present code has, by what it is loaded."""
     from vpmoe_assets.checks.repeating import RepeatedChecks
     from vpmoe_assets.commands.present import load_location
     from vpmoe_assets.lineage.integrity import Problem
 
     found: dict[str, RepeatedChecks] = {}
-    for name in experiments:
+    for name, loaded_by in experiments.items():
         try:
-            loaded = load_location(name)
+            loaded = load_location(loaded_by)
         except click.ClickException as error:
             message = f"its checks were not run again: {error.message}"
             told.append(Problem("check", name, "configs", message, "note"))

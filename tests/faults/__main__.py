@@ -1,0 +1,116 @@
+"""Random faults: `python -m tests.faults --count 10 [--seed S] [--minutes M] [--results FILE] [--kinds K,…]`.
+
+Each is made in a copy of the experiment as it was before an asset, and ends when that asset is there; then
+everything has to be as if nothing had happened (`tests.faults.judge`). What came of it is appended to the
+results, a JSON line each, so a sitting may end at any time; a seed that stands there is not drawn again. The
+table of all results is printed at the end; `--table` prints it alone.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from tests.assets.graphs import ROOT
+from tests.faults.judge import Judge
+from tests.faults.kinds import KINDS
+from tests.faults.site import open_lab
+from tests.faults.teacher import serving
+from tests.faults.trial import trial
+
+RESULTS = ROOT / "benchmarks" / "faults.jsonl"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0, help="of the first fault; each has the next one")
+    parser.add_argument("--count", type=int, default=10, help="faults of this sitting")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin none after so many")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--directory", type=Path, help="kept for the next sitting; a temporary one if not given"
+    )
+    parser.add_argument("--kinds", default="", help=f"some of: {', '.join(KINDS)}")
+    parser.add_argument("--table", action="store_true", help="print the table of the results alone")
+    options = parser.parse_args()
+    kinds = [each.strip() for each in options.kinds.split(",") if each.strip()] or list(KINDS)
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        parser.error(f"no such kind: {', '.join(unknown)}")
+    if options.table:
+        print(table(read(options.results)))
+        return 0
+    with tempfile.TemporaryDirectory(prefix="vpmoe-faults-", dir=_fast()) as temporary:
+        failed = sitting(options, kinds, options.directory or Path(temporary))
+    print(table(read(options.results)))
+    return int(failed)
+
+
+def sitting(options: argparse.Namespace, kinds: list[str], directory: Path) -> bool:
+    """Make faults until there are enough, or the time is over; says whether one was not survived."""
+    begun, failed = time.monotonic(), False
+    known = {result["seed"] for result in read(options.results)}
+    with serving() as oracle, open_lab(directory, oracle) as lab:
+        facts = lab.prepare(lambda line: print(line, flush=True))
+        print(f"undisturbed: {sum(facts['seconds'].values()):.0f} s; {directory}", flush=True)
+        judge = Judge(lab, facts["digests"])
+        seed, made = options.seed, 0
+        while made < options.count and time.monotonic() - begun < options.minutes * 60:
+            if seed not in known:
+                kind = kinds[seed % len(kinds)]
+                outcome = trial(lab, judge, facts["seconds"], seed, commit(), kind)
+                made += 1
+                failed = failed or bool(outcome.wrong)
+                with options.results.open("a", encoding="utf-8") as results:
+                    results.write(json.dumps(outcome.to_dict()) + "\n")
+                verdict = "; ".join(outcome.wrong) or "as if nothing had happened"
+                print(
+                    f"{seed} {kind}, {outcome.asset}: {outcome.did}; made in {outcome.tries}, "
+                    f"{outcome.seconds} s: {verdict}",
+                    flush=True,
+                )
+            seed += 1
+    return failed
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    """Return what is in a file of results; nothing where there is none."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return results by kind."""
+    by_kind = defaultdict(list)
+    for result in results:
+        by_kind[result["kind"]].append(result)
+    lines = [f"{'kind':28}{'faults':>8}{'survived':>10}{'starts':>8}{'seconds':>9}"]
+    for kind in [*sorted(by_kind), "all"]:
+        found = results if kind == "all" else by_kind[kind]
+        count = max(len(found), 1)
+        survived = sum(not each["wrong"] for each in found)
+        tries, seconds = (sum(each[name] for each in found) / count for name in ("tries", "seconds"))
+        lines.append(f"{kind:28}{len(found):8}{survived:10}{tries:8.1f}{seconds:9.1f}")
+    return "\n".join(lines)
+
+
+def commit() -> str:
+    """Return the commit of the sources, with a mark where they differ from it."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout
+    dirty = subprocess.run(
+        [*git, "status", "--porcelain", "trainer", "vpmoe_assets"], capture_output=True, text=True
+    ).stdout
+    return head.strip() + ("+" if dirty else "")
+
+
+def _fast() -> str | None:
+    """Return a directory in memory, where there is one: a fault rewrites what a run reads."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

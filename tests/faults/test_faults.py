@@ -1,0 +1,27 @@
+"""A few of the faults of `python -m tests.faults`, of ten kinds, and what they leave."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults import __main__ as faults
+
+KINDS = (
+    *("orchestrator killed", "rank killed", "data worker killed", "interrupted", "full: everything"),
+    *("full: checkpoint", "read-only store", "clock jumps", "two runs at once", "record half written"),
+)
+
+
+@pytest.mark.services
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_faults_leave_everything_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results.jsonl"
+    given = ["--count", str(len(KINDS)), "--kinds", ",".join(KINDS), "--results", str(results)]
+    monkeypatch.setattr(sys, "argv", ["faults", *given, "--directory", str(tmp_path / "lab")])
+    code = faults.main()
+    wrong = {each["kind"]: each for each in faults.read(results) if each["wrong"]}
+    assert (code, wrong, len(faults.read(results))) == (0, {}, len(KINDS))

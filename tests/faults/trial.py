@@ -1,0 +1,107 @@
+"""One fault: made, gone on from until the asset is there, and judged."""
+
+import contextlib
+import random
+import re
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.faults.experiment import NAME
+from tests.faults.judge import Judge
+from tests.faults.kinds import KINDS, Fault
+from tests.faults.site import Lab, Site
+
+TRIES = 5
+_CHECKPOINT = re.compile(r"(\S*/checkpoints/iter_\d+): .*remove this checkpoint", re.DOTALL)
+_DAMAGED = re.compile(rf"{NAME}/(\w+)(?: \(version \S+\))? is damaged")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a fault.
+
+    Attributes:
+        seed: Of it alone: the same seed makes the same fault, up to what the machine's load decides.
+        commit: Of the product.
+        kind: Of `KINDS`.
+        asset: That was disturbed.
+        did: What was done.
+        tries: How often it was made afterwards.
+        seconds: That all of it took, judgement included.
+        wrong: What is not as it has to be; nothing, where the product survived.
+    """
+
+    seed: int
+    commit: str
+    kind: str
+    asset: str
+    did: str
+    tries: int
+    seconds: float
+    wrong: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def trial(lab: Lab, judge: Judge, seconds: dict[str, float], seed: int, commit: str, kind: str) -> Outcome:
+    """Make a fault, and go on until the asset is there.
+
+    Args:
+        lab: With everything made undisturbed.
+        judge: Of it.
+        seconds: That each asset took undisturbed.
+        seed: Of the fault.
+        commit: Of the product.
+        kind: Of the fault.
+    """
+    begun = time.monotonic()
+    draw = random.Random(f"{seed}: {kind}")
+    asset = draw.choice(KINDS[kind][1])
+    site = lab.before(asset).copy(lab.directory / f"fault-{seed}")
+    wrong = []
+    try:
+        did = KINDS[kind][0](Fault(site, asset, seconds[asset], draw))
+        if "WRONG" in did:
+            wrong.append(did)
+    finally:
+        lab.disturber.leave()
+        lab.oracle.behave()
+    tries = 0
+    while tries < TRIES:
+        tries += 1
+        program = site.materialize(asset)
+        if program.wait() == 0:
+            break
+        if "Traceback (most recent call last)" in (said := program.said()) and not _explained(said):
+            wrong.append(f"a traceback: {said[-600:]}")
+        remedy(site, said)
+    else:
+        wrong.append(f"not made in {TRIES} tries: {said[-1500:]}")
+    wrong += judge.wrong(site, asset, checks=draw.random() < 0.2)
+    if wrong:
+        with contextlib.suppress(OSError):
+            (site.root / "wrong.txt").write_text("\n".join([did, *wrong]))
+    else:
+        site.remove()
+    took = round(time.monotonic() - begun, 1)
+    return Outcome(seed, commit, kind, asset, did.replace(str(lab.directory), ""), tries, took, wrong)
+
+
+def _explained(said: str) -> bool:
+    """Whether a traceback is of others: the output of a process that was killed or could not write."""
+    return True
+
+
+def remedy(site: Site, said: str) -> None:
+    """Do what a message says: remove a damaged checkpoint and those after it, make an input again."""
+    for found in _CHECKPOINT.findall(said):
+        damaged = Path(found)
+        for each in damaged.parent.glob("iter_*"):
+            if each.name >= damaged.name:
+                shutil.rmtree(each)
+    for asset in dict.fromkeys(_DAMAGED.findall(said)):
+        site.materialize(asset).wait()
