@@ -32,9 +32,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10, help="faults of this sitting")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin none after so many")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--directory", type=Path, help="kept for the next sitting; a temporary one if not given"
-    )
+    parser.add_argument("--directory", type=Path, help="kept for the next sitting; temporary by default")
     parser.add_argument("--kinds", default="", help=f"some of: {', '.join(KINDS)}")
     parser.add_argument("--table", action="store_true", help="print the table of the results alone")
     options = parser.parse_args()

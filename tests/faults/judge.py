@@ -42,7 +42,7 @@ class Judge:
         Args:
             site: Where the fault was.
             asset: That was disturbed; all before it are there too.
-            checks: Whether everything is verified and every check run again, or only its ancestry is verified.
+            checks: Whether everything is verified and checked again, or its ancestry verified only.
         """
         found = [f"process {each}" for each in self._processes()]
         found += self._content(site, asset)

@@ -1,4 +1,4 @@
-"""A server in place of a teacher: its log-probabilities are a function of the prompt, and it can misbehave."""
+"""A server in place of a teacher: what it says is a function of the prompt, and it can misbehave."""
 
 import json
 import random

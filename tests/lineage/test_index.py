@@ -500,6 +500,18 @@ def test_a_note_that_cannot_be_written_ends_no_publication(store, index):
     assert index.query("SELECT asset FROM artifacts ORDER BY 1").rows == [("a",), ("b",)]
 
 
+def test_a_note_that_did_not_fit_on_the_disk_is_no_note(store, monkeypatch):
+    def full(self, text, encoding):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    changes = Changes(store.root)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        changes.note("smoke/a/1")
+    assert not list(changes.directory.iterdir())
+
+
 def test_an_index_of_another_schema_is_rebuilt(store, index):
     put(store, index, "a")
     with duckdb.connect(index.path) as database:

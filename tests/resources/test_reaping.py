@@ -15,7 +15,14 @@ from vpmoe_assets.resources import reaping
 from vpmoe_assets.resources.instances import InstanceIdentity, InstanceUnavailableError
 from vpmoe_assets.resources.process_record import RECORD_NAME, Orchestrator, ProcessRecord
 from vpmoe_assets.resources.processes import ProcessesRemainError
-from vpmoe_assets.resources.reaping import HostNotGoneError, close_dead_runs, give_up_host, reap, settle
+from vpmoe_assets.resources.reaping import (
+    HostNotGoneError,
+    close_dead_runs,
+    end_dead_jobs,
+    give_up_host,
+    reap,
+    settle,
+)
 from vpmoe_assets.resources.run_record import RunRecord, path_of
 
 JOB = Path(".work", "smoke", "vpmoe_stage1-01234567")
@@ -100,6 +107,34 @@ def test_a_foreign_record_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / RECORD_NAME).write_text(json.dumps({"schema": "something else"}))
     with pytest.raises(ValueError, match=r"\.process\.json is not a vpmoe\.process/2 record"):
         settle(tmp_path, grace_s=0.0)
+
+
+def test_the_next_start_ends_what_a_dead_orchestrator_left_and_says_so(
+    start: Start, marker: str, tmp_path: Path
+) -> None:
+    process = start(POLITE.format(seconds=0))
+    mine, other = tmp_path / ".work" / "smoke" / "x-01234567", tmp_path / ".work" / "smoke" / "y-01234567"
+    left_behind(marker, mine)
+    replace(left_behind("another", other), orchestrator=Orchestrator.this()).write(other)
+    said: list[str] = []
+    end_dead_jobs(tmp_path, grace_s=10.0, log=said.append)
+    assert process.wait() == 0
+    assert said[0].startswith(
+        "The process that was making vpmoe_stage1 was killed, and 1 of its job are still"
+    )
+    assert said[-1] == "The job of vpmoe_stage1 has ended (last signal needed: SIGINT)."
+    assert not (mine / RECORD_NAME).exists()
+    assert (other / RECORD_NAME).exists()
+    end_dead_jobs(tmp_path, log=pytest.fail)
+
+
+def test_a_job_that_was_started_meanwhile_keeps_its_record(marker: str, tmp_path: Path) -> None:
+    work = tmp_path / ".work" / "smoke" / "x-01234567"
+    left_behind(marker, work)
+    ProcessRecord.remove(work, "of an earlier one")
+    assert (work / RECORD_NAME).exists()
+    ProcessRecord.remove(work, marker)
+    assert not (work / RECORD_NAME).exists()
 
 
 class Home:

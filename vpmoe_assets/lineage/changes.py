@@ -54,11 +54,13 @@ class Changes:
 
     def note(self, artifact: str) -> None:
         """Note that a version has changed."""
-        name = f"{time.time_ns()}-{os.getpid()}-{next(_number)}"
+        note = self.directory / f"{time.time_ns()}-{os.getpid()}-{next(_number)}"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            (self.directory / name).write_text(artifact, encoding="ascii")
+            note.write_text(artifact, encoding="ascii")
         except OSError as error:
+            with contextlib.suppress(OSError):  # an empty one would be taken for one that is being written
+                note.unlink()
             _log.warning("%s: not noted for the index (%s); run `vpmoe index rebuild`", artifact, error)
 
     @contextlib.contextmanager

@@ -122,7 +122,9 @@ class ProcessRecord:
                 f"{path}: {error}. Look at it, end what it names by hand, and remove it."
             ) from error
 
-    @staticmethod
-    def remove(work_dir: Path) -> None:
-        """Take the record away: the job has ended."""
-        (work_dir / RECORD_NAME).unlink(missing_ok=True)
+    @classmethod
+    def remove(cls, work_dir: Path, marker: str) -> None:
+        """Take the record of a job away, which has ended; one that was started there since keeps its own."""
+        found = cls.read(work_dir)
+        if found is not None and found.marker == marker:
+            (work_dir / RECORD_NAME).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from vpmoe_assets.resources.process_record import RECORD_NAME, Orchestrator, Pro
 from vpmoe_assets.resources.processes import Log, ProcessesRemainError, end_job, members
 from vpmoe_assets.resources.run_record import RunRecord, paths
 
-_SKIPPED_DIRECTORIES = frozenset({"checkpoints", "output", "run", "wandb", ".scratch", ".staged"})
+_SKIPPED_DIRECTORIES = frozenset({"checkpoints", ".sources", "output", "run", "wandb", ".scratch", ".staged"})
 
 
 class HostNotGoneError(ValueError):
@@ -112,8 +112,34 @@ def settle(work_dir: Path, *, grace_s: float, log: Log = lambda message: None) -
     needed = end_job(
         record.marker, command=record.command, grace_s=grace_s, interrupt=not record.death_signal, log=log
     )
-    ProcessRecord.remove(work_dir)
+    ProcessRecord.remove(work_dir, record.marker)
     return Reaped(work_dir, record.asset, record.dagster_run_id, left, needed)
+
+
+def end_dead_jobs(store_root: Path, *, grace_s: float = 600.0, log: Log) -> None:
+    """End what killed orchestrators of this machine left running, so that a run does not start beside it.
+
+    Args:
+        store_root: The store; all work directories under it are looked at.
+        grace_s: Time for a checkpoint that is being written, in seconds, for each job.
+        log: Told of each job, before it is waited for and when it has ended.
+    """
+    for work_dir in _work_dirs(store_root):
+        try:
+            record = ProcessRecord.read(work_dir)
+            if record is None or not record.orchestrator.dead:
+                continue
+            if left := len(members(record.marker)):
+                log(
+                    f"The process that was making {record.asset} was killed, and {left} of its job are still "
+                    f"there; they have {grace_s:g} s to write a checkpoint and exit."
+                )
+            done = settle(work_dir, grace_s=grace_s, log=log)
+        except (ValueError, ProcessesRemainError) as error:
+            log(str(error))
+            continue
+        if left and done is not None:
+            log(f"The job of {record.asset} has ended (last signal needed: {done.needed}).")
 
 
 def close_dead_runs(store_root: Path, log: Log) -> None:
@@ -156,7 +182,7 @@ def give_up_host(store_root: Path, host: str) -> list[Reaped]:
             continue
         hosts.add(job.orchestrator.host)
         if job.orchestrator.host == host:
-            ProcessRecord.remove(work_dir)
+            ProcessRecord.remove(work_dir, job.marker)
             jobs.append(Reaped(work_dir, job.asset, job.dagster_run_id))
     for path, run in _runs(store_root):
         if isinstance(run, ValueError):

@@ -8,8 +8,9 @@ from pydantic import Field
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.project import store_root
 from vpmoe_assets.resources.event_log import hold_open
+from vpmoe_assets.resources.hangup import end_with_terminal
 from vpmoe_assets.resources.instances import MisplacedInstanceError, require_lasting
-from vpmoe_assets.resources.reaping import close_dead_runs
+from vpmoe_assets.resources.reaping import close_dead_runs, end_dead_jobs
 from vpmoe_assets.resources.run_record import record_run
 
 
@@ -22,7 +23,7 @@ class StoreResource(dg.ConfigurableResource):
     )
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        """Record which process executes the run, and close those whose process was killed.
+        """Record which process executes the run, and do for killed ones what `vpmoe reap` does.
 
         Every step that makes an artifact has this resource, and Dagster sets it up before the first step of a
         run and before it waits for a slot in a pool.
@@ -39,6 +40,8 @@ class StoreResource(dg.ConfigurableResource):
         root = Path(self.root)
         record_run(root, context.instance, context.run.run_id)
         hold_open(context.instance, context.run.run_id)
+        end_with_terminal()
+        end_dead_jobs(root, log=context.log.warning)
         close_dead_runs(root, context.log.warning)
 
     def open(self) -> Store:

@@ -94,7 +94,7 @@ class LocalHandle:
             return end_job(launch.marker, command=launch.trainer, grace_s=grace_s, stack=stack, log=log)
         finally:  # also when an interrupt that came meanwhile takes effect
             if not members(launch.marker):
-                ProcessRecord.remove(launch.work_dir)
+                ProcessRecord.remove(launch.work_dir, launch.marker)
 
 
 def command_line(launch: Launch) -> list[str]:
