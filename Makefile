@@ -51,7 +51,7 @@ ui: $(STAMP) .env  ## open the Dagster UI on http://127.0.0.1:3000, or what is f
 	exec $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p "$$port"
 
 test: $(STAMP) .env lint  ## lint, then run every test this machine can run
-	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m 'not services'
 
 lint: $(STAMP)  ## ruff, mypy, and who may import whom
 	$(BIN)/ruff check .
