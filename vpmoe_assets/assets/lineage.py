@@ -59,7 +59,7 @@ def lineage_assets(experiment: Experiment) -> list[dg.AssetsDefinition | dg.Asse
         """
         opened, database = store.open(), index.open()
         look = Look(
-            opened.hasher, opened.states, witnesses=lambda name: told_by_dagster(context.instance, name)
+            opened.hasher, opened.states(), witnesses=lambda name: told_by_dagster(context.instance, name)
         )
         verified = verify_experiment(opened, database, experiment.name, look)
         records = list(_readable(opened, verified.heads))

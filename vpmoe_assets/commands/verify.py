@@ -23,12 +23,12 @@ from vpmoe_assets.commands.common import (
 )
 
 if TYPE_CHECKING:
+    from vpmoe_assets.events.auditing import EventAudit
     from vpmoe_assets.lineage.index import Index
     from vpmoe_assets.lineage.integrity import Problem
     from vpmoe_assets.lineage.record import Record
     from vpmoe_assets.lineage.store import Store
     from vpmoe_assets.lineage.verify import Look, Verification
-    from vpmoe_assets.lineage.witnesses import Sighting
 
 _MOST_NAMED = 5
 
@@ -137,7 +137,7 @@ def _look(
         yield Look(None), []
         return
     if not deep:
-        yield Look(store.hasher, store.states), []
+        yield Look(store.hasher, store.states(min(len(os.sched_getaffinity(0)), 8))), []
         return
     from vpmoe_assets.lineage.journal import Journal
     from vpmoe_assets.lineage.record_audit import RecordAudit
@@ -146,20 +146,21 @@ def _look(
     audits: list[Callable[[Record], Iterable[Problem]]] = [RecordAudit(store)]
     if not without_checks:
         audits += _checks(store, {name: _loaded_by(name, experiment) for name in experiments}, told)
-    with (
-        Journal.of(store.root, [*experiments, *assets], restart=restart) as journal,
-        _dagster(experiments, told) as witnesses,
-    ):
+    if (events := _events(experiments, told)) is not None:
+        audits.append(events)
+    with Journal.of(store.root, [*experiments, *assets], restart=restart) as journal:
         if journal.begun:
             click.echo(f"going on from a verification that was interrupted; {journal.begun}", err=True)
         yield (
             Look(
                 journal,
                 audit=lambda record: [each for audit in audits for each in audit(record)],
-                witnesses=witnesses,
+                witnesses=None if events is None else events.sightings,
             ),
             told,
         )
+        if events is not None:
+            told += [note for name in experiments for note in events.notes(name)]
 
 
 def _loaded_by(name: str, option: str | None) -> str:
@@ -189,31 +190,25 @@ def _checks(
     return [lambda record: found[record.experiment](record) if record.experiment in found else ()]
 
 
-@contextlib.contextmanager
-def _dagster(
-    experiments: Sequence[str], told: list["Problem"]
-) -> Iterator["Callable[[str], Iterable[Sighting]] | None"]:
-    """Yield what asks Dagster's events, where there is an instance; says where there is none."""
+def _events(experiments: Sequence[str], told: list["Problem"]) -> "EventAudit | None":
+    """Return what Dagster's events say, where there is an instance; says where there is none."""
     from vpmoe_assets.lineage.integrity import Problem
 
     home = os.environ.get("DAGSTER_HOME")
     if not home:
         message = "Dagster's events were not compared: there is no DAGSTER_HOME; `set -a; . ./.env` sets it"
         told.append(Problem("witness", experiments[0], "DAGSTER_HOME", message, "note"))
-        yield None
-        return
-    from vpmoe_assets.resources.told import every_word, instance_at
+        return None
+    from vpmoe_assets.events.auditing import EventAudit
+    from vpmoe_assets.resources.told import instance_at
 
-    with contextlib.ExitStack() as stack:
-        try:
-            instance = stack.enter_context(instance_at(Path(home)))
-            known = {name: every_word(instance, name) for name in experiments}
-        except Exception as error:  # each kind of storage fails in its own way
-            message = " ".join(f"Dagster's events were not compared: {error}".split())
-            told.append(Problem("witness", experiments[0], "DAGSTER_HOME", message, "note"))
-            yield None
-            return
-    yield lambda name: known.get(name, ())
+    try:
+        with instance_at(Path(home)) as instance:
+            return EventAudit(instance, experiments)
+    except Exception as error:  # each kind of storage fails in its own way
+        message = " ".join(f"Dagster's events were not compared: {error}".split())
+        told.append(Problem("witness", experiments[0], "DAGSTER_HOME", message, "note"))
+        return None
 
 
 def _memories(

@@ -31,14 +31,16 @@ def identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def settled(known: Identity, *, sealed: bool = False) -> bool:
+def settled(known: Identity, *, sealed: bool = False, at_ns: int | None = None) -> bool:
     """Whether every write from now on will change what a file is known by.
 
     Args:
         known: Of the file, now.
         sealed: It was published by this process.
+        at_ns: Another time than now, in ns since 1970: when a look at many files began.
     """
-    return time.time_ns() - max(known[3:]) > (_SEALED_SETTLED_NS if sealed else _SETTLED_NS)
+    now = time.time_ns() if at_ns is None else at_ns
+    return now - max(known[3:]) > (_SEALED_SETTLED_NS if sealed else _SETTLED_NS)
 
 
 class FileMemory:

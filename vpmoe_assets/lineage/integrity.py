@@ -28,6 +28,7 @@ Kind = Literal[
     "manifest",
     "ledger",
     "index",
+    "event",
     "check",
     "signature",
 ]
@@ -45,8 +46,8 @@ class Problem:
             `rewritten` and `vanished` (somebody remembers another record, or one that is gone);
             `statement` (what was said about it was altered); `witness` (somebody could not be asked);
             `fingerprint`, `sources` and `manifest` (what the record says of itself, of its snapshot or its
-            manifest does not hold); `ledger` and `index` (a copy says another thing); `check` (one that had
-            passed fails); `signature` (it does not verify).
+            manifest does not hold); `ledger`, `index` and `event` (a copy says another thing: there, in
+            DuckDB, in Dagster); `check` (one that had passed fails); `signature` (it does not verify).
         artifact: `experiment/asset/version`.
         path: Of the file, relative to the version's directory; of an object, relative to the store.
         message: What was expected and what was found.

@@ -12,6 +12,7 @@ from pathlib import Path
 from vpmoe_assets.lineage.errors import ArtifactBlocked, ArtifactDamaged, ArtifactMissing, RecordError
 from vpmoe_assets.lineage.hashcache import HashCache
 from vpmoe_assets.lineage.heads import Damaged, Head, Heads, newest
+from vpmoe_assets.lineage.intact import IntactStates
 from vpmoe_assets.lineage.integrity import payload_problems
 from vpmoe_assets.lineage.layout import Layout, Versioned, directories
 from vpmoe_assets.lineage.ledger import Ledger
@@ -29,7 +30,6 @@ from vpmoe_assets.lineage.renewal import reissued, verdicts
 from vpmoe_assets.lineage.restoring import Restorer
 from vpmoe_assets.lineage.standing import Finding, findings, refusal
 from vpmoe_assets.lineage.statements import Statements
-from vpmoe_assets.lineage.treestate import TreeStates
 from vpmoe_assets.lineage.workarea import WorkArea
 
 
@@ -56,10 +56,14 @@ class Store:
         """The digests of published files, read only where something about a file has changed."""
         return self._hasher
 
-    @property
-    def states(self) -> TreeStates:
-        """The states in which published versions were found intact."""
-        return TreeStates(self._layout.work / "intact.sqlite")
+    def states(self, workers: int = 1) -> IntactStates:
+        """Return the states in which published versions were found intact.
+
+        Args:
+            workers: Processes that look at many files; with more than one, the main module has to be one that
+                may be imported.
+        """
+        return IntactStates(self._layout.work / "intact.sqlite", workers)
 
     # Where things are.
 

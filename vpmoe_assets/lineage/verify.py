@@ -1,7 +1,7 @@
 """Is every file still what it was? Compare a published artifact, and all it came from, with the records."""
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from vpmoe_assets.lineage.digest import hash_files
 from vpmoe_assets.lineage.errors import RecordError, StatementError
 from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.index import Index
+from vpmoe_assets.lineage.intact import Intact, IntactStates
 from vpmoe_assets.lineage.integrity import (
     Hasher,
     Problem,
@@ -23,7 +24,7 @@ from vpmoe_assets.lineage.record import RECORD_NAME, InputRef, Record, read_reco
 from vpmoe_assets.lineage.signature_audit import signature_problems
 from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
-from vpmoe_assets.lineage.treestate import TreeState, TreeStates
+from vpmoe_assets.lineage.treestate import TreeState
 from vpmoe_assets.lineage.witnesses import Sighting, contradictions, sightings
 
 
@@ -64,7 +65,7 @@ class Look:
     """
 
     hasher: Hasher | None = hash_files
-    states: TreeStates | None = None
+    states: IntactStates | None = None
     audit: Callable[[Record], Iterable[Problem]] | None = None
     witnesses: Callable[[str], Iterable[Sighting]] | None = None
     key: str | None = None
@@ -151,20 +152,20 @@ def _ancestry(store: Store, record: Record) -> tuple[list[Head], set[str]]:
 def _looked_at(store: Store, heads: Sequence[Head], look: Look) -> list[Problem]:
     """Look at the files, objects and inputs of versions, each once."""
     found: list[Problem] = []
-    objects: dict[str, dict[str, str]] = {}
-    digests = {version_name(head): head.record_digest for head in heads}
+    objects: dict[str, Mapping[str, str]] = {}
+    there = {version_name(head): (head.record_digest, head.digest) for head in heads}
     states = look.states if look.audit is None and look.hasher is not None else None
-    if states is not None:
-        states.recall(store.directory(head) for head in heads)
-    intact: list[tuple[Path, Record, TreeState]] = []
+    known = states.unchanged({store.directory(head): head for head in heads}) if states is not None else {}
+    intact: list[Intact] = []
     for head in heads:
         place, name = store.directory(head), version_name(head)
-        edges = (f"{head.experiment}/{i.asset}/{i.version}" for i in head.inputs)
-        linked = all(digests.get(edge) == i.record_digest for edge, i in zip(edges, head.inputs, strict=True))
+        if (same := known.get(place)) is not None:
+            absent = [Problem("missing", name, path, message) for path, message in same.absent]
+            found += _accounted(store, head, absent)
+            found += _elsewhere(store, head, there)
+            objects[name] = same.objects
+            continue
         try:
-            if states is not None and linked and (known := states.unchanged(place, head)) is not None:
-                objects[name] = known
-                continue
             state = None if states is None else TreeState.of(place)
             record = store.record(head)
         except FileNotFoundError:
@@ -176,15 +177,15 @@ def _looked_at(store: Store, heads: Sequence[Head], look: Look) -> list[Problem]
         if look.audit is not None and Head.of(record) != head:
             message = "what is remembered of it in .work/heads.sqlite is another thing; remove that file"
             found.append(Problem("witness", name, RECORD_NAME, message))
-        files = _files(store, record, look.hasher)
-        found += files
-        for reference in record.inputs:
-            found += _parent(store, record, reference)[1]
+        wrong = _wrong_files(store, record, look.hasher)
+        accounted = _accounted(store, head, wrong)
+        found += accounted
+        found += _elsewhere(store, record, there)
         objects[name] = record.objects.model_dump(exclude_none=True)
         if look.audit is not None:
             found += look.audit(record)
-        if state is not None and states is not None and not files:
-            intact.append((place, record, state))
+        if state is not None and states is not None and all(each.severity == "note" for each in accounted):
+            intact.append((place, record, state, [(each.path, each.message) for each in wrong]))
             if len(intact) == _AT_ONCE:
                 states.keep(intact)
                 intact = []
@@ -192,6 +193,20 @@ def _looked_at(store: Store, heads: Sequence[Head], look: Look) -> list[Problem]
         states.keep(intact)
     found += _explained_objects(store, missing_objects(store.root, objects, look.hasher))
     return found
+
+
+def _elsewhere(store: Store, child: Record | Head, there: Mapping[str, tuple[str, str]]) -> Iterator[Problem]:
+    """Yield what is wrong with those inputs that are not what is looked at anyway.
+
+    Args:
+        store: Where it lies.
+        child: What was made from them.
+        there: Record digest and content digest of what is looked at, by `experiment/asset/version`.
+    """
+    for reference in child.inputs:
+        name = f"{child.experiment}/{reference.asset}/{reference.version}"
+        if there.get(name) != (reference.record_digest, reference.digest):
+            yield from _parent(store, child, reference)[1]
 
 
 def verify_record(
@@ -229,7 +244,7 @@ def ancestry_problems(
         seen.add(current.record_digest)
         problems = [
             *_record_problems(store.directory(current), current),
-            *_files(store, current, hasher),
+            *_accounted(store, current, _wrong_files(store, current, hasher)),
             *_explained_objects(store, object_problems(store.root, current, hasher)),
         ]
         for reference in current.inputs:
@@ -240,23 +255,27 @@ def ancestry_problems(
         yield current, problems
 
 
-def _files(store: Store, record: Record, hasher: Hasher | None) -> list[Problem]:
-    """Return what is wrong with the files of a version; what a statement says to be gone is noted."""
+def _wrong_files(store: Store, record: Record, hasher: Hasher | None) -> list[Problem]:
+    """Return what is wrong with the files of a version."""
     directory = store.directory(record)
-    found = [*payload_problems(directory, record, hasher), *run_problems(directory, record, hasher)]
+    return [*payload_problems(directory, record, hasher), *run_problems(directory, record, hasher)]
+
+
+def _accounted(store: Store, named: Record | Head, found: Sequence[Problem]) -> list[Problem]:
+    """Return what is wrong with the files of a version; what a statement says to be gone is noted."""
     if not found:
         return []
     try:
-        said = store.statements.about(record)
+        said = store.statements.about_digest(named.experiment, named.asset, named.record_digest)
     except StatementError as error:
-        return [*found, Problem("statement", version_name(record), RECORD_NAME, str(error))]
+        return [*found, Problem("statement", version_name(named), RECORD_NAME, str(error))]
     gone = {f"run/{path}" for each in said if each.kind == "restored" for path in each.body.get("lost", ())}
     areas = collected_areas(said)
     explained = [_explained(problem, gone, areas) for problem in found if not _gone_from(areas, problem)]
     for area in sorted(areas):
         if missing := [problem for problem in found if _gone_from([area], problem)]:
             count = f"{len(missing)} file{'s' * (len(missing) > 1)}"
-            explained.append(Problem("missing", version_name(record), area, f"collected: {count}", "note"))
+            explained.append(Problem("missing", version_name(named), area, f"collected: {count}", "note"))
     return explained
 
 
@@ -288,7 +307,7 @@ def _explained(problem: Problem, gone: set[str], areas: Collection[str]) -> Prob
     return replace(problem, message=message, severity="note")
 
 
-def _parent(store: Store, child: Record, reference: InputRef) -> tuple[Record | None, list[Problem]]:
+def _parent(store: Store, child: Record | Head, reference: InputRef) -> tuple[Record | None, list[Problem]]:
     name = version_name(child)
     place = store.version_directory(child.experiment, reference.asset, reference.version)
     made = f"made from {reference.asset}@{reference.version}"

@@ -15,7 +15,6 @@ VERSION_TAG = "vpmoe/version"
 """Of a materialisation: the version that it is about."""
 LATEST = 2
 """Materialisations of each asset that are asked for by default: the one of this run, and the one before."""
-_ALL = 10_000  # as many as Dagster gives at once
 
 
 def told_by_dagster(instance: "DagsterInstance", experiment: str, limit: int = LATEST) -> Iterator[Sighting]:
@@ -40,11 +39,6 @@ def told_by_dagster(instance: "DagsterInstance", experiment: str, limit: int = L
                 record_digest=None if record is None else str(record.value),
                 digest=(told.tags or {}).get("dagster/data_version"),
             )
-
-
-def every_word(instance: "DagsterInstance", experiment: str) -> list[Sighting]:
-    """Return what all materialisations of an experiment's assets say."""
-    return list(told_by_dagster(instance, experiment, limit=_ALL))
 
 
 @contextmanager
