@@ -95,7 +95,8 @@ def made(tmp_path_factory):
                 metrics={"loss": 1.25, "rows": 7},
                 dagster_run_id=context.run_id,
             )
-            metadata = record_metadata(record, store.directory(record), store, reused=False)
+            special = {"table": dg.MetadataValue.table([dg.TableRecord({"row": number})])}
+            metadata = record_metadata(record, store.directory(record), store, reused=False, special=special)
             tags = {"dagster/data_version": record.digest, "vpmoe/version": record.version}
             key = dg.AssetKey(["smoke", record.asset])
             context.log_event(

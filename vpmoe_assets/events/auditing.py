@@ -21,6 +21,7 @@ from dagster._core.definitions.data_version import (
     get_input_data_version_tag,
 )
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+from dagster._serdes import serialize_value
 
 from vpmoe_assets.events.metadata import CODE_VERSION_DIGITS
 from vpmoe_assets.events.reporting import RECORDS
@@ -277,8 +278,10 @@ def _contradicted(event: Event, expected: Mapping[str, Any]) -> Iterator[str]:
 def _said(event: dg.AssetMaterialization) -> dict[str, Any]:
     """Return tags and metadata of an event; numbers once more as such: a plot may have a metric's name."""
     said: dict[str, Any] = {f"tag {key}": value for key, value in (event.tags or {}).items()}
+    value: Any
     for key, value in event.metadata.items():
-        said[f"metadata {key}"] = _stable(value.value)
+        plain = isinstance(value, (*_NUMBERS, dg.TextMetadataValue, dg.JsonMetadataValue))
+        said[f"metadata {key}"] = _stable(value.value) if plain else serialize_value(value)
         if isinstance(value, _NUMBERS):
             said[f"number {key}"] = _stable(value.value)
     return said
