@@ -160,7 +160,7 @@ def test_links_of_every_page_lead_to_pages_that_there_are(pages, small):
             parts = [part for part in address.split("/") if part]
             while link.startswith("../"):
                 parts, link = parts[:-1], link.removeprefix("../")
-            link = link.partition("?")[0]
+            link = re.split("[?#]", link)[0]
             target = unquote("/".join([*parts, link.removeprefix("./")]))
             if "/raw/" in target:
                 pages.raw(target)

@@ -70,7 +70,8 @@ class Browser:
         """Click the first element of a selector with this text."""
         found = (
             f"[...document.querySelectorAll({json.dumps(selector)})]"
-            f".find(e => (e.querySelector('.name') ?? e).textContent.trim().startsWith({json.dumps(text)}))"
+            ".find(e => (e.querySelector('.lineage-name') ?? e).textContent.trim()"
+            f".startsWith({json.dumps(text)}))"
         )
         self.until(f"!!{found}")
         before = self.js("performance.timeOrigin")

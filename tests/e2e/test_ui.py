@@ -206,7 +206,7 @@ def test_from_an_asset_in_dagsters_ui_to_its_page_its_input_and_a_run_of_it(
 def test_two_stage_1_runs_are_compared_and_the_donor_is_walked_to(pages: str, seen: Browser) -> None:
     seen.goto(f"{pages}smoke/vpmoe_stage1/")
     seen.follow("a", "what changed")
-    seen.says("optimizer.lr", "0.1", "0.2", "2 (-0.5)")
+    seen.says("optimizer.lr", "0.1", "0.2", "-20.00 %")
     assert seen.js("document.querySelectorAll('polyline').length") == 2
     seen.goto(f"{pages}smoke/vpmoe_stage1/")
     seen.follow("tbody th a")

@@ -37,7 +37,8 @@ def numbers(record: Record) -> list[tuple[str, str]]:
     """Return the numbers of an artifact for people, those that are looked for first."""
     shown = {name: value for name, value in record.metrics.items() if value is not None}
     order = [name for name in FIRST if name in shown]
-    order += sorted(shown.keys() - set(order))
+    if not record.evals:  # scores have a table of their own
+        order += sorted(shown.keys() - set(order))
     return [(name, _in_bytes(name, shown[name]) or said(shown[name])) for name in order]
 
 
@@ -70,10 +71,10 @@ def facts(record: Record) -> list[tuple[str, str]]:
         + took(record),
         "starts": "" if len(record.attempts) < 2 else f"{len(record.attempts)}, the last one delivered",
         "code": code.git_sha[:12] + (" with uncommitted changes" if code.git_dirty else ""),
-        "execution": " ".join(
-            f"{key}={_plain(value)}"
+        "execution": ", ".join(
+            f"{key} {_plain(value)}"
             for key, value in sorted(record.execution.items())
-            if value not in (None, [])
+            if value not in (None, [], False) and not isinstance(value, Mapping)
         ),
         "seed": "" if record.seed is None else str(record.seed),
         "machine": ", ".join(filter(None, machine)),
@@ -185,12 +186,16 @@ def _row(rung: Mapping[str, Any]) -> dict[str, Any]:
         "layers": rung["layers"],
         "parameters": rung["parameters"],
         "tokens": rung["tokens"],
-        "core8": None if rung["core8"] is None else f"{rung['core8']:+.3f}",
+        "core8": None if rung["core8"] is None else _signed(rung["core8"]),
         "error": None if error is None else f"± {error:.3f}",
-        "delta": None if (change := delta.get("core8_centered_mean")) is None else f"{change:+.3f}",
+        "delta": None if (change := delta.get("core8_centered_mean")) is None else _signed(change),
         "nll": [None if (nll := metrics.get(key)) is None else f"{nll:.3f}" for key in _NLL],
         "valid": None if (rate := metrics.get("harmony/valid_rate")) is None else f"{rate:.0%}",
     }
+
+
+def _signed(value: float) -> str:
+    return f"{value:+z.3f}".replace("+0.000", "0.000")
 
 
 def _in_bytes(name: str, value: object) -> str | None:
@@ -198,4 +203,6 @@ def _in_bytes(name: str, value: object) -> str | None:
 
 
 def _plain(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if value is True:
+        return "yes"
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -25,7 +25,7 @@ from vpmoe_assets.lineage.graph import both_ways
 from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.layout import Versioned
 from vpmoe_assets.lineage.record import MANIFEST_NAME, RECORD_NAME, Record, record_bytes
-from vpmoe_assets.lineage.staleness import Standing, unfolded
+from vpmoe_assets.lineage.staleness import ABOVE, Standing, unfolded
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.units import human_bytes
 
@@ -162,9 +162,13 @@ class Pages:
         report = view.latest.get("ladder_report")
         ladder = None if report is None else artifact.ladder_of(self.store.payload(report))
         running = jobs(self.store.root, experiment)
+        wrong = [row for row in rows if row[1].word != "fresh"]
+        first = [row for row in wrong if not _follows(compared.found.get(row[0].name))]
         return self._template(
             "experiment.html",
             links,
+            first=first,
+            following=len(wrong) - len(first),
             experiment=experiment,
             rows=rows,
             counts=counts,
@@ -378,16 +382,22 @@ class Pages:
             "took": artifact.took,
             "canonical": lambda value: json.dumps(value, ensure_ascii=False),
         }
+        environment.tests["plain_empty"] = lambda value: value in ([], {})
         environment.tests["mapping_or_list"] = lambda value: isinstance(value, dict | list) and bool(value)
         environment.globals |= {"page_of": page_of, "at_work": at_work, "raw": _raw}
         return environment
+
+
+def _follows(standing: Standing | None) -> bool:
+    """Whether an asset is out of date only because inputs are: it is looked at by looking at them."""
+    return standing is not None and bool(standing.causes) and all(c.kind in ABOVE for c in standing.causes)
 
 
 def _unknown(name: str, asked: str, there: Iterable[str], whose: str) -> str:
     """Say that something is not in the store, and what is nearest, or what there is."""
     near = difflib.get_close_matches(asked, list(there), 1)
     return f"there is no {name} in the store; " + (
-        f"did you mean {near[0]}?" if near else f"{whose}: {', '.join(there)}"
+        f"the nearest name is {near[0]}" if near else f"{whose}: {', '.join(there)}"
     )
 
 

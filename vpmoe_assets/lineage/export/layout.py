@@ -13,6 +13,10 @@ from itertools import pairwise
 from vpmoe_assets.lineage.graph import Graph
 
 _SWEEPS = 6
+_STRAIGHTER = 24
+"""Sweeps that place what is ordered: long edges come straight slowly."""
+_PULL = 0.25
+"""How much everything is drawn to the middle: a long ladder would slide to one side."""
 _NARROW = 0.12
 """Room that a waypoint takes beside what a node takes."""
 
@@ -39,17 +43,19 @@ def lay_out(graph: Graph) -> Layout:
     row = _rows(graph)
     points = [node.record_digest for node in graph.ordered()]
     chains: list[list[str]] = []
-    for number, edge in enumerate(graph.edges):
-        between = [f"{number}:{each}" for each in range(row[edge.parent] + 1, row[edge.child])]
-        row |= {point: row[edge.parent] + 1 + step for step, point in enumerate(between)}
-        points += between
+    for edge in graph.edges:
+        # The edges of one node share their waypoints: an input of ten things is one line that forks.
+        between = {f"{edge.parent}:{each}": each for each in range(row[edge.parent] + 1, row[edge.child])}
+        points += [point for point in between if point not in row]
+        row |= between
         chains.append([edge.parent, *between, edge.child])
     above: dict[str, list[str]] = {point: [] for point in points}
     below: dict[str, list[str]] = {point: [] for point in points}
     for chain in chains:
         for upper, lower in pairwise(chain):
-            above[lower].append(upper)
-            below[upper].append(lower)
+            if upper not in above[lower]:
+                above[lower].append(upper)
+                below[upper].append(lower)
     levels: list[list[str]] = [[] for _ in range(max(row.values()) + 1)]
     for point in points:
         levels[row[point]].append(point)
@@ -109,13 +115,14 @@ def _places(
         for point in level:
             x[point] = edge + width[point] / 2
             edge += width[point]
-    for sweep in range(_SWEEPS):
-        down = sweep % 2 == 0
-        for level in levels if down else reversed(levels):
+    centred = dict(x)
+    for sweep in range(_STRAIGHTER):
+        for level in levels if sweep % 2 == 0 else reversed(levels):
             wanted = []
             for point in level:
-                mean = _mean([x[each] for each in (above if down else below)[point]])
-                wanted.append(x[point] if mean is None else mean)
+                mean = _mean([x[each] for each in (*above[point], *below[point])])
+                near = x[point] if mean is None else mean
+                wanted.append((1 - _PULL) * near + _PULL * centred[point])
             for point, centre in zip(level, apart(wanted, [width[point] for point in level]), strict=True):
                 x[point] = centre
     return x

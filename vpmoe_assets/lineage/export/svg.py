@@ -1,8 +1,8 @@
 """A picture of the graph of records: SVG, from nothing but the graph.
 
 It needs no program and no style sheet: shapes have their looks as attributes, in `currentColor`, so that a
-page that embeds it gives it its own colours, and classes (`lineage-node`, `lineage-start`, `lineage-gone`,
-`lineage-accepted`, `lineage-edge`) by which a page may say more.
+page that embeds it gives it its own colours, and classes (`lineage-node`, `lineage-name`, `lineage-start`,
+`lineage-gone`, `lineage-accepted`, `lineage-edges`) by which a page may say more.
 """
 
 import re
@@ -15,9 +15,11 @@ from vpmoe_assets.lineage.graph import Graph, Node
 
 _WIDTH, _HEIGHT = 232.0, 62.0
 """Of a node."""
-_BESIDE, _BETWEEN = 24.0, 46.0
+_BESIDE, _BETWEEN = 24.0, 38.0
 """Gaps."""
 _MARGIN = 16.0
+_FITS = 1500.0
+"""A picture that is no wider may be made to fit a page, and is read there."""
 _LONGEST = 33
 """Characters of a line in a node."""
 _FORBIDDEN = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
@@ -57,14 +59,19 @@ def draw(
     start = graph.nodes[graph.start]
     title = f"Lineage of {start.experiment}/{start.asset}@{start.version}"
     colour = ' color="#1f2328"' if standalone else ""
+    fits = "" if standalone or width > _FITS else " lineage-fits"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="lineage" role="img" width="{width:.0f}"'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="lineage{fits}" role="img" width="{width:.0f}"'
         f' height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"{colour}'
         ' font-family="system-ui, sans-serif" font-size="12">',
         f"<title>{_text(title)}</title>",
     ]
     if standalone:
         parts.append(f'<rect width="{width:.0f}" height="{height:.0f}" fill="#ffffff"/>')
+    # Opaque in a group that is not: where edges share a way, it is no darker.
+    parts.append(
+        '<g class="lineage-edges" fill="none" stroke="currentColor" stroke-width="1.4" opacity="0.45">'
+    )
     for edge, way in zip(graph.edges, layout.ways, strict=True):
         # Through a row straight down, so that only the gaps between rows are crossed.
         points = [
@@ -72,10 +79,8 @@ def draw(
         ][1:-1]
         told = edge.reference.role if edge.kind == "input" else "whose files it names again"
         dashed = ' stroke-dasharray="5 4"' if edge.kind == "original" else ""
-        parts.append(
-            f'<path class="lineage-edge" d="{_curve(points)}" fill="none" stroke="currentColor"'
-            f' stroke-opacity="0.45" stroke-width="1.4"{dashed}><title>{_text(told)}</title></path>'
-        )
+        parts.append(f'<path d="{_curve(points)}"{dashed}><title>{_text(told)}</title></path>')
+    parts.append("</g>")
     for node in graph.ordered():
         place, row = layout.places[node.record_digest]
         more = "" if kind is None else kind(node)
@@ -103,8 +108,9 @@ def _box(node: Node, x: float, y: float, start: bool, remark: str | None, more: 
     if remark:
         right = f'x="{x + _WIDTH - 12:.1f}" y="{y + 20:.1f}" text-anchor="end"'
         texts.append(f'<text {right} fill="currentColor" font-style="italic">accepted</text>')
+    identity = ' id="this"' if start else ""
     return (
-        f"<g class={_attribute(classes)}><title>{_text(chr(10).join(told))}</title>"
+        f"<g{identity} class={_attribute(classes)}><title>{_text(chr(10).join(told))}</title>"
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{_WIDTH:.0f}" height="{_HEIGHT:.0f}" rx="7"'
         f' fill="currentColor" fill-opacity="{0.05 if present else 0.01}" {looks}/>'
         f"{''.join(texts)}</g>"
@@ -112,7 +118,7 @@ def _box(node: Node, x: float, y: float, start: bool, remark: str | None, more: 
 
 
 def _look(number: int) -> str:
-    return ' font-weight="600" font-size="13"' if number == 0 else ' fill-opacity="0.75"'
+    return ' class="lineage-name" font-weight="600" font-size="13"' if number == 0 else ' fill-opacity="0.75"'
 
 
 def _curve(points: list[tuple[float, float]]) -> str:
