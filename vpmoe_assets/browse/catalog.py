@@ -132,9 +132,10 @@ class Catalog:
     _gone: dict[str, Head | None] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def experiments(self) -> list[str]:
-        """Return the experiments that have artifacts, be it only damaged ones."""
-        return [name for name in self.store.experiments() if self.view(name).assets]
+    def experiments(self) -> dict[str, View]:
+        """Return what each experiment holds that has artifacts, be it only damaged ones."""
+        views = {name: self.view(name) for name in self.store.experiments()}
+        return {name: view for name, view in views.items() if view.assets}
 
     def view(self, experiment: str) -> View:
         """Return what an experiment holds now; the same value while nothing has changed."""
@@ -208,10 +209,10 @@ class Catalog:
         """Return the records of an experiment that only the ledger knows."""
         root = self.store.ledger.root
         there = {
-            digest
+            head.record_digest
             for name in self.store.experiments()
             for asset in self.view(name).assets.values()
-            for digest in asset.records.nodes
+            for head in asset.heads
         }
         for shard in directories(root):
             if len(shard) == _SHARD_DIGITS:

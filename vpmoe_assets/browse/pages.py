@@ -135,8 +135,7 @@ class Pages:
 
     def _store(self, links: Links) -> str:
         rows = []
-        for name in self.catalog.experiments():
-            view = self.catalog.view(name)
+        for name, view in self.catalog.experiments().items():
             newest = max(view.latest.values(), key=lambda head: head.published_utc, default=None)
             versions = sum(len(asset.heads) for asset in view.assets.values())
             size = sum(asset.size for asset in view.assets.values())
