@@ -2,16 +2,19 @@
 
 import os
 import sqlite3
+import subprocess
 import time
 from multiprocessing import get_context
 
 import pytest
 
 from tests.lineage.fabricate import damage, publish
+from vpmoe_assets.codebase.tree import SourceTree
 from vpmoe_assets.lineage import filememory, hashcache, heads
 from vpmoe_assets.lineage.digest import file_sha256, hash_files
 from vpmoe_assets.lineage.filememory import FileMemory, identity
 from vpmoe_assets.lineage.hashcache import HashCache
+from vpmoe_assets.lineage.provenance import code_of
 from vpmoe_assets.lineage.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork is meant
@@ -128,3 +131,21 @@ def test_a_fresh_process_takes_heads_from_memory_and_notices_a_rewritten_record(
     monkeypatch.undo()
     damage(tmp_path / "smoke" / "a" / record.version / ".artifact.json", 60)
     assert [bad.version for bad in Store(tmp_path).damaged()] == [record.version]
+
+
+def test_files_beside_the_sources_are_read_once_for_all_assets_of_a_run(hashed, tmp_path):
+    root = tmp_path / "checkout"
+    (root / "old").mkdir(parents=True)
+    (root / "old" / "weights").write_bytes(b"large")
+    run = ["git", "-C", root, "-c", "user.name=t", "-c", "user.email=t@t"]
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "one"]):
+        subprocess.run([*run, *arguments], check=True)
+    (root / "trainer").mkdir()
+    (root / "trainer" / "a.py").write_text("A = 1\n")
+    subprocess.run([*run, "add", "trainer"], check=True)
+    store = Store(tmp_path / "store")
+    first = code_of(SourceTree(root), store.hasher)
+    assert code_of(SourceTree(root), store.hasher) == first == code_of(SourceTree(root))
+    assert hashed == [root / "old" / "weights"]
+    (root / "old" / "weights").write_bytes(b"other")
+    assert code_of(SourceTree(root), store.hasher).state.patch_digest != first.state.patch_digest

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -113,6 +114,21 @@ def test_a_job_on_the_cpu_leases_nothing_and_sees_no_gpu(
     with local.reserve(launch(tmp_path, 4), print) as handle:
         assert handle.devices == ()
         assert handle.lease.environment == {"CUDA_VISIBLE_DEVICES": ""}
+
+
+@linux
+@pytest.mark.parametrize("own", [None, "glibc.malloc.check=0"])
+def test_a_job_on_the_cpu_keeps_its_memory_unless_the_user_says_how(tmp_path: Path, own: str | None) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    job = replace(
+        launch(tmp_path, 1), environment=environment | ({} if own is None else {"GLIBC_TUNABLES": own})
+    )
+    with local.reserve(job, print) as handle:
+        handle.start()
+        assert handle.process is not None
+        found = psutil.Process(handle.process.pid).environ()["GLIBC_TUNABLES"]
+        handle.stop(grace_s=5.0, log=print)
+    assert found == own if own else "mmap_max=0" in found
 
 
 def test_a_bound_command_is_the_same_process_with_the_same_exit_code() -> None:

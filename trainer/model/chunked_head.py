@@ -23,6 +23,9 @@ from trainer.errors import LossError
 CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
 """Logits alive at a time: 64 MiB and 1 GiB of float32."""
 
+_CACHED_BYTES = 1 << 21
+"""Of a core's cache: what its share of the rows that a loss is taken of at a time may fill."""
+
 Turn = Callable[[Tensor, Tensor, bool], Tensor | None]
 """`(logits [c, V/tp], rows [c], gradient wanted)`: takes the loss of a chunk, those rows of `hidden`.
 Where a gradient is wanted it overwrites the logits by it, or returns it in the operands' type."""
@@ -91,7 +94,9 @@ def run_head(
         at = chosen[start : start + chunk_tokens]
         states = _operand(hidden[at])
         logits = _product(states, head.t(), out=buffer[: len(at)])
-        grad_logits = turn(logits, at, want_hidden or want_head)
+        grad_logits = None
+        for rows in _cached_rows(logits, group):
+            grad_logits = turn(logits[rows], at[rows], want_hidden or want_head)
         if grad_chosen is None and grad_head is None:
             continue
         if grad_logits is None:
@@ -106,6 +111,27 @@ def run_head(
         dist.all_reduce(grad_chosen, group=group)
     ctx.save_for_backward(chosen, grad_chosen, grad_head)
     ctx.like = (hidden.shape, hidden.dtype, head_weight.dtype)
+
+
+def _cached_rows(logits: Tensor, group: dist.ProcessGroup | None) -> list[slice]:
+    """Return the rows of a chunk that a loss is taken of at a time.
+
+    A loss reads and writes its logits several times over. On a CPU that is done for a few rows at a time,
+    which stay in the caches of its cores. There are two at least, unless the chunk is a single one: one row
+    alone is summed by several threads, in another order. Ranks that share the vocabulary would meet for each
+    of them, so they take the chunk whole, and so does a GPU.
+
+    Args:
+        logits: `[c, V/tp]`.
+        group: Tensor-parallel process group.
+    """
+    count = len(logits)
+    if logits.is_cuda or (group is not None and group.size() > 1):
+        return [slice(0, count)]
+    threads = torch.get_num_threads()
+    rows = max(2, threads * max(1, _CACHED_BYTES // (logits.shape[1] * logits.element_size())))
+    starts = range(0, max(count - 1, 1), rows)
+    return [slice(start, count if start == starts[-1] else start + rows) for start in starts]
 
 
 def head_gradients(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -18,6 +18,8 @@ from trainer.model.precision import Float32Parameters
 
 _GLOBAL_QUERY_BLOCK = 512
 _LOCAL_QUERY_BLOCK = 128
+_SCORES_AT_ONCE = 1 << 20
+"""Scores of a block above which a CPU without gradients works off one row of the batch after the other."""
 
 
 class ReferenceCoreAttention(MegatronModule, Float32Parameters):
@@ -173,6 +175,9 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
         """One block; `distance` broadcasts to the scores, `allowed` is `[B, queries, keys]`."""
         batch, groups, per_group, queries, dim = q.shape
         keys = k.shape[2]
+        many = q.numel() // dim * keys > _SCORES_AT_ONCE
+        if many and not torch.is_grad_enabled() and q.device.type == "cpu":
+            return self._attend_rows(q, k, v, distance, allowed)
         # The heads of a group share their keys: fold them into the rows of one product.
         scores = (q.reshape(batch, groups, per_group * queries, dim) @ k.transpose(-1, -2)).reshape(
             batch, groups, per_group, queries, keys
@@ -183,17 +188,60 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
         probabilities = self._softmax(scores)
         return (probabilities.reshape(batch, groups, per_group * queries, keys) @ v).reshape(q.shape)
 
+    def _attend_rows(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, distance: torch.Tensor, allowed: torch.Tensor
+    ) -> torch.Tensor:
+        """`_attend_block` without gradients: the same operations, a row of the batch at a time and in place.
+
+        Scores of all rows would be written to fresh memory five times over, whose pages cost a CPU more than
+        the arithmetic does.
+        """
+        batch, groups, per_group, queries, dim = q.shape
+        keys = k.shape[2]
+        sink = self._sink(per_group, q)
+        columns = keys if sink is None else keys + 1
+        shared = distance.dim() == 2
+        bias = None
+        out = torch.empty(q.shape)
+        room = torch.empty(groups, per_group, queries, columns)
+        scores = room[..., :keys]
+        for row in range(batch):
+            torch.bmm(
+                q[row].reshape(groups, per_group * queries, dim),
+                k[row].transpose(-1, -2),
+                out=scores.view(groups, per_group * queries, keys),
+            )
+            if self.slopes is not None:
+                if bias is None or not shared:
+                    bias = self.slopes.view(groups, per_group, 1, 1) * (distance if shared else distance[row])
+                scores.sub_(bias)
+            scores.masked_fill_(~allowed[row], float("-inf"))
+            if sink is not None:
+                room[..., keys:] = sink
+            probabilities = room.softmax(dim=-1)[..., :keys]
+            torch.bmm(
+                probabilities.view(groups, per_group * queries, keys),
+                v[row],
+                out=out[row].view(groups, per_group * queries, dim),
+            )
+        return out
+
     def _softmax(self, scores: torch.Tensor) -> torch.Tensor:
         """Softmax over the last axis; a sink takes its share of the mass, which is then dropped."""
-        if self.softmax_type == "vanilla":
+        sink = self._sink(scores.shape[2], scores)
+        if sink is None:
             return scores.softmax(dim=-1)
-        shape = (self.groups, scores.shape[2], 1, 1)
-        if self.softmax_offset is None:  # off-by-one: a sink fixed at exp(0)
-            sink = scores.new_zeros(shape)
-        else:
-            sink = self.softmax_offset.float().view(shape)
         sink = sink.expand(*scores.shape[:-1], 1)
         return torch.cat((scores, sink), dim=-1).softmax(dim=-1)[..., :-1]
+
+    def _sink(self, per_group: int, like: torch.Tensor) -> torch.Tensor | None:
+        """Return the score of the sink, fp32 `[groups, heads per group, 1, 1]`; None without one."""
+        if self.softmax_type == "vanilla":
+            return None
+        shape = (self.groups, per_group, 1, 1)
+        if self.softmax_offset is None:  # off-by-one: a sink fixed at exp(0)
+            return like.new_zeros(shape)
+        return self.softmax_offset.float().view(shape)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -176,28 +176,27 @@ class _Desk:
         levels = torch.empty_like(sums)
         for start in range(0, self.width, self.step):
             stop = min(start + self.step, self.width)
-            tile = self.part(model, hidden, start, stop)
-            values[:, start:stop] = tile
+            made = self.part(model, hidden, start, stop, values[:, start:stop])
             found = maxima[:, start // _GROUP : stop // _GROUP]
-            torch.amax(tile.unflatten(1, (-1, _GROUP)), dim=2, out=found)
+            torch.amax(made.unflatten(1, (-1, _GROUP)), dim=2, out=found)
             # Of its own for every tile: the largest of all is not known yet. It is finite where all are -inf.
             level = found.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
             blocks = slice(start // _BLOCK, stop // _BLOCK)
-            sums[:, blocks] = tile.sub_(level).exp_().unflatten(1, (-1, _BLOCK)).sum(dim=2)
+            tile = self.tile[: made.numel()].view(made.shape)
+            torch.sub(made, level, out=tile).exp_()
+            sums[:, blocks] = tile.unflatten(1, (-1, _BLOCK)).sum(dim=2)
             levels[:, blocks] = level
         largest = maxima.amax(dim=1)
         return _Logits(
             values, maxima, largest, sums.double().mul_((levels.double() - largest[:, None].double()).exp_())
         )
 
-    def part(self, model: LanguageModel, hidden: Tensor, start: int, stop: int) -> Tensor:
-        """Compute some columns, `[T, stop - start]`."""
-        padding = stop - model.vocab_size
-        if padding > 0:
-            logits = model.head_logits(hidden, columns=slice(start, model.vocab_size))
-            return torch.nn.functional.pad(logits, (0, padding), value=-torch.inf)
-        out = self.tile[: len(hidden) * (stop - start)].view(len(hidden), stop - start)
-        return model.head_logits(hidden, out=out, columns=slice(start, stop))
+    def part(self, model: LanguageModel, hidden: Tensor, start: int, stop: int, out: Tensor) -> Tensor:
+        """Compute some columns into `out`, `[T, stop - start]`, and return it."""
+        kept = min(stop, model.vocab_size)
+        model.head_logits(hidden, out=out[:, : kept - start], columns=slice(start, kept))
+        out[:, kept - start :] = -torch.inf
+        return out
 
 
 def _boil_down(

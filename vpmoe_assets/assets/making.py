@@ -134,7 +134,7 @@ class Making:
             self.context.log.warning(
                 f"{step.asset}: begun anew, because source files were saved since an earlier attempt began"
             )
-        code = code_of(step.tree)
+        code = code_of(step.tree, self.store.hasher)
         return Build(
             context=self.context,
             experiment=self.experiment,

@@ -5,7 +5,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from trainer.contract.canonical import sha256_json
 from vpmoe_assets.codebase.tree import SourceTree, is_source
-from vpmoe_assets.lineage.digest import FileEntry, file_sha256, merkle_root
+from vpmoe_assets.lineage.digest import FileEntry, file_sha256, hash_files, merkle_root
 from vpmoe_assets.lineage.errors import ProvenanceError
 from vpmoe_assets.lineage.git import git
 from vpmoe_assets.lineage.patch import source_patch
@@ -63,7 +63,7 @@ class Code:
     patch: bytes | None
 
 
-def code_of(tree: SourceTree) -> Code:
+def code_of(tree: SourceTree, hasher: Callable[[Sequence[Path]], list[str]] = hash_files) -> Code:
     """Return which commit the sources are of, and what differs.
 
     The sources are those that were read, whatever lies on the disk by now; the rest of the checkout is looked
@@ -73,6 +73,11 @@ def code_of(tree: SourceTree) -> Code:
     On a machine without git, or where the checkout is a plain copy, the commit comes from
     `VPMOE_GIT_SHA`; such a tree counts as dirty unless `VPMOE_GIT_DIRTY=0`, since nothing proves that
     it is clean.
+
+    Args:
+        tree: The sources.
+        hasher: Returns the sha256 of files that git does not know or that differ from the commit. They may be
+            many and large, and a run asks for each of its assets: the one of a store reads each once.
 
     Raises:
         ProvenanceError: No commit can be established.
@@ -86,7 +91,7 @@ def code_of(tree: SourceTree) -> Code:
         sha, dirty = _declared_commit(error), os.environ.get("VPMOE_GIT_DIRTY", "1") != "0"
     else:
         patch = source_patch(root, sha, tree.content)
-        others = _others_changed(root, sha)
+        others = _others_changed(root, sha, hasher)
         dirty = patch is not None or bool(others)
         if dirty:
             sources = None if patch is None else hashlib.sha256(patch).hexdigest()
@@ -143,17 +148,21 @@ def _declared_commit(error: ProvenanceError) -> str:
     return sha
 
 
-def _others_changed(root: Path, commit: str) -> dict[str, str | None]:
+def _others_changed(
+    root: Path, commit: str, hasher: Callable[[Sequence[Path]], list[str]]
+) -> dict[str, str | None]:
     """Return the files beside the sources that differ from the commit, new ones too, with their sha256."""
     tracked = git(root, "diff", "--name-only", "--no-renames", "--relative", "-z", commit, "--", ".")
     untracked = git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", ".")
-    found: dict[str, str | None] = {}
-    for name in sorted(filter(None, (tracked + untracked).split(b"\0"))):
-        path = root / os.fsdecode(name)
-        if not is_source(os.fsdecode(name)):
-            shown = name.decode("utf-8", "backslashreplace")
-            found[shown] = file_sha256(path) if path.is_file() else None
-    return found
+    names = sorted(filter(None, (tracked + untracked).split(b"\0")))
+    others = {
+        name.decode("utf-8", "backslashreplace"): root / os.fsdecode(name)
+        for name in names
+        if not is_source(os.fsdecode(name))
+    }
+    files = [path for path in others.values() if path.is_file()]
+    digests = dict(zip(files, hasher(files), strict=True))
+    return {shown: digests.get(path) for shown, path in others.items()}
 
 
 def _version(package: str) -> str | None:

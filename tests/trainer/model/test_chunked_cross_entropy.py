@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainer.errors import LossError
+from trainer.model import chunked_head
 from trainer.model.cross_entropy import chunked_cross_entropy
 
 T, H, V = 37, 8, 53
@@ -195,6 +196,24 @@ def test_no_gradient_work_when_evaluating():
     assert (watch.calls.count("mm"), watch.calls.count("addmm_")) == (1, 0)
     assert not loss.requires_grad
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7, 8])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_rows_that_stay_in_the_cache_change_no_bit(monkeypatch, tokens, threads):
+    vocabulary = 20_000  # enough that two rows are shared among threads
+    hidden, head, labels, weights = problem(torch.float32, tokens, vocabulary)
+    found = []
+    own = torch.get_num_threads()
+    for size in (1 << 40, 1):  # the chunk whole; as few rows as there may be
+        monkeypatch.setattr(chunked_head, "_CACHED_BYTES", size)
+        torch.set_num_threads(threads)
+        try:
+            loss, ce = chunked_cross_entropy(hidden, head, labels, weights, select=weights >= 0)
+            found.append((loss, ce, *torch.autograd.grad(loss, (hidden, head))))
+        finally:
+            torch.set_num_threads(own)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("bad", [-1, V])

@@ -100,6 +100,28 @@ def test_equals_explicit_loops(monkeypatch, length, local, softmax_type):
         )
 
 
+@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize("softmax_type", ["vanilla", "off-by-one", "learnable"])
+def test_a_row_at_a_time_without_gradients_changes_no_bit(monkeypatch, local, softmax_type):
+    attention = build(local=local, softmax_type=softmax_type)
+    length = 150  # two blocks of a local layer
+    query, key, value = inputs(length)
+    documents = Documents(packed(length))
+    together = attention(query, key, value, documents)
+    cached = (
+        query[-70:].detach(),
+        key.detach().permute(1, 2, 0, 3),
+        value.detach().permute(1, 2, 0, 3),
+        torch.stack([torch.arange(70)[:, None] + shift - torch.arange(length)[None] for shift in (80, 40)]),
+        torch.rand(2, 70, length, generator=torch.Generator().manual_seed(5)) < 0.7,
+    )
+    with torch.no_grad():
+        together_cached = attention.attend_cached(*cached)
+        monkeypatch.setattr(core_attention, "_SCORES_AT_ONCE", 0)
+        assert torch.equal(attention(query, key, value, documents), together)
+        assert torch.equal(attention.attend_cached(*cached), together_cached)
+
+
 @pytest.mark.parametrize("groups", [1, 4])
 def test_grouping_of_heads_equals_explicit_loops(groups):
     attention = build(local=False, alibi=False, softmax_type="vanilla", groups=groups)

@@ -21,6 +21,17 @@ from vpmoe_assets.resources.leases import Lease, lease
 from vpmoe_assets.resources.process_record import Orchestrator, ProcessRecord
 from vpmoe_assets.resources.processes import MARKER_ENV, Log, end_job, members
 
+_ALLOCATION = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in {"mmap_max": 0, "trim_threshold": 1 << 40, "top_pad": 1 << 26, "hugetlb": 1}.items()
+)
+"""How glibc allocates in a job on a CPU (`GLIBC_TUNABLES`; another C library does not read it).
+
+Large tensors are mapped and unmapped one by one by default, and every page of each comes zeroed through a
+fault: an eighth of the time of a training step. Here memory that was freed is kept, in huge pages where the
+kernel gives them on request. No result depends on it.
+"""
+
 
 @contextmanager
 def reserve(launch: Launch, log: Log) -> Iterator["LocalHandle"]:
@@ -70,6 +81,8 @@ class LocalHandle:
             "PYTHONFAULTHANDLER": "1",
             "PYTHONUNBUFFERED": "1",
         }
+        if launch.device == "cpu":
+            environment.setdefault("GLIBC_TUNABLES", _ALLOCATION)
         with (launch.work_dir / CONSOLE_NAME).open("ab") as console:
             self.process = subprocess.Popen(
                 command_line(launch),
