@@ -198,7 +198,7 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
         """
         batch, groups, per_group, queries, dim = q.shape
         keys = k.shape[2]
-        sink = self._sink(per_group, q)
+        sink = self._sink_scores(per_group, q)
         columns = keys if sink is None else keys + 1
         shared = distance.dim() == 2
         bias = None
@@ -228,13 +228,13 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
 
     def _softmax(self, scores: torch.Tensor) -> torch.Tensor:
         """Softmax over the last axis; a sink takes its share of the mass, which is then dropped."""
-        sink = self._sink(scores.shape[2], scores)
+        sink = self._sink_scores(scores.shape[2], scores)
         if sink is None:
             return scores.softmax(dim=-1)
         sink = sink.expand(*scores.shape[:-1], 1)
         return torch.cat((scores, sink), dim=-1).softmax(dim=-1)[..., :-1]
 
-    def _sink(self, per_group: int, like: torch.Tensor) -> torch.Tensor | None:
+    def _sink_scores(self, per_group: int, like: torch.Tensor) -> torch.Tensor | None:
         """Return the score of the sink, fp32 `[groups, heads per group, 1, 1]`; None without one."""
         if self.softmax_type == "vanilla":
             return None
