@@ -43,6 +43,7 @@ COMMANDS = (
     ["gc"],
     ["card"],
     ["attest"],
+    ["adopt"],
     ["accept"],
     ["upgrade"],
     ["sql"],
@@ -338,7 +339,7 @@ def test_verify_reads_again_what_was_written_to_and_deep_reads_everything(store,
     real = hashcache.hash_files
     monkeypatch.setattr(hashcache, "hash_files", lambda files: read.extend(files) or real(files))
     for module in (hashcache, treestate):  # their times need not grow old to be trusted
-        monkeypatch.setattr(module, "settled", lambda known, sealed=False: True)
+        monkeypatch.setattr(module, "settled", lambda known, **options: True)
     run("verify")
     read.clear()
     run("verify")
@@ -367,7 +368,7 @@ def test_a_deep_verification_that_was_interrupted_goes_on_and_does_not_read_twic
         read.extend(files)
         return real(files)
 
-    monkeypatch.setattr(hashcache, "settled", lambda known, sealed=False: True)
+    monkeypatch.setattr(hashcache, "settled", lambda known, **options: True)
     monkeypatch.setattr(hashcache, "hash_files", interrupted)
     run("verify", "--deep", "--without-checks", code=1)
     first, read = read, []

@@ -10,6 +10,7 @@ import click
 from trainer.contract.pipe import leave_unprinted
 from trainer.contract.printed import print_whatever_comes
 from vpmoe_assets.commands.accept import accept
+from vpmoe_assets.commands.adopt import adopt
 from vpmoe_assets.commands.attest import attest
 from vpmoe_assets.commands.browse import browse, site
 from vpmoe_assets.commands.card import card
@@ -90,6 +91,7 @@ for _command in (
     gc,
     card,
     attest,
+    adopt,
     accept,
     upgrade,
     sql,

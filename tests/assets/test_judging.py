@@ -7,11 +7,12 @@ import pytest
 
 from tests.assets.graphs import Graph
 from tests.lineage.fabricate import publish
-from vpmoe_assets.assets.judging import check_results, judge
+from vpmoe_assets.assets.check_results import check_results
 from vpmoe_assets.assets.step import asset_key
 from vpmoe_assets.build import Published
 from vpmoe_assets.checks import data as data_checks
 from vpmoe_assets.checks.check import Check
+from vpmoe_assets.checks.judging import judge
 from vpmoe_assets.checks.rungs import loss_not_diverged, measured
 from vpmoe_assets.checks.training import heldout_loss_fell, resume_drift
 from vpmoe_assets.lineage.errors import ArtifactBlocked, EvidenceMissing

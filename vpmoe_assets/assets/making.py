@@ -13,15 +13,17 @@ from typing import Any
 import dagster as dg
 
 from trainer.contract.schema.experiment import Experiment
-from vpmoe_assets.assets.judging import check_results, judge
+from vpmoe_assets.assets.check_results import check_results
 from vpmoe_assets.assets.presentation import record_written
 from vpmoe_assets.assets.step import Step
 from vpmoe_assets.build import Build, Built, Published
+from vpmoe_assets.checks.judging import judge
 from vpmoe_assets.codebase.loaded import loaded_modules, unexplained, witnessed
 from vpmoe_assets.codebase.toolchain import toolchain_difference, toolchain_note
 from vpmoe_assets.codebase.unchanged import SourcesChangedError, loaded_here, require_unchanged
 from vpmoe_assets.events.metadata import record_metadata
 from vpmoe_assets.lineage.acceptance import acceptances_of, accepted_version, settle_acceptances
+from vpmoe_assets.lineage.adoption import is_adopted
 from vpmoe_assets.lineage.kept import keep
 from vpmoe_assets.lineage.objects import ObjectStore
 from vpmoe_assets.lineage.provenance import code_of, environment
@@ -248,7 +250,8 @@ class Making:
             self.context.log.warning(missed)
         if not reused:
             self.context.log_event(record_written(self.experiment, record))
-        special = metadata(item) if metadata else {}
+        # What its maker would have said of it, nobody said of one that was adopted.
+        special = metadata(item) if metadata and not is_adopted(record) else {}
         shown = record_metadata(record, item.directory, self.store, reused=reused, special=special)
         return dg.MaterializeResult(
             asset_key=step.key,

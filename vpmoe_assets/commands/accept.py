@@ -100,6 +100,8 @@ def _accept(
         accepting,
         has_earlier_fingerprint,
     )
+    from vpmoe_assets.lineage.adoption import is_adopted
+    from vpmoe_assets.lineage.difference import Difference
 
     place, name, version = asset_named(asset, experiment)
     named = asset.partition("@")[0].rpartition("/")[0] or experiment or project.experiment_name()
@@ -109,7 +111,8 @@ def _accept(
             f"{name}@{record.version} is of an earlier schema, whose fingerprint covers other things: "
             f"`vpmoe upgrade {name}` says what can be shown of it"
         )
-    snapshot = _snapshot(store, record)
+    adopted = is_adopted(record)
+    shown_by = {} if adopted else {"snapshot": _snapshot(store, record)}
     loaded, steps = load_steps(named)
     if loaded != record.experiment:
         raise click.ClickException(
@@ -128,8 +131,10 @@ def _accept(
         payload,
         acceptances_of(record, store.statements),
         reason=because,
-        shown_by={"snapshot": snapshot},
+        shown_by=shown_by,
+        difference=Difference() if adopted else None,
         named=Named(recipe, packages),
+        unknown=["what made it, and of what: it was adopted"] if adopted else (),
     )
     _say(store, statement, as_json)
 

@@ -129,6 +129,12 @@ def _own(graph: "Graph", digest: str, remarks: "Remarks") -> "list[Remark]":
     return [] if head is None else remarks.own(head)
 
 
+def _adopted(graph: "Graph", digest: str, remarks: "Remarks") -> "list[Remark]":
+    from vpmoe_assets.lineage.remarks import Adopted
+
+    return [each for each in _own(graph, digest, remarks) if isinstance(each, Adopted)]
+
+
 def _trees(graph: "Graph", direction: str | None, remarks: "Remarks") -> Iterator[str]:
     if direction != "down":
         yield from _tree(graph, remarks, down=False)
@@ -151,6 +157,7 @@ def _tree(graph: "Graph", remarks: "Remarks", *, down: bool) -> Iterator[str]:
         else:
             remark = remarks.on(line.node.experiment, line.reference)
             beside = [] if remark is None else [remark]
+            beside += _adopted(graph, line.node.record_digest, remarks)
         for each in beside:
             yield f"{indent}! {each.line()}"
 

@@ -41,6 +41,7 @@ def show(asset: str, experiment: str | None, sources: bool, as_json: bool) -> No
         show_sources(asset, experiment, as_json=as_json)
         return
     from vpmoe_assets.codebase.toolchain import toolchain_difference, toolchain_note
+    from vpmoe_assets.lineage.adoption import is_adopted
     from vpmoe_assets.lineage.graph import ancestors
     from vpmoe_assets.lineage.remarks import Remarks
 
@@ -71,7 +72,9 @@ def show(asset: str, experiment: str | None, sources: bool, as_json: bool) -> No
         "payload": f"{len(record.files)} files, {human_bytes(record.size)}",
         "published": record.published_utc,
         "ran": f"{record.started_utc} to {record.finished_utc}",
-        "code": code.git_sha + (" with uncommitted changes" if code.git_dirty else ""),
+        "code": code.git_sha
+        + (" with uncommitted changes" if code.git_dirty else "")
+        + (", which adopted it; what made it is not known" if is_adopted(record) else ""),
         "execution": " ".join(f"{key}={value}" for key, value in sorted(record.execution.items())),
         "environment": f"python {environment.get('python')}, torch {packages.get('torch')}, "
         f"host {environment.get('host')}",
@@ -95,7 +98,7 @@ def show(asset: str, experiment: str | None, sources: bool, as_json: bool) -> No
         for name, value in sorted(record.metrics.items()):
             click.echo(f"  {name} = {value}")
     if said_of_it := remarks.own(record):
-        click.echo("\naccepted")
+        click.echo("\nsaid of it")
         for remark in said_of_it:
             click.echo(f"  {remark.line()}")
     click.echo("\nancestry")

@@ -10,7 +10,7 @@ from vpmoe_assets.browse.links import page_url
 from vpmoe_assets.codebase.toolchain import toolchain_difference, toolchain_note
 from vpmoe_assets.lineage.graph import ancestors
 from vpmoe_assets.lineage.record import RECORD_NAME, Record
-from vpmoe_assets.lineage.remarks import Remarks
+from vpmoe_assets.lineage.remarks import Adopted, Remarks
 from vpmoe_assets.lineage.standing import Finding
 from vpmoe_assets.lineage.store import Store
 
@@ -37,8 +37,12 @@ def record_metadata(
     """
     shown: dict[str, Any] = {"page": dg.MetadataValue.url(page_url(record))}
     remarks = Remarks(store).about(record)
-    if remarks:
-        shown["accepted"] = dg.MetadataValue.md("\n".join(f"- {remark.line()}" for remark in remarks))
+    for name, said in (
+        ("adopted", [remark for remark in remarks if isinstance(remark, Adopted)]),
+        ("accepted", [remark for remark in remarks if not isinstance(remark, Adopted)]),
+    ):
+        if said:
+            shown[name] = dg.MetadataValue.md("\n".join(f"- {remark.line()}" for remark in said))
     shown |= {name: _number(value) for name, value in record.metrics.items() if value is not None}
     shown |= special or {}
     shown |= {

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.contract.canonical import sha256_json
+from vpmoe_assets.lineage.adoption import is_adopted
 from vpmoe_assets.lineage.difference import Change, Difference
 from vpmoe_assets.lineage.errors import StatementError
 from vpmoe_assets.lineage.heads import Head
@@ -105,7 +106,7 @@ def acceptances_of(record: Record | Head, statements: Statements) -> tuple[Accep
 def active_acceptance(record: Record, statements: Statements, fingerprint: str) -> Acceptance | None:
     """Return the acceptance by which a record counts for a fingerprint, or None."""
     for found in reversed(acceptances_of(record, statements)):
-        same_inputs = found.statement.body["inputs"] == recorded_inputs(record)
+        same_inputs = is_adopted(record) or found.statement.body["inputs"] == recorded_inputs(record)
         if found.active and found.fingerprint == fingerprint and same_inputs:
             return found
     return None
@@ -167,7 +168,7 @@ def accepting(
     if fingerprint == record.fingerprint:
         raise StatementError(f"{name}: present code and recipe are those it was made with; nothing to accept")
     own_inputs, inputs = recorded_inputs(record), payload["inputs"]
-    if own_inputs != inputs:
+    if own_inputs != inputs and not is_adopted(record):  # of one that was adopted, nothing is known
         raise StatementError(f"{name}: its inputs are not the present ones ({_inputs(own_inputs, inputs)})")
     for earlier in said:
         if earlier.fingerprint == fingerprint:

@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from trainer.contract.canonical import sha256_json
+from vpmoe_assets.lineage.adoption import is_adopted
 from vpmoe_assets.lineage.digest import FileEntry
 from vpmoe_assets.lineage.errors import ArtifactDamaged, ObjectDamaged, ObjectMissing, SignatureError
 from vpmoe_assets.lineage.integrity import payload_problems
@@ -30,6 +31,8 @@ STATEMENT: Final = "https://in-toto.io/Statement/v1"
 MODEL_SIGNING: Final = "https://model_signing/signature/v1.0"
 PROVENANCE: Final = "https://slsa.dev/provenance/v1"
 BUILD_TYPE: Final = "urn:vpmoe:step:1"
+ADOPTED_TYPE: Final = "urn:vpmoe:adopted:1"
+"""Of what was made elsewhere: the predicate says who took it in, and from where."""
 _GIT_NAMES = frozenset({".git", ".gitattributes", ".github", ".gitignore"})
 """At the top of a payload, model-signing passes these over unless it is told not to."""
 
@@ -43,7 +46,7 @@ def provenance_statement(record: Record) -> dict[str, Any]:
         "predicateType": PROVENANCE,
         "predicate": {
             "buildDefinition": {
-                "buildType": BUILD_TYPE,
+                "buildType": ADOPTED_TYPE if is_adopted(record) else BUILD_TYPE,
                 "externalParameters": {
                     "artifact": version_name(record),
                     "recipe": recipe.get("recipe", {}),
@@ -204,7 +207,9 @@ def _sorted(files: Sequence[FileEntry]) -> list[FileEntry]:
 
 
 def _dependencies(record: Record) -> Iterator[dict[str, Any]]:
-    """Yield what an artifact was made from: artifacts, code, packages."""
+    """Yield what an artifact was made from: artifacts, code, packages; nothing of one that was adopted."""
+    if is_adopted(record):
+        return
     for reference in record.inputs:
         yield {
             "name": reference.role,

@@ -16,6 +16,7 @@ from trainer.contract.canonical import UnstableValueError, sha256_json
 from vpmoe_assets.codebase.facts import facts_of
 from vpmoe_assets.codebase.snapshot import SnapshotError, unpack
 from vpmoe_assets.codebase.syntax import SourceError
+from vpmoe_assets.lineage.adoption import is_adopted, origin
 from vpmoe_assets.lineage.errors import ObjectDamaged, ObjectMissing, RecordError
 from vpmoe_assets.lineage.integrity import Problem
 from vpmoe_assets.lineage.layout import version_name
@@ -55,7 +56,9 @@ class RecordAudit:
         if sha256 is None:
             if not record.earlier:
                 message = (
-                    "no snapshot of its sources was kept, so the code in its fingerprint was not compared"
+                    f"{origin(record)}: there is no code to compare"
+                    if is_adopted(record)
+                    else "no snapshot of its sources was kept, so its fingerprint's code was not compared"
                 )
                 yield Problem("sources", name, RECORD_NAME, message, "note")
             return

@@ -1,17 +1,19 @@
 """What every view of lineage says beside an artifact: by whose word it counts, and what became of that word.
 
 An artifact may count for present code by an acceptance of its own; or it was made from one that did, however
-far up. Both are remarks, and every view (the command, the UI, the index, reports) takes them from here.
+far up. It may have been adopted, or made from what was. All are remarks, and every view (the command, the UI,
+the index, reports) takes them from here.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vpmoe_assets.lineage.acceptance import Acceptance, acceptances, acceptances_of
 from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.layout import version_name
 from vpmoe_assets.lineage.record import InputRef, Record
+from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
 
 
@@ -98,6 +100,42 @@ class Remark:
         }
 
 
+@dataclass(frozen=True)
+class Adopted(Remark):
+    """That an artifact, or one that it was made from, was made elsewhere and adopted.
+
+    Attributes:
+        said: The statement.
+    """
+
+    said: Statement | None = None
+
+    @property
+    def state(self) -> str:
+        """`adopted`: it stays so."""
+        return "adopted"
+
+    def line(self) -> str:
+        """Return it for people."""
+        assert self.said is not None
+        what = "adopted" if self.own else f"made from {self.asset}@{self.version}, adopted"
+        pickles = self.said.body.get("trusted") or ()
+        trusted = f", with pickles that were trusted ({', '.join(pickles)})" if pickles else ""
+        why = f", because: {self.said.reason}" if self.said.reason else ""
+        place = self.said.body.get("from", "elsewhere")
+        return f"{what} by {self.said.author} on {self.said.time[:10]} from {place}{trusted}{why}"
+
+    def short(self) -> str:
+        """Return it for a table."""
+        return "adopted" if self.own else f"{self.asset} was adopted"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        assert self.said is not None
+        said = {"author": self.said.author, "time": self.said.time, "reason": self.said.reason}
+        return super().to_dict() | said
+
+
 class Remarks:
     """The remarks on the artifacts of one store, each looked up once.
 
@@ -114,14 +152,20 @@ class Remarks:
         return [*self.own(record), *self.inherited(record)]
 
     def own(self, record: Record | Head) -> list[Remark]:
-        """Return the acceptances of an artifact."""
-        return [
-            Remark(record.experiment, record.asset, record.version, found.statement.id, found, True)
+        """Return what was said of an artifact: that it was adopted, and its acceptances."""
+        names = (record.experiment, record.asset, record.version)
+        said = self._store.statements.about_digest(record.experiment, record.asset, record.record_digest)
+        adopted = [Adopted(*names, each.id, None, True, each) for each in said if each.kind == "adopted"]
+        return adopted + [
+            Remark(*names, found.statement.id, found, True)
             for found in acceptances_of(record, self._store.statements)
         ]
 
     def inherited(self, record: Record | Head) -> list[Remark]:
-        """Return the acceptances by which artifacts counted that this one came from, nearest first."""
+        """Return what was said of artifacts that this one came from, nearest first.
+
+        That is by whose word they counted, and which of them were adopted.
+        """
         return list(self._of_inputs(record).values())
 
     def made_under(self, experiment: str, statement: str) -> list[Head]:
@@ -157,6 +201,9 @@ class Remarks:
                     found.setdefault(remark.statement, remark)
             for reference in record.inputs:
                 if (parent := self._store.head(record.experiment, reference)) is not None:
+                    for own in self.own(parent):
+                        if isinstance(own, Adopted):
+                            found.setdefault(own.statement, replace(own, own=False))
                     for statement, remark in self._of_inputs(parent).items():
                         found.setdefault(statement, remark)
             self._inherited[record.record_digest] = found

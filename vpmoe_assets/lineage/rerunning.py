@@ -17,6 +17,7 @@ from typing import Any
 
 from vpmoe_assets.codebase.running import running_from
 from vpmoe_assets.codebase.tree import SourceTree
+from vpmoe_assets.lineage.adoption import is_adopted, origin
 from vpmoe_assets.lineage.difference import Difference
 from vpmoe_assets.lineage.errors import LineageError
 from vpmoe_assets.lineage.kept import keep_sources, laid_out
@@ -116,6 +117,8 @@ def kept_packages(store: Store, record: Record) -> list[dict[str, str | None]]:
         ObjectMissing: The list is not in the store; `ObjectDamaged` where it is not what its name says.
     """
     kept = record.objects
+    if is_adopted(record):
+        raise RerunError(f"{version_name(record)} cannot be made again: {origin(record)}; nobody knows how")
     if kept.sources is None or kept.packages is None or kept.experiment is None:
         raise RerunError(
             f"{version_name(record)} cannot be made again from its record: its sources, experiment or "

@@ -14,6 +14,7 @@ from vpmoe_assets.codebase.closure import Closure
 from vpmoe_assets.codebase.toolchain import toolchain_difference
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.lineage.acceptance import active_acceptance
+from vpmoe_assets.lineage.adoption import is_adopted, origin
 from vpmoe_assets.lineage.difference import Change, Difference
 from vpmoe_assets.lineage.errors import RecordError
 from vpmoe_assets.lineage.heads import Head
@@ -40,6 +41,7 @@ Kind = Literal[
     "check",
     "damage",
     "no_step",
+    "adopted",
 ]
 _NO_STALENESS = frozenset({"check", "damage", "no_step", "input_missing", "outside_unread"})
 """Kinds of causes that say nothing about whether an artifact is out of date."""
@@ -81,7 +83,8 @@ class Cause:
             to; `schema`: of an earlier fingerprint, which covers other things; `outside`: a folder has other
             content; `outside_unread`: it cannot be read; `input`: has other content now; `input_added`,
             `input_removed`; `input_missing`: not in the store; `input_stale`: is out of date itself; `check`:
-            blocks; `damage`: of a file; `no_step`: nothing in the experiment makes the asset.
+            blocks; `damage`: of a file; `no_step`: nothing in the experiment makes the asset; `adopted`: it
+            was made elsewhere.
         name: Dotted key, path of a file, package, asset, or check.
         old: What it was made with: canonical JSON of a value, digest, release, version of an input.
         new: The same of now; None where it is not there.
@@ -132,6 +135,8 @@ class Cause:
                 return f"{self.name} {self.detail}"
             case "no_step":
                 return "nothing in the experiment makes it"
+            case "adopted":
+                return f"{self.detail}, not made by this code"
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -314,6 +319,8 @@ class _Look:
     ) -> list[Cause]:
         found: list[Cause] = []
         own = record.fingerprint_payload
+        if is_adopted(record):
+            return [Cause("adopted", record.asset, detail=origin(record))]
         if self.strict:
             releases = toolchain_difference(record.environment)
             found += [Cause("toolchain", name, *pair) for name, pair in releases.items()]

@@ -9,12 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import dagster as dg
-
 from trainer.contract.canonical import canonical_json
 from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import Check
-from vpmoe_assets.events.metadata import finding_metadata
 from vpmoe_assets.lineage.errors import EvidenceMissing
 from vpmoe_assets.lineage.redaction import redact
 from vpmoe_assets.lineage.standing import Finding, Outcome, findings
@@ -67,21 +64,6 @@ def judge(
         statements.append(Statement.about(item.record, "retired", {"check": name}, author=PROGRAM))
         log(f"{asset}: check {name} is no longer one of this asset's; its verdict counts no more")
     return _said(item, statements)
-
-
-def check_results(found: Sequence[Finding], key: dg.AssetKey) -> list[dg.AssetCheckResult]:
-    """Return the findings as Dagster shows them, each with the version of the check that spoke."""
-    return [
-        dg.AssetCheckResult(
-            asset_key=key,
-            check_name=finding.check,
-            passed=finding.outcome == "passed" or finding.waived_by is not None,
-            severity=dg.AssetCheckSeverity(finding.severity),
-            description=finding.reason or None,
-            metadata=finding_metadata(finding),
-        )
-        for finding in found
-    ]
 
 
 def _said(item: Published, statements: Statements) -> tuple[Finding, ...]:
