@@ -123,3 +123,30 @@ def test_a_failed_check_and_an_input_that_is_gone_are_told_too(tmp_path, instanc
     found = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
     evaluation = found.event.dagster_event.asset_check_evaluation_data
     assert (evaluation.passed, evaluation.description, evaluation.blocking) == (False, "2 arrays", True)
+
+
+def test_an_optional_input_that_was_not_there_is_told_as_a_run_tells_it(tmp_path, instance):
+    store = Store(tmp_path / "artifacts")
+    report = publish(store, "report", (publish(store, "eval_a"),))
+    report_store(instance, store, "smoke", {"report": ["eval_a", "eval_b"]})
+    assert report.version in versions(instance, "report")
+    names = [dg.AssetKey(["smoke", name]) for name in ("eval_a", "eval_b")]
+    evaluations = [
+        dg.AssetsDefinition.from_op(
+            dg.op(name=key.path[-1])(lambda: None), keys_by_output_name={"result": key}
+        )
+        for key in names
+    ]
+
+    @dg.asset(key=["smoke", "report"], deps=names)
+    def made() -> None: ...
+
+    told = tags(instance, "report")
+    with dg.DagsterInstance.ephemeral() as other:
+        publish_as = [dg.AssetMaterialization(names[0], tags={"dagster/data_version": "x"})]
+        other.report_runless_asset_event(publish_as[0])
+        dg.materialize([*evaluations, made], instance=other, selection=[made])
+        written = tags(other, "report")
+    absent = {key: value for key, value in written.items() if key.endswith("eval_b")}
+    assert len(absent) == 2
+    assert absent.items() <= told.items()

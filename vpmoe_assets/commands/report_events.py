@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -56,7 +57,7 @@ def report_events(experiment: str | None, offer: bool, as_json: bool) -> None:
             missing = unreported(instance, store, name)
             if not missing or not _wanted(len(missing), name):
                 return
-        reported = report_store(instance, store, name)
+        reported = report_store(instance, store, name, _optional(experiment))
     if as_json:
         print_json(
             {
@@ -70,6 +71,17 @@ def report_events(experiment: str | None, offer: bool, as_json: bool) -> None:
     click.echo(f"{len(reported.versions)} versions of {name} reported; Dagster knew {reported.known} already")
     if reported.older:
         click.echo(f"left out, being older than what is known of their asset: {', '.join(reported.older)}")
+
+
+def _optional(experiment: str | None) -> dict[str, Sequence[str]]:
+    """Return the optional inputs of each asset; none of an experiment that does not load."""
+    from vpmoe_assets.commands.present import present_of
+
+    try:
+        steps = present_of(experiment or project.experiment_name()).steps
+    except click.ClickException:
+        return {}
+    return {asset: step.partial for asset, step in steps.items() if step.partial}
 
 
 def _wanted(count: int, experiment: str) -> bool:

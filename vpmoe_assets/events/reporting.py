@@ -1,12 +1,12 @@
 """A Dagster instance is told what a store holds: each version once, as an event that belongs to no run.
 
 For a colleague's checkout on a shared store, and for an instance that was lost. What an event says is taken
-from the record alone: data version, code version, and for each input its data version and the event by which
+from the record: data version, code version, and for each input its data version and the event by which
 this instance knows it. So Dagster marks what is out of date with present code, as it does after a run; an
 event with a data version alone would count as up to date for ever.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from heapq import heappop, heappush
@@ -19,6 +19,7 @@ from dagster._core.definitions.data_version import (
     CODE_VERSION_TAG,
     DATA_VERSION_IS_USER_PROVIDED_TAG,
     DATA_VERSION_TAG,
+    DEFAULT_DATA_VERSION,
     NULL_EVENT_POINTER,
     get_input_data_version_tag,
     get_input_event_pointer_tag,
@@ -88,10 +89,22 @@ def unreported(instance: dg.DagsterInstance, store: Store, experiment: str) -> l
     return found
 
 
-def report_store(instance: dg.DagsterInstance, store: Store, experiment: str) -> Reported:
+def report_store(
+    instance: dg.DagsterInstance,
+    store: Store,
+    experiment: str,
+    optional: Mapping[str, Collection[str]] | None = None,
+) -> Reported:
     """Tell an instance every version of an experiment that it does not know, inputs first.
 
     Again tells it nothing. Versions that are older than what it knows of their asset are left out.
+
+    Args:
+        instance: That is told.
+        store: With the versions.
+        experiment: Name.
+        optional: Of each asset, the inputs that it uses only if they were ever published. A record that does
+            not name one was made without it, and a run says that too: else it would be a new dependency.
 
     Raises:
         graphlib.CycleError: Records name each other in a circle: they are forged.
@@ -110,7 +123,8 @@ def report_store(instance: dg.DagsterInstance, store: Store, experiment: str) ->
             reported.older.append(version_name(head))
             continue
         record = store.record(head)
-        events[head.version] = _report(instance, store, record, key, told)
+        absent = set((optional or {}).get(head.asset, ())) - {reference.asset for reference in record.inputs}
+        events[head.version] = _report(instance, store, record, key, told, absent)
         reported.versions.append(version_name(head))
         newest = record
     if newest is not None:
@@ -146,7 +160,12 @@ def in_order(heads: Iterable[Head]) -> Iterator[Head]:
 
 
 def _report(
-    instance: dg.DagsterInstance, store: Store, record: Record, key: dg.AssetKey, told: dict[str, Told]
+    instance: dg.DagsterInstance,
+    store: Store,
+    record: Record,
+    key: dg.AssetKey,
+    told: dict[str, Told],
+    absent: Collection[str],
 ) -> dg.EventLogRecord:
     tags = {
         VERSION_TAG: record.version,
@@ -163,6 +182,10 @@ def _report(
         tags[get_input_event_pointer_tag(input_key)] = (
             NULL_EVENT_POINTER if event is None else str(event.storage_id)
         )
+    for name in sorted(absent):
+        input_key = dg.AssetKey([record.experiment, name])
+        tags[get_input_data_version_tag(input_key)] = DEFAULT_DATA_VERSION.value
+        tags[get_input_event_pointer_tag(input_key)] = NULL_EVENT_POINTER
     instance.report_runless_asset_event(
         dg.AssetMaterialization(
             key,
