@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import time
 
 import pytest
@@ -92,6 +93,9 @@ def test_half_written_files_of_a_job_are_no_fault(store, work):
 
 def test_when_it_is_published_its_page_leads_to_the_version(store, work):
     (work / "STATUS").unlink()
+    assert "is being published" in text(page(store))
+    assert REFRESH in page(store)
+    shutil.rmtree(work)
     with pytest.raises(PageMissing, match="nothing is at work on smoke/vpmoe_stage1"):
         page(store)
     made = publish(store, "vpmoe_stage1")

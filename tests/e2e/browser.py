@@ -7,7 +7,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ QUIET = (
 )
 
 
+class Elsewhere(Exception):  # noqa: N818 (no fault: pages that look again by themselves do so)
+    """The page was left while it was asked."""
+
+
 class Browser:
     """One page of a browser."""
 
@@ -38,6 +42,8 @@ class Browser:
         while True:
             answer = json.loads(self._connection.recv(timeout=60))
             if answer.get("id") == number:
+                if "navigated" in answer.get("error", {}).get("message", ""):
+                    raise Elsewhere
                 assert "error" not in answer, answer
                 return answer["result"]
 
@@ -53,18 +59,20 @@ class Browser:
     def until(self, expression: str, seconds: float = 40) -> Any:
         """Wait until an expression is true, and return it."""
         end = time.monotonic() + seconds
-        while not (found := self.js(expression)):
-            assert time.monotonic() < end, f"{expression} never came; the page says: {self.text()[:1500]}"
+        while True:
+            with suppress(Elsewhere):
+                if found := self.js(expression):
+                    return found
+                assert time.monotonic() < end, f"{expression} never came; the page says: {self.text()[:1500]}"
             time.sleep(0.15)
-        return found
 
     def says(self, *parts: str, seconds: float = 40) -> None:
         """Wait until the page says all of this."""
         for part in parts:
-            self.until(f"document.body.textContent.includes({json.dumps(part)})", seconds)
+            self.until(f"document.body?.textContent.includes({json.dumps(part)})", seconds)
 
     def text(self) -> str:
-        return str(self.js("document.body.innerText"))
+        return str(self.js("document.body?.innerText"))
 
     def click(self, selector: str, text: str = "") -> None:
         """Click the first element of a selector with this text."""

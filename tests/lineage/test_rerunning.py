@@ -98,6 +98,19 @@ def test_what_comes_out_otherwise_is_stated_with_the_first_difference(store, cha
     )
 
 
+def test_what_fails_its_checks_is_compared_too(store, chain, own, monkeypatch):
+    def run(own, record, *_):
+        parent = own.store.require("smoke", "synth")
+        check = {"name": "rows_there", "passed": False, "blocking": True}
+        publish(own.store, record.asset, (parent,), files={"data.bin": b"other"}, checks=[check])
+        raise RerunError("the run failed: Materialization failed")
+
+    monkeypatch.setattr(rerunning, "_run", run)
+    outcome = again(store, chain[1], own)
+    assert (outcome.reproduced, outcome.failed) == (False, ("rows_there",))
+    assert outcome.file.path == "data.bin"
+
+
 def test_an_input_that_is_gone_is_stood_in_for_by_the_same_content(store, chain, own, made_as):
     made_as(None)
     synth = chain[0]

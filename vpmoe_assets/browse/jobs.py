@@ -22,6 +22,8 @@ from vpmoe_assets.lineage.layout import directories
 
 _SILENT_S = 60.0
 """Without a heartbeat for so long a job is hardly alive."""
+_PUBLISHING_S = 600.0
+"""A work area without a job that changed so recently may be on its way to its place."""
 _TAIL = 16384
 
 
@@ -87,6 +89,22 @@ def jobs(root: Path, experiment: str) -> list[Job]:
     parent = root / ".work" / experiment
     found = [job for name in directories(parent) if (job := _job(parent / name)) is not None]
     return sorted(found, key=lambda job: (not job.alive, job.asset))
+
+
+def publishing(root: Path, experiment: str, asset: str) -> bool:
+    """Whether something may be on its way from a work area, whose job has ended, to its place as a version.
+
+    Args:
+        root: Of the store.
+        experiment: Name, of one that is in the store.
+        asset: Name.
+    """
+    parent = root / ".work" / experiment
+    for name in directories(parent):
+        with contextlib.suppress(OSError):
+            if name.rpartition("-")[0] == asset:
+                return time.time() - os.stat(parent / name).st_mtime < _PUBLISHING_S
+    return False
 
 
 def _job(work: Path) -> Job | None:

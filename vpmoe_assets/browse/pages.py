@@ -12,7 +12,7 @@ from typing import Any
 from vpmoe_assets.browse import artifact, differences
 from vpmoe_assets.browse.catalog import Asset, Catalog, View
 from vpmoe_assets.browse.comparison import ByInputs, Compared, Comparison
-from vpmoe_assets.browse.jobs import jobs
+from vpmoe_assets.browse.jobs import jobs, publishing
 from vpmoe_assets.browse.links import AT_WORK, Links, at_work, page_of
 from vpmoe_assets.browse.panels import training_charts
 from vpmoe_assets.browse.picture import lineage_picture
@@ -186,7 +186,8 @@ class Pages:
         view = self._view(experiment)
         running = [job for job in jobs(self.store.root, experiment) if job.asset == asset]
         latest = view.latest.get(asset)
-        if not running and latest is None:
+        ending = not running and publishing(self.store.root, experiment, asset)
+        if not running and not ending and latest is None:
             raise PageMissing(f"nothing is at work on {experiment}/{asset}, and there is no version of it")
         return self._template(
             "at_work.html",
@@ -194,7 +195,8 @@ class Pages:
             experiment=experiment,
             asset=asset,
             jobs=[(job, training_charts(artifact.lines_of(job.metrics))) for job in running],
-            moving=any(job.moving for job in running),
+            ending=ending,
+            moving=ending or any(job.moving for job in running),
             latest=latest,
         )
 

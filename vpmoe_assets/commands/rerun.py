@@ -153,6 +153,7 @@ def _report(
             "same_fingerprint": outcome.same_identity,
             "environment": differing,
             "difference": outcome.difference(),
+            "failed_checks": list(outcome.failed),
             "seconds": round(outcome.seconds, 3),
             "directory": place and str(place),
             "statements": [{"kind": each.kind, "id": each.id, "about": each.artifact} for each in statements],
@@ -174,6 +175,8 @@ def _report(
                 click.echo(f"{'first step':<14} {outcome.step}")
             if outcome.file is not None:
                 click.echo(f"{'first file':<14} {outcome.file}")
+        if outcome.failed:
+            click.echo(f"{'failed checks':<14} {', '.join(outcome.failed)}")
         for each in statements:
             click.echo(f"stated {each.kind} about {each.artifact} ({each.id[:12]})")
     if not outcome.reproduced:

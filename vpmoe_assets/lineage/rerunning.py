@@ -64,6 +64,7 @@ class Outcome:
         step: First step whose metrics differ, of a training.
         file: First file that differs.
         seconds: How long it took.
+        failed: Blocking checks that what was made did not pass, by name.
     """
 
     record: Record
@@ -72,6 +73,7 @@ class Outcome:
     step: StepChange | None
     file: FileChange | None
     seconds: float
+    failed: tuple[str, ...] = ()
 
     @property
     def reproduced(self) -> bool:
@@ -153,7 +155,15 @@ def rerun(
     """
     sources = _prepare(store, record, own, present, log)
     began = time.monotonic()
-    _run(own, record, sources, python, _configuration(store, record))
+    failed: tuple[str, ...] = ()
+    try:
+        _run(own, record, sources, python, _configuration(store, record))
+    except RerunError:
+        # A blocking check fails the run of an artifact that is there, and what came out says more than that.
+        there = own.store.find(record.experiment, record.asset)
+        failed = () if there is None else tuple(each.check for each in own.store.blocked_by(there))
+        if not failed:
+            raise
     made = own.store.find(record.experiment, record.asset)
     if made is None:
         raise RerunError(f"the run published no {record.asset}; {own.log} says why")
@@ -166,6 +176,7 @@ def rerun(
         first_step(old / "run", new / "run") if changed else None,
         first_file(record, old / "payload", made, new / "payload"),
         time.monotonic() - began,
+        failed,
     )
 
 
