@@ -217,7 +217,7 @@ def test_the_server_tells_description_checks_and_provenance_of_an_asset(ui: Ui, 
             assetChecksOrError { ... on AssetChecks { checks { name blocking } } }
         } }""",
     )["assetNodes"][0]
-    assert "conversations" in node["description"]
+    assert "loss mask and span of every conversation" in node["description"]
     assert (node["groupName"], "dataset" in node["kinds"]) == ("data", True)
     shown = {entry["label"]: entry for entry in node["assetMaterializations"][0]["metadataEntries"]}
     ancestry = shown["provenance"]["mdStr"]
