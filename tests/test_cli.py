@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.lineage.fabricate import damage, draft, fill, publish, recipe
+from tests.verbs import VERBS
 from trainer.contract.schema.experiment import load_experiment
 from vpmoe_assets.cli import main
 from vpmoe_assets.lineage.index import Index
@@ -25,37 +27,7 @@ from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.resources.process_record import Orchestrator, ProcessRecord
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = (
-    ["ls"],
-    ["why"],
-    ["plan"],
-    ["make"],
-    ["new"],
-    ["show"],
-    ["lineage"],
-    ["path"],
-    ["verify"],
-    ["rerun"],
-    ["diff"],
-    ["forget"],
-    ["pin"],
-    ["unpin"],
-    ["gc"],
-    ["card"],
-    ["attest"],
-    ["adopt"],
-    ["accept"],
-    ["upgrade"],
-    ["sql"],
-    ["index", "rebuild"],
-    ["data", "build"],
-    ["reports"],
-    ["reap"],
-    ["browse"],
-    ["report-events"],
-    ["site"],
-)
-
+DOCS = ROOT / "docs"
 ACCEPTED = dict.fromkeys(KINDS["accepted"], "f" * 64) | {
     "difference": {"sources": [], "recipe": [], "packages": []},
     "unknown": [],
@@ -93,12 +65,26 @@ def fails(*arguments):
     return lines[0]
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("command", VERBS, ids=" ".join)
 def test_every_command_has_help_with_examples_and_takes_json(command):
     text = run(*command, "--help").output
     assert "Example" in text
     assert f"vpmoe {' '.join(command)}" in text
     assert "--json" in text
+
+
+def test_the_page_of_verbs_has_a_row_for_each_and_leads_to_where_it_is_described():
+    rows = re.findall(
+        r"^\| `vpmoe ([a-z -]+)` \|.*\[.*\]\((.*?)\) \|$", (DOCS / "verbs.md").read_text(), re.M
+    )
+    assert [verb for verb, _ in rows] == sorted(" ".join(words) for words in VERBS)
+    for verb, link in rows:
+        page, _, section = link.partition("#")
+        text = (DOCS / page).read_text()
+        titles = re.findall(r"^#+ (.*)$", text, re.M)
+        anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
+        assert not section or section in anchors, f"{verb}: {page} has no section {section}"
+        assert f"vpmoe {verb}" in text, f"{page} says nothing of vpmoe {verb}"
 
 
 def listed(*arguments):
