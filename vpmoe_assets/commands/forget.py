@@ -39,7 +39,7 @@ def forget(asset: str, experiment: str | None, because: str, as_json: bool) -> N
         raise click.UsageError("name the version, too: ASSET@VERSION")
     if store.find(place, name, version) is not None:
         raise click.ClickException(f"{place}/{name}/{version} is still in {store.root}: it is not gone")
-    known, _ = sightings(store, open_index(), place)
+    known = sightings(store, open_index(), place).sightings
     concerned = [each for each in known if (each.asset, each.version) == (name, version)]
     digests = sorted({each.record_digest for each in concerned if each.record_digest})
     if not digests:

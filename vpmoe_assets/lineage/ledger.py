@@ -21,6 +21,7 @@ from pathlib import Path
 from trainer.contract.files import sync
 from vpmoe_assets.lineage.errors import RecordError
 from vpmoe_assets.lineage.layout import make_directory
+from vpmoe_assets.lineage.readings import Readings, files_below
 from vpmoe_assets.lineage.record import MANIFEST_NAME, RECORD_NAME, Record, read_record
 from vpmoe_assets.lineage.sealing import write_sealed
 
@@ -88,10 +89,15 @@ class Ledger:
         """Yield the digest of every record, sorted."""
         yield from sorted(path.stem for path in self.root.glob("[0-9a-f][0-9a-f]/*.json"))
 
-    def entries(self) -> Iterator[Entry]:
-        """Yield who published anything, in no order; it may never have become visible."""
-        for path in (self.root / "by-fingerprint").glob("[0-9a-f][0-9a-f]/*"):
-            yield from _entries(path)
+    def entries(self, readings: Readings | None = None) -> Iterator[Entry]:
+        """Yield who published anything, in no order; it may never have become visible.
+
+        Args:
+            readings: Remembers what the files of the index say; by default each is read.
+        """
+        files = dict(files_below(self.root / "by-fingerprint", 1))
+        for text in (readings or Readings())(files, _text).values():
+            yield from _parsed(text)
 
     def of_fingerprint(self, fingerprint: str) -> list[Entry]:
         """Return who published something with a fingerprint, oldest first."""
@@ -121,11 +127,19 @@ class Ledger:
 
 
 def _entries(path: Path) -> list[Entry]:
+    text = _text(path)
+    return [] if text is None else _parsed(text)
+
+
+def _text(path: Path) -> str | None:
     try:
-        lines = path.read_text("ascii", errors="replace").split("\n")
+        return path.read_text("ascii", errors="replace")
     except FileNotFoundError:
-        return []
-    fields = (line.split(" ") for line in lines)
+        return None
+
+
+def _parsed(text: str) -> list[Entry]:
+    fields = (line.split(" ") for line in text.split("\n"))
     return list(dict.fromkeys(Entry(*each) for each in fields if len(each) == 4 and len(each[0]) == 64))
 
 

@@ -1,6 +1,6 @@
 """Signatures of versions against their records, and which versions of an ancestry have none."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from vpmoe_assets.lineage.attestation import signature_fault, signed
 from vpmoe_assets.lineage.errors import RecordError, StatementError
@@ -8,6 +8,7 @@ from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.integrity import Problem
 from vpmoe_assets.lineage.layout import version_name
 from vpmoe_assets.lineage.objects import ObjectStore
+from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
 
 PLACE = ".statements"
@@ -16,7 +17,12 @@ _MOST_NAMED = 8
 
 
 def signature_problems(
-    store: Store, heads: Sequence[Head], key: str | None = None, *, every: bool = False
+    store: Store,
+    heads: Sequence[Head],
+    key: str | None = None,
+    *,
+    every: bool = False,
+    among: Container[str] | None = None,
 ) -> Iterator[Problem]:
     """Yield signatures that do not hold, and what is not signed.
 
@@ -25,13 +31,14 @@ def signature_problems(
         heads: Of the versions that are looked at.
         key: sha256 of the public key that has to have signed each of them; a version without is a problem.
         every: Whether to note which of them nobody signed, where somebody signed others.
+        among: Digests of the records that may be signed; by default all statements are read.
     """
     objects = ObjectStore(store.root)
     keys: dict[str, set[str]] = {}
     for head in heads:
         name = version_name(head)
         try:
-            found = signed(store.statements.about_digest(head.experiment, head.asset, head.record_digest))
+            found = _signed(store, head) if among is None or head.record_digest in among else []
             record = store.record(head) if found else None
         except (StatementError, RecordError, FileNotFoundError):  # reported where they are looked at
             continue
@@ -48,6 +55,10 @@ def signature_problems(
             yield Problem("signature", name, PLACE, f"not signed with key {key[:12]}{others}")
     if every and key is None and any(keys.values()):
         yield from _told(keys)
+
+
+def _signed(store: Store, head: Head) -> list[Statement]:
+    return signed(store.statements.about_digest(head.experiment, head.asset, head.record_digest))
 
 
 def _told(keys: dict[str, set[str]]) -> Iterator[Problem]:

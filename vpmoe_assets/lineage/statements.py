@@ -15,7 +15,8 @@ that is gone can still be found.
 import getpass
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -27,6 +28,7 @@ from vpmoe_assets.lineage import locks
 from vpmoe_assets.lineage.changes import Changes
 from vpmoe_assets.lineage.errors import StatementError
 from vpmoe_assets.lineage.layout import named_version, version_name
+from vpmoe_assets.lineage.readings import Readings, files_below
 from vpmoe_assets.lineage.record import (
     Frozen,
     Origin,
@@ -133,6 +135,23 @@ class Statement(Frozen):
         return self.model_copy(update={**fields, "body": dict(body), "previous": None})
 
 
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What was said about one record, in short.
+
+    Attributes:
+        asset: Name.
+        record_digest: Of the record.
+        version: Name.
+        kinds: Of the statements.
+    """
+
+    asset: str
+    record_digest: str
+    version: str
+    kinds: frozenset[str]
+
+
 class Statements:
     """All statements of a store.
 
@@ -211,10 +230,30 @@ class Statements:
         """Return the assets of an experiment about whose records something was said, sorted."""
         return sorted(path.name for path in (self.root / safe_name(experiment)).glob("*/"))
 
-    def records(self, experiment: str) -> Iterator[tuple[str, str]]:
-        """Yield asset and digest of every record of an experiment about which something was said, sorted."""
-        for path in sorted((self.root / safe_name(experiment)).glob("*/*.jsonl")):
-            yield path.parent.name, path.stem
+    def summaries(
+        self, experiment: str, readings: Readings, altered: Callable[[str, str, StatementError], None]
+    ) -> Iterator[Summary]:
+        """Yield about which records of an experiment something was said, sorted by asset and digest.
+
+        Args:
+            experiment: Name.
+            readings: Remembers which files were whole, and what was in them.
+            altered: Called with asset, record digest and error for each file that is not.
+        """
+
+        def read(path: Path) -> str | None:
+            try:
+                said = self._statements(path)
+            except StatementError as error:
+                altered(path.parent.name, path.stem, error)
+                return None
+            return " ".join(([said[0].artifact, *sorted({each.kind for each in said})]) if said else ())
+
+        files = dict(sorted(files_below(self.root / safe_name(experiment), 1, ".jsonl")))
+        for path, text in readings(files, read).items():
+            if text:
+                artifact, *kinds = text.split(" ")
+                yield Summary(path.parent.name, path.stem, artifact.rpartition("/")[2], frozenset(kinds))
 
     def all(self) -> Iterator[Statement]:
         """Yield every statement of the store, by experiment, asset and record, oldest first.

@@ -18,6 +18,7 @@ from vpmoe_assets.lineage.layout import Layout, Versioned, directories
 from vpmoe_assets.lineage.ledger import Ledger
 from vpmoe_assets.lineage.placing import Places
 from vpmoe_assets.lineage.publishing import Publisher
+from vpmoe_assets.lineage.readings import Readings
 from vpmoe_assets.lineage.record import (
     RECORD_NAME,
     Draft,
@@ -64,6 +65,11 @@ class Store:
                 may be imported.
         """
         return IntactStates(self._layout.work / "intact.sqlite", workers)
+
+    @property
+    def readings(self) -> Readings:
+        """What the files of the ledger and of statements were found to say."""
+        return Readings(self._layout.work / "readings.sqlite")
 
     # Where things are.
 

@@ -6,7 +6,7 @@ library only: the processes that look at large stores load nothing else.
 
 import hashlib
 import os
-import stat
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -45,24 +45,45 @@ class TreeState(NamedTuple):
         whole, changed, count, waiting = hashlib.sha256(), 0, 0, [os.fspath(directory)]
         while waiting:
             place = waiting.pop()
-            lines, below = [], []
-            with os.scandir(place) as entries:
-                for entry in entries:
-                    found = entry.stat(follow_symlinks=False)
-                    if stat.S_ISDIR(found.st_mode):  # what is in it counts, not when it got there
-                        below.append(entry.path)
-                        lines.append(f"{entry.name}/")
-                        continue
-                    changed = max(changed, found.st_mtime_ns, found.st_ctime_ns)
-                    lines.append(
-                        f"{entry.name}\0{found.st_mode} {found.st_dev} {found.st_ino} {found.st_size} "
-                        f"{found.st_mtime_ns} {found.st_ctime_ns}"
-                    )
-            count += len(lines) - len(below)
-            lines.sort()
-            whole.update("\n".join(lines).encode("utf-8", "surrogateescape") + b"\0\0")
-            waiting += sorted(below)
+            found: dict[str, os.stat_result] = {}
+            below: list[str] = []
+            at = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                with os.scandir(at) as entries:  # by descriptor: no path is walked again for each name
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):  # what is in it counts, not when it got there
+                            below.append(entry.name)
+                        else:
+                            found[entry.name] = entry.stat(follow_symlinks=False)
+            finally:
+                os.close(at)
+            names = sorted(found)
+            below.sort()
+            values = [value for name in names for value in _telling(found[name])]
+            if values:
+                changed = max(changed, max(values[_MTIME::_VALUES]), max(values[_CTIME::_VALUES]))
+            count += len(names)
+            listed = "\0".join([*names, "", *below]).encode("utf-8", "surrogateescape")
+            whole.update(struct.pack("<QQQ", len(names), len(below), len(listed)) + listed)
+            whole.update(struct.pack("<" + _PACKED * len(names), *values))
+            waiting += [os.path.join(place, name) for name in below]
         return cls(whole.hexdigest(), count, settled((0, 0, 0, changed, changed), at_ns=began))
+
+
+def _telling(found: os.stat_result) -> tuple[int, int, int, int, int, int]:
+    """Return what tells one state of a file from another."""
+    return (
+        found.st_mode,
+        found.st_dev,
+        found.st_ino,
+        found.st_size,
+        found.st_mtime_ns,
+        found.st_ctime_ns,
+    )
+
+
+_MTIME, _CTIME, _VALUES = 4, 5, 6
+_PACKED = "QQQQqq"
 
 
 def states_of(directories: Sequence[str], workers: int = 1) -> Iterator[TreeState | None]:

@@ -25,7 +25,7 @@ from vpmoe_assets.lineage.signature_audit import signature_problems
 from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.treestate import TreeState
-from vpmoe_assets.lineage.witnesses import Sighting, contradictions, sightings
+from vpmoe_assets.lineage.witnesses import Heard, Sighting, contradictions, sightings
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def verify_experiment(store: Store, index: Index, experiment: str, look: Look = 
         experiment: Name.
         look: How closely; reads every byte by default.
     """
-    known, found = _told(store, index, experiment, look)
+    heard = _heard(store, index, experiment, look)
+    found = list(heard.unheard)
     heads: list[Head] = []
     unreadable: set[str] = set()
     for asset in store.assets(experiment):
@@ -95,8 +96,8 @@ def verify_experiment(store: Store, index: Index, experiment: str, look: Look = 
         unreadable |= {version_name(bad) for bad in damaged}
         found += [Problem("record", version_name(bad), RECORD_NAME, str(bad.error)) for bad in damaged]
     found += _looked_at(store, heads, look)
-    found += signature_problems(store, heads, look.key, every=look.audit is not None)
-    found += contradictions(store, known, heads, unreadable)
+    found += signature_problems(store, heads, look.key, every=look.audit is not None, among=heard.signed)
+    found += contradictions(store, heard.sightings, heads, unreadable)
     return Verification(heads, found)
 
 
@@ -109,24 +110,25 @@ def verify_artifact(store: Store, index: Index, record: Record, look: Look = Loo
         record: As read from the store.
         look: How closely; reads every byte by default.
     """
-    known, unheard = _told(store, index, record.experiment, look)
+    heard = _heard(store, index, record.experiment, look)
     heads, unreadable = _ancestry(store, record)
     concerned = {version_name(each) for each in heads}
     concerned |= {f"{each.experiment}/{i.asset}/{i.version}" for each in heads for i in each.inputs}
     assets = {name.rpartition("/")[0] for name in concerned}
     found = _looked_at(store, heads, look)
-    found += signature_problems(store, heads, look.key, every=look.audit is not None)
-    found += [each for each in unheard if each.kind == "witness" or each.artifact in assets]
-    told = [each for each in known if each.artifact in concerned]
+    found += signature_problems(store, heads, look.key, every=look.audit is not None, among=heard.signed)
+    found += [each for each in heard.unheard if each.kind == "witness" or each.artifact in assets]
+    told = [each for each in heard.sightings if each.artifact in concerned]
     found += contradictions(store, told, heads, unreadable)
     return Verification(heads, found)
 
 
-def _told(store: Store, index: Index, experiment: str, look: Look) -> tuple[list[Sighting], list[Problem]]:
-    """Return what witnesses know of an experiment, and who could not be asked."""
+def _heard(store: Store, index: Index, experiment: str, look: Look) -> Heard:
+    """Return what witnesses know of an experiment."""
     further = list(look.witnesses(experiment)) if look.witnesses else []
-    known, unheard = sightings(store, index, experiment)
-    return [*further, *known], unheard
+    trusting = look.audit is None and (look.hasher is None or look.states is not None)
+    heard = sightings(store, index, experiment, store.readings if trusting else None)
+    return replace(heard, sightings=[*further, *heard.sightings])
 
 
 def _ancestry(store: Store, record: Record) -> tuple[list[Head], set[str]]:
@@ -155,10 +157,11 @@ def _looked_at(store: Store, heads: Sequence[Head], look: Look) -> list[Problem]
     objects: dict[str, Mapping[str, str]] = {}
     there = {version_name(head): (head.record_digest, head.digest) for head in heads}
     states = look.states if look.audit is None and look.hasher is not None else None
-    known = states.unchanged({store.directory(head): head for head in heads}) if states is not None else {}
+    places = [store.directory(head) for head in heads]
+    known = {} if states is None else states.unchanged(dict(zip(places, heads, strict=True)))
     intact: list[Intact] = []
-    for head in heads:
-        place, name = store.directory(head), version_name(head)
+    for place, head in zip(places, heads, strict=True):
+        name = version_name(head)
         if (same := known.get(place)) is not None:
             absent = [Problem("missing", name, path, message) for path, message in same.absent]
             found += _accounted(store, head, absent)

@@ -5,7 +5,7 @@ that is made from it notices where nothing is. So what was known before is compa
 anybody renews what he knows: ask the witnesses first, look at the store afterwards.
 """
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vpmoe_assets.lineage.collected import removed_on_purpose
@@ -19,6 +19,7 @@ from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.integrity import Problem
 from vpmoe_assets.lineage.layout import version_name
+from vpmoe_assets.lineage.readings import Readings
 from vpmoe_assets.lineage.record import RECORD_NAME
 from vpmoe_assets.lineage.store import Store
 
@@ -52,12 +53,31 @@ class Sighting:
         return version_name(self)
 
 
-def sightings(store: Store, index: Index, experiment: str) -> tuple[list[Sighting], list[Problem]]:
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What witnesses in the store said of one experiment.
+
+    Attributes:
+        sightings: What they know.
+        unheard: Who could not be asked.
+        signed: Digests of the records about which a statement says, or may have said, that they are signed.
+    """
+
+    sightings: Sequence[Sighting]
+    unheard: Sequence[Problem]
+    signed: Collection[str]
+
+
+def sightings(store: Store, index: Index, experiment: str, readings: Readings | None = None) -> Heard:
     """Ask index, ledger and statements about one experiment.
 
-    Returns:
-        What they know, and who could not be asked.
+    Args:
+        store: Where ledger and statements are.
+        index: May be none, or busy.
+        experiment: Name.
+        readings: Remembers what their files say; by default each is read.
     """
+    signed: set[str] = set()
     found: list[Sighting] = []
     unheard: list[Problem] = []
     try:
@@ -73,19 +93,19 @@ def sightings(store: Store, index: Index, experiment: str) -> tuple[list[Sightin
         unheard.append(Problem("witness", experiment, index.path.name, message, "note"))
     found += [
         Sighting("the ledger", experiment, entry.asset, entry.version, entry.record_digest, published=False)
-        for entry in store.ledger.entries()
+        for entry in store.ledger.entries(readings)
         if entry.experiment == experiment
     ]
-    for asset, digest in store.statements.records(experiment):
-        try:
-            said = store.statements.about_digest(experiment, asset, digest)
-        except StatementError as error:
-            unheard.append(Problem("statement", f"{experiment}/{asset}", digest, str(error)))
-            continue
-        if said:
-            version = said[0].artifact.rpartition("/")[2]
-            found.append(Sighting("a statement", experiment, asset, version, digest))
-    return found, unheard
+
+    def altered(asset: str, digest: str, error: StatementError) -> None:
+        signed.add(digest)
+        unheard.append(Problem("statement", f"{experiment}/{asset}", digest, str(error)))
+
+    for said in store.statements.summaries(experiment, readings or Readings(), altered):
+        found.append(Sighting("a statement", experiment, said.asset, said.version, said.record_digest))
+        if "signed" in said.kinds:
+            signed.add(said.record_digest)
+    return Heard(found, unheard, signed)
 
 
 def contradictions(
