@@ -62,8 +62,8 @@ def test_several_ranks_go_through_torchrun_which_waits_longer_than_a_checkpoint(
 
 
 def test_an_unknown_launcher_is_refused_with_a_remedy() -> None:
-    with pytest.raises(LauncherNotAvailableError, match=r'"slurm" was asked for; available: "local"'):
-        find("slurm")
+    with pytest.raises(LauncherNotAvailableError, match=r'"slrm" was asked for; available: "local", "slurm"'):
+        find("slrm")
 
 
 def test_a_launcher_is_found_by_the_name_of_its_module(

@@ -23,6 +23,8 @@ class Handles:
 
 
 class _Held:
+    attached = waiting = False
+
     def __init__(self, handles: Handles, launch: Launch) -> None:
         self.handles, self.launch = handles, launch
         self.devices = (f"gpu {launch.work_dir.name}",)

@@ -31,6 +31,7 @@ from vpmoe_assets.lineage.record import Attempt, Draft, Objects, Record, utc_now
 from vpmoe_assets.lineage.remarks import Remark
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.workarea import WorkArea
+from vpmoe_assets.resources.detached import RECORD_NAME as DETACHED
 from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.told import VERSION_TAG
 from vpmoe_assets.resources.trainer import TrainerResource
@@ -130,9 +131,11 @@ class Making:
         """Return what the asset's function works with; what is said of code and machine is said now.
 
         What an earlier attempt left in the work area is used again unless source files were saved meanwhile
-        that run in this process: it may be of the code in between.
+        that run in this process: it may be of the code in between. A job that goes on there without its
+        orchestrator runs from sources of its own.
         """
-        if (here := loaded_here(step.closure)) and not work.begun_with(step.tree.state(here)):
+        here = () if (work.path / DETACHED).exists() else loaded_here(step.closure)
+        if here and not work.begun_with(step.tree.state(here)):
             self.context.log.warning(
                 f"{step.asset}: begun anew, because source files were saved since an earlier attempt began"
             )

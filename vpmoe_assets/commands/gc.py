@@ -109,9 +109,10 @@ def _skipped(found: "Plan") -> None:
 
 
 def _at_work(area: Path) -> bool:
+    from vpmoe_assets.resources.detached import DetachedJob
     from vpmoe_assets.resources.process_record import ProcessRecord
 
     try:
-        return ProcessRecord.read(area) is not None
+        return ProcessRecord.read(area) is not None or DetachedJob.read(area) is not None
     except ValueError:  # unreadable: `vpmoe reap` says so, and nobody knows that it has ended
         return True

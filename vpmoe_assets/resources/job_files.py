@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,23 +28,6 @@ _CHECKPOINT = re.compile(r"iter_(\d+)")
 
 class OutputIncompleteError(RuntimeError):
     """The job says that it is done and its deliverable is not all there."""
-
-
-@dataclass(frozen=True)
-class Beat:
-    """The last heartbeat.
-
-    Attributes:
-        age_s: Time since it was written, in seconds.
-        phase: What the job was at, or "" where the heartbeat does not say.
-        iteration: At which step, or None.
-        stuck_s: Time since it got there, in seconds; 0 where the heartbeat does not say.
-    """
-
-    age_s: float
-    phase: str = ""
-    iteration: int | None = None
-    stuck_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -113,28 +95,10 @@ class WorkFiles:
         """Forget how the last attempt ended, so that it is not taken for the end of the next."""
         (self.work_dir / STATUS_NAME).unlink(missing_ok=True)
 
-    def beat(self, since: float) -> Beat:
-        """Return the last heartbeat; before the first one, a beat at `since` (Unix time, in seconds)."""
-        path = self.work_dir / HEARTBEAT_NAME
-        now = time.time()
-        try:
-            written = path.stat().st_mtime
-            content: Any = json.loads(path.read_text(encoding="utf-8") or "{}")
-        except FileNotFoundError:
-            return Beat(now - since)
-        except ValueError:  # a heartbeat may be a bare `touch`
-            content = {}
-        if written < since:  # left by an earlier attempt
-            return Beat(now - since)
-        if not isinstance(content, dict):
-            content = {}
-        entered = content.get("since_unix_s")
-        return Beat(
-            age_s=now - written,
-            phase=str(content.get("phase", "")),
-            iteration=content.get("iteration"),
-            stuck_s=now - max(float(entered), since) if isinstance(entered, int | float) else 0.0,
-        )
+    @property
+    def heartbeat(self) -> Path:
+        """Rewritten every few seconds while the job lives."""
+        return self.work_dir / HEARTBEAT_NAME
 
     def last_checkpoint(self) -> int | None:
         """Step of the newest complete resume checkpoint, or None."""

@@ -5,11 +5,12 @@ import pkgutil
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from trainer.contract.status import JOB_NAME
+from vpmoe_assets.resources.detached import RECORD_NAME, DetachedJob
 from vpmoe_assets.resources.processes import Log
 
 PROGRAM = "trainer"
@@ -45,6 +46,7 @@ class Launch:
         wait_s: Time to wait for devices that others hold, in seconds.
         dagster_run_id: Run that asks for it, or None.
         arguments: Of the command, beside its job file.
+        settings: Of the launcher, as this run asks for them, before what `launchers.toml` says.
     """
 
     command: str
@@ -60,6 +62,7 @@ class Launch:
     wait_s: float
     dagster_run_id: str | None = None
     arguments: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def trainer(self) -> list[str]:
@@ -75,8 +78,16 @@ class Handle(Protocol):
     def devices(self) -> tuple[str, ...]:
         """Names of the GPUs that the job has; empty on a CPU."""
 
+    @property
+    def attached(self) -> bool:
+        """Whether the job was started by an orchestrator that is gone, and is only followed."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether no process of the job gets anywhere now, since it waits for its turn."""
+
     def start(self) -> None:
-        """Start the job and return at once."""
+        """Start the job and return at once; one that is followed is left as it is."""
 
     def poll(self) -> int | None:
         """Return the exit code, or None while the job runs."""
@@ -109,6 +120,22 @@ class Launcher(Protocol):
         """
 
 
+class DetachingLauncher(Launcher, Protocol):
+    """One whose jobs outlive their orchestrator; it leaves a `DetachedJob` where they work."""
+
+    def still_there(self, work_dir: Path, record: DetachedJob, environment: Mapping[str, str]) -> bool:
+        """Say whether a job on record may still work in its directory.
+
+        Args:
+            work_dir: Of the job.
+            record: Of the job.
+            environment: Of what is asked.
+
+        Raises:
+            LaunchError: Nobody can be asked, here or now; the message says why.
+        """
+
+
 def available() -> list[str]:
     """Return the names of the launchers."""
     return sorted(module.name for module in pkgutil.iter_modules([str(_PACKAGE)]))
@@ -124,7 +151,39 @@ def find(name: str) -> Launcher:
     if name not in there:
         quoted = ", ".join(f'"{word}"' for word in there)
         raise LauncherNotAvailableError(
-            f'launcher = "{name}" was asked for; available: {quoted}. Start the orchestrator on the machine '
-            'with the GPUs (on a cluster: inside an allocation) and use launcher = "local".'
+            f'launcher = "{name}" was asked for; available: {quoted}. "local" runs on this machine.'
         )
     return cast(Launcher, importlib.import_module(f"{__package__}.{_PACKAGE.name}.{name}"))
+
+
+def require_followed(work_dir: Path, name: str, environment: Mapping[str, str]) -> None:
+    """Refuse a work directory in which a job is on record that another launcher handed over.
+
+    A record whose job is over is taken away.
+
+    Args:
+        work_dir: Of the job that is to be started.
+        name: Of its launcher.
+        environment: Of what is asked.
+
+    Raises:
+        LaunchError: One works there, or nobody can be asked whether it does.
+        ValueError: What says so is not a record of a job.
+    """
+    record = DetachedJob.read(work_dir)
+    if record is None or record.launcher == name:
+        return
+    job = f"job {record.job_id or record.name} of {record.launcher}"
+    place = cast(DetachingLauncher, find(record.launcher))
+    try:
+        there = place.still_there(work_dir, record, environment)
+    except LaunchError as error:
+        raise LaunchError(
+            f"{job} may work in {work_dir}: {error} If that job is gone for good, remove "
+            f"{work_dir / RECORD_NAME}."
+        ) from error
+    if there:
+        raise LaunchError(
+            f'{job} works in {work_dir}: use launcher = "{record.launcher}", which follows it, or end it.'
+        )
+    DetachedJob.remove(work_dir)

@@ -64,7 +64,7 @@ def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
             process.send_signal(number)  # psutil compares the start time before it sends
 
 
-class _Interrupts:
+class Interrupts:
     """Notes SIGINT and SIGTERM while a job is being ended, so that no exception cuts the work short.
 
     An interrupt during the wait for a checkpoint means "hurry", unless it comes with the first one: one
@@ -103,7 +103,7 @@ class _Ending:
 
     marker: str
     command: tuple[str, ...]
-    interrupts: _Interrupts
+    interrupts: Interrupts
 
     def gone(self, seconds: float) -> bool:
         """Wait until nothing is left: `seconds` at most, and only briefly once helpers alone are left."""
@@ -161,7 +161,7 @@ def end_job(
     Raises:
         ProcessesRemainError: Something survived SIGKILL; the message names it.
     """
-    with _Interrupts() as interrupts:
+    with Interrupts() as interrupts:
         ending = _Ending(marker, tuple(command), interrupts)
         living = members(marker)
         if not living:

@@ -7,10 +7,12 @@ closed there; until then it stays, whatever happens, because nothing else knows 
 
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from trainer.contract.status import HEARTBEAT_NAME, LOG_NAME
 from vpmoe_assets.resources.instances import InstanceUnavailableError, close_run
 from vpmoe_assets.resources.process_record import RECORD_NAME, Orchestrator, ProcessRecord
 from vpmoe_assets.resources.processes import Log, ProcessesRemainError, end_job, members
@@ -85,12 +87,20 @@ def reap(store_root: Path, *, grace_s: float = 600.0, log: Log = lambda message:
     return _joined(jobs, [run for run in runs if run.run_failed or run.note])
 
 
-def settle(work_dir: Path, *, grace_s: float, log: Log = lambda message: None) -> Reaped | None:
+def settle(
+    work_dir: Path,
+    *,
+    grace_s: float,
+    silence_s: float | None = None,
+    log: Log = lambda message: None,
+) -> Reaped | None:
     """End the processes that a dead orchestrator left behind in a work directory.
 
     Args:
         work_dir: The directory.
         grace_s: Time for a checkpoint that is being written, in seconds.
+        silence_s: How long the job of another machine is silent until it is taken for dead, in seconds, by
+            whoever holds the lock of the directory; None waits for a person to say so.
         log: Told what is done.
 
     Returns:
@@ -105,6 +115,14 @@ def settle(work_dir: Path, *, grace_s: float, log: Log = lambda message: None) -
     if record is None:
         return None
     if not record.orchestrator.dead:
+        silent = 0.0 if silence_s is None or record.orchestrator.here else _silence(work_dir)
+        if silence_s is not None and silent > silence_s:
+            log(
+                f"{work_dir}: the job of {record.asset} on host {record.orchestrator.host} has been silent "
+                f"for {silent:.0f} s, and nobody holds its directory: it is taken for dead."
+            )
+            ProcessRecord.remove(work_dir)
+            return Reaped(work_dir, record.asset, record.dagster_run_id)
         note = _elsewhere(record.orchestrator)
         return Reaped(work_dir, record.asset, record.dagster_run_id, note=note)
     left = len(members(record.marker))
@@ -213,6 +231,13 @@ def _runs(store_root: Path) -> Iterator[tuple[Path, RunRecord | ValueError]]:
             continue
         except (ValueError, OSError) as error:
             yield path, ValueError(str(error))
+
+
+def _silence(work_dir: Path) -> float:
+    """Return how long ago a job last wrote, in seconds, by the clock of the file system."""
+    with tempfile.NamedTemporaryFile(dir=work_dir, prefix=".clock.") as now:
+        written = [work_dir / name for name in (RECORD_NAME, HEARTBEAT_NAME, LOG_NAME)]
+        return os.stat(now.name).st_mtime - max(path.stat().st_mtime for path in written if path.exists())
 
 
 def _elsewhere(orchestrator: Orchestrator) -> str:

@@ -26,6 +26,7 @@ from vpmoe_assets.resources.launcher import (
     LaunchError,
     available,
     find,
+    require_followed,
 )
 from vpmoe_assets.resources.processes import ProcessesRemainError, new_marker
 from vpmoe_assets.resources.reaping import settle
@@ -81,6 +82,9 @@ class TrainerResource(dg.ConfigurableResource):
     launcher: str = Field(
         default="local", description=f"What starts the processes: {' or '.join(available())}."
     )
+    launcher_settings: dict[str, Any] = Field(
+        default={}, description="Of the launcher, for this run, before what launchers.toml says."
+    )
     wandb: Literal["offline", "online", "disabled"] = Field(
         default="offline",
         description="Weights & Biases; the key comes from WANDB_API_KEY or netrc, never from here.",
@@ -97,6 +101,10 @@ class TrainerResource(dg.ConfigurableResource):
     )
     lease_wait_s: float = Field(
         default=86400.0, description="How long to wait for GPUs that others hold, in seconds."
+    )
+    host_silence_s: float = Field(
+        default=3600.0,
+        description="How long the job of another machine is silent, in seconds, until it is taken for dead.",
     )
     poll_s: float = Field(default=1.0, description="Time between two looks at the job's files, in seconds.")
 
@@ -205,7 +213,6 @@ class TrainerResource(dg.ConfigurableResource):
             resumed_from = last[0].resumed_from if last else None
             return self._result(files, summary, resumed_from, True, 0.0, ())
         replace_text(work_dir / JOB_NAME, job.model_dump_json(by_alias=True, indent=1) + "\n")
-        files.clear_status()
         return self._launch(context, place, job, files, sources, environment, steps)
 
     def _finished(
@@ -234,8 +241,14 @@ class TrainerResource(dg.ConfigurableResource):
         """
         for place in (work_dir, *workers.places(work_dir)):
             try:
-                left = settle(place, grace_s=self.grace_s, log=context.log.warning)
-            except (ValueError, ProcessesRemainError) as error:
+                require_followed(place, self.launcher, os.environ)
+                left = settle(
+                    place,
+                    grace_s=self.grace_s,
+                    silence_s=self.host_silence_s,
+                    log=context.log.warning,
+                )
+            except (ValueError, LaunchError, ProcessesRemainError) as error:
                 raise dg.Failure(str(error), allow_retries=False) from error
             if left is not None and left.note:
                 raise dg.Failure(
@@ -281,6 +294,7 @@ class TrainerResource(dg.ConfigurableResource):
             grace_s=self.grace_s,
             wait_s=self.lease_wait_s,
             dagster_run_id=context.run.run_id,
+            settings=self.launcher_settings,
         )
         try:
             if launch.command == "score" and self.score_workers > 1:
@@ -289,6 +303,8 @@ class TrainerResource(dg.ConfigurableResource):
                 place.reserve(launch, context.log.info) as handle,
                 attempt(files.noted, resumed_from, job.provenance.snapshot),
             ):
+                if not handle.attached:
+                    files.clear_status()
                 returncode = self._to_its_end(context, handle, watcher, files, job.asset)
                 summary = self._delivered(files, job, returncode)
         except LaunchError as error:
@@ -337,7 +353,8 @@ class TrainerResource(dg.ConfigurableResource):
         """Start and follow a job. However this ends, no process of the job is left."""
         try:
             handle.start()
-            context.log.info(f"{asset}: started; log {files.log}, all output {files.console}")
+            how = "followed" if handle.attached else "started"
+            context.log.info(f"{asset}: {how}; log {files.log}, all output {files.console}")
             returncode = watcher.follow(handle)
         except StalledError as stall:
             handle.stop(grace_s=min(self.grace_s, _AFTER_FAILURE_S), stack=True, log=context.log.warning)

@@ -8,6 +8,7 @@ import dagster as dg
 from trainer.contract.status import FAILED
 from vpmoe_assets.resources.job_files import WorkFiles
 from vpmoe_assets.resources.launcher import Handle
+from vpmoe_assets.resources.pulse import Pulse
 from vpmoe_assets.resources.tail import LogTail, MetricsTail
 
 _LOG_FIRST_S, _LOG_SLOWEST_S, _LOG_SLOWDOWN = 2.0, 60.0, 1.3
@@ -52,6 +53,7 @@ class Watcher:
         self._log = LogTail(files.log)
         self._log_due, self._log_every = 0.0, _LOG_FIRST_S
         self._failed_since: float | None = None
+        self._pulse = Pulse(files.heartbeat)
 
     def follow(self, handle: Handle) -> int:
         """Watch until the job's first process has ended.
@@ -62,10 +64,13 @@ class Watcher:
         Raises:
             StalledError: No heartbeat, no progress, or no end after a failure; the processes still live.
         """
-        since = time.time()
+        self.rest()
         while (returncode := handle.poll()) is None:
             self.look()
-            self.check(since)
+            if handle.waiting:
+                self.rest()
+            else:
+                self.check()
             time.sleep(self._limits.poll_s)
         self.look(all_of_it=True)
         return returncode
@@ -87,16 +92,18 @@ class Watcher:
             self._log_every = min(_LOG_SLOWEST_S, self._log_every * _LOG_SLOWDOWN)
         self._log_due = now + self._log_every
 
-    def check(self, since: float) -> None:
-        """Look whether it gets on.
+    def rest(self) -> None:
+        """Expect nothing of it until now: it is about to start, or waits for its turn."""
+        self._pulse.rest()
+        self._failed_since = None
 
-        Args:
-            since: When it was started, Unix time in seconds.
+    def check(self) -> None:
+        """Look whether it gets on.
 
         Raises:
             StalledError: It does not.
         """
-        beat, limits = self._files.beat(since), self._limits
+        beat, limits = self._pulse.beat(), self._limits
         at = f", while at {beat.phase!r} of step {beat.iteration}" if beat.phase else ""
         if beat.age_s > limits.stall_s:
             raise StalledError(

@@ -76,6 +76,16 @@ class Workers:
         """Names of the GPUs of all of them."""
         return tuple(name for handle in self.handles for name in handle.devices)
 
+    @property
+    def attached(self) -> bool:
+        """Whether one of them is only followed."""
+        return any(handle.attached for handle in self.handles)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether all of them wait for their turn."""
+        return all(handle.waiting for handle in self.handles)
+
     def start(self) -> None:
         """Start all of them."""
         for handle in self.handles:
@@ -126,12 +136,13 @@ class WorkersWatcher:
         Raises:
             StalledError: See `Watcher.follow`.
         """
-        since = time.time()
         while (returncode := handle.poll()) is None:
             self.look()
             for watcher, worker in zip(self.watchers, self.workers.handles, strict=True):
-                if worker.poll() is None:
-                    watcher.check(since)
+                if worker.waiting:
+                    watcher.rest()
+                elif worker.poll() is None:
+                    watcher.check()
             time.sleep(self.poll_s)
         self.look(all_of_it=True)
         return returncode

@@ -60,6 +60,16 @@ class LocalHandle:
         """Product names of the leased GPUs."""
         return tuple(gpu.name for gpu in self.lease.gpus)
 
+    @property
+    def attached(self) -> bool:
+        """False: a job does not outlive its orchestrator here."""
+        return False
+
+    @property
+    def waiting(self) -> bool:
+        """False: what it needs is there before it starts."""
+        return False
+
     def start(self) -> None:
         """Start it; what its processes print goes to `console.txt` in the work directory."""
         launch = self.launch
