@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup ladder test lint hooks format ui fused lock results clean always
+.PHONY: help setup ladder test test-services lint hooks format ui fused lock results clean always
 
 PYTHON ?= python3
 # The machine's uv if it has one, else a pinned one inside the project.
@@ -12,7 +12,7 @@ STAMP := .venv/.installed
 export DAGSTER_DISABLE_TELEMETRY = 1
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
 
 .uv/bin/uv: requirements-uv.lock
 	$(PYTHON) -m venv .uv
@@ -53,6 +53,10 @@ ui: $(STAMP) .env  ## open the Dagster UI on http://127.0.0.1:3000, or what is f
 test: $(STAMP) .env lint  ## lint, then run every test this machine can run
 	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m 'not services'
 
+test-services: $(STAMP) .env  ## tests that need servers: Slurm and PostgreSQL, installed from Debian where it may
+	$(BIN)/python -m tests.services.debian
+	$(BIN)/python -m pytest -n 0 -m services tests/services
+
 lint: $(STAMP)  ## ruff, mypy, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -70,7 +74,7 @@ fused: $(STAMP)  ## add the kernels of training.backend = "fused" (Linux, x86-64
 	$(UV) pip install --quiet --require-hashes -r requirements-fused.lock
 
 lock: | $(STAMP)  ## compile requirements.lock and requirements-fused.lock from pyproject.toml
-	$(UV) pip compile pyproject.toml --extra attest --group dev --universal --python-version 3.12 \
+	$(UV) pip compile pyproject.toml --extra attest --extra postgres --group dev --universal --python-version 3.12 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements.lock
 	$(UV) pip compile pyproject.toml --extra fused --python-version 3.12 --prerelease if-necessary-or-explicit \
 	  --python-platform x86_64-manylinux_2_28 --constraint requirements.lock \

@@ -66,10 +66,24 @@ def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
     fork_workers(config, specs)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules with slow tests come first: workers take whole modules, and none is left with a long one."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Modules with slow tests come first: workers take whole modules, and none is left with a long one.
+
+    Tests of services run where they are asked for, by `-m services`.
+    """
+    if "services" not in (config.option.markexpr or ""):
+        apart = [item for item in items if item.get_closest_marker("services")]
+        if apart:
+            config.hook.pytest_deselected(items=apart)
+            items[:] = [item for item in items if item not in apart]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say where the tests are that were not asked for."""
+    if "services" not in (config.option.markexpr or "") and not config.option.file_or_dir:
+        terminalreporter.write_line("tests of Slurm and PostgreSQL are apart: `make test-services`")
 
 
 @pytest.fixture(scope="session")

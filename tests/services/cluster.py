@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,11 @@ from pathlib import Path
 import psutil
 
 from tests.services.debian import program
+from vpmoe_assets.resources import bound
 
 NODES = ("n0", "n1")
+BOUND = [sys.executable, "-I", "-S", str(bound.__file__), "SIGTERM"]
+"""Before a server's command line: it ends with the tests, however they end."""
 _CONF = """\
 ClusterName=vpmoetest
 SlurmctldHost={host}(127.0.0.1)
@@ -41,7 +45,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-ReturnToService=2
+ReturnToService=1
 SlurmdTimeout=8
 KillWait=4
 MessageTimeout=10
@@ -152,7 +156,7 @@ class Cluster:
         return self.ask("squeue", "--noheader", "--format=%A").split()
 
     def hasten(self) -> None:
-        """Wait for a job that was queued again, and let it begin now: Slurm waits two minutes before it does."""
+        """Wait for a job that was queued again, and let it begin now: Slurm waits two minutes otherwise."""
 
         def queued() -> list[str]:
             return self.ask("squeue", "--noheader", "--states=PENDING", "--format=%A").split()
@@ -205,7 +209,7 @@ class Cluster:
         assert found is not None
         with (self.place / f"{name}.out").open("ab") as output:
             self._servers[name] = subprocess.Popen(
-                [found, *arguments],
+                [*BOUND, found, *arguments],
                 env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

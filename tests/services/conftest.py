@@ -1,6 +1,7 @@
 """Servers, each started by the first test that needs it and ended after the last."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.resources.conftest import leases_of_its_own, run_stand_in, test_id  # noqa: F401 - fixtures
+from tests.resources.launched import ROOT
 from tests.services import debian
 from tests.services.cluster import Cluster, lines_of
+from tests.services.postgres import Postgres
 
 
 def require(*packages: str) -> None:
@@ -50,3 +53,30 @@ def cluster(
     for job in running_cluster.jobs():
         running_cluster.ask("scancel", job)
     running_cluster.wait_idle()
+
+
+@pytest.fixture(scope="session")
+def running_postgres() -> Iterator[Postgres]:
+    require("postgresql")
+    with tempfile.TemporaryDirectory(prefix="vpmoe-postgres-") as place:
+        server = Postgres(Path(place))
+        server.make()
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@pytest.fixture
+def team(
+    running_postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, Postgres]:
+    """A home of Dagster's as `deploy/team` has it, empty, and its server, which is up again afterwards."""
+    home = tmp_path / "dagster"
+    home.mkdir()
+    shutil.copyfile(ROOT / "deploy" / "team" / "dagster.yaml", home / "dagster.yaml")
+    settings = {**running_postgres.environment, "VPMOE_DAGSTER_FILES": str(home / "files")}
+    for name, value in {**settings, "DAGSTER_HOME": str(home)}.items():
+        monkeypatch.setenv(name, value)
+    return home, running_postgres

@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm cluster of two machines; only the trainer itself is a stand-in, and once not even that."""
+"""Jobs on a real Slurm cluster of two machines; only the trainer itself is a stand-in, and once not that."""
 
 import json
 import os
@@ -220,7 +220,9 @@ def test_a_job_whose_id_was_never_noted_is_found_by_its_name(orchestrator, work,
     assert starts(work) == [0]
 
 
-def test_a_lost_machine_gives_its_job_to_another_which_goes_on_from_the_checkpoint(run, work, cluster) -> None:
+def test_a_lost_machine_gives_its_job_to_another_which_goes_on_from_the_checkpoint(
+    run, work, cluster
+) -> None:
     def lose() -> None:
         (node,) = {line for line in cluster.ask("squeue", "-h", "-o", "%N").split() if line}
         cluster.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
@@ -236,7 +238,9 @@ def test_a_lost_machine_gives_its_job_to_another_which_goes_on_from_the_checkpoi
     assert trained.summary["steps"] == 60
 
 
-def test_one_that_is_told_to_stop_and_that_nobody_wants_to_end_queues_itself_again(run, work, cluster) -> None:
+def test_one_that_is_told_to_stop_and_that_nobody_wants_to_end_queues_itself_again(
+    run, work, cluster
+) -> None:
     # As when its time is up: Slurm sends the same signal then.
     with Meanwhile(
         says(work, "saved step 5"),
@@ -270,10 +274,11 @@ def test_a_job_that_waits_for_its_turn_is_no_job_that_hangs(run, work, cluster) 
     result, _ = run({"steps": 5}, stall_timeout_s=3.0)
     assert result.success, failure_message(result)
     cluster.wait_idle()
-    cluster.ask("sbatch", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 60")
+    other = cluster.ask("sbatch", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 60", "--parsable")
     result, _ = run({"steps": 6}, lease_wait_s=2.0, fingerprint="a" * 64, resume=False)
     assert "longer than lease_wait_s = 2" in failure_message(result)
-    assert len(cluster.jobs()) == 1
+    assert cluster.jobs() == [other.strip()]
+    cluster.ask("scancel", other.strip())
 
 
 def test_one_that_hangs_is_ended(run, work) -> None:

@@ -1,5 +1,6 @@
 """Watching a job: its curve and log go to Dagster as they grow, and a job that hangs is noticed."""
 
+import logging
 import time
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from vpmoe_assets.resources.launcher import Handle
 from vpmoe_assets.resources.pulse import Pulse
 from vpmoe_assets.resources.tail import LogTail, MetricsTail
 
+_log = logging.getLogger(__name__)
+_REFUSED_S = 900.0
 _LOG_FIRST_S, _LOG_SLOWEST_S, _LOG_SLOWDOWN = 2.0, 60.0, 1.3
 
 
@@ -53,6 +56,7 @@ class Watcher:
         self._log = LogTail(files.log)
         self._log_due, self._log_every = 0.0, _LOG_FIRST_S
         self._failed_since: float | None = None
+        self._refused_since: float | None = None
         self._pulse = Pulse(files.heartbeat)
 
     def follow(self, handle: Handle) -> int:
@@ -76,6 +80,30 @@ class Watcher:
         return returncode
 
     def look(self, *, all_of_it: bool = False) -> None:
+        """Pass on what is new, if anybody takes it.
+
+        Dagster's database may be away for a while (a server is started again), and a job is not ended for
+        that: what is passed on is in the job's files, too, and what comes later is passed on again.
+
+        Args:
+            all_of_it: Pass on the rest of the log, whether it is due or not.
+
+        Raises:
+            Exception: As Dagster raises it, for longer than a quarter of an hour.
+        """
+        try:
+            self._pass_on(all_of_it)
+        except Exception as error:  # each kind of storage fails in its own way
+            now = time.monotonic()
+            if self._refused_since is None:
+                self._refused_since = now
+                _log.warning("Dagster takes no events now; the job goes on: %s", error)
+            elif now - self._refused_since > _REFUSED_S:
+                raise
+        else:
+            self._refused_since = None
+
+    def _pass_on(self, all_of_it: bool) -> None:
         """Pass on what is new. The log goes in ever larger blocks: each is a row of the event log.
 
         The curve of a job that makes several assets belongs to none of them and stays in its file.

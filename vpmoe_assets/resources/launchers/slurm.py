@@ -219,21 +219,24 @@ class SlurmHandle:
         if self.job is None or self.job.job_id is None:
             return None
         said = batch.ended(self.launch.work_dir)
-        if said is not None and said.job_id == self.job.job_id:
-            self._waits = False
-            return said.code
+        last = said if said is not None and said.job_id == self.job.job_id else None
         now = time.monotonic()
-        if now < self._due:
+        if last is None and now < self._due:
             return None
         self._due = now + self.settings.poll_s
         try:
             state = self.cluster.state(self.job.job_id)
         except ClusterSilentError as error:
+            if last is not None:
+                return last.code
             if not self._silent:
                 self.log(f"the cluster does not answer, and the job goes on without it: {error}")
             self._silent = True
             return None
         self._silent = False
+        if last is not None and (state is None or state.over or state.restarts <= last.restart):
+            self._waits = False
+            return last.code
         if state is not None and not state.over:
             self._follow(state, now)
             return None
@@ -246,6 +249,7 @@ class SlurmHandle:
             LaunchError: It waited too long for its turn.
         """
         assert self.job is not None
+        assert self.job.job_id is not None
         before, self._seen, self._ended_since = self._seen, state, None
         self._waits = state.waits
         job = f"job {self.job.job_id} of Slurm"
@@ -257,6 +261,9 @@ class SlurmHandle:
             self.log(f"{job} is {state.word.lower()}{on}{why}")
         if not state.waits:
             self._queued_since = now
+        elif state.stuck:
+            self.cluster.cancel(self.job.job_id)
+            self._again(f"is held ({state.reason})")
         elif now - self._queued_since > self.launch.wait_s:
             raise LaunchError(
                 f"{job} has waited {now - self._queued_since:.0f} s ({state.reason}), longer than "
@@ -275,13 +282,7 @@ class SlurmHandle:
         if state is None and self._beats():
             return None  # a controller that lost its state; the job has not
         if state is None or word in LOST:
-            if self.job.restarts >= self.settings.restarts:
-                raise JobLostError(
-                    f"{job} ended as {word} once more than [launcher.slurm] restarts = "
-                    f"{self.settings.restarts} allows. Raise that, or see `sinfo -R`."
-                )
-            self.log(f"{job} ended as {word}; it is handed over again, and goes on from its last checkpoint")
-            self._hand_over(self.job.restarts + 1)
+            self._again(f"ended as {word}")
             return None
         if batch.began(self.launch.work_dir) != self.job.job_id:
             raise JobLostError(
@@ -291,6 +292,18 @@ class SlurmHandle:
         if word in ("COMPLETED", "FAILED"):
             return 1
         raise JobLostError(f"{job} ended as {word}: {_REMEDIES.get(word, 'see `scontrol show job`')}.")
+
+    def _again(self, why: str) -> None:
+        """Hand the job over once more."""
+        assert self.job is not None
+        job, allowed = f"job {self.job.job_id} of Slurm", self.settings.restarts
+        if self.job.restarts >= allowed:
+            raise JobLostError(
+                f"{job} {why}, once more than [launcher.slurm] restarts = {allowed} allows. Raise that, or "
+                "see `sinfo -R`."
+            )
+        self.log(f"{job} {why}; it is handed over again, and goes on from its last checkpoint")
+        self._hand_over(self.job.restarts + 1)
 
     def _beats(self) -> bool:
         try:

@@ -42,8 +42,10 @@ port=$({python} -I -S -c 'import socket; s = socket.socket(); s.bind(("", 0)); p
 {step} {program} --first "$address" --port "$port" {rest}
 code=$?
 again=
-runs() {{ scontrol show job -o "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING '; }}  # and nobody cancelled it
-if runs && [ ! -e "$own/{stop}" ] && [ "$restart" -lt {restarts} ]; then
+# One that somebody cancelled, or that the cluster has queued again already, has no more to say.
+state=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n 's/.* JobState=\\([A-Z_]*\\).*/\\1/p')
+[ "${{state:-RUNNING}}" = RUNNING ] || exit "$code"
+if [ ! -e "$own/{stop}" ] && [ "$restart" -lt {restarts} ]; then
   if [ "$(cat "$work/{status}" 2>/dev/null)" = {interrupted} ]; then
     again='it was told to stop, and nobody wants it to end'
   elif [ "$code" -ne 0 ] && ! timeout 60 {probe} true; then
@@ -65,10 +67,12 @@ class Ended:
 
     Attributes:
         job_id: Of it.
+        restart: How often it had been started again.
         code: Its exit code.
     """
 
     job_id: str
+    restart: int
     code: int
 
 
@@ -76,7 +80,7 @@ def ended(work_dir: Path) -> Ended | None:
     """Return what the job in a work directory said last, or None where it has said nothing, or not all."""
     try:
         words = (work_dir / PLACE / EXIT).read_text(encoding="utf-8").split()
-        return Ended(words[0], int(words[2]))
+        return Ended(words[0], int(words[1]), int(words[2]))
     except (FileNotFoundError, IndexError, ValueError):
         return None
 
@@ -138,9 +142,7 @@ def script(launch: Launch, name: str, settings: SlurmSettings, layout: Layout, r
         python=shlex.quote(sys.executable),
         restarts=restarts,
         # The rest of a job that lost a part is waited for as long as a checkpoint takes.
-        step=shlex.join(
-            ["srun", *sized, "--mpi=none", f"--wait={patience}", "--kill-on-bad-exit=0"]
-        ),
+        step=shlex.join(["srun", *sized, "--mpi=none", f"--wait={patience}", "--kill-on-bad-exit=0"]),
         probe=shlex.join(["srun", "--overlap", "--quiet", *sized, "--mpi=none"]),
         program=shlex.join([sys.executable, "-I", "-S", str(program)]),
         rest=shlex.join(

@@ -62,6 +62,11 @@ class State:
         return self.word in QUEUED | HELD
 
     @property
+    def stuck(self) -> bool:
+        """Whether it is queued and held, since a machine could not begin it; Slurm leaves it so for ever."""
+        return self.word in QUEUED and "launch" in self.reason.lower()
+
+    @property
     def over(self) -> bool:
         """Whether nothing of it is left, for good."""
         return self.word not in QUEUED | HELD | RUNNING
