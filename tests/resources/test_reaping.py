@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -85,6 +86,27 @@ def test_a_job_of_another_machine_is_left_alone(marker: str, tmp_path: Path) -> 
     assert found.note.startswith("runs or ran on host elsewhere: reap it there")
     assert "vpmoe reap --host-gone elsewhere" in found.note
     assert (work / RECORD_NAME).exists()
+
+
+def test_whoever_holds_the_directory_takes_a_machine_that_was_silent_for_long_for_dead(
+    marker: str, tmp_path: Path
+) -> None:
+    tmp_path = tmp_path / "work"
+    on_host("elsewhere", left_behind(marker, tmp_path)).write(tmp_path)
+    beat = tmp_path / "heartbeat"
+    beat.touch()
+    for path in (beat, tmp_path / RECORD_NAME):
+        os.utime(path, (time.time() - 7200.0,) * 2)
+    said: list[str] = []
+    for patience in (None, 9000.0):
+        found = settle(tmp_path, grace_s=0.0, silence_s=patience)
+        assert found is not None
+        assert "runs or ran on host elsewhere" in found.note
+    done = settle(tmp_path, grace_s=0.0, silence_s=3600.0, log=said.append)
+    assert done is not None
+    assert done.note == ""
+    assert "on host elsewhere has been silent for 720" in said[0]
+    assert settle(tmp_path, grace_s=0.0) is None
 
 
 def test_after_a_reboot_the_record_is_stale_even_if_the_process_id_is_in_use(

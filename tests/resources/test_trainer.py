@@ -195,7 +195,6 @@ def test_no_setting_changes_the_program_and_only_launchers_that_exist_are_offere
         )
     offered = TrainerResource.model_fields["launcher"].description
     assert offered == f"What starts the processes: {' or '.join(available())}."
-    assert "slurm" not in available()
 
 
 def test_a_job_whose_heart_stops_is_killed_with_its_stack(run_stand_in, test_id, tmp_path) -> None:

@@ -121,7 +121,7 @@ def settle(
                 f"{work_dir}: the job of {record.asset} on host {record.orchestrator.host} has been silent "
                 f"for {silent:.0f} s, and nobody holds its directory: it is taken for dead."
             )
-            ProcessRecord.remove(work_dir)
+            ProcessRecord.remove(work_dir, record.marker)
             return Reaped(work_dir, record.asset, record.dagster_run_id)
         note = _elsewhere(record.orchestrator)
         return Reaped(work_dir, record.asset, record.dagster_run_id, note=note)
