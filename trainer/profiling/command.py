@@ -121,6 +121,8 @@ def _refuse(options: argparse.Namespace) -> None:
     if options.job and (given := [name for name in flags if getattr(options, name) is not None]):
         names = ", ".join(name if name == "config" else f"--{name.replace('_', '-')}" for name in given)
         raise ConfigError(f"{names} beside --job: a job file says all of it; leave one of them out")
+    if options.device == "cuda" and _device() == "cpu":
+        raise ConfigError("--device cuda: torch finds no GPU here; give --device cpu or use a GPU machine")
 
 
 def _job(options: argparse.Namespace) -> "Job":

@@ -67,6 +67,7 @@ def test_plans_the_layout_that_is_asked_for(capsys):
         (["bench", "--dp", "3", "--ep", "2"], "ep = 2 does not divide dp = 3"),
         (["full", "--rung", "vpdense_80", "--dp", "2", "--ep", "2"], "the model has no experts"),
         (["bench", "--dp", "0"], "dp"),
+        (["bench", "--dp", "9" * 30], "dp: found 999999999999999999999999999999; input should be less"),
     ],
 )
 def test_explains_what_it_cannot_count(arguments, message, capsys):

@@ -41,10 +41,13 @@ def test_flags_change_the_experiments_recipe_and_nothing_else():
         (["smoke", "--device", "cpu", "--global-batch", "3", "--micro-batch", "2"], "micro_batch_size"),
         (["smok", "--device", "cpu"], "did you mean 'smoke'?"),
         (["--job", "there-is-none.json"], "no such job file"),
+        (["smoke", "--device", "cpu", "--seq-len", "1"], "seq_len = 1 holds no mock conversation"),
+        (["bench", "--device", "cuda"], "--device cuda: torch finds no GPU here"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_a_line(arguments, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "_device", lambda: "cpu")
     assert main(["profile", *arguments]) == 1
     told = capsys.readouterr().err
     assert said in told

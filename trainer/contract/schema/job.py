@@ -25,6 +25,10 @@ class JobInput(Frozen):
     digest: _Text
 
 
+Ranks = Annotated[PositiveInt, Field(le=65536)]
+"""Plans list every rank, so there is an end to them; the largest published runs have some 16,000."""
+
+
 class Execution(Frozen):
     """Where and how a job runs; never part of an artifact's identity.
 
@@ -39,10 +43,10 @@ class Execution(Frozen):
     """
 
     device: Literal["cpu", "cuda"]
-    nproc: PositiveInt = 1
-    dp: PositiveInt = 1
-    tp: PositiveInt = 1
-    ep: PositiveInt = 1
+    nproc: Ranks = 1
+    dp: Ranks = 1
+    tp: Ranks = 1
+    ep: Ranks = 1
     launcher: str = "local"
     wandb: Literal["offline", "online", "disabled"] = "offline"
     resume: bool = True

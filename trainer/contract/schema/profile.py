@@ -1,6 +1,8 @@
 """The recipe of a profile: the training run whose step is measured, and how many steps of it."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
+
+from pydantic import model_validator
 
 from trainer.contract.schema.base import Frozen, PositiveInt, parse, plain
 from trainer.contract.schema.training import TrainRecipe
@@ -56,5 +58,15 @@ class ProfileRecipe(TrainRecipe):
 
     TRACED_STEPS: ClassVar[int] = 3
     """Steps after the timed ones, at most: a traced one, and without CUDA graphs another, warmed up."""
+    SHORTEST: ClassVar[int] = 16
+    """Tokens that a sample of mock conversations has at least."""
     warm_up_steps: PositiveInt
     timed_steps: PositiveInt
+
+    @model_validator(mode="after")
+    def _holds_a_conversation(self) -> Self:
+        if self.seq_len < self.SHORTEST:
+            raise ValueError(
+                f"seq_len = {self.seq_len} holds no mock conversation; give {self.SHORTEST} or more"
+            )
+        return self
