@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.assets.graphs import ROOT
+from tests.faults.experiment import ORDER
 from tests.faults.judge import Judge
 from tests.faults.kinds import KINDS
 from tests.faults.site import open_lab
@@ -34,21 +35,26 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--directory", type=Path, help="kept for the next sitting; temporary by default")
     parser.add_argument("--kinds", default="", help=f"some of: {', '.join(KINDS)}")
+    parser.add_argument("--assets", default="", help="disturb the making of some alone")
     parser.add_argument("--table", action="store_true", help="print the table of the results alone")
     options = parser.parse_args()
     kinds = [each.strip() for each in options.kinds.split(",") if each.strip()] or list(KINDS)
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         parser.error(f"no such kind: {', '.join(unknown)}")
+    assets = {each.strip() for each in options.assets.split(",") if each.strip()} or set(ORDER)
+    kinds = [kind for kind in kinds if assets & {*KINDS[kind][1]}]
+    if not kinds:
+        parser.error(f"no kind disturbs {options.assets}")
     if options.table:
         print(table(read(options.results)))
         return 0
     with tempfile.TemporaryDirectory(prefix="vpmoe-faults-", dir=_fast()) as temporary:
-        failed = sitting(options, kinds, options.directory or Path(temporary))
+        failed = sitting(options, kinds, assets, options.directory or Path(temporary))
     print(table(read(options.results)))
     return int(failed)
 
 
-def sitting(options: argparse.Namespace, kinds: list[str], directory: Path) -> bool:
+def sitting(options: argparse.Namespace, kinds: list[str], assets: set[str], directory: Path) -> bool:
     """Make faults until there are enough, or the time is over; says whether one was not survived."""
     begun, failed = time.monotonic(), False
     known = {result["seed"] for result in read(options.results)}
@@ -60,7 +66,7 @@ def sitting(options: argparse.Namespace, kinds: list[str], directory: Path) -> b
         while made < options.count and time.monotonic() - begun < options.minutes * 60:
             if seed not in known:
                 kind = kinds[seed % len(kinds)]
-                outcome = trial(lab, judge, facts["seconds"], seed, commit(), kind)
+                outcome = trial(lab, judge, facts["seconds"], seed, commit(), kind, assets)
                 made += 1
                 failed = failed or bool(outcome.wrong)
                 with options.results.open("a", encoding="utf-8") as results:

@@ -103,8 +103,8 @@ def _names(root: Path) -> Iterator[str]:
             if RECORD_NAME in files or "checkpoints" in place.parts:
                 directories.clear()  # a published version: verify looks into it
                 continue
-            if "__pycache__" in directories:
-                directories.remove("__pycache__")
+            if place.name == ".sources":
+                directories.clear()  # laid out of an object, and compared with it whenever they are used
             for name in files + directories:
                 yield _VARIES.sub("#", (place / name).relative_to(root).as_posix())
 

@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,15 @@ class Outcome:
         return asdict(self)
 
 
-def trial(lab: Lab, judge: Judge, seconds: dict[str, float], seed: int, commit: str, kind: str) -> Outcome:
+def trial(
+    lab: Lab,
+    judge: Judge,
+    seconds: dict[str, float],
+    seed: int,
+    commit: str,
+    kind: str,
+    assets: Collection[str],
+) -> Outcome:
     """Make a fault, and go on until the asset is there.
 
     Args:
@@ -57,10 +66,11 @@ def trial(lab: Lab, judge: Judge, seconds: dict[str, float], seed: int, commit: 
         seed: Of the fault.
         commit: Of the product.
         kind: Of the fault.
+        assets: That may be disturbed.
     """
     begun = time.monotonic()
     draw = random.Random(f"{seed}: {kind}")
-    asset = draw.choice(KINDS[kind][1])
+    asset = draw.choice([each for each in KINDS[kind][1] if each in assets])
     site = lab.before(asset).copy(lab.directory / f"fault-{seed}")
     wrong = []
     try:

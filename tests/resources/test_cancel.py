@@ -34,6 +34,10 @@ from vpmoe_assets.resources.run_record import paths
 
 BIN = Path(sys.executable).parent
 GPUS = [Gpu("GPU-fake-0", "Invented"), Gpu("GPU-fake-1", "Invented")]
+MATERIALIZE = (
+    *(str(BIN / "dagster"), "asset", "materialize"),
+    *("-m", "cancel_definitions", "--select", "slow_checkpoint"),
+)
 FINGERPRINT = "f" * 64
 PATIENCE_S = 240.0  # the machine may be busy with other tests
 
@@ -82,8 +86,8 @@ class Site:
         how = {"command": "train", "program": "slow_trainer", "device": "cpu", "inputs": inputs}
         return {**how, "recipe": recipe, "nproc": self.nproc}
 
-    def start(self, *command: str) -> subprocess.Popen[bytes]:
-        environment = {
+    def environment(self) -> dict[str, str]:
+        return {
             **os.environ,
             TEST_ENV: self.id,
             "DAGSTER_HOME": str(self.home),
@@ -93,17 +97,16 @@ class Site:
             "CANCEL_JOB": json.dumps(self.job()),
             "SLOW_SAVE_S": str(self.save_s),
         }
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
         with (self.root / "output.txt").open("ab") as output:
             self.process = subprocess.Popen(
-                command, cwd=self.root, env=environment, stdout=output, stderr=output
+                command, cwd=self.root, env=self.environment(), stdout=output, stderr=output
             )
         return self.process
 
     def materialize(self) -> subprocess.Popen[bytes]:
-        return self.start(
-            *(str(BIN / "dagster"), "asset", "materialize"),
-            *("-m", "cancel_definitions", "--select", "slow_checkpoint"),
-        )
+        return self.start(*MATERIALIZE)
 
     def wait_until_it_trains(self) -> None:
         def trains() -> bool:
