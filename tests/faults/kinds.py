@@ -222,9 +222,7 @@ def two_runs(fault: Fault) -> str:
     time.sleep(fault.draw.uniform(0.0, 0.5) * fault.seconds)
     second = fault.site.materialize(fault.asset)
     codes = first.wait(), second.wait()
-    waited = (
-        "is held by" in first.said() + second.said()
-    )  # for a minute, which a busy machine may not do with
+    waited = "is held by" in first.said() + second.said()  # a minute, on a busy machine
     if codes != (0, 0) and not waited:
         return f"WRONG: exits {codes}: {first.said()[-800:]}{second.said()[-800:]}"
     return "both ended well"
