@@ -91,13 +91,14 @@ def table(results: list[dict[str, Any]]) -> str:
     by_kind = defaultdict(list)
     for result in results:
         by_kind[result["kind"]].append(result)
-    lines = [f"{'kind':28}{'faults':>8}{'survived':>10}{'starts':>8}{'seconds':>9}"]
+    lines = [f"{'kind':28}{'faults':>8}{'struck':>8}{'survived':>10}{'starts':>8}{'seconds':>9}"]
     for kind in [*sorted(by_kind), "all"]:
         found = results if kind == "all" else by_kind[kind]
         count = max(len(found), 1)
         survived = sum(not each["wrong"] for each in found)
+        struck = sum(each["struck"] for each in found)
         tries, seconds = (sum(each[name] for each in found) / count for name in ("tries", "seconds"))
-        lines.append(f"{kind:28}{len(found):8}{survived:10}{tries:8.1f}{seconds:9.1f}")
+        lines.append(f"{kind:28}{len(found):8}{struck:8}{survived:10}{tries:8.1f}{seconds:9.1f}")
     return "\n".join(lines)
 
 

@@ -66,6 +66,8 @@ class Fault:
 
 
 Kind = Callable[[Fault], str]
+MISSED = ("nobody was there", "it had just ended", "there was none", "no job", ", 0 refused")
+"""What a kind says where its moment did not come: the run was undisturbed."""
 
 
 def _kill(victims: list[psutil.Process], draw: random.Random, number: signal.Signals = signal.SIGKILL) -> str:
@@ -180,7 +182,7 @@ def full(what: str) -> Kind:
     """Return the kind where the disk is full for files of one sort."""
 
     def disturbed(fault: Fault) -> str:
-        spare = fault.draw.choice((0, 0, 1, 2, 5, 20, 60))
+        spare = fault.draw.choice((0, 0, 0, 1, 1, 2, 3, 8))
         fault.lab.disturber.refuse(WRITES[what][0].replace("*/artifacts", f"{fault.site.root}*"), spare=spare)
         program = fault.site.materialize(fault.asset, grace_s=5.0)
         code = program.wait()

@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.faults.experiment import NAME
 from tests.faults.judge import Judge
-from tests.faults.kinds import KINDS, Fault
+from tests.faults.kinds import KINDS, MISSED, Fault
 from tests.faults.site import Lab, Site
 
 TRIES = 5
@@ -30,6 +30,7 @@ class Outcome:
         kind: Of `KINDS`.
         asset: That was disturbed.
         did: What was done.
+        struck: Whether it disturbed anything: a process may have ended before it was to be killed.
         tries: How often it was made afterwards.
         seconds: That all of it took, judgement included.
         wrong: What is not as it has to be; nothing, where the product survived.
@@ -40,6 +41,7 @@ class Outcome:
     kind: str
     asset: str
     did: str
+    struck: bool
     tries: int
     seconds: float
     wrong: list[str]
@@ -98,7 +100,9 @@ def trial(
     else:
         site.remove()
     took = round(time.monotonic() - begun, 1)
-    return Outcome(seed, commit, kind, asset, did.replace(str(lab.directory), ""), tries, took, wrong)
+    struck = not any(missed in did for missed in MISSED)
+    did = did.replace(str(lab.directory), "")
+    return Outcome(seed, commit, kind, asset, did, struck, tries, took, wrong)
 
 
 def remedy(site: Site, said: str) -> None:
