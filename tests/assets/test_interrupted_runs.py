@@ -6,8 +6,13 @@ import signal
 import pytest
 
 from tests.assets.graphs import ROOT, payload_bytes
+from tests.assets.test_distillation import OURS, SERVED
+from vpmoe_assets.assets.making import Making
+from vpmoe_assets.checks import data
+from vpmoe_assets.checks.check import check
 from vpmoe_assets.harmony import build
 from vpmoe_assets.lineage.verify import verify_record
+from vpmoe_assets.verdict import Verdict
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +42,28 @@ def test_a_build_that_fails_after_its_shards_goes_on_from_them(graph, tiny_made,
     assert again.reused() == {**dict.fromkeys(CHAIN, True), "synth_kd_v1": False}
     assert "2 shards were finished by an interrupted build" in again.log()
     assert kd_bytes(mine) == kd_bytes(tiny_made[0])
+
+
+def test_half_a_file_that_a_killed_process_left_is_not_published(graph, tiny_made, tmp_path, monkeypatch):
+    whole = Making.build
+
+    def build_after_a_kill(*arguments):
+        begun = whole(*arguments)
+        (begun.payload / ".half-written.4711").write_bytes(b"half")
+        return begun
+
+    @check("said_nothing")
+    def quick(item, inputs) -> Verdict:
+        """It is there."""
+        return Verdict.of([], "", {})
+
+    monkeypatch.setattr(Making, "build", build_after_a_kill)
+    monkeypatch.setattr(data, "tokenizer_agrees", quick)
+    served = graph({OURS: SERVED, "tail_draws = 8\n": ""}, root=tmp_path / "empty")
+    served.make("o200k_tokenizer", "teacher")
+    assert [entry.path for entry in served.latest("teacher").files] == ["teacher.json"]
+    tokenizer = served.latest("o200k_tokenizer")
+    assert tokenizer.digest == tiny_made[0].latest("o200k_tokenizer").digest
 
 
 PROGRAM = """

@@ -46,6 +46,7 @@ def _o200k_tokenizer(experiment: Experiment) -> Produced:
         """
         from vpmoe_assets.harmony.tokenizer import write_tokenizer
 
+        shutil.rmtree(build.payload)  # of an attempt that was killed: half a file has a name of its own
         digests = write_tokenizer(build.payload)
         return Built(metrics={"vocab_size": tokenizer.vocab_size}, details={"files": digests})
 

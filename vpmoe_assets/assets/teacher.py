@@ -1,5 +1,6 @@
 """The teacher: a run of our own trained longer, a published checkpoint, or who answers at an address."""
 
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -139,6 +140,7 @@ def _served(experiment: Experiment, source: ServerTeacher) -> Produced:
         from vpmoe_assets.donors.teacher import write_descriptor
 
         source.require_pins("sources.teacher")
+        shutil.rmtree(build.payload)  # of an attempt that was killed
         return Built(details=write_descriptor(source, tokenizer.sha256, build.payload))
 
     return teacher
