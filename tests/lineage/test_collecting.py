@@ -200,6 +200,23 @@ def test_work_areas_without_a_job_go_and_others_stay(store):
     assert not area.exists()
 
 
+def test_half_written_files_of_killed_writers_go_and_young_ones_stay(store):
+    work, ledger = store.root / ".work", store.root / ".records"
+    half = [ledger / ".ab.json.12.tmp", work / ".runs" / ".x.json.3.tmp", work / ".steps.json.4.tmp"]
+    half += [work / ".sources" / ".ff00.0a1b" / "trainer", ledger / "ab" / ".abcd.json.5.6.tmp"]
+    whole = [work / ".runs" / "x.json", work / ".sources" / "ff00" / "trainer", ledger / "ab" / "abcd.json"]
+    for path in (*half, *whole, young := ledger / ".being-written.7.tmp"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    for path in (*half, half[3].parent):
+        os.utime(path, (0, 0))
+    (found,) = [item for item in plan(store).items if item.what == "half-written files"]
+    assert (found.sort, len(found.paths)) == ("work", len(half))
+    collect(store, ["work"])
+    assert not any(path.exists() for path in half)
+    assert all(path.exists() for path in (*whole, young))
+
+
 @pytest.mark.parametrize("at", range(8))
 def test_a_kill_at_any_moment_leaves_a_store_that_verifies_and_the_next_goes_on(store, monkeypatch, at):
     old, new = (publish(store, "data", manifest={"rows": 1}) for _ in range(2))

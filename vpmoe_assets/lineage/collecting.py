@@ -24,6 +24,7 @@ from vpmoe_assets.lineage.errors import BusyError, CollectingError, RecordError
 from vpmoe_assets.lineage.graph import ancestors
 from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.layout import Layout, version_name
+from vpmoe_assets.lineage.ledger import DIRECTORY as LEDGER
 from vpmoe_assets.lineage.statements import Statement
 from vpmoe_assets.lineage.store import Store
 
@@ -156,6 +157,8 @@ def plan(store: Store, *, latest: int = 1, at_work: Callable[[Path], bool] = lam
             items.append(
                 _item("work", str(path.relative_to(store.root)), (path,), (), "no run is at work there")
             )
+    if torn := tuple(_half_written(layout)):
+        items.append(_item("work", "half-written files", torn, (), "who wrote them was killed"))
     items += _objects(store, heads, kept, gone)
     names = {version_name(heads[digest]): why for digest, why in kept.items()}
     return Plan(tuple(items), names, tuple(skipped), {version_name(head): head for head in heads.values()})
@@ -232,6 +235,23 @@ def _work_areas(layout: Layout) -> Iterator[Path]:
         if locks_of.parent.name[0] != ".":
             areas = (path for path in locks_of.parent.iterdir() if path.is_dir() and path != locks_of)
             yield from sorted(areas)
+
+
+def _half_written(layout: Layout) -> Iterator[Path]:
+    """Yield what is left of small files whose writer was killed, or had no room, before they had a name."""
+    places = [layout.root / LEDGER, layout.work / ".runs", layout.work / ".sources"]
+    found = [path for place in places for path in _hidden(place)]
+    found += [path for path in layout.work.glob(".*.tmp") if path.is_file()]
+    yield from sorted(path for path in found if time.time() - path.lstat().st_mtime > _YOUNG_S)
+
+
+def _hidden(place: Path) -> Iterator[Path]:
+    """Yield what in a directory has the name of something unfinished."""
+    for directory, directories, files in os.walk(place):
+        hidden = [name for name in (*directories, *files) if name[0] == "."]
+        if place.name == ".sources":
+            directories.clear()
+        yield from (Path(directory, name) for name in hidden)
 
 
 def _objects(
