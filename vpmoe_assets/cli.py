@@ -34,6 +34,7 @@ from vpmoe_assets.commands.show import show
 from vpmoe_assets.commands.sql import sql
 from vpmoe_assets.commands.upgrade import upgrade
 from vpmoe_assets.commands.verify import verify
+from vpmoe_assets.commands.watch import watch
 from vpmoe_assets.commands.why import why
 from vpmoe_assets.lineage.errors import LineageError
 
@@ -98,6 +99,7 @@ for _command in (
     index,
     data,
     reports,
+    watch,
     reap,
     browse,
     site,

@@ -93,6 +93,14 @@ def began(work_dir: Path) -> str | None:
         return None
 
 
+def began_on(work_dir: Path) -> str | None:
+    """Return the machine on which the job that began in a work directory last has its script, or None."""
+    try:
+        return (work_dir / PLACE / STARTED).read_text(encoding="utf-8").split()[2]
+    except (FileNotFoundError, IndexError):
+        return None
+
+
 def devices(work_dir: Path) -> tuple[str, ...]:
     """Return the names of the GPUs that a job has noted, machine by machine."""
     files = (work_dir / PLACE).glob(f"{node.DEVICES}.*")
