@@ -1,6 +1,7 @@
 """Teachers whose weights are in this process."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import numpy as np
@@ -60,24 +61,46 @@ class LocalTeacher(Teacher):
         draws = 0 if tail is None else tail.count
         found: dict[int, TeacherScores] = {}
         rows = plan(sequences, wanted, share=self.share_prompts)
-        for batch in batches(rows, self.batch_tokens):
-            found.update(self._batch(batch, sequences, wanted, topk, mass, tail))
+        for batch, hidden in self._read(list(batches(rows, self.batch_tokens))):
+            found.update(self._batch(batch, hidden, sequences, wanted, topk, mass, tail))
         nothing = TeacherScores.of_nothing(topk, draws)
         return [found.get(number, nothing) for number in range(len(sequences))]
+
+    def _read(self, work: Sequence[Batch]) -> Iterator[tuple[Batch, torch.Tensor]]:
+        """Yield batches, each with its final hidden states.
+
+        On a CPU the next one is read while the caller boils down the last: reading is many small operations
+        that leave cores idle.
+        """
+        if self.model.device.type != "cpu" or len(work) < 2:
+            for batch in work:
+                yield batch, self._hidden(batch)
+            return
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(1, "hidden", initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+            ahead = pool.submit(self._hidden, work[0])
+            for number, batch in enumerate(work):
+                hidden = ahead.result()
+                if number + 1 < len(work):
+                    ahead = pool.submit(self._hidden, work[number + 1])
+                yield batch, hidden
+
+    def _hidden(self, batch: Batch) -> torch.Tensor:
+        """Return final hidden states `[B, S, H]`."""
+        if batch.rows[0].tree:
+            return self.model.hidden_trees(batch.tokens, batch.positions, batch.branch)
+        return self.model.hidden(batch.tokens, torch.tensor([len(row.tokens) for row in batch.rows]))
 
     def _batch(
         self,
         batch: Batch,
+        hidden: torch.Tensor,
         sequences: Sequence[Sequence[int]],
         wanted: Sequence[Sequence[int]],
         topk: int,
         mass: float | None,
         tail: TailDraws | None,
     ) -> dict[int, TeacherScores]:
-        if batch.rows[0].tree:
-            hidden = self.model.hidden_trees(batch.tokens, batch.positions, batch.branch)
-        else:
-            hidden = self.model.hidden(batch.tokens, torch.tensor([len(row.tokens) for row in batch.rows]))
         reads = [(place, number, at) for place, row in enumerate(batch.rows) for number, at in row.reads]
         at_row = torch.tensor([place for place, _, at in reads for _ in at], device=hidden.device)
         at_token = torch.tensor([token for _, _, at in reads for token in at], device=hidden.device)
