@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trainer.checkpoints.tokenizers import Tokenizer
 from trainer.contract.schema.architecture import Architecture
+from trainer.model.chunked_head import cached_rows
 
 _CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}  # logits alive at a time: 64 MiB and 1 GiB of float32
 
@@ -134,12 +135,14 @@ class LanguageModel(ABC):
         for start in range(0, len(targets), size):
             wanted = targets[start : start + size]
             logits = self.head_logits(hidden[start : start + size], out=buffer[: len(wanted)])
-            chosen = logits.gather(1, wanted[:, None]).squeeze(1)
-            largest, first = logits.max(dim=1)
-            # In place: the vocabulary is large, and a second buffer costs as much as the product.
-            total = logits.sub_(largest[:, None]).exp_().sum(dim=1)
-            logprobs.append(chosen - largest - total.log_())
-            greedy.append(first == wanted)
+            for rows in cached_rows(logits):
+                some, target = logits[rows], wanted[rows]
+                chosen = some.gather(1, target[:, None]).squeeze(1)
+                largest, first = some.max(dim=1)
+                # In place: the vocabulary is large, and a second buffer costs as much as the product.
+                total = some.sub_(largest[:, None]).exp_().sum(dim=1)
+                logprobs.append(chosen - largest - total.log_())
+                greedy.append(first == target)
         if not logprobs:
             return torch.empty(0), torch.empty(0, dtype=torch.bool)
         return torch.cat(logprobs).cpu(), torch.cat(greedy).cpu()

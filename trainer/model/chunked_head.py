@@ -95,7 +95,7 @@ def run_head(
         states = _operand(hidden[at])
         logits = _product(states, head.t(), out=buffer[: len(at)])
         grad_logits = None
-        for rows in _cached_rows(logits, group):
+        for rows in cached_rows(logits, group):
             grad_logits = turn(logits[rows], at[rows], want_hidden or want_head)
         if grad_chosen is None and grad_head is None:
             continue
@@ -113,7 +113,7 @@ def run_head(
     ctx.like = (hidden.shape, hidden.dtype, head_weight.dtype)
 
 
-def _cached_rows(logits: Tensor, group: dist.ProcessGroup | None) -> list[slice]:
+def cached_rows(logits: Tensor, group: dist.ProcessGroup | None = None) -> list[slice]:
     """Return the rows of a chunk that a loss is taken of at a time.
 
     A loss reads and writes its logits several times over. On a CPU that is done for a few rows at a time,

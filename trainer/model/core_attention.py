@@ -176,7 +176,7 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
         batch, groups, per_group, queries, dim = q.shape
         keys = k.shape[2]
         many = q.numel() // dim * keys > _SCORES_AT_ONCE
-        if many and not torch.is_grad_enabled() and q.device.type == "cpu":
+        if many and q.device.type == "cpu" and not self._differentiated(q, k, v):
             return self._attend_rows(q, k, v, distance, allowed)
         # The heads of a group share their keys: fold them into the rows of one product.
         scores = (q.reshape(batch, groups, per_group * queries, dim) @ k.transpose(-1, -2)).reshape(
@@ -184,9 +184,14 @@ class ReferenceCoreAttention(MegatronModule, Float32Parameters):
         )
         if self.slopes is not None:
             scores = scores - self.slopes.view(groups, per_group, 1, 1) * distance
-        scores = scores.masked_fill(~allowed[:, None, None], float("-inf"))
+        scores.masked_fill_(~allowed[:, None, None], float("-inf"))  # nobody else has these scores
         probabilities = self._softmax(scores)
         return (probabilities.reshape(batch, groups, per_group * queries, keys) @ v).reshape(q.shape)
+
+    def _differentiated(self, *operands: torch.Tensor) -> bool:
+        """Whether a gradient of what comes out can be asked for."""
+        parts = operands if self.softmax_offset is None else (*operands, self.softmax_offset)
+        return torch.is_grad_enabled() and any(part.requires_grad for part in parts)
 
     def _attend_rows(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, distance: torch.Tensor, allowed: torch.Tensor
