@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from trainer.contract.indexed import pack_header
 from vpmoe_assets.codebase.closure import Closure
 from vpmoe_assets.lineage.fingerprint import recipe_fingerprint
 from vpmoe_assets.lineage.record import (
@@ -105,6 +108,14 @@ def state_verdict(store: Store, record: Record, **check: Any) -> None:
         "metadata": check.get("metadata", {}),
     }
     store.statements.append(Statement.about(record, "verdict", body, author="vpmoe"))
+
+
+def index_of(lengths: Sequence[int] = (3, 2)) -> bytes:
+    """The `.idx` of an IndexedDataset of int32."""
+    sizes = np.array(lengths, "<i4")
+    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype("<i8") * 4
+    documents = np.arange(len(lengths) + 1).astype("<i8")
+    return pack_header(4, len(lengths)) + sizes.tobytes() + offsets.tobytes() + documents.tobytes()
 
 
 def damage(path: Path, offset: int = 0) -> None:

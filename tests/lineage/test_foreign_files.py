@@ -15,18 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from trainer.contract.indexed import pack_header
+from tests.lineage.fabricate import index_of
 from vpmoe_assets.lineage.errors import AdoptionError
 from vpmoe_assets.lineage.foreign_files import look
 
 TENSORS = save({"a": np.ones((2, 3), np.float32)})
-
-
-def index(lengths=(3, 2)):
-    sizes = np.array(lengths, "<i4")
-    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype("<i8") * 4
-    documents = np.arange(len(lengths) + 1).astype("<i8")
-    return pack_header(4, len(lengths)) + sizes.tobytes() + offsets.tobytes() + documents.tobytes()
 
 
 def table():
@@ -43,7 +36,7 @@ def torch_file(**options):
 
 GOOD = {
     "checkpoint": {"model.safetensors": TENSORS, "config.json": b"{}", "README.md": b"# It"},
-    "shards": {"train/x_tokens.bin": b"\x80\x04" + b"0" * 18, "train/x_tokens.idx": index()},
+    "shards": {"train/x_tokens.bin": b"\x80\x04" + b"0" * 18, "train/x_tokens.idx": index_of()},
     "parquet": {"rows.parquet": table()},
     "json lines": {"rows.jsonl": b'{"a": 1}\n{"a": 2}\n', "o200k.tiktoken": b"IQ== 0\n"},
 }
@@ -51,8 +44,8 @@ BAD = {
     "cut off": ({"model.safetensors": TENSORS[:-5]}, "model.safetensors is damaged"),
     "no parquet": ({"rows.parquet": table()[:-9]}, "is no parquet file, or is cut off"),
     "no index": ({"x.idx": b"x" * 50, "x.bin": b""}, "is no index of an IndexedDataset"),
-    "short index": ({"x.idx": index()[:-1], "x.bin": b""}, "its header says"),
-    "index alone": ({"x.idx": index()}, "has no .bin beside it"),
+    "short index": ({"x.idx": index_of()[:-1], "x.bin": b""}, "its header says"),
+    "index alone": ({"x.idx": index_of()}, "has no .bin beside it"),
     "elements alone": ({"x.bin": b"1234"}, "has no .idx beside it"),
     "bad line": ({"x.jsonl": b"{}\n{\n"}, "line 2 is no JSON"),
     "bad JSON": ({"m.safetensors": TENSORS, "config.json": b"{"}, "config.json is no JSON"),

@@ -1,18 +1,21 @@
-"""A model card from a record: what a checkpoint is, what it was made of, and what was found of it.
+"""A card from a record: what a checkpoint or data set is, what it was made of, and what was found of it.
 
 Markdown with front matter in YAML, whose strings are JSON's (YAML takes them). It says nothing that no record
 or statement says; what a person has to say of use and limits is left to him.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vpmoe_assets.lineage.adoption import is_adopted, origin
 from vpmoe_assets.lineage.comparison import kind_of
 from vpmoe_assets.lineage.errors import ComparisonError
 from vpmoe_assets.lineage.graph import Graph, ancestors
 from vpmoe_assets.lineage.layout import version_name
+from vpmoe_assets.lineage.origins import origins
 from vpmoe_assets.lineage.record import EvalScore, Record
+from vpmoe_assets.lineage.row_files import RowFiles, row_files
 from vpmoe_assets.lineage.standing import Finding
 from vpmoe_assets.lineage.store import Store
 
@@ -29,10 +32,10 @@ def model_card(store: Store, record: Record) -> str:
     """
     if (kind := kind_of(record)) != "checkpoint":
         raise ComparisonError(
-            f"{version_name(record)} is of kind {kind}, and a card is of a checkpoint; `vpmoe show` and "
-            "`vpmoe lineage` tell of anything"
+            f"{version_name(record)} is of kind {kind}, and a card is of a checkpoint or a data set; "
+            "`vpmoe show` and `vpmoe lineage` tell of anything"
         )
-    graph, scores = ancestors(store, record), _scores(store, record)
+    scores = _scores(store, record)
     front = {
         "library_name": "megatron-core",
         "model_name": f"{record.experiment}/{record.asset}",
@@ -40,6 +43,68 @@ def model_card(store: Store, record: Record) -> str:
         "model-index": _model_index(record, scores),
     }
     parts = [
+        *_head(record, front),
+        *_section("Numbers", _table(("metric", "value"), sorted(record.metrics.items()))),
+        *_section(
+            "Evaluation",
+            _table(
+                ("suite", "task", "score", "of"),
+                [(each.suite, each.task, f"{each.score:.4g}", each.total) for each in scores],
+            ),
+        ),
+        *_tail(store, record),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def data_card(store: Store, record: Record) -> str:
+    """Return the card of a data set; `vpmoe_assets.lineage.croissant` says the same to programs.
+
+    Args:
+        store: Where it is, with what it was made of.
+        record: Of the data set.
+
+    Raises:
+        ComparisonError: Its rows cannot be read.
+    """
+    told, groups = origins(store, record), row_files(record, store.payload(record))
+    licenses = list(dict.fromkeys(each.license for each in told if each.license))
+    front = {
+        "pretty_name": f"{record.experiment}/{record.asset}",
+        "tags": ["vpmoe", record.experiment, record.asset],
+        "license": "other" if licenses else None,
+        "license_link": licenses[0] if len(licenses) == 1 else None,
+    }
+    fields = [
+        (group.name, each.name, f"list of {each.type}" if each.many else each.type, each.description)
+        for group in groups
+        for each in group.fields
+    ]
+    parts = [
+        *_head(record, front),
+        *_section("Rows", _table(("set", "form", "files", "rows"), [_counts(group) for group in groups])),
+        *_section("Fields", _table(("set", "field", "type", ""), fields)),
+        *_section(
+            "Sources",
+            _table(
+                ("source", "what", "terms", "cite"),
+                [(each.asset, each.description, each.license or "not known", each.citation) for each in told],
+            ),
+        ),
+        *_section("Numbers", _table(("metric", "value"), sorted(record.metrics.items()))),
+        *_tail(store, record),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _counts(group: RowFiles) -> tuple[Any, ...]:
+    return group.name, group.form, len(group.paths), group.rows
+
+
+def _head(record: Record, front: Mapping[str, Any]) -> list[str]:
+    """Return front matter, title, and what an artifact is known by."""
+    code = record.code.git_sha + (" with changes" if record.code.git_dirty else "")
+    return [
         "---",
         *(f"{key}: {json.dumps(value)}" for key, value in front.items() if value),
         "---",
@@ -54,23 +119,21 @@ def model_card(store: Store, record: Record) -> str:
                 ("record digest", f"`{record.record_digest}`"),
                 ("recipe fingerprint", f"`{record.fingerprint}`"),
                 ("published", record.published_utc),
-                ("code", record.code.git_sha + (" with changes" if record.code.git_dirty else "")),
+                ("origin", origin(record)) if is_adopted(record) else ("code", code),
             ],
         ),
-        *_section("Numbers", _table(("metric", "value"), sorted(record.metrics.items()))),
-        *_section(
-            "Evaluation",
-            _table(
-                ("suite", "task", "score", "of"),
-                [(each.suite, each.task, f"{each.score:.4g}", each.total) for each in scores],
-            ),
-        ),
+    ]
+
+
+def _tail(store: Store, record: Record) -> list[str]:
+    """Return what is said of any artifact: checks, ancestry, recipe, files."""
+    written = ["```json", json.dumps(record.recipe, indent=1, sort_keys=True), "```"]
+    return [
         *_section("Checks", _checks(store.findings(record))),
-        *_section("Made of", _lineage(graph)),
-        *_section("Recipe", ["```json", json.dumps(record.recipe, indent=1, sort_keys=True), "```"]),
+        *_section("Made of", _lineage(ancestors(store, record))),
+        *_section("Recipe", [] if is_adopted(record) else written),
         *_section("Files", _table(("file", "bytes", "sha256"), _files(record))),
     ]
-    return "\n".join(parts) + "\n"
 
 
 def _scores(store: Store, record: Record) -> list[EvalScore]:
