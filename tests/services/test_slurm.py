@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,9 +14,13 @@ from typing import Any
 
 import pytest
 
+from tests.lineage.fabricate import files_below
 from tests.resources.launched import PROGRAMS, ROOT, carrying, failure_message
 from tests.services.cluster import NODES, Cluster, kill_tree, wait_until
 from vpmoe_assets.resources.detached import RECORD_NAME, DetachedJob
+from vpmoe_assets.resources.launcher import Launch
+from vpmoe_assets.resources.launchers import local, slurm
+from vpmoe_assets.resources.processes import new_marker
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(180)]
 
@@ -145,8 +150,6 @@ def test_a_job_that_fails_says_why(run, work) -> None:
 def test_what_the_cluster_cannot_do_is_refused(run, work, slurm, message) -> None:
     result, _ = run({"steps": 1}, slurm=slurm)
     assert not result.success
-    import re
-
     assert re.search(message, failure_message(result)), failure_message(result)
     assert not (work / RECORD_NAME).exists()
 
@@ -303,6 +306,43 @@ def test_a_controller_that_is_away_for_a_while_changes_nothing(run, work, cluste
         result, _ = run({**LONG, "steps": 60})
     assert result.success, failure_message(result)
     assert starts(work) == [0]
+
+
+def test_two_ranks_on_two_machines_train_the_bytes_that_two_ranks_here_do(cluster, work, tmp_path) -> None:
+    from tests.trainer.train.train_jobs import make_job, tiny_recipe, write_conversations
+
+    data = write_conversations(tmp_path / "data", rows=24, valid=8)
+    weights = {}
+    for name, launcher in {"slurm": slurm, "local": local}.items():
+        job = make_job(tmp_path / name, data, recipe=tiny_recipe(steps=3), nproc=2, dp=2, launcher=name)
+        place = Path(job.work_dir)
+        place.mkdir(parents=True)
+        (place / "job.json").write_text(job.model_dump_json(by_alias=True))
+        launch = Launch(
+            command="train",
+            experiment="smoke",
+            asset="vpmoe_stage1",
+            work_dir=place,
+            sources=ROOT,
+            device="cpu",
+            nproc=2,
+            environment={**os.environ, "PYTHONPATH": str(ROOT)},
+            marker=new_marker(),
+            grace_s=30.0,
+            wait_s=60.0,
+            settings={**SHORT, "nodes": 2} if name == "slurm" else {},
+        )
+        with launcher.reserve(launch, print) as handle:
+            handle.start()
+            wait_until(lambda handle=handle: handle.poll() is not None, name, 170)
+            code = handle.poll()
+            handle.stop(grace_s=1.0, log=print)
+        assert code == 0, (place / "console.txt").read_text()
+        weights[name] = files_below(Path(job.output_dir) / "payload")
+        if name == "slurm":
+            assert re.search(r"#SBATCH --nodes=2\n", (place / ".slurm" / "batch.sh").read_text())
+    assert any(path.endswith(".safetensors") for path in weights["local"])
+    assert weights["slurm"] == weights["local"]
 
 
 def test_two_machines_share_a_job_and_one_that_is_lost_is_waited_for(run, work, cluster) -> None:
