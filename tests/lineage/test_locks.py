@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -6,7 +7,7 @@ import time
 import pytest
 
 from vpmoe_assets.lineage import locks
-from vpmoe_assets.lineage.errors import BusyError
+from vpmoe_assets.lineage.errors import BusyError, LocksMissingError
 
 HOLDER = """
 import sys
@@ -44,6 +45,19 @@ def test_whoever_comes_second_is_told_who_holds_it_after_the_time_it_gave(path, 
         ):
             pass
         assert wait <= time.monotonic() - began < wait + 0.3
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_refused_with_what_to_mount(path, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    with (
+        pytest.raises(LocksMissingError, match=r"has no locks .* version 4 without nolock"),
+        locks.hold(path, "it", 5),
+    ):
+        pytest.fail("it was taken")
 
 
 def test_a_killed_holder_holds_nothing(path, held):

@@ -29,6 +29,10 @@ class BusyError(LineageError):
     """Another process holds a lock; the message says which."""
 
 
+class LocksMissingError(LineageError):
+    """The store lies on a file system without locks between processes."""
+
+
 class ArtifactMissing(LineageError):  # noqa: N818 - the three answers of Store.require read as states
     """No artifact was published under that name."""
 

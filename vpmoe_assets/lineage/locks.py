@@ -6,6 +6,7 @@ outlive a killed holder; it is read only while the lock is really held.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -17,10 +18,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vpmoe_assets.lineage.errors import BusyError
+from vpmoe_assets.lineage.errors import BusyError, LocksMissingError
 from vpmoe_assets.lineage.redaction import redact_command
 
 _POLL_S = 0.1
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 _log = logging.getLogger(__name__)
 
 
@@ -41,11 +43,11 @@ def hold(path: Path, what: str, wait_s: float) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     _open.add(descriptor)
     try:
-        if not _taken(descriptor):
+        if not _taken(descriptor, path):
             if wait_s > 0:
                 _log.warning("waiting up to %.0f s for %s, held by %s", wait_s, what, holder(path))
             deadline = time.monotonic() + wait_s
-            while not _taken(descriptor):
+            while not _taken(descriptor, path):
                 if time.monotonic() >= deadline:
                     raise BusyError(
                         f"{what} is held by {holder(path)}; wait for it, or end that process "
@@ -56,7 +58,8 @@ def hold(path: Path, what: str, wait_s: float) -> Iterator[None]:
         yield
     finally:
         if descriptor in _open:  # else this is a forked process, and it was closed there
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            with contextlib.suppress(OSError):  # closing it lets go of it, too
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             _open.discard(descriptor)
             os.close(descriptor)
 
@@ -96,11 +99,19 @@ def held(path: Path) -> bool:
     return False
 
 
-def _taken(descriptor: int) -> bool:
+def _taken(descriptor: int, path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            raise LocksMissingError(
+                f"the file system of {path.parent} has no locks ({error.strerror}), and without them two "
+                "runs may write the same artifact. Mount NFS as version 4 without nolock, Lustre with flock, "
+                "or put VPMOE_ARTIFACTS elsewhere"
+            ) from error
+        raise
     return True
 
 
