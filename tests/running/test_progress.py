@@ -104,3 +104,21 @@ def test_a_terminal_has_a_bar_that_is_gone_at_the_end(monkeypatch):
 )
 def test_times_for_people(seconds, text):
     assert human_duration(seconds) == text
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError(32, "Broken pipe")])
+def test_a_terminal_or_a_pipe_that_nobody_reads_any_more_ends_no_run(error):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise error
+
+        def isatty(self):
+            return isinstance(error, BrokenPipeError)
+
+    done = followed(Gone()).done
+    assert {name: each.how for name, each in done.items()} == {
+        "synth": "made",
+        "bundle": "reused",
+        "kd": "failed",
+        "told": "failed",
+    }

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -117,10 +117,8 @@ def logged_to(path: Path, *, to_stderr: bool = False) -> Iterator[TextIO]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(each) for each in numbers]
-    with (
-        path.open("ab") as log,
-        os.fdopen(os.dup(number), "w", encoding=shown.encoding, errors="replace", buffering=1) as terminal,
-    ):
+    terminal = os.fdopen(os.dup(number), "w", encoding=shown.encoding, errors="replace", buffering=1)
+    with path.open("ab") as log:
         try:
             for each in numbers:
                 os.dup2(log.fileno(), each)
@@ -131,6 +129,8 @@ def logged_to(path: Path, *, to_stderr: bool = False) -> Iterator[TextIO]:
             for each, before in zip(numbers, kept, strict=True):
                 os.dup2(before, each)
                 os.close(before)
+            with suppress(OSError):  # a terminal that was closed takes nothing that is left to be written
+                terminal.close()
 
 
 def log_path(store: Path) -> Path:

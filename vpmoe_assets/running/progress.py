@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TextIO, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, TextIO, cast, get_args
 
 import dagster as dg
 from dagster import DagsterEvent, DagsterEventType, EventLogEntry
@@ -57,6 +57,36 @@ class Done:
         return asdict(self)
 
 
+class _Lasting:
+    """A stream that goes on taking text when nobody reads it any more: a run does not end for its display.
+
+    A terminal that was closed answers with EIO, a pipe whose reader has ended with EPIPE.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._gone = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text, or drop it."""
+        return self._unless_gone(lambda: self._stream.write(text), len(text))
+
+    def flush(self) -> None:
+        """Pass on what was written, or drop it."""
+        self._unless_gone(self._stream.flush, None)
+
+    def _unless_gone[T](self, act: Callable[[], T], instead: T) -> T:
+        if not self._gone:
+            try:
+                return act()
+            except OSError:
+                self._gone = True
+        return instead
+
+
 class Screen:
     """Follows a run's events.
 
@@ -85,7 +115,7 @@ class Screen:
 
         self.done: dict[str, Done] = {}
         self.interrupted = False
-        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._console = Console(file=cast(TextIO, _Lasting(stream)), highlight=False, soft_wrap=True)
         self._console.width = max(self._console.width, _NARROWEST)
         self._why, self._steps, self._metrics, self._names = why, steps, metrics, names
         self._widest = max(map(len, names), default=0)
