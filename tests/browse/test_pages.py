@@ -228,3 +228,52 @@ def test_many_files_come_in_parts(tmp_path, monkeypatch):
     assert "payload/0004" in shown(Pages(store), page_of(record, "files"), page="2")
     for odd in ("٣", "-1", "x", "9" * 50, ""):
         assert "page 1 of 2" in text(shown(Pages(store), page_of(record, "files"), page=odd))
+
+
+def test_after_a_publication_only_its_asset_is_read_again(tmp_path, monkeypatch):
+    store = Store(tmp_path / "artifacts")
+    kept = publish(store, "kept")
+    made = publish(store, "made", (kept,))
+    pages = Pages(store)
+    monkeypatch.setattr("vpmoe_assets.browse.catalog._SETTLED_NS", 0)
+    for address in ("", "smoke/", page_of(made), page_of(made, "lineage")):
+        shown(pages, address)
+    read = []
+    scan = store.scan
+    monkeypatch.setattr(store, "scan", lambda *names: read.append(names) or scan(*names))
+    newer = publish(store, "made", (kept,))
+    read.clear()  # publishing looks, too
+    assert newer.version in shown(pages, "smoke/made/")
+    assert newer.version in shown(pages, page_of(kept, "lineage"))
+    assert read == [("smoke", "made")]
+
+
+def test_what_was_made_from_an_artifact_and_is_gone_is_drawn_until_it_is_back(tmp_path):
+    store = Store(tmp_path / "artifacts")
+    first = publish(store, "first")
+    made = publish(store, "made", (first,))
+    last = publish(store, "last", (made,))
+    pages = Pages(store)
+    shutil.move(store.directory(made), tmp_path / "away")
+    page = shown(pages, page_of(first, "lineage"))
+    assert "lineage-gone" in page
+    assert f"{page_of(last, 'lineage')}" in page, "the way goes on behind what is gone"
+    assert page_of(made, "lineage") not in page, "nobody is led there"
+    shutil.move(tmp_path / "away", store.directory(made))
+    assert "lineage-gone" not in shown(pages, page_of(first, "lineage"))
+
+
+def test_the_overview_begins_with_what_is_out_of_date_by_itself(tmp_path):
+    store = Store(tmp_path / "artifacts")
+    first = publish(store, "first")
+    last = publish(store, "last", (publish(store, "second", (first,)),))
+    publish(store, "first", files={"x": b"new"})
+    said = text(shown(Pages(store), "smoke/"))
+    assert "Needs a look stale second first is now" in said
+    assert "1 more is out of date because of it" in said
+    assert last.asset not in said.partition("Needs a look")[2].partition("1 more")[0]
+
+
+def test_a_name_that_is_not_there_leads_to_the_nearest(pages):
+    with pytest.raises(PageMissing, match="no smoke/synht in the store; the nearest name is synth"):
+        pages.render(Links("smoke/synht/"))

@@ -10,6 +10,7 @@ from vpmoe_assets.lineage.graph import (
     Edge,
     Graph,
     Node,
+    all_records,
     ancestors,
     both_ways,
     descendants,
@@ -92,6 +93,19 @@ def test_a_record_that_repeats_another_is_reached_where_originals_are_asked_for(
     assert set(descendants(store, a).nodes) == {a.record_digest}
 
 
+def test_records_at_hand_give_the_same_as_the_store(store):
+    a = publish(store, "a")
+    b = publish(store, "b", (a,))
+    c = publish(store, "c", (b, a))
+    shutil.rmtree(store.directory(b))
+    known = all_records(store)
+    for record in (a, c):
+        for walk in (ancestors, descendants, both_ways):
+            told, found = walk(store, record), walk(store, record, known=known)
+            assert (told.nodes, set(told.edges)) == (found.nodes, set(found.edges))
+    assert [node.state for node in both_ways(store, a, known=known).nodes.values()].count("gone") == 1
+
+
 def test_both_ways_joins_them_and_leaves_out_what_descendants_came_from_beside_it(store):
     a = publish(store, "a")
     b = publish(store, "b", (a,))
@@ -121,7 +135,12 @@ def test_any_graph_is_walked_as_its_transitive_closure(inputs, data):
         closure |= {
             (a, b) for a in range(count) for b in range(count) if {(a, middle), (middle, b)} <= closure
         }
+    most = data.draw(st.integers(1, count + 1))
+    near = graph.nearest(most)
+    assert len(near.nodes) == min(most, graph.above + graph.below + 1)
+    assert {edge for edge in graph.edges if {edge.parent, edge.child} <= near.nodes.keys()} == set(near.edges)
     up = {line.node.record_digest for line in graph.tree()}
+    assert (len(up) - 1, names[start] in near.nodes) == (graph.above, True)
     down = {line.node.record_digest for line in graph.tree(down=True)}
     assert up == {names[start], *(names[a] for a, b in closure if b == start)}
     assert down == {names[start], *(names[b] for a, b in closure if a == start)}
