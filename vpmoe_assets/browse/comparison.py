@@ -17,8 +17,9 @@ from pathlib import Path
 
 from vpmoe_assets.codebase.tree import SourceTree
 from vpmoe_assets.lineage.latest import Latest
+from vpmoe_assets.lineage.reasons import Reasons
 from vpmoe_assets.lineage.remembered import StepMemory, present_key, recorded_steps
-from vpmoe_assets.lineage.staleness import Standing, standings
+from vpmoe_assets.lineage.staleness import Cause, Standing, standings, unfolded
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.project import ROOT, experiment_name
 
@@ -34,11 +35,23 @@ class Compared:
         found: By bare name.
         note: What a reader has to know of it; empty where everything was compared.
         busy: Whether more is being found out.
+        reasons: That name the functions which changed; None where the present sources were not compared.
     """
 
     found: Mapping[str, Standing]
     note: str = ""
     busy: bool = False
+    reasons: Reasons | None = None
+    _causes: dict[str, tuple[Cause, ...]] = field(default_factory=dict, compare=False)
+
+    def causes(self, asset: str) -> tuple[Cause, ...]:
+        """Return the causes of an asset's state to their roots, as `vpmoe why` has them."""
+        if asset not in self.found:
+            return ()
+        if asset not in self._causes:
+            told = unfolded(self.found, asset) if self.reasons is None else self.reasons.of(asset)
+            self._causes[asset] = told
+        return self._causes[asset]
 
 
 @dataclass
@@ -98,7 +111,8 @@ class Comparison:
             present = memory.recall(key)
         if present is not None and present.experiment == experiment:
             steps, strict = present.steps, present.strict
-            return Compared(standings(self.store, experiment, steps, strict=strict, latest=latest))
+            found = standings(self.store, experiment, steps, strict=strict, latest=latest)
+            return Compared(found, reasons=Reasons(self.store, found, self._sources()))
         busy = key in self._finding and self._finding[key].is_alive()
         note = (
             "Code and recipes are being compared; until then only newer inputs count."

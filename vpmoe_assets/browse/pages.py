@@ -25,7 +25,7 @@ from vpmoe_assets.lineage.graph import both_ways
 from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.layout import Versioned
 from vpmoe_assets.lineage.record import MANIFEST_NAME, RECORD_NAME, Record, record_bytes
-from vpmoe_assets.lineage.staleness import ABOVE, Standing, unfolded
+from vpmoe_assets.lineage.staleness import ABOVE, Standing
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.units import human_bytes
 
@@ -126,8 +126,12 @@ class Pages:
 
     def warm(self, experiment: str) -> None:
         """Find out what the pages of an experiment need, so that the first reader need not wait for it."""
+        for name in self._templates.list_templates(".html"):
+            self._templates.get_template(name)
         if (view := self.catalog.view(experiment)).assets:
-            self._standings(view, experiment)
+            compared = self._standings(view, experiment)
+            for asset in compared.found:
+                compared.causes(asset)
         for name in self.store.experiments():
             self.catalog.whole_view(name)
 
@@ -240,7 +244,7 @@ class Pages:
             record=record,
             directory=directory,
             state=state_of(self.store, view, record, compared.found.get(head.asset)),
-            causes=unfolded(compared.found, head.asset) if head.asset in compared.found else (),
+            causes=compared.causes(head.asset),
             note=compared.note,
             busy=compared.busy,
             facts=artifact.facts(record),

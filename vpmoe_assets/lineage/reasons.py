@@ -1,8 +1,7 @@
 """The reasons for a state, to the root: which function changed, and why an input has other content."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 
 from vpmoe_assets.codebase.definitions import changed_definitions
 from vpmoe_assets.codebase.snapshot import SnapshotError, unpack
@@ -29,6 +28,8 @@ class Reasons:
     store: Store
     found: Mapping[str, Standing]
     tree: SourceTree
+    _unpacked: dict[str, Mapping[str, bytes]] = field(default_factory=dict)
+    _definitions: dict[tuple[str, bytes, bytes], tuple[str, ...]] = field(default_factory=dict)
 
     def of(self, asset: str) -> tuple[Cause, ...]:
         """Return the causes of an asset's state, each with what it follows from, where that is first met."""
@@ -45,13 +46,13 @@ class Reasons:
         record = standing.record
         if record is None:
             return standing
-        sources = _Sources(self.store, record)
+        sources = self._sources(record)
         used = {reference.role: reference for reference in record.inputs}
         causes: list[Cause] = []
         for cause in standing.causes:
             now = self.found.get(cause.name)
             if cause.kind == "code":
-                cause = _named(cause, sources.content, self.tree.content)
+                cause = self._named(cause, sources, self.tree.content)
             elif cause.kind == "input" and now is not None and now.record is not None:
                 between = self._between(record.experiment, used[cause.name], now.record, set())
                 cause = replace(cause, causes=between)
@@ -68,10 +69,10 @@ class Reasons:
             then = self.store.record(head)
         except (LineageError, FileNotFoundError):
             return ()
-        old, new = _Sources(self.store, then), _Sources(self.store, now)
+        old, new = self._sources(then), self._sources(now)
         difference = Difference.between(then.fingerprint_payload, now.fingerprint_payload)
         causes = [
-            _named(cause, old.content, new.content) if cause.kind == "code" else cause
+            self._named(cause, old, new) if cause.kind == "code" else cause
             for cause in difference_causes(difference)
         ]
         present = {reference.role: reference for reference in now.inputs}
@@ -87,32 +88,27 @@ class Reasons:
                 causes.append(Cause("input", reference.role, reference.version, other.version, causes=below))
         return tuple(causes)
 
-
-@dataclass
-class _Sources:
-    """The sources that a record was made with, unpacked once they are asked for."""
-
-    store: Store
-    record: Record
-
-    @cached_property
-    def content(self) -> Mapping[str, bytes]:
-        """Of every file by its path; empty where they are not kept, or damaged."""
-        snapshot = self.record.objects.sources
+    def _sources(self, record: Record) -> Mapping[str, bytes]:
+        """Return the sources that a record was made with; none where they are not kept, or damaged."""
+        snapshot = record.objects.sources
         if snapshot is None:
             return {}
-        try:
-            return unpack(ObjectStore(self.store.root).get(snapshot))
-        except (LineageError, SnapshotError):
-            return {}
+        if snapshot not in self._unpacked:
+            try:
+                self._unpacked[snapshot] = unpack(ObjectStore(self.store.root).get(snapshot))
+            except (LineageError, SnapshotError):
+                self._unpacked[snapshot] = {}
+        return self._unpacked[snapshot]
 
-
-def _named(cause: Cause, old: Mapping[str, bytes], new: Mapping[str, bytes]) -> Cause:
-    """Return changed code with the functions that changed, where both states of its file are at hand."""
-    path = cause.name
-    if not path.endswith(".py") or path not in old or path not in new:
-        return cause
-    try:
-        return replace(cause, definitions=changed_definitions(old[path], new[path], path))
-    except SourceError:
-        return cause
+    def _named(self, cause: Cause, old: Mapping[str, bytes], new: Mapping[str, bytes]) -> Cause:
+        """Return changed code with the functions that changed, where both states of its file are at hand."""
+        path = cause.name
+        if not path.endswith(".py") or path not in old or path not in new:
+            return cause
+        key = (path, old[path], new[path])
+        if key not in self._definitions:
+            try:
+                self._definitions[key] = changed_definitions(old[path], new[path], path)
+            except SourceError:
+                self._definitions[key] = ()
+        return replace(cause, definitions=self._definitions[key])
