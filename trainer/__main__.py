@@ -18,6 +18,7 @@ from trainer.contract.sources import ForeignSourcesError, require_meant
 from trainer.contract.status import EXIT_FAILED
 from trainer.count import command as count_command
 from trainer.generate import command as generate_command
+from trainer.job.prompt_end import PromptEnd
 from trainer.profiling import command as profile_command
 from trainer.teacher import command as score_command
 
@@ -282,5 +283,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    end = PromptEnd()  # before others register, so that it comes after them
     print_whatever_comes()
-    sys.exit(quiet_when_unread(main))
+    end.code = quiet_when_unread(main)
+    sys.exit(end.code)

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+_WANDB = "wandb"
+
 
 def load_megatron() -> None:
     """Import megatron-core without loading the compiler.
@@ -16,6 +18,9 @@ def load_megatron() -> None:
 
     The garbage collector waits meanwhile: what is imported stays, and looking through all of it again and
     again takes a quarter of the time. Frozen, no later collection looks at it either.
+
+    megatron imports the SDK of Weights & Biases where there is one, for timers that nobody writes here. It is
+    not there for that long; a job that logs to it imports it itself.
     """
     if "megatron.core" in sys.modules:
         return
@@ -26,10 +31,16 @@ def load_megatron() -> None:
 
         namespace: Any = torch
         real, namespace.compile = namespace.compile, _uncompiled
+        hidden = _WANDB not in sys.modules
+        modules: dict[str, Any] = sys.modules
+        if hidden:
+            modules[_WANDB] = None  # the import system's word for a module that is not there
         try:
             import megatron.core  # noqa: F401
         finally:
             namespace.compile = real
+            if hidden:
+                del modules[_WANDB]
         gc.freeze()
     finally:
         if collecting:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from trainer.contract.status import FAILED
+from trainer.contract.status import DONE, FAILED, INTERRUPTED
 from vpmoe_assets.resources.job_files import WorkFiles
 from vpmoe_assets.resources.launcher import Handle
 from vpmoe_assets.resources.pulse import Pulse
@@ -15,6 +15,9 @@ from vpmoe_assets.resources.tail import LogTail, MetricsTail
 _log = logging.getLogger(__name__)
 _REFUSED_S = 900.0
 _LOG_FIRST_S, _LOG_SLOWEST_S, _LOG_SLOWDOWN = 2.0, 60.0, 1.3
+_ENDED = (DONE, FAILED, INTERRUPTED)
+_SOON_S, _SOON_FOR_S = 0.05, 3.0
+"""Between two looks at a job that has written how it ended, and for how long."""
 
 
 class StalledError(RuntimeError):
@@ -56,6 +59,7 @@ class Watcher:
         self._log = LogTail(files.log)
         self._log_due, self._log_every = 0.0, _LOG_FIRST_S
         self._failed_since: float | None = None
+        self._ended_since: float | None = None
         self._refused_since: float | None = None
         self._pulse = Pulse(files.heartbeat)
 
@@ -75,9 +79,20 @@ class Watcher:
                 self.rest()
             else:
                 self.check()
-            time.sleep(self._limits.poll_s)
+            self._pause()
         self.look(all_of_it=True)
         return returncode
+
+    def _pause(self) -> None:
+        """Wait for the next look; a job that has written how it ended is looked at again soon."""
+        until = time.monotonic() + self._limits.poll_s
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _SOON_S))
+            if self._files.status()[0] in _ENDED:
+                now = time.monotonic()
+                self._ended_since = self._ended_since or now
+                if now - self._ended_since < _SOON_FOR_S:
+                    return
 
     def look(self, *, all_of_it: bool = False) -> None:
         """Pass on what is new, if anybody takes it.
