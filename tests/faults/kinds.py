@@ -163,7 +163,7 @@ WRITES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "payload": ("*/.work/*payload*", ANY),
     "index": ("*index.duckdb*", ANY),
     "checkpoint": (f"*/{CHECKPOINTS_NAME}/*", TRAINED),
-    "statement": ("*/statements/*", ANY),
+    "statement": ("*/.statements/*", ANY),
     "metrics": ("*/metrics.jsonl", TRAINED),
     "log": ("*/log.txt", JOBS),
     "console": ("*/console.txt", JOBS),
