@@ -15,6 +15,7 @@ import psutil
 from tests.faults import teacher
 from tests.faults.experiment import NAME
 from tests.faults.site import Lab, Program, Site
+from tests.resources.launched import carrying
 from trainer.contract.status import CHECKPOINTS_NAME
 from vpmoe_assets.lineage.record import RECORD_NAME
 
@@ -24,6 +25,7 @@ POOLED = ("synth_harmony", "synth_kd_v1")
 QUICK = ("synth", "healing_corpus", "core8_bundle", "healing_text_v1", "ladder_report")
 ANY = (*JOBS, *POOLED, *QUICK)
 _SOON_S = 0.02
+_SERVERS_S = 60.0
 
 
 @dataclass
@@ -153,6 +155,31 @@ def stalled(fault: Fault) -> str:
     program.within(fault.draw.uniform(0.0, 0.6) * fault.seconds)
     done = _kill(fault.lab.programs("trainer"), fault.draw, signal.SIGSTOP)
     return f"{done}, exit {program.wait()}"
+
+
+def killed_daemon(fault: Fault) -> str:
+    """The daemon that launches queued runs; another takes its place, and the run goes to its end."""
+    site, command = fault.site, ("run", "-m", "vpmoe_assets.definitions")
+    daemon = site.start("dagster._daemon", *command)
+    job = ("job", "launch", "-m", "vpmoe_assets.definitions", "-j", "data")
+    launched = site.start("dagster", *job)
+    if launched.wait() != 0:
+        return f"WRONG: {launched.said()[-500:]}"
+    moment = fault.draw.uniform(0.0, 3.0) * fault.seconds
+    daemon.within(moment)
+    os.kill(daemon.pid, signal.SIGKILL)
+    daemon.wait()
+    after = site.start("dagster._daemon", *command)
+    with site.instance() as instance:
+        newest = instance.get_runs(limit=1)[0].run_id
+        fault.until(after, lambda: instance.get_run_by_id(newest).is_finished, seconds=200.0)
+        status = instance.get_run_by_id(newest).status.value
+    os.kill(after.pid, signal.SIGTERM)
+    after.wait()
+    end = time.monotonic() + _SERVERS_S
+    while (fault.lab.programs() or carrying(fault.lab.id)) and time.monotonic() < end:
+        time.sleep(0.5)  # code servers end when they miss the heartbeat of who started them
+    return f"{moment:.2f} s after the launch; the run: {status}"
 
 
 # Disks and clocks.
@@ -336,6 +363,7 @@ KINDS: Mapping[str, tuple[Kind, tuple[str, ...]]] = {
     "step process killed": (killed_step_process, JOBS),
     "killed twice": (killed_twice, ANY),
     "interrupted": (interrupted, ANY),
+    "daemon killed": (killed_daemon, ("synth_harmony",)),
     "stopped": (stalled, (*TRAINED, "teacher_topk")),
     **{f"full: {what}": (full(what), assets) for what, (_, assets) in WRITES.items()},
     "read-only store": (read_only, ANY),
