@@ -9,7 +9,7 @@ from safetensors.numpy import save
 
 from tests.lineage.fabricate import publish
 from vpmoe_assets.cli import main
-from vpmoe_assets.commands.diff_lines import SCREEN
+from vpmoe_assets.commands.diff_lines import COLUMNS, SCREEN
 from vpmoe_assets.lineage.store import Store
 
 
@@ -47,6 +47,7 @@ def run(store, monkeypatch):
 def test_two_trainings_that_differ_in_one_value_are_answered_on_one_screen(run):
     lines = run("vpmoe_stage1").output.splitlines()
     assert len(lines) <= SCREEN
+    assert max(map(len, lines)) <= COLUMNS
     told = dict(line.split(maxsplit=1) for line in lines[3:])
     assert lines[2] == "other content; what differs in how they were made: recipe"
     assert told["recipe"] == "lr 0.002 → 0.004"

@@ -75,10 +75,10 @@ class Browser:
         return str(self.js("document.body?.innerText"))
 
     def click(self, selector: str, text: str = "") -> None:
-        """Click the first element of a selector with this text."""
+        """Click the first element of a selector with this text, once it can be."""
         found = (
             f"[...document.querySelectorAll({json.dumps(selector)})]"
-            ".find(e => (e.querySelector('.lineage-name') ?? e).textContent.trim()"
+            ".find(e => !e.disabled && (e.querySelector('.lineage-name') ?? e).textContent.trim()"
             f".startsWith({json.dumps(text)}))"
         )
         self.until(f"!!{found}")

@@ -1,6 +1,7 @@
 """What `vpmoe diff` prints: one line a part, lists under it on demand, as text or as Markdown."""
 
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from vpmoe_assets.lineage.tensors import TensorChanges
 
 SCREEN = 24
-"""Lines of the first answer, at most."""
+"""Lines of the first answer, at most, of a terminal that wraps none."""
+COLUMNS = 110
 _LISTED = 5
 _TITLE = 12
 
@@ -159,15 +161,27 @@ def row_section(changes: "RowChanges") -> Section:
 
 
 def as_text(top: Sequence[str], parts: Sequence[Section], notes: Sequence[str]) -> list[str]:
-    """Return the lines for a terminal."""
+    """Return the lines for a terminal; code keeps its own."""
     lines = list(top)
     for part in parts:
         listed = part.shown and part.lines
         said = part.said if not listed or part.language or part.title in _COUNTED else f"{len(part.lines)}"
-        lines.append(f"{part.title:<{_TITLE}} {said}")
+        lines += _wrapped(f"{part.title:<{_TITLE}} {said}")
         if listed:
             lines += part.lines if part.language else [f"  {line}" for line in part.lines]
     return lines + [f"note: {note}" for note in notes]
+
+
+def _wrapped(line: str) -> list[str]:
+    """Return a section's line in as many as a screen needs; the title stands alone on the left."""
+    return textwrap.wrap(
+        line,
+        COLUMNS,
+        subsequent_indent=" " * (_TITLE + 1),
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
 
 
 _COUNTED = frozenset({"code", "packages", "files", "tensors", "rows", "curve"})

@@ -12,7 +12,13 @@ from vpmoe_assets.commands.common import (
     print_table,
     user_errors,
 )
-from vpmoe_assets.commands.selection import bare_names, config_option, resolve, run_config, selection_argument
+from vpmoe_assets.commands.selection import (
+    config_option,
+    plain_names,
+    resolve,
+    run_config,
+    selection_argument,
+)
 from vpmoe_assets.units import human_bytes
 
 if TYPE_CHECKING:
@@ -65,7 +71,7 @@ def planned(selection: str, experiment: str, config: dict[str, object]) -> "Plan
     from vpmoe_assets.planning.plan import plan_of
 
     present, store = present_of(experiment), open_store()
-    names = bare_names(selection, present.steps)
+    names = plain_names(selection, present.steps, present.experiment)
     if names is None:
         graph = load_location(experiment)["defs"].get_repository_def().asset_graph
         names = [key.path[-1] for key in resolve(selection, graph, present.experiment)]

@@ -1,6 +1,7 @@
 """Selections of assets, in Dagster's syntax, with bare names for the experiment's own."""
 
-from collections.abc import Collection
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +11,8 @@ from vpmoe_assets.commands.common import user_errors
 if TYPE_CHECKING:
     from dagster import AssetKey
     from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+
+    from vpmoe_assets.lineage.staleness import PresentStep
 
 EVERYTHING = "*"
 
@@ -21,17 +24,36 @@ config_option = click.option(
 )
 
 
-def bare_names(selection: str, known: Collection[str]) -> list[str] | None:
-    """Return the assets of a selection that is everything or a list of bare names; None of any other.
+def plain_names(selection: str, steps: "Mapping[str, PresentStep]", experiment: str) -> list[str] | None:
+    """Return the assets of a selection that takes no Dagster to understand; None of any other.
+
+    That is everything, or a list of bare names, of `experiment/name`, of `key:"experiment/name"` and of the
+    last with `+` in front, for all that it is made from (`+experiment/name` is Dagster's older syntax, and
+    one step up there). The code location need not be loaded for it.
 
     Args:
         selection: As typed.
-        known: Names of the assets.
+        steps: Of the experiment, by bare name.
+        experiment: Name.
     """
     if selection == EVERYTHING:
-        return list(known)
-    parts = [part.strip() for part in selection.split(",")]
-    return parts if all(part in known for part in parts) else None
+        return list(steps)
+    found: set[str] = set()
+    for part in (part.strip() for part in selection.split(",")):
+        named = re.fullmatch(rf'(\+?)key:"{re.escape(experiment)}/(\w+)"', part)
+        up, name = (named[1], named[2]) if named else ("", part.removeprefix(f"{experiment}/"))
+        if name not in steps:
+            return None
+        behind, waiting = {name}, [name] if up else []
+        while waiting:
+            step = steps[waiting.pop()]
+            above = {*step.inputs, *step.partial} - behind
+            if not above <= steps.keys():
+                return None
+            waiting += above
+            behind |= above
+        found |= behind
+    return [name for name in steps if name in found]
 
 
 def resolve(selection: str, graph: "AssetGraph", experiment: str) -> "set[AssetKey]":

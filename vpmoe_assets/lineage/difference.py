@@ -9,6 +9,8 @@ from trainer.contract.canonical import canonical_json
 
 _LONGEST = 60
 """Characters of a value in a line for people."""
+_BEFORE = 12
+"""Of them, those shown before the first that differs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,13 @@ class Change:
     new: str | None
 
     def __str__(self) -> str:
-        return f"{self.name} {_short(self.old)} → {_short(self.new)}"
+        old, new = _short(self.old), _short(self.new)
+        if old == new and self.old is not None and self.new is not None:  # they part behind what is shown
+            pairs = enumerate(zip(self.old, self.new, strict=False))
+            apart = next((at for at, (a, b) in pairs if a != b), min(len(self.old), len(self.new)))
+            start = apart - _BEFORE
+            old, new = (f"…{_short(text[start:])}" for text in (self.old, self.new))
+        return f"{self.name} {old} → {new}"
 
 
 @dataclass(frozen=True, slots=True)
