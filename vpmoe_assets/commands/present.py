@@ -43,8 +43,11 @@ def load_location(experiment: str) -> dict[str, Any]:
         ClickException: There is no such experiment, or it cannot be used as written.
     """
     from trainer.contract.schema.base import ConfigError
+    from trainer.contract.schema.experiment import experiment_file
     from vpmoe_assets.codebase.syntax import SourceError
 
+    with user_errors(ConfigError):
+        experiment_file(experiment)  # before Dagster is loaded for nothing
     before = os.environ.get("VPMOE_EXPERIMENT")
     os.environ["VPMOE_EXPERIMENT"] = experiment
     try:

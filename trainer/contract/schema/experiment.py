@@ -387,7 +387,7 @@ def load_experiment(name_or_path: str | Path) -> Experiment:
     Raises:
         ConfigError: No such file, not TOML, or a key that is unknown, missing or wrong.
     """
-    path = _locate(name_or_path)
+    path = experiment_file(name_or_path)
     own, text = _read(path)
     raw = _extended(own, path, ())
     origin = f"{path.name} over {own[EXTENDS]}.toml" if EXTENDS in own else path.name
@@ -433,13 +433,21 @@ def _extended(raw: dict[str, Any], path: Path, above: tuple[str, ...]) -> dict[s
     if name in above:
         raise ConfigError(f"{EXTENDS}: {' → '.join((*above, name))} is a circle", origin=path.name)
     try:
-        base = _locate(name)
+        base = experiment_file(name)
     except ConfigError as error:
         raise ConfigError(f"{EXTENDS}: {error}", origin=path.name) from None
     return extend(_extended(_read(base)[0], base, (*above, name)), raw)
 
 
-def _locate(name_or_path: str | Path) -> Path:
+def experiment_file(name_or_path: str | Path) -> Path:
+    """Return the file of an experiment.
+
+    Args:
+        name_or_path: A name, or the path of its TOML file.
+
+    Raises:
+        ConfigError: There is none; names the nearest.
+    """
     if str(name_or_path).endswith(".toml"):
         path = Path(name_or_path)
         if not path.is_file():
