@@ -16,6 +16,7 @@ from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.record_audit import RecordAudit
 from vpmoe_assets.lineage.remarks import Remarks
 from vpmoe_assets.lineage.verify import Look, verify_artifact
+from vpmoe_assets.lineage.workarea import WorkArea
 
 ABOUT = Surroundings(CODE, {"python": "3.12.1"}, ("vpmoe", "adopt"), ("weights_complete",))
 TENSORS = save({"a": np.ones((2, 3), np.float32), "b": np.ones(4, np.float32)})
@@ -155,3 +156,20 @@ def test_what_was_removed_and_is_adopted_again_is_restored(store, made_by_hand):
     shutil.rmtree(store.directory(record))
     again, _ = taken(store, made_by_hand)
     assert again.record_digest == record.record_digest
+
+
+def test_what_a_kill_left_of_an_adoption_is_no_part_of_the_next(store, made_by_hand, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments):
+        raise Killed
+
+    monkeypatch.setattr(adoption, "_copy_file", killed)
+    monkeypatch.setattr(WorkArea, "clear", lambda area: (area.payload / "half.bin").write_bytes(b"1"))
+    with pytest.raises(Killed):
+        taken(store, made_by_hand)
+    monkeypatch.undo()
+    assert [path.name for path in (store.root / ".work").rglob("half.bin")] == ["half.bin"]
+    record, _ = taken(store, made_by_hand)
+    assert {entry.path for entry in record.files} == {"model.safetensors", "config.json"}

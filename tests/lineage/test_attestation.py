@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from tests.lineage.fabricate import damage, publish
+from tests.lineage.fabricate import damage, draft, fill, publish, recipe
 from tests.lineage.keys import make_key
 from vpmoe_assets.cli import main
-from vpmoe_assets.lineage import attestation
+from vpmoe_assets.lineage import attestation, collecting
 from vpmoe_assets.lineage.errors import ArtifactDamaged, SignatureError
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.objects import ObjectStore
@@ -258,6 +258,8 @@ def test_the_verb_signs_a_chain_hands_it_on_and_keeps_the_passphrase_to_itself(
     assert [each["artifact"].split("/")[1] for each in again["signed"]] == ["synth", "synth_kd_v1", "vpmoe"]
     verified = CliRunner().invoke(main, ["verify", "vpmoe", "--key", str(private.with_suffix(".pub"))])
     assert verified.exit_code == 0, verified.output
+    assert f"3 artifacts verified: all intact, all signed with key {again['key'][:12]}" in verified.output
+    assert f"signed with key {again['key'][:12]} by " in CliRunner().invoke(main, ["show", "synth"]).output
     found = subprocess.run(
         ["grep", "-rl", "correct horse battery", str(tmp_path)], capture_output=True, text=True, check=False
     )
@@ -276,3 +278,21 @@ def test_the_verb_refuses_a_key_in_the_store_and_a_chain_with_a_gap(store, chain
     assert refused.exit_code == 1
     assert "leave out --ancestors" in refused.output
     assert CliRunner().invoke(main, ["attest", "vpmoe", "--key", str(key)]).exit_code == 0
+
+
+def test_a_payload_with_links_and_signatures_through_a_clean_up(store, signer, monkeypatch):
+    fingerprint, payload = recipe("synth", variant="with a link")
+    with store.work_area("smoke", "synth", fingerprint) as work:
+        fill(work, {"a.bin": b"1"})
+        (work.payload / "b.bin").symlink_to("a.bin")
+        record = store.publish(work, draft(payload))
+    said, _ = attestation.attest(store, record, signer)
+    command = attestation.strangers_command(store, record, said)
+    assert "--allow_symlinks" in command
+    assert stranger(command)[0] == 0
+    monkeypatch.setattr(collecting, "_YOUNG_S", -1.0)
+    kept = attestation.signature_objects(said).values()
+    loose = ObjectStore(store.root).put(b"nobody names it", "it")
+    going = {path.name for item in collecting.plan(store).items for path in item.paths}
+    assert loose in going
+    assert going.isdisjoint(kept)

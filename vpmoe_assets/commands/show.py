@@ -42,6 +42,7 @@ def show(asset: str, experiment: str | None, sources: bool, as_json: bool) -> No
         return
     from vpmoe_assets.codebase.toolchain import toolchain_difference, toolchain_note
     from vpmoe_assets.lineage.adoption import is_adopted
+    from vpmoe_assets.lineage.attestation import signature_line, signed
     from vpmoe_assets.lineage.graph import ancestors
     from vpmoe_assets.lineage.remarks import Remarks
 
@@ -97,10 +98,12 @@ def show(asset: str, experiment: str | None, sources: bool, as_json: bool) -> No
         click.echo("\nmetrics")
         for name, value in sorted(record.metrics.items()):
             click.echo(f"  {name} = {value}")
-    if said_of_it := remarks.own(record):
+    said_of_it = [remark.line() for remark in remarks.own(record)]
+    said_of_it += [signature_line(each) for each in signed(store.statements.about(record))]
+    if said_of_it:
         click.echo("\nsaid of it")
-        for remark in said_of_it:
-            click.echo(f"  {remark.line()}")
+        for said in said_of_it:
+            click.echo(f"  {said}")
     click.echo("\nancestry")
     for line in lines:
         click.echo("  " + _line(line))

@@ -94,7 +94,7 @@ def verify(
         done = _verified(store, index, concerned[0], records, replace(look, key=signer))
         if deep:
             told += _memories(store, index, concerned, done, bool(records))
-    _report(done, told, as_json)
+    _report(done, told, signer, as_json)
 
 
 def _signer(key: str) -> str:
@@ -226,7 +226,7 @@ def _memories(
     return found
 
 
-def _report(done: "Verification", told: Sequence["Problem"], as_json: bool) -> None:
+def _report(done: "Verification", told: Sequence["Problem"], signer: str | None, as_json: bool) -> None:
     from vpmoe_assets.lineage.links import broken_links
     from vpmoe_assets.lineage.verify import Verification
 
@@ -255,6 +255,8 @@ def _report(done: "Verification", told: Sequence["Problem"], as_json: bool) -> N
             else:
                 click.echo(f"first broken link: {link}; nothing was made from it")
         found = f"{len(problems)} problem{'s' * (len(problems) != 1)}" if problems else "all intact"
+        if signer and not any(each.kind == "signature" for each in problems):
+            found += f", all signed with key {signer[:12]}"
         click.echo(f"{count} artifact{'s' * (count != 1)} verified: {found}", err=bool(problems))
     if problems:
         sys.exit(1)

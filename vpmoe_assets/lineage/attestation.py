@@ -135,6 +135,7 @@ def attest(store: Store, record: Record, signer: Signer) -> tuple[Statement, boo
     payload = payload_statement(record, provenance, links=links)
     body = {
         "key": signer.key,
+        "links": links,
         "public_key": objects.put(signer.public_pem, "the public key"),
         "payload": objects.put(signer.sign(payload), "the signature of the payload"),
         "provenance": objects.put(signer.sign(provenance), "the signature of the provenance"),
@@ -145,6 +146,11 @@ def attest(store: Store, record: Record, signer: Signer) -> tuple[Statement, boo
 def signed(said: Sequence[Statement]) -> list[Statement]:
     """Return the signatures among the statements about a record, oldest first."""
     return [each for each in said if each.kind == "signed"]
+
+
+def signature_line(statement: Statement) -> str:
+    """Return a signature for people; whether it holds, `signature_fault` says."""
+    return f"signed with key {statement.body['key'][:12]} by {statement.author} on {statement.time[:10]}"
 
 
 def signature_objects(statement: Statement) -> dict[str, str]:
@@ -193,7 +199,7 @@ def strangers_command(store: Store, record: Record, statement: Statement) -> lis
     flags = []
     if any(each.path.split("/")[0] in _GIT_NAMES for each in record.files):
         flags.append("--no-ignore-git-paths")
-    if any(path.is_symlink() for path in store.payload(record).rglob("*")):
+    if statement.body["links"]:
         flags.append("--allow_symlinks")
     return [
         *("model_signing", "verify", "key", str(store.payload(record)), *flags),

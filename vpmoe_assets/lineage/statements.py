@@ -67,7 +67,7 @@ KINDS: Mapping[str, frozenset[str]] = {
     "pinned": frozenset(),  # a person keeps it, and what it was made from, from being cleaned away
     "unpinned": frozenset(),
     "collected": frozenset(),  # removed on purpose: all of it, or the `areas` of its body; `collected`
-    "signed": frozenset({"key", "public_key", "payload", "provenance"}),  # `attestation`
+    "signed": frozenset({"key", "links", "public_key", "payload", "provenance"}),  # `attestation`
 }
 """Every kind, and the keys that its body has at least. Kinds of a later program are kept, unread."""
 
