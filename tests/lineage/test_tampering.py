@@ -244,6 +244,58 @@ def test_the_ledger(chain, what):
     assert first(chain) == ("a4", below(4))
 
 
+@pytest.mark.parametrize("name", ["payload", "manifest.json", RECORD_NAME])
+def test_a_part_of_a_version_that_is_a_link_to_the_same_bytes_elsewhere(chain, tmp_path, name):
+    place = chain.store.directory(chain.records[4]) / name
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    assert chain.problems() == [("unsafe", "a4")]
+    assert first(chain) == ("a4", below(4))
+
+
+def test_what_was_put_beside_the_payload(chain):
+    (chain.store.directory(chain.records[4]) / "notes").mkdir()
+    assert chain.problems() == [("extra", "a4")]
+
+
+def test_versions_that_took_each_others_place_or_name(chain):
+    four, five = (chain.store.directory(chain.records[number]) for number in (4, 5))
+    for one, other in ((four, four.parent / "aside"), (five, four), (four.parent / "aside", five)):
+        one.rename(other)
+    assert {asset for _, asset in chain.problems()} >= {"a4", "a5"}
+
+
+def test_a_copy_of_a_version_under_another_name(chain):
+    place = chain.store.directory(chain.records[4])
+    shutil.copytree(place, place.with_name(f"20260101.9-{place.name[-8:]}"))
+    assert chain.problems() == [("record", "a4")]
+
+
+def test_a_line_of_the_ledger_about_nothing(chain):
+    (path,) = (chain.store.ledger.root / "by-fingerprint").glob(f"*/{chain.records[4].fingerprint}")
+    with path.open("a") as file:
+        file.write(f"\n{'0' * 64} smoke a4 20260101.9-00000000\n")
+    assert chain.problems() == [("ledger", "a4")]
+
+
+def test_a_ledger_that_is_gone(chain):
+    shutil.rmtree(chain.store.ledger.root)
+    assert chain.problems() == [("ledger", record.asset) for record in chain.records]
+
+
+@pytest.mark.parametrize("sql", ["UPDATE files SET asset = 'other' WHERE asset = 'a4'", None])
+def test_an_index_of_what_there_is_not_and_one_that_is_none(chain, sql):
+    if sql is None:
+        chain.index.path.write_bytes(b"no database" * 500)
+        assert [(each.kind, each.artifact) for each in chain.deeply() if each.severity == "problem"] == [
+            ("index", "smoke")
+        ]
+        return
+    with duckdb.connect(str(chain.index.path)) as database:
+        database.execute(sql)
+    assert chain.problems() == [("index", "a4"), ("index", "other")]
+
+
 @pytest.mark.parametrize("field", ["digest", "record_digest"])
 def test_dagsters_events(chain, field):
     told = chain.dagster[4]

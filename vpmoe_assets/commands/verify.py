@@ -222,7 +222,7 @@ def _memories(
         heads = [head for head in done.heads if head.experiment == name]
         if not some:
             found += ledger_problems(store, name, heads)
-        found += index_problems(store, index, name, heads)
+        found += index_problems(store, index, name, heads, whole=not some)
     return found
 
 

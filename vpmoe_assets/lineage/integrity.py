@@ -1,5 +1,7 @@
 """The files of one version against its record: what is missing, added, cut or altered."""
 
+import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from vpmoe_assets.lineage.digest import FileEntry, hash_files, tree_files
 from vpmoe_assets.lineage.errors import UnsafePathError
 from vpmoe_assets.lineage.layout import version_name
 from vpmoe_assets.lineage.objects import OBJECTS_NAME, ObjectStore
-from vpmoe_assets.lineage.record import MANIFEST_NAME, Record
+from vpmoe_assets.lineage.record import MANIFEST_NAME, RECORD_NAME, Record
 
 Kind = Literal[
     "missing",
@@ -90,6 +92,27 @@ def payload_problems(directory: Path, record: Record, hasher: Hasher | None = ha
 def run_problems(directory: Path, record: Record, hasher: Hasher | None = hash_files) -> list[Problem]:
     """Compare the files of `run/` with the record; arguments as for `payload_problems`."""
     return _tree_problems(directory, "run", record, record.run_files, hasher)
+
+
+def place_problems(directory: Path, record: Record) -> list[Problem]:
+    """Return what lies in a version's directory and does not belong there, and what is no more than a link.
+
+    Args:
+        directory: Of the version.
+        record: Of the version.
+    """
+    name, found = version_name(record), []
+    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+        for entry in sorted(entries, key=lambda each: each.name):
+            if entry.name not in _BELONG:
+                found.append(Problem("extra", name, entry.name, "not in the record"))
+            elif entry.is_symlink():
+                message = f"is a link to {os.readlink(entry.path)}, where anybody may change it unseen"
+                found.append(Problem("unsafe", name, entry.name, message))
+    return found
+
+
+_BELONG = frozenset({"payload", "run", MANIFEST_NAME, RECORD_NAME})
 
 
 def object_problems(root: Path, record: Record, hasher: Hasher | None = hash_files) -> list[Problem]:

@@ -8,6 +8,7 @@ from typing import Any
 from vpmoe_assets.lineage.errors import (
     IndexCorruptError,
     IndexLockedError,
+    IndexOutdatedError,
     LineageError,
     QueryError,
     RecordError,
@@ -30,46 +31,83 @@ _KEY = 3
 
 
 def ledger_problems(store: Store, experiment: str, heads: Sequence[Head]) -> Iterator[Problem]:
-    """Yield copies in the ledger, of versions that are gone, which were altered or taken away.
+    """Yield copies in the ledger, of versions that are gone, which were altered, taken away or slipped in.
 
     The copies of versions that are there are compared with their records elsewhere.
     """
-    there = {head.record_digest for head in heads}
-    for entry in sorted(store.ledger.entries(), key=lambda each: (each.asset, each.version)):
+    ledger, there, named = store.ledger, {head.record_digest for head in heads}, set[str]()
+    for entry in sorted(ledger.entries(), key=lambda each: (each.asset, each.version)):
+        named.add(entry.record_digest)
         if entry.experiment != experiment or entry.record_digest in there:
             continue
-        shown = store.ledger.path(entry.record_digest).relative_to(store.root).as_posix()
+        shown = ledger.path(entry.record_digest).relative_to(store.root).as_posix()
         try:
-            copy = store.ledger.get(entry.record_digest)
+            copy = ledger.get(entry.record_digest)
         except RecordError as error:
             yield Problem("ledger", version_name(entry), shown, f"the ledger's copy was altered: {error}")
             continue
-        if copy is not None and version_name(copy) != version_name(entry):
+        if copy is None:
+            message = f"{DIRECTORY}/by-fingerprint names a record of which the ledger has no copy"
+            yield Problem("ledger", version_name(entry), shown, message)
+        elif not version_name(copy).startswith(version_name(entry)):  # else a line that a crash cut short
             message = f"{DIRECTORY}/by-fingerprint calls it so, its copy is of {version_name(copy)}"
             yield Problem("ledger", version_name(entry), shown, message)
+    for digest in ledger.digests():
+        if digest not in named:  # of a publication that was cut short, or of none
+            try:
+                ledger.get(digest)
+            except RecordError as error:
+                shown = ledger.path(digest).relative_to(store.root).as_posix()
+                message = f"a copy that nothing names, and that is none: {error}"
+                yield Problem("ledger", experiment, shown, message)
 
 
-def index_problems(store: Store, index: Index, experiment: str, heads: Sequence[Head]) -> Iterator[Problem]:
+def index_problems(
+    store: Store, index: Index, experiment: str, heads: Sequence[Head], *, whole: bool = True
+) -> Iterator[Problem]:
     """Yield where the index says another thing than records and statements.
 
     What is changing right now is left out, and so is a record that was rewritten: its witnesses say so.
+
+    Args:
+        store: Where the records are.
+        index: That is compared.
+        experiment: Name.
+        heads: Of what is compared.
+        whole: Whether these are all versions of the experiment: then no row may be of another one.
     """
     changing = set(index.changing())
     by_asset: dict[str, list[Head]] = defaultdict(list)
     for head in heads:
         by_asset[head.asset].append(head)
-    for assets in batched(by_asset, _ASSETS):
-        try:
+    there = {version_name(head) for head in heads}
+    try:
+        known = list(by_asset)
+        if whole:
+            asked = " UNION ".join(f"SELECT asset FROM {table} WHERE experiment = ?" for table in TABLES)
+            rows = index.query(asked, (experiment,) * len(TABLES)).rows
+            known += sorted({asset for (asset,) in rows} - by_asset.keys())
+        for assets in batched(known, _ASSETS):
             told = _told(index, experiment, assets)
-        except (IndexCorruptError, IndexLockedError):
-            return  # who could not be asked was said where the witnesses were
-        except QueryError as error:
+            for head in (head for asset in assets for head in by_asset.get(asset, ())):
+                if (name := version_name(head)) not in changing:
+                    yield from _compared(store, head, told.get(name), index.path.name)
+            for name in sorted(told.keys() - there - changing) if whole else ():
+                yield from _of_nothing(name, told[name], index.path.name)
+    except (IndexLockedError, IndexOutdatedError):
+        return  # who could not be asked was said where the witnesses were
+    except (IndexCorruptError, QueryError) as error:
+        if index.path.exists():
             message = f"the index cannot be read ({error}); `vpmoe index rebuild` makes it again"
             yield Problem("index", experiment, index.path.name, message)
-            return
-        for head in (head for asset in assets for head in by_asset[asset]):
-            if (name := version_name(head)) not in changing:
-                yield from _compared(store, head, told.get(name), index.path.name)
+
+
+def _of_nothing(name: str, told: Rows, shown: str) -> Iterator[Problem]:
+    """Yield rows of a version that is not there and that is not called an artifact either."""
+    if not told["artifacts"]:
+        for table in sorted(table for table in told if told[table] and table not in _OF_STATEMENTS):
+            message = f"{table}: the index has {_shown(told[table][0])} of a version that there is not"
+            yield Problem("index", name, shown, f"{message}; `vpmoe index rebuild` makes it again")
 
 
 def _compared(store: Store, head: Head, said: Rows | None, shown: str) -> Iterator[Problem]:

@@ -137,7 +137,7 @@ class RecordAudit:
 
     def _ledger_problems(self, record: Record) -> Iterator[Problem]:
         ledger = self._store.ledger
-        if not ledger.root.is_dir():
+        if record.earlier and not ledger.root.is_dir():
             return  # of a store from before there was one; the index and statements were asked
         name, path = version_name(record), ledger.path(record.record_digest)
         shown = path.relative_to(self._store.root).as_posix()

@@ -17,6 +17,7 @@ from vpmoe_assets.lineage.integrity import (
     missing_objects,
     object_problems,
     payload_problems,
+    place_problems,
     run_problems,
 )
 from vpmoe_assets.lineage.layout import named_version, version_name
@@ -261,7 +262,11 @@ def ancestry_problems(
 def _wrong_files(store: Store, record: Record, hasher: Hasher | None) -> list[Problem]:
     """Return what is wrong with the files of a version."""
     directory = store.directory(record)
-    return [*payload_problems(directory, record, hasher), *run_problems(directory, record, hasher)]
+    return [
+        *place_problems(directory, record),
+        *payload_problems(directory, record, hasher),
+        *run_problems(directory, record, hasher),
+    ]
 
 
 def _accounted(store: Store, named: Record | Head, found: Sequence[Problem]) -> list[Problem]:
