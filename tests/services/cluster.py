@@ -6,12 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
+from tests.resources.launched import TEST_ENV
 from tests.services.debian import program
 from vpmoe_assets.resources import bound
 
@@ -110,8 +112,10 @@ class Cluster:
         wait_until(lambda: "is UP" in self.ask("scontrol", "ping"), "slurmctld", 30)
 
     def stop_controller(self) -> None:
-        """Kill the controller; jobs go on."""
-        self._servers.pop("slurmctld").kill()
+        """End the controller; jobs go on."""
+        server = self._servers.pop("slurmctld")
+        server.terminate()
+        server.wait(30)
 
     def start_node(self, node: str) -> None:
         """Start a machine, or start it again."""
@@ -207,10 +211,14 @@ class Cluster:
     def _serve(self, name: str, *arguments: str) -> None:
         found = program(name.partition(".")[0])
         assert found is not None
+        environment = {**os.environ, **self.environment}
+        environment.pop(TEST_ENV, None)  # it outlives the test that starts it again
+        # What binds it is told of the end of the thread that started it, too.
+        bind = BOUND if threading.current_thread() is threading.main_thread() else []
         with (self.place / f"{name}.out").open("ab") as output:
             self._servers[name] = subprocess.Popen(
-                [*BOUND, found, *arguments],
-                env={**os.environ, **self.environment},
+                [*bind, found, *arguments],
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -42,6 +42,7 @@ def cluster(
     running_cluster: Cluster, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Cluster]:
     """Two idle machines, for this process and what it starts; afterwards nothing is left on them."""
+    running_cluster.ask("scontrol", "update", "nodename=n[0-1]", "state=resume")  # what a test has lost
     running_cluster.wait_idle()
     for name, value in running_cluster.environment.items():
         monkeypatch.setenv(name, value)

@@ -22,7 +22,7 @@ from vpmoe_assets.resources.launcher import Launch
 from vpmoe_assets.resources.launchers import local, slurm
 from vpmoe_assets.resources.processes import new_marker
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(300)]
 
 LONG = {"steps": 400, "step_s": 0.1, "save_every": 5}
 SHORT = {"poll_s": 0.3}

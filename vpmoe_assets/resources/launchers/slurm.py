@@ -384,6 +384,10 @@ class _Ending:
             if self._left(_KILL_S, hurry=False):
                 return needed
         except ClusterSilentError as error:
+            said = batch.ended(work_dir)
+            if said is not None and said.job_id == self.job_id:
+                log(f"job {self.job_id} has said its last, and the cluster does not answer: {error}")
+                return needed
             raise ProcessesRemainError(
                 f"job {self.job_id} of Slurm may still run, and the cluster does not answer: {error}. Its "
                 f"record stays; end it with `scancel {self.job_id}`."
