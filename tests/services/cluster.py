@@ -48,7 +48,7 @@ SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=1
-SlurmdTimeout=8
+SlurmdTimeout=10
 KillWait=4
 MessageTimeout=10
 MinJobAge=300
@@ -127,7 +127,7 @@ class Cluster:
         # Steps leave the session of their server: they are found by the machine that they are told to be on.
         left = [psutil.Process(server.pid)]
         for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error, OSError):
                 conf = process.environ().get("SLURM_CONF", "")
                 own = process.environ().get("SLURMD_NODENAME") == node or (
                     process.name() == "slurmstepd" and self._steps_on(process, node)
@@ -135,7 +135,7 @@ class Cluster:
                 if conf.startswith(str(self.place)) and own:
                     left.append(process)
         for process in left:
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error, OSError):
                 process.kill()
         server.wait()
 
