@@ -37,7 +37,7 @@ def printed(monkeypatch, capsys):
     console.install()
     console.install()
 
-    def run(**parameters: str) -> str:
+    def run(assets=(synth, told, broken), store=None, **parameters: str) -> str:
         with click.Context(click.Command("materialize")) as context:
             context.params = parameters
             logger = loggers.create_console_logger("dagster", "INFO")
@@ -46,7 +46,8 @@ def printed(monkeypatch, capsys):
         def ours(_) -> logging.Logger:
             return logger
 
-        definitions = dg.Definitions(assets=[synth, told, broken], loggers={"console": ours})
+        resources = {} if store is None else {"store": store}
+        definitions = dg.Definitions(assets=assets, loggers={"console": ours}, resources=resources)
         job = definitions.resolve_implicit_global_asset_job_def()
         job.execute_in_process(run_config={"loggers": {"console": {}}}, raise_on_error=False)
         return capsys.readouterr().err
@@ -63,6 +64,21 @@ def test_a_message_has_the_time_and_the_asset_before_it_and_no_more(printed):
     assert "ValueError: row 3 has no answer" in "\n".join(lines)
     assert "Traceback" in "\n".join(lines) or "Stack Trace" in "\n".join(lines)
     assert "\x1b" not in "".join(lines)
+
+
+def test_a_resource_that_fails_says_why(printed, monkeypatch):
+    class Full(dg.ConfigurableResource):
+        def setup_for_execution(self, context):
+            raise dg.Failure("No space left on device: /store; make room there")
+
+    @dg.asset(key_prefix="tiny")
+    def needy(store: Full):
+        pass
+
+    (line,) = [
+        line for line in printed([needy], store=Full(), select="*").splitlines() if "Initialization" in line
+    ]
+    assert line.endswith("make room there")
 
 
 def test_other_processes_print_as_dagster_does(printed):

@@ -78,6 +78,8 @@ class Readable(logging.Formatter):
         step = (metadata["step_key"] or "").rpartition("__")[2]
         if event is not None and event.event_type is DagsterEventType.STEP_FAILURE:
             message = _failure(event)
+        elif event is not None and event.event_type is DagsterEventType.RESOURCE_INIT_FAILURE:
+            message = f"{message} {_innermost(event)}".strip()
         return message if not step or message.startswith(f"{step}:") else f"{step}: {message}"
 
 
@@ -86,6 +88,14 @@ def _failure(event: DagsterEvent) -> str:
     if data.user_failure_data is not None and data.user_failure_data.description:
         return data.user_failure_data.description
     return "" if data.error is None else data.error.to_string().strip()
+
+
+def _innermost(event: DagsterEvent) -> str:
+    """Return the message of the error that made a resource fail."""
+    error = event.engine_event_data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return "" if error is None else error.message.partition(": ")[2].strip() or error.message.strip()
 
 
 def _is_terminal(handler: logging.Handler) -> bool:

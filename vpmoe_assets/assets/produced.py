@@ -21,6 +21,7 @@ from vpmoe_assets.codebase.tree import current
 from vpmoe_assets.errors import DataError, WorkerError
 from vpmoe_assets.lineage.errors import LineageError
 from vpmoe_assets.lineage.record import utc_now
+from vpmoe_assets.resources.disk import disk_trouble
 from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.store import StoreResource
 from vpmoe_assets.resources.trainer import TrainerResource
@@ -164,6 +165,10 @@ def explained(asset: str) -> Iterator[None]:
         yield
     except (LineageError, DataError, WorkerError) as error:
         raise dg.Failure(f"{asset}: {error}", allow_retries=False) from None
+    except OSError as error:
+        if (trouble := disk_trouble(error)) is None:
+            raise
+        raise dg.Failure(f"{asset}: {trouble}", allow_retries=False) from error
 
 
 def code_reference(function: Callable[..., Any]) -> dict[str, Any]:

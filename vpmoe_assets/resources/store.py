@@ -7,6 +7,7 @@ from pydantic import Field
 
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.project import store_root
+from vpmoe_assets.resources.disk import disk_trouble
 from vpmoe_assets.resources.event_log import hold_open
 from vpmoe_assets.resources.hangup import end_with_terminal
 from vpmoe_assets.resources.instances import MisplacedInstanceError, require_lasting
@@ -29,7 +30,8 @@ class StoreResource(dg.ConfigurableResource):
         run and before it waits for a slot in a pool.
 
         Raises:
-            dagster.Failure: The run would be recorded in an instance that nobody finds again.
+            dagster.Failure: The run would be recorded in an instance that nobody finds again; or the store
+                cannot be written to.
         """
         if context.run is None or context.instance is None or context.log is None:
             return  # opened outside a run
@@ -38,7 +40,10 @@ class StoreResource(dg.ConfigurableResource):
         except MisplacedInstanceError as error:
             raise dg.Failure(str(error), allow_retries=False) from None
         root = Path(self.root)
-        record_run(root, context.instance, context.run.run_id)
+        try:
+            record_run(root, context.instance, context.run.run_id)
+        except OSError as error:
+            raise dg.Failure(f"{root}: {disk_trouble(error) or error}", allow_retries=False) from error
         hold_open(context.instance, context.run.run_id)
         end_with_terminal()
         end_dead_jobs(root, log=context.log.warning)
