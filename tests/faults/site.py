@@ -241,7 +241,7 @@ def open_lab(directory: Path, oracle: Oracle) -> Iterator[Lab]:
     before = dict(os.environ)
     os.environ.update(disturber.environment)  # the server loads it, and with it all that it forks
     try:
-        forks = Forks(directory / "server")
+        forks = Forks.of(directory)
     finally:
         os.environ.clear()
         os.environ.update(before)
