@@ -70,7 +70,7 @@ def watch(experiment: str | None, once: bool, every: float, as_json: bool) -> No
     with Live(_table(working(root, named)), console=console, auto_refresh=False) as live:
         try:
             while True:
-                time.sleep(every)
+                time.sleep(max(0.2, every))  # no number is less than 0.2 for click, and no time to wait
                 live.update(_table(working(root, named)), refresh=True)
         except KeyboardInterrupt:
             return

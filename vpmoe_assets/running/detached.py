@@ -64,8 +64,8 @@ def working(root: Path, experiment: str | None = None) -> list[Working]:
         experiment: Name; None takes all.
     """
     found = []
-    for name in directories(root / ".work") if experiment is None else [experiment]:
-        if name.startswith("."):
+    for name in directories(root / ".work"):
+        if name.startswith(".") or experiment not in (None, name):
             continue
         told = {job.work: job for job in jobs(root, name)}
         for area in directories(root / ".work" / name):
