@@ -1,8 +1,9 @@
 """Workers of xdist as forks of one process that has collected the tests, so that one alone imports them.
 
-A worker collects them again, with everything imported already.
+A worker collects them again, with everything imported already, and the sources of the project parsed.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from tests.forks import Forks, serve
+from vpmoe_assets.codebase import memory
+from vpmoe_assets.codebase.tree import SourceTree
 
 
 def fork_workers(config: pytest.Config, specs: Sequence[Any]) -> None:
@@ -29,7 +32,15 @@ def fork_workers(config: pytest.Config, specs: Sequence[Any]) -> None:
         spec.python = str(tests.python)
 
 
+def parse_sources() -> None:
+    """Find out once what each source says, which takes seconds: most stores of the tests are new, and ask."""
+    memory.facts_of = functools.cache(memory.facts_of)
+    tree = SourceTree(memory=None)
+    tree.closure([*tree.modules])
+
+
 if __name__ == "__main__":
     *found, socket = sys.argv[1:]
     pytest.main([*found, "--collect-only", "--quiet", "--capture=no", "-p", "no:cacheprovider"])
+    parse_sources()
     serve(socket)
