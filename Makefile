@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup ladder test test-services lint hooks format ui fused lock results clean always
+.PHONY: help setup ladder style test test-services lint hooks format ui fused lock results clean always
 
 PYTHON ?= python3
 # The machine's uv if it has one, else a pinned one inside the project.
@@ -50,18 +50,24 @@ ui: $(STAMP) .env  ## open the Dagster UI on http://127.0.0.1:3000, or what is f
 	{ $(BIN)/vpmoe report-events --offer || true; } && { $(BIN)/vpmoe browse --beside & } && \
 	exec $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p "$$port"
 
-test: $(STAMP) .env lint  ## lint, then run every test this machine can run
-	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m 'not services'
+# The type check is a minute of one core for which no test waits; what else lint says, it says before them.
+test: $(STAMP) .env style  ## lint, then every test this machine can run; the type check beside them
+	@said=$$(mktemp); trap 'rm -f "$$said"' EXIT; \
+	$(BIN)/mypy > "$$said" 2>&1 & types=$$!; \
+	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m 'not services'; tests=$$?; \
+	wait $$types || tests=1; cat "$$said"; exit $$tests
 
 test-services: $(STAMP) .env  ## tests that need servers: Slurm and PostgreSQL, installed from Debian where it may
 	$(BIN)/python -m tests.services.debian
 	$(BIN)/python -m pytest -n 0 -m services tests/services
 
-lint: $(STAMP)  ## ruff, mypy, and who may import whom
+lint: style  ## ruff, mypy, and who may import whom
+	$(BIN)/mypy
+
+style: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/mypy
 
 hooks: $(STAMP)  ## run `make lint` before every commit
 	$(BIN)/pre-commit install

@@ -69,8 +69,10 @@ FORKED = ("trainer", "dagster", "tests.workers")
 PYTHON = f"""#!{sys.executable} -IS
 import json, os, signal, socket, struct, sys
 arguments, environment, executable = sys.argv[1:], dict(os.environ), sys.argv[0]
+if arguments[:2] in (["-u", "-c"], ["-m", "tests.workers"]):
+    executable = {sys.executable!r}
 if arguments[:2] == ["-u", "-c"]:
-    arguments, environment["PYTHONUNBUFFERED"], executable = arguments[1:], "1", {sys.executable!r}
+    arguments, environment["PYTHONUNBUFFERED"] = arguments[1:], "1"
 elif arguments[0] == "-P" and arguments[1].endswith("/trainer/surgery/program.py"):
     arguments, environment["PYTHONSAFEPATH"] = ["-m", *arguments[3:]], "1"
 elif arguments[:2] not in {[["-m", name] for name in FORKED]} or "RANK" in environment:

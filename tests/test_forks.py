@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.forks import OURS
 
+BIN = Path(sys.executable).parent
 SAID = f"""
 import json, os, sys
 print(json.dumps({{
@@ -67,3 +69,8 @@ def test_exit_functions_run_and_threads_are_waited_for(forks, tmp_path):
     )
     done = forks.run(["-c", program], environment=os.environ, directory=tmp_path)
     assert done.stdout.split("\n") == ["thread", "at the end", ""]
+
+
+def test_a_worker_has_the_python_that_was_started():
+    """What the tests find beside it is found where it is: modules are imported before a worker is forked."""
+    assert BIN == Path(sys.executable).parent == Path(sys.prefix) / "bin"
