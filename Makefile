@@ -59,7 +59,7 @@ test: $(STAMP) .env style  ## lint, then every test this machine can run; the ty
 
 test-services: $(STAMP) .env  ## tests that need servers: Slurm and PostgreSQL, installed from Debian where it may
 	$(BIN)/python -m tests.services.debian
-	$(BIN)/python -m pytest -n 0 -m services tests/services
+	$(BIN)/python -m pytest -n 0 -m services tests/services tests/faults
 
 lint: style  ## ruff, mypy, and who may import whom
 	$(BIN)/mypy

@@ -225,9 +225,11 @@ def read_only(fault: Fault) -> str:
     if moment == 0.0:
         fault.lab.disturber.refuse(pattern, error=errno.EROFS)
     program = fault.site.materialize(fault.asset, grace_s=5.0)
-    program.within(moment)
-    fault.lab.disturber.refuse(pattern, error=errno.EROFS)
-    return f"from {moment:.2f} s on, {fault.lab.disturber.hits} refused: exit {program.wait()}"
+    if moment > 0.0:
+        program.within(moment)
+        fault.lab.disturber.refuse(pattern, error=errno.EROFS)
+    code = program.wait()
+    return f"from {moment:.2f} s on, {fault.lab.disturber.hits} refused: exit {code}"
 
 
 def clock(fault: Fault) -> str:
