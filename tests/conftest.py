@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # torch.compile on a CPU runs a C++ compiler for every fused function: ten times slower, and no test needs it.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # Triton decides when it is imported whether it interprets kernels; without a GPU it can do nothing else.
-if not Path("/dev/nvidiactl").exists():
+GPU = Path("/dev/nvidiactl").exists()
+if not GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -57,13 +58,14 @@ def pytest_configure() -> None:
 def pytest_runtestloop(session: pytest.Session) -> None:
     gc.freeze()
     gc.enable()
-    if "tests.ranks" in sys.modules and not session.config.option.collectonly:
+    if "tests.ranks" in sys.modules and not session.config.option.collectonly and not GPU:
         sys.modules["tests.ranks"].start_server()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
-    fork_workers(config, specs)
+    if not GPU:  # CUDA, which tests ask for when they are imported, is no use in a fork
+        fork_workers(config, specs)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
