@@ -56,7 +56,7 @@ class Browser:
         assert "errorText" not in self.ask("Page.navigate", url=url), url
         self.until("document.readyState === 'complete'")
 
-    def until(self, expression: str, seconds: float = 40) -> Any:
+    def until(self, expression: str, seconds: float = 120) -> Any:
         """Wait until an expression is true, and return it."""
         end = time.monotonic() + seconds
         while True:
@@ -66,7 +66,7 @@ class Browser:
                 assert time.monotonic() < end, f"{expression} never came; the page says: {self.text()[:1500]}"
             time.sleep(0.15)
 
-    def says(self, *parts: str, seconds: float = 40) -> None:
+    def says(self, *parts: str, seconds: float = 120) -> None:
         """Wait until the page says all of this."""
         for part in parts:
             self.until(f"document.body?.textContent.includes({json.dumps(part)})", seconds)
