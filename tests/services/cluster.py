@@ -165,7 +165,7 @@ class Cluster:
         def queued() -> list[str]:
             return self.ask("squeue", "--noheader", "--states=PENDING", "--format=%A").split()
 
-        wait_until(lambda: bool(queued()), "a job that was queued again", 60)
+        wait_until(lambda: bool(queued()), "a job that was queued again", 120)
         for job in queued():
             self.ask("scontrol", "update", f"jobid={job}", "StartTime=now")
 

@@ -348,7 +348,7 @@ def test_two_ranks_on_two_machines_train_the_bytes_that_two_ranks_here_do(cluste
 def test_two_machines_share_a_job_and_one_that_is_lost_is_waited_for(run, work, cluster) -> None:
     def lose() -> None:
         cluster.lose_node("n1")
-        wait_until(lambda: "down" in cluster.ask("sinfo", "-h", "-n", "n1", "-o", "%T"), "a lost machine", 60)
+        wait_until(lambda: not cluster.ask("squeue", "-h", "-t", "R", "-o", "%A").strip(), "a lost job", 120)
         cluster.start_node("n1")
         cluster.hasten()
 
