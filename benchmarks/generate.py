@@ -9,13 +9,13 @@ best of each counts, because other work on the machine only ever adds time.
 
 With `--slots`: layers of the locked model with random weights on a GPU, backend `fused`, bf16, greedy; the
 comparator is the same model in batches, operation by operation. Random weights have near ties everywhere, so
-ids part soon; what is compared is the log-probability of the tokens made in slots, with that of a whole
-forward pass over them. `step_ms` is a step of all slots alone, kernels those of one.
+ids part soon; what is compared with `reference` in float32 is the log-probability of the tokens made in
+slots, and that of a whole forward pass over them. `step_ms` is a step of all slots alone, kernels those of one.
 """
 
 import argparse
+import gc
 import json
-import math
 import statistics
 import time
 from dataclasses import replace
@@ -77,12 +77,18 @@ def measure(rows: int, prompt_tokens: int, new_tokens: int, repeats: int) -> dic
     }
 
 
-def locked(layers: int, seed: int = 0) -> VPGPTModel:
-    """Make layers of the locked model on the GPU, filled there: matrices N(0, 0.02²), gains 1, biases 0."""
+def architecture_of(layers: int) -> Architecture:
+    """Return the locked model's architecture with some of its layers."""
     experiment = plain(load_experiment("bench").architecture("vpmoe"))
     experiment["model"]["num_layers"] = layers
-    architecture = parse(Architecture, experiment)
-    model = build_model(architecture, dtype=torch.bfloat16, device="cuda", seed=None, backend="fused")
+    return parse(Architecture, experiment)
+
+
+def locked(layers: int, seed: int = 0) -> VPGPTModel:
+    """Make layers of the locked model on the GPU, filled there: matrices N(0, 0.02²), gains 1, biases 0."""
+    model = build_model(
+        architecture_of(layers), dtype=torch.bfloat16, device="cuda", seed=None, backend="fused"
+    )
     generator = torch.Generator("cuda").manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -101,20 +107,50 @@ def locked(layers: int, seed: int = 0) -> VPGPTModel:
     return model.eval().requires_grad_(False)
 
 
-def distance(model: VPGPTModel, prompts: list[list[int]], made: list[Generated]) -> float:
-    """Root mean square of log-probabilities as they were made less those of whole rows."""
-    squares, count = 0.0, 0
-    for prompt, one in zip(prompts, made, strict=True):
-        row = torch.tensor([[*prompt, *one.ids]], device="cuda")
-        with evaluating(model):
-            hidden = model.forward_hidden(
-                row, torch.arange(row.shape[1], device="cuda")[None], torch.zeros_like(row)
-            )[len(prompt) - 1 : -1, 0]
-            logits = torch.mm(hidden, model.head_weight.t(), out_dtype=torch.float32)
-            whole = logits.gather(1, row[0, len(prompt) :, None])[:, 0] - logits.logsumexp(dim=1)
-            squares += float((whole - torch.tensor(one.logprobs, device="cuda")).square().sum())
-        count += len(one.ids)
-    return math.sqrt(squares / count)
+def whole_logprobs(model: VPGPTModel, prompts: list[list[int]], made: list[Generated]) -> torch.Tensor:
+    """Log-probabilities of what was made, float32 `[made]`, by one pass over whole rows of one length."""
+    rows = torch.tensor([[*prompt, *one.ids] for prompt, one in zip(prompts, made, strict=True)]).cuda()
+    places = torch.arange(rows.shape[1], device="cuda").expand_as(rows)
+    found = []
+    with evaluating(model):
+        hidden = model.forward_hidden(rows, places, torch.zeros_like(rows))[len(prompts[0]) - 1 : -1]
+        for number in range(len(prompts)):
+            head = model.head_weight
+            wide = torch.float32 if head.dtype == torch.bfloat16 else head.dtype
+            logits = torch.mm(hidden[:, number], head.t(), out_dtype=wide)
+            chosen = logits.gather(1, rows[number, len(prompts[0]) :, None])[:, 0]
+            found.append(chosen - logits.logsumexp(dim=1))
+    return torch.cat(found)
+
+
+def distances(
+    model: VPGPTModel, layers: int, prompts: list[list[int]], made: list[Generated]
+) -> dict[str, float]:
+    """How far log-probabilities in slots, and those of a whole pass in bf16, are from float32 (rms).
+
+    The comparator is `reference` in float32 with the same weights. Routing is a choice: where two experts are
+    nearly equal any rounding makes another one, and with random weights that is so in every layer.
+    """
+    slots = torch.tensor([value for one in made for value in one.logprobs], device="cuda")
+    narrow = whole_logprobs(model, prompts, made)
+    exact = build_model(
+        architecture_of(layers), dtype=torch.float32, device="cuda", seed=None, backend="reference"
+    )
+    weights = {name: value for name, value in model.state_dict().items() if value is not None}
+    missing = set(dict(exact.named_parameters())) & set(exact.load_state_dict(weights, strict=False)[0])
+    if missing:
+        raise AssertionError(f"not in the weights: {sorted(missing)[:3]}")
+    wanted = whole_logprobs(exact.eval().requires_grad_(False), prompts, made)
+
+    def rms(one: torch.Tensor, other: torch.Tensor) -> float:
+        return round(float((one - other).square().mean().sqrt()), 4)
+
+    return {
+        "slots from float32": rms(slots, wanted),
+        "whole pass in bf16 from float32": rms(narrow, wanted),
+        "slots from whole pass in bf16": rms(slots, narrow),
+        "spread of float32": round(float(wanted.std()), 4),
+    }
 
 
 def kernels_of_a_step(slots: Slots) -> dict[str, Any]:
@@ -173,12 +209,14 @@ def measure_slots(layers: int, rows: int, prompt_tokens: int, new_tokens: int, f
         "first_call_s": round(first, 1),
         "step_ms": [round(step, 3) for step in steps],
         "steps_tokens_per_s": [round(1000 * rows / step, 1) for step in steps],
-        "rms_logprob_difference": distance(model, prompts[:8], made[:8]),
         "allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
         **kernels,
     }
     forget_slots(model)
     del slots
+    gc.collect()
+    torch.cuda.empty_cache()
+    found["rms_logprob_difference"] = distances(model, layers, prompts[:8], made[:8])
     model.backend = replace(model.backend, slots=False)
     timed(2)
     one, _ = timed(1)

@@ -4,7 +4,8 @@ The norm of the gradients, the factor that clips them and whether the step is fi
 `gate`; learning rates, decays and bias corrections are sent ahead, in `rates`. Kernels read both, so all of a
 step is launched before anyone waits, and a step that is not finite changes nothing. A few launches serve all
 tensors: see `trainer.optim.small_matrices`, `trainer.optim.large_matrices` and
-`trainer.optim.elementwise_kernels`.
+`trainer.optim.elementwise_kernels`. They read and write what stays where it is, so from the second step on
+they are one CUDA graph where a rank is alone; the first compiles kernels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,7 @@ class DeviceStep:
         topology: Process groups.
         device: Where the parts are; there may be none.
         tiling: How the kernel of small matrices is cut.
+        capture: Launch all of a step as a CUDA graph where one can be; otherwise kernel by kernel.
 
     Attributes:
         gate: fp32 `[2]`: the factor on the gradients; 1, or 0 where the step is not finite.
@@ -57,8 +59,13 @@ class DeviceStep:
         device: torch.device,
         *,
         tiling: Tiling = TILING,
+        capture: bool = True,
     ) -> None:
         self._settings, self._topology = settings, topology
+        self._capture = capture and device.type == "cuda" and topology.world.size == 1
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._recorded: tuple[float, bool] | None = None
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self.mark: Mark = unmarked
         self._routes = list(dict.fromkeys(part.route for part in parts))
         rows = {route: row for row, route in enumerate(self._routes)}
@@ -93,6 +100,21 @@ class DeviceStep:
             loss: A number that must be finite too, on the device and the same on every rank.
         """
         self.prepare(rate, steps=steps)
+        if loss is not None:
+            self._loss.copy_(loss)
+            loss = self._loss
+        # Parts can be told apart only where they are launched one by one.
+        if self._capture and self.mark is unmarked and self._recorded == (clip_grad, loss is not None):
+            if self._graph is None:
+                self._graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self._graph):
+                    self._launch(clip_grad, loss)
+            self._graph.replay()
+            return
+        self._graph, self._recorded = None, (clip_grad, loss is not None)
+        self._launch(clip_grad, loss)
+
+    def _launch(self, clip_grad: float, loss: Tensor | None) -> None:
         self.mark("gradient norm")
         self.measure(clip_grad, loss)
         self.update()
