@@ -10,7 +10,8 @@ best of each counts, because other work on the machine only ever adds time.
 With `--slots`: layers of the locked model with random weights on a GPU, backend `fused`, bf16, greedy; the
 comparator is the same model in batches, operation by operation. Random weights have near ties everywhere, so
 ids part soon; what is compared with `reference` in float32 is the log-probability of the tokens made in
-slots, and that of a whole forward pass over them. `step_ms` is a step of all slots alone, kernels those of one.
+slots, and that of a whole forward pass over them. `step_ms` is a step of all slots alone, kernels those of
+one.
 """
 
 import argparse
