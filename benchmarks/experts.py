@@ -165,10 +165,11 @@ def each_kernel(layer: Layer) -> dict[str, Any]:
             ),
         ):
             rows = []
-            before_outer = grouped_products._OUTER
+            before_outer = grouped_products._outer_shape
             for size, block, warps, stages in itertools.product((16, 32, 64), (64, 128), (4, 8), (1, 2, 3)):
                 shape = {"ROWS": size, "num_warps": warps, "num_stages": stages}
-                grouped_products._OUTER, grouped_products._COLUMNS = shape, block
+                grouped_products._outer_shape = lambda *_, shape=shape: shape
+                grouped_products._COLUMNS = block
                 weight, bias, p = of
 
                 def run(
@@ -181,7 +182,7 @@ def each_kernel(layer: Layer) -> dict[str, Any]:
                     rows.append((alone(run), f"{shape} block {block}"))
                 except Exception as error:
                     rows.append((1e9, f"{shape}: {type(error).__name__}"))
-            grouped_products._OUTER, grouped_products._COLUMNS = before_outer, 128
+            grouped_products._outer_shape, grouped_products._COLUMNS = before_outer, 128
             table[name] = sorted(rows)[:6]
             print(name, *table[name], sep="\n  ", flush=True)
     return table

@@ -100,7 +100,7 @@ def outer_rows(
 
 @triton.jit
 def inner_gradients(
-    grad, weight, inner, bias1, bias2, weights, order, offsets, to_inner, weighted, to_pairs, n,
+    grad, weight, inner, bias1, of_bias2, weights, order, offsets, to_inner, weighted, to_pairs, n,
     HIDDEN: tl.constexpr, WIDTH: tl.constexpr, TOPK: tl.constexpr, EXPERTS: tl.constexpr,
     PADDED: tl.constexpr, BIASED: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
@@ -108,7 +108,7 @@ def inner_gradients(
     """From the tokens' gradients `[T, H]` to those of `inner` `[n, F]`, and a share of those of p.
 
     Writes once more what `inner_rows` called `weighted`. `to_pairs` is `[F / COLUMNS, n]`: p's gradient is
-    the sum over the blocks of columns.
+    the sum over the blocks of columns. `of_bias2` is fp32 `[T, E]`, each token's gradient times each b₂.
     """
     expert, first, end = _rows_of(offsets, tl.program_id(0), EXPERTS, PADDED, ROWS)
     if first >= end:
@@ -135,13 +135,7 @@ def inner_gradients(
     )
     of_p = tl.sum(total * value * value, axis=1)
     if BIASED and tl.program_id(1) == 0:
-        biased = tl.zeros((ROWS, DEPTH), dtype=tl.float32)
-        for at in range(0, HIDDEN, DEPTH):
-            k = at + depth
-            a = tl.load(left + k[None, :], mask=live[:, None] & (k < HIDDEN)[None, :], other=0.0)
-            b2 = tl.load(bias2 + expert * HIDDEN + k, mask=k < HIDDEN, other=0.0)
-            biased += a.to(tl.float32) * b2.to(tl.float32)[None, :]
-        of_p += tl.sum(biased, axis=1)
+        of_p += tl.load(of_bias2 + (pair // TOPK) * EXPERTS + expert, mask=live, other=0.0)
     tl.store(to_pairs + tl.program_id(1) * n + row, of_p, mask=live)
     tl.store(weighted + place, again.to(weighted.dtype.element_ty), mask=inside)
     back = total * p[:, None] * 2.0 * value

@@ -17,11 +17,13 @@ from torch.autograd.function import once_differentiable
 
 from trainer.model.pair_sort import SortedPairs
 from trainer.model.parameters import is_written, mark_written
+from trainer.model.wide_product import wide_linear
 
 _COLUMNS, _DEPTH = 128, 64
-_OUTER = {"ROWS": 32, "num_warps": 8, "num_stages": 2}
+_OUTER_FEW = {"ROWS": 32, "num_warps": 8, "num_stages": 2}
+_OUTER_MANY = {"ROWS": 64, "num_warps": 4, "num_stages": 3}
 _FEW_ROWS = 96
-"""Rows of an expert, on average, up to which a block has 64 of them, and 128 beyond."""
+"""Rows of an expert, on average, up to which they are few."""
 
 
 class Experts(NamedTuple):
@@ -105,8 +107,10 @@ def inner_gradients(
     shape = _shape(rows, count, width)
     grid = _grid(rows, count, width, shape)
     to_pairs = torch.zeros(grid[1], rows, dtype=torch.float32, device=grad.device)
+    # Of every token and expert: a plain product is cheaper than another pass over the gathered rows.
+    of_bias2 = to_pairs if experts.bias2 is None else wide_linear(grad, experts.bias2, None, torch.float32)
     kernel[grid](
-        grad, experts.weight2, inner, _pointer(experts.bias1, inner), _pointer(experts.bias2, inner), weights,
+        grad, experts.weight2, inner, _pointer(experts.bias1, inner), of_bias2, weights,
         pairs.order, pairs.offsets, to_inner, weighted, to_pairs, rows, HIDDEN=hidden, WIDTH=width,
         TOPK=weights.shape[1], EXPERTS=count, PADDED=_padded(count), BIASED=experts.bias1 is not None,
         **shape,
@@ -163,7 +167,7 @@ def weight_gradients(
         left.values, right.values, _pointer(weights, pairs.order), pairs.order, pairs.offsets, found[0],
         found[-1], LEFT=size, RIGHT=width, LEFT_TOPK=left.topk, RIGHT_TOPK=right.topk,
         ADD=direct and written == {True}, BIASED=bias is not None,
-        WEIGHED=weights is not None, **blocks, **_OUTER,
+        WEIGHED=weights is not None, **blocks, **_outer_shape(pairs.order.numel(), weight.shape[0]),
     )  # fmt: skip
     if not direct:
         return found[0], found[1] if bias is not None else None
@@ -173,14 +177,22 @@ def weight_gradients(
 
 def _shape(rows: int, experts: int, columns: int) -> dict[str, int]:
     """Return the blocks of a product with `columns` columns: their size, warps and stages."""
-    few = rows <= _FEW_ROWS * experts
     return {
-        "ROWS": 64 if few else 128,
+        "ROWS": 64,
         "COLUMNS": min(_COLUMNS, _block(columns)),
         "DEPTH": _DEPTH,
-        "num_warps": 4 if few else 8,
-        "num_stages": 4 if few else 3,
+        "num_warps": 4,
+        "num_stages": 4 if _few(rows, experts) else 3,
     }
+
+
+def _outer_shape(rows: int, experts: int) -> dict[str, int]:
+    """Return how many rows an outer product sums at a time, its warps and stages."""
+    return _OUTER_FEW if _few(rows, experts) else _OUTER_MANY
+
+
+def _few(rows: int, experts: int) -> bool:
+    return rows <= _FEW_ROWS * experts
 
 
 def _grid(rows: int, experts: int, columns: int, shape: dict[str, int]) -> tuple[int, int]:

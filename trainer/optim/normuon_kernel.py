@@ -15,7 +15,7 @@ Products inside an iteration take their operands in fp16: their entries are of n
 its limits, and its 11 bits are those of tf32 at twice the speed and half the room. The look-ahead itself has
 no scale that is known before all of it was read, so it is kept in bf16. Rows of a wide matrix lie along the
 short side, so that their norms are the diagonal of Q G Qᵀ and the update can be applied as it is made; those
-of a tall one are measured in a pass of its own.
+of a tall one are measured in a pass of its own, which leaves the factor where X was.
 
 One program works on one matrix at a time. `SHORT` is the shorter side (a power of two from 16 to 128), `LONG`
 the other, worked off in tiles of `TILE`; the matrix may lie either way (`TALL`). Matrices are given by their
@@ -118,6 +118,7 @@ def normuon_step(
     TALL: tl.constexpr,
     ITERATIONS: tl.constexpr,
     RESTART: tl.constexpr,
+    AHEAD: tl.constexpr,
     MOMENTUM: tl.constexpr,
     LOW_HALF: tl.constexpr,
     PER_PROGRAM: tl.constexpr,
@@ -144,6 +145,7 @@ def normuon_step(
         TALL: See LONG.
         ITERATIONS: Of Polar Express.
         RESTART: See LONG; from 1 to `ITERATIONS` − 1.
+        AHEAD: Tiles that the last pass has under way; the compiler sees to it only where a product waits.
         MOMENTUM: Type of the momentum, fp32 or bf16.
         LOW_HALF: The weight is bf16 and the master weight its low half, int16; else both are the same, fp32.
         PER_PROGRAM: Matrices that a program updates at most.
@@ -193,7 +195,9 @@ def normuon_step(
             if TALL:
                 total, scaled = 0.0, 0.0
                 for tile in range(LONG // TILE):
-                    o = tl.dot(tl.load(lifted_own + _places(tile * TILE, LONG, SHORT, TILE, TALL)), q)
+                    at = _places(tile * TILE, LONG, SHORT, TILE, TALL)
+                    o = tl.dot(tl.load(lifted_own + at), q)
+                    tl.store(lifted_own + at, o.to(NARROW), eviction_policy="evict_last")
                     of_long = tile * TILE + tl.arange(0, TILE)
                     norms, scaled_norms = _statistic(
                         second, of_long, tl.sum(o * o, axis=1), SHORT, beta2, eps
@@ -207,13 +211,13 @@ def normuon_step(
             factor = tl.load(rate) * ratio * tl.sqrt(total) / tl.maximum(tl.sqrt(scaled), eps)
             decay = tl.load(rate + 1)
             tl.debug_barrier()
-            for tile in range(LONG // TILE):
+            for tile in tl.range(LONG // TILE, num_stages=AHEAD):
                 at = _places(tile * TILE, LONG, SHORT, TILE, TALL)
                 x = tl.load(lifted_own + at)
                 if TALL:
                     of_long = tile * TILE + tl.arange(0, TILE)
                     inverse = factor * tl.rsqrt(tl.load(second + of_long) + eps)
-                    _apply(master, weight, at, tl.dot(x, q), inverse, decay, LOW_HALF)
+                    _apply(master, weight, at, x.to(tl.float32), inverse, decay, LOW_HALF)
                 else:
                     inverse = factor * tl.rsqrt(tl.load(second + of_short) + eps)
                     _apply(master, weight, at, tl.dot(q, x), inverse, decay, LOW_HALF)

@@ -37,6 +37,7 @@ class Tiling:
         programs: Programs a multiprocessor.
         warps: Of a program.
         stages: Tiles that are under way at a time.
+        ahead: The same in the pass that applies the update.
         registers: A thread may use; None leaves it to the compiler.
     """
 
@@ -45,7 +46,8 @@ class Tiling:
     restart: int = 3
     programs: int = 1
     warps: int = 8
-    stages: int = 3
+    stages: int = 4
+    ahead: int = 3
     registers: int | None = None
 
 
@@ -149,6 +151,7 @@ class SmallMatrices:
             TALL=tall,
             ITERATIONS=self._iterations,
             RESTART=max(1, min(tiling.restart, self._iterations - 1)),
+            AHEAD=tiling.ahead,
             MOMENTUM=tl.bfloat16 if group.momentum == torch.bfloat16 else tl.float32,
             LOW_HALF=group.low_half,
             PER_PROGRAM=-(-matrices // programs),
