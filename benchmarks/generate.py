@@ -86,7 +86,7 @@ def architecture_of(layers: int) -> Architecture:
 
 
 def locked(layers: int, seed: int = 0) -> VPGPTModel:
-    """Make layers of the locked model on the GPU, filled there: matrices N(0, 0.02²), gains 1, biases 0."""
+    """Make layers of the locked model on the GPU, filled there as `trainer.model.init` fills."""
     model = build_model(
         architecture_of(layers), dtype=torch.bfloat16, device="cuda", seed=None, backend="fused"
     )
@@ -100,7 +100,8 @@ def locked(layers: int, seed: int = 0) -> VPGPTModel:
             elif parameter.dim() < 2 or name.endswith(("bias1", "bias2")):
                 parameter.fill_(1.0 if "layernorm" in name and name.endswith("weight") else 0.0)
             else:
-                parameter.normal_(0.0, 0.02, generator=generator)
+                down = name.endswith(("linear_proj.weight", "linear_fc2.weight", "weight2"))
+                parameter.normal_(0.0, 0.02 / (2 * layers) ** 0.5 if down else 0.02, generator=generator)
         for layer in model.moe_layers:
             if layer.router.expert_bias is not None:
                 layer.router.expert_bias.zero_()

@@ -94,6 +94,8 @@ class Backend:
         router_linear: The product that makes a router's logits.
         route: What a router does with them.
         fuse: Makes one function of a chain of small operations of a training pass.
+        in_line: A pass without a cache runs its rows one after another as `[B · S, 1, H]`, so that nothing is
+            put into another order for attention; what is per row asks the padding mask for the rows.
         capturable: Between embedding and final norm, forward and backward ask nothing of the device, so a
             CUDA graph can hold them.
         slots: Sequences are decoded in static slots, `trainer.decoding.slots`.
@@ -107,6 +109,7 @@ class Backend:
     router_linear: Linear = linear_in
     route: Route = route_and_balance
     fuse: Fuse = unfused
+    in_line: bool = False
     capturable: bool = False
     slots: bool = False
     optimizer_kernels: bool = False

@@ -8,6 +8,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.module import MegatronModule
 
 from trainer.model.config import VPTransformerConfig, squared_relu
+from trainer.model.fusing import Fuse, unfused
 
 
 class DenseFFN(MegatronModule):
@@ -18,9 +19,12 @@ class DenseFFN(MegatronModule):
         config: VPTransformerConfig,
         pg_collection: ProcessGroupCollection,
         hidden_width: int | None = None,
+        *,
+        fuse: Fuse = unfused,
         **_: Any,
     ) -> None:
         super().__init__(config=config)
+        self._fuse = fuse
         width = hidden_width or config.dense_ffn_hidden_size or config.ffn_hidden_size
         self.tp_group = pg_collection.tp
         self.linear_fc1 = ColumnParallelLinear(
@@ -30,7 +34,7 @@ class DenseFFN(MegatronModule):
             init_method=config.init_method,
             bias=config.add_bias_linear,
             gather_output=False,
-            skip_bias_add=False,
+            skip_bias_add=fuse is not unfused,  # left to `activate`
             tp_group=self.tp_group,
         )
         self.linear_fc2 = RowParallelLinear(
@@ -51,6 +55,12 @@ class DenseFFN(MegatronModule):
 
         `padding_mask` is Megatron's argument for MoE layers; a dense FFN treats all tokens alike.
         """
-        inner, _bias = self.linear_fc1(hidden)
-        output, bias = self.linear_fc2(squared_relu(inner))
+        inner, bias = self.linear_fc1(hidden)
+        run = self._fuse if self.training and torch.is_grad_enabled() else unfused
+        output, bias = self.linear_fc2(run(activate)(inner, bias))
         return output, bias
+
+
+def activate(inner: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`relu(x + b)²`, `[…, F]`."""
+    return squared_relu(inner if bias is None else inner + bias)

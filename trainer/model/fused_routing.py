@@ -72,7 +72,7 @@ def _routed(
         load = (marked & valid.unsqueeze(-1)).sum(dim=0).to(share.dtype)
         tokens = valid.sum(dim=0).clamp(min=1).to(share.dtype)
         aux = (experts / (topk * tokens.square()) * (mass * load).sum(dim=-1)).mean()
-    return weights.flatten(0, 1), chosen.flatten(0, 1), aux, counts
+    return weights, chosen, aux, counts
 
 
 def _open_groups(selection: Tensor, topk: int, num_groups: int, group_topk: int) -> Tensor:

@@ -82,9 +82,13 @@ class VPGPTModel(GPTModel):
             max_sequence_length=self.max_sequence_length,
         )
         context.cache = cache
+        if self.backend.in_line and cache is None:
+            tokens, context.position_ids = (part.view(1, -1) for part in (tokens, position_ids))
         if self.rotary_pos_emb is not None:
-            context.rotation = self.rotary_pos_emb(position_ids)
-        return self._decode(tokens, context)
+            context.rotation = self.rotary_pos_emb(context.position_ids)
+        hidden = self._decode(tokens, context)
+        rows, length = doc_id.shape
+        return hidden if hidden.shape[0] == length else hidden.view(rows, length, -1).transpose(0, 1)
 
     def _decode(self, tokens: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         embedded = self.embedding(input_ids=tokens, position_ids=context.position_ids)

@@ -21,7 +21,7 @@ from trainer.model.wide_product import wide_linear
 
 _COLUMNS, _DEPTH = 128, 64
 _OUTER_FEW = {"ROWS": 32, "num_warps": 8, "num_stages": 2}
-_OUTER_MANY = {"ROWS": 64, "num_warps": 4, "num_stages": 3}
+_OUTER_MANY = {"ROWS": 128, "num_warps": 4, "num_stages": 2}
 _FEW_ROWS = 96
 """Rows of an expert, on average, up to which they are few."""
 

@@ -9,6 +9,7 @@ from megatron.core.transformer.module import MegatronModule
 from trainer.model.backend import ExpertsFactory
 from trainer.model.config import VPTransformerConfig
 from trainer.model.ffn import DenseFFN
+from trainer.model.fusing import Fuse, unfused
 from trainer.model.parallel import gather_rows, split_rows
 from trainer.model.router import Linear, Route, Router
 
@@ -34,16 +35,19 @@ class MoELayer(MegatronModule):
         experts: ExpertsFactory,
         route: Route,
         linear: Linear,
+        fuse: Fuse = unfused,
         **_: Any,
     ) -> None:
         super().__init__(config=config)
+        self._fuse = fuse
         self.tp_group = pg_collection.tp
         self.layer_number: int | None = None
         self.router = Router(config, pg_collection, route=route, linear=linear)
         self.experts = experts(config, pg_collection)
         self.shared_experts: DenseFFN | None = None
         if config.moe_shared_expert_intermediate_size:
-            self.shared_experts = DenseFFN(config, pg_collection, config.moe_shared_expert_intermediate_size)
+            width = config.moe_shared_expert_intermediate_size
+            self.shared_experts = DenseFFN(config, pg_collection, width, fuse=fuse)
 
     def set_layer_number(self, layer_number: int) -> None:
         """Take the 1-based number from Megatron's layer, which the `mlp` slot is not built with."""
@@ -65,11 +69,16 @@ class MoELayer(MegatronModule):
         tokens = hidden.flatten(0, 1)
         output = self._routed(tokens, weights, chosen).view_as(hidden)
         if self.shared_experts is not None:
-            shared, bias = self.shared_experts(hidden)
-            output = output + (shared if bias is None else shared + bias)
+            run = self._fuse if self.training and torch.is_grad_enabled() else unfused
+            output = run(add_shared)(output, *self.shared_experts(hidden))
         return output, None
 
     def _routed(self, tokens: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         total = tokens.shape[0]
         mine = (split_rows(part, self.tp_group) for part in (tokens, weights, chosen))
         return gather_rows(self.experts(*mine), self.tp_group, total)
+
+
+def add_shared(routed: torch.Tensor, shared: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Add the shared expert's output and its bias to that of the routed ones, `[S, B, H]`."""
+    return routed + (shared if bias is None else shared + bias)

@@ -130,8 +130,8 @@ class Routing(NamedTuple):
     """What a router says of a pass of `S · B` tokens.
 
     Attributes:
-        weights: fp32 `[S · B, K]`, 0 for padding.
-        chosen: int64 `[S · B, K]`, E for padding.
+        weights: fp32 `[S, B, K]`, 0 for padding.
+        chosen: int64 `[S, B, K]`, E for padding.
         aux_loss: Of `sequence_aux_loss`; None where it was not asked for.
         counts: int64 `[E]`, how often each expert was chosen; None where it was not asked for.
     """
@@ -184,8 +184,8 @@ def route_and_balance(
         scaling_factor=rules.scaling_factor,
     )
     flat_valid = valid.reshape(-1, 1)
-    weights = torch.where(flat_valid, weights, 0.0).float()
-    chosen = torch.where(flat_valid, chosen, experts)
+    weights = torch.where(flat_valid, weights, 0.0).float().view(*valid.shape, -1)
+    chosen = torch.where(flat_valid, chosen, experts).view(*valid.shape, -1)
     if not balance:
         return Routing(weights, chosen, None, None)
     scores = logits.sigmoid() if rules.score_function == "sigmoid" else logits.softmax(dim=-1)
@@ -255,12 +255,12 @@ class Router(MegatronModule, Float32Parameters):
         """Route.
 
         Args:
-            hidden: `[S, B, H]`.
+            hidden: `[S, B, H]`, or `[B · S, 1, H]` of a pass whose rows run in line.
             padding: bool `[B, S]`, True where a token is padding; None when nothing is.
 
         Returns:
-            Weights fp32 `[S · B, K]` (0 for padding) and expert indices int64 `[S · B, K]` (E for
-            padding).
+            Weights fp32 `[S · B, K]` (0 for padding) and expert indices int64 `[S · B, K]` (E for padding),
+            tokens in the order of `hidden`.
         """
         config = self.config
         logits = self.logits(hidden)  # [S, B, E]
@@ -269,6 +269,9 @@ class Router(MegatronModule, Float32Parameters):
             if padding is None
             else ~padding.t()
         )
+        in_line = valid.shape != logits.shape[:2]
+        if in_line:
+            logits = logits.view(*valid.t().shape, -1).transpose(0, 1)
         training = self.training and torch.is_grad_enabled()
         found = self._route(logits, valid, self.expert_bias, self._rules, balance=training)
         self.aux_loss = None
@@ -277,7 +280,11 @@ class Router(MegatronModule, Float32Parameters):
                 self.tokens_per_expert += found.counts
             if config.moe_aux_loss_coeff and found.aux_loss is not None:
                 self.aux_loss = config.moe_aux_loss_coeff * found.aux_loss.float()
-        return found.weights, found.chosen
+        weights, chosen = (
+            (part.transpose(0, 1) if in_line else part).flatten(0, 1)
+            for part in (found.weights, found.chosen)
+        )
+        return weights, chosen
 
 
 def _count(chosen: torch.Tensor, experts: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Which module fills which slot of Megatron's block and layers."""
 
 import functools
+from typing import Any
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -12,7 +13,9 @@ from trainer.model.attention import SelfAttention, SelfAttentionSubmodules
 from trainer.model.backend import Backend
 from trainer.model.config import VPTransformerConfig
 from trainer.model.ffn import DenseFFN
+from trainer.model.fusing import unfused
 from trainer.model.moe import MoELayer
+from trainer.model.residual import ResidualNorm, residual_sum
 
 
 def block_spec(config: VPTransformerConfig, backend: Backend) -> TransformerBlockSubmodules:
@@ -27,21 +30,29 @@ def block_spec(config: VPTransformerConfig, backend: Backend) -> TransformerBloc
     )
     routed, dense = (
         functools.partial(
-            MoELayer, experts=backend.experts, route=backend.route, linear=backend.router_linear
+            MoELayer,
+            experts=backend.experts,
+            route=backend.route,
+            linear=backend.router_linear,
+            fuse=backend.fuse,
         ),
-        functools.partial(DenseFFN),
+        functools.partial(DenseFFN, fuse=backend.fuse),
     )
+    norm: Any = WrappedTorchNorm
+    add: Any = get_bias_dropout_add
+    if backend.fuse is not unfused:
+        norm, add = functools.partial(ResidualNorm, fuse=backend.fuse), residual_sum(backend.fuse)
 
     def layer(number: int) -> ModuleSpec:
         return ModuleSpec(
             module=TransformerLayer,
             submodules=TransformerLayerSubmodules(
-                input_layernorm=WrappedTorchNorm,
+                input_layernorm=norm,
                 self_attention=attention,
-                self_attn_bda=get_bias_dropout_add,
-                pre_mlp_layernorm=WrappedTorchNorm,
+                self_attn_bda=add,
+                pre_mlp_layernorm=norm,
                 mlp=routed if number in config.moe_layers else dense,
-                mlp_bda=get_bias_dropout_add,
+                mlp_bda=add,
             ),
         )
 

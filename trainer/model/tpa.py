@@ -69,17 +69,16 @@ class TensorProductQKV(MegatronModule):
             add.
         """
         z = sum_gradient_over_tp(hidden.to(self.a_q.dtype), self.tp_group)
-        a_q, a_k, a_v = (nn.functional.linear(z, a) for a in (self.a_q, self.a_k, self.a_v))
-        b_q, b_k, b_v = (
-            nn.functional.linear(z, sum_gradient_over_tp(b, self.tp_group))
-            for b in (self.b_q, self.b_k, self.b_v)
-        )
-        training = self.training and torch.is_grad_enabled()
-        run = self._fuse if training else unfused
-        mixed = run(compose_qkv)(
-            a_q, a_k, a_v, b_q, b_k, b_v, self.bias, self.q_rank, self.kv_rank, run is not unfused
-        )
-        return mixed, None
+        shared = (sum_gradient_over_tp(b, self.tp_group) for b in (self.b_q, self.b_k, self.b_v))
+        matrices = (self.a_q, self.a_k, self.a_v, *shared)
+        if self._fuse is unfused or not (self.training and torch.is_grad_enabled()):
+            a_q, a_k, a_v, b_q, b_k, b_v = (nn.functional.linear(z, matrix) for matrix in matrices)
+            ranks = self.q_rank, self.kv_rank
+            return compose_qkv(a_q, a_k, a_v, b_q, b_k, b_v, self.bias, *ranks, summed=False), None
+        # One product instead of six, and one gradient of z instead of six to be added up.
+        projected = nn.functional.linear(z, torch.cat(matrices))
+        widths = tuple(matrix.shape[0] for matrix in matrices)
+        return self._fuse(compose_projected)(projected, widths, self.bias, self.q_rank, self.kv_rank), None
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
@@ -95,6 +94,14 @@ class TensorProductQKV(MegatronModule):
         )
 
 
+def compose_projected(
+    projected: torch.Tensor, widths: tuple[int, ...], bias: torch.Tensor | None, q_rank: int, kv_rank: int
+) -> torch.Tensor:
+    """Compose what one product made of all factors, `[S, B, Σ widths]`; see `compose_qkv`."""
+    a_q, a_k, a_v, b_q, b_k, b_v = projected.split(widths, dim=-1)
+    return compose_qkv(a_q, a_k, a_v, b_q, b_k, b_v, bias, q_rank, kv_rank, summed=True)
+
+
 def compose_qkv(
     a_q: torch.Tensor,
     a_k: torch.Tensor,
@@ -105,6 +112,7 @@ def compose_qkv(
     bias: torch.Tensor | None,
     q_rank: int,
     kv_rank: int,
+    *,
     summed: bool,
 ) -> torch.Tensor:
     """Compose queries, keys and values from their factors, interleave them and add the bias.

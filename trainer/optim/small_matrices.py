@@ -42,12 +42,12 @@ class Tiling:
     """
 
     wide: int = 64
-    tall: int = 32
+    tall: int = 64
     restart: int = 3
     programs: int = 1
     warps: int = 8
-    stages: int = 4
-    ahead: int = 3
+    stages: int = 3
+    ahead: int = 4
     registers: int | None = None
 
 

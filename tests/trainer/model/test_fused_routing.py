@@ -23,7 +23,7 @@ def test_choice_weights_balance_and_gradients_are_the_references(
     given = torch.randn(20, 3, 32, generator=generator)
     valid = torch.rand(20, 3, generator=generator) > 0.2
     bias = torch.randn(32, generator=generator) * 0.1 if score_function == "sigmoid" else None
-    direction = torch.randn(60, topk, generator=generator)
+    direction = torch.randn(*valid.shape, topk, generator=generator)
     results = []
     for module in (router, fused_routing):
         logits = given.clone().requires_grad_()

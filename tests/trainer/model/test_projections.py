@@ -6,6 +6,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from tests.trainer.model.model_cases import tiny
 from trainer.model.config import transformer_config
+from trainer.model.fusing import unfused
 from trainer.model.gpt import build_model
 from trainer.model.qkv import interleave_qkv, split_qkv
 from trainer.model.tpa import TensorProductQKV
@@ -63,6 +64,19 @@ def test_tensor_product_equals_the_einsum_of_its_factors():
     mixed, bias = module(z)
     assert bias is None
     np.testing.assert_allclose(mixed.detach().numpy(), composed(module, z), rtol=1e-5, atol=1e-4)
+
+
+def test_one_product_for_all_factors_gives_the_outputs_and_gradients_of_six():
+    z = torch.randn(5, 2, 32, generator=torch.Generator().manual_seed(2))
+    found = []
+    for fuse in (unfused, lambda function: function):
+        module, given = tensor_product(), z.clone().requires_grad_()
+        module._fuse = fuse
+        mixed, _bias = module(given)
+        mixed.square().sum().backward()
+        found.append([mixed, given.grad, *(parameter.grad for parameter in module.parameters())])
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
 def test_tensor_product_accumulates_in_fp32():

@@ -146,6 +146,25 @@ def test_padding_moves_neither_aux_loss_nor_counts():
     assert found[0][1].sum(dim=1).tolist() == [20, 20, 20]
 
 
+def test_rows_in_line_are_routed_and_balanced_as_rows_side_by_side():
+    model = randomize(build_model(tiny("moe")))
+    router = model.moe_layers[0].router
+    hidden = torch.randn(7, 3, model.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    padding = torch.zeros(3, 7, dtype=torch.bool)
+    padding[1, 4:] = True
+    found = []
+    for tokens in (hidden, hidden.transpose(0, 1).reshape(21, 1, -1)):
+        model.reset_router_counts()
+        weights, chosen = router(tokens, padding)
+        found.append((weights, chosen, router.aux_loss, router.tokens_per_expert.clone()))
+    (weights, chosen, aux, counts), line = found
+    order = torch.arange(21).view(7, 3).t().flatten()
+    assert torch.equal(line[1], chosen[order])
+    torch.testing.assert_close(line[0], weights[order])
+    torch.testing.assert_close(line[2], aux)
+    assert torch.equal(line[3], counts)
+
+
 def test_aux_loss_is_taken_once_and_reaches_the_router_only_through_scores():
     model = randomize(build_model(tiny("moe")))
     model.forward_hidden(*rows([[12]]))

@@ -23,6 +23,7 @@ BACKEND = Backend(
     router_linear=wide_linear,
     route=route_and_balance,
     fuse=fused,
+    in_line=True,
     capturable=True,
     slots=True,
     optimizer_kernels=True,
