@@ -8,6 +8,8 @@ the widest distance of two of its curves at a step, smoothed over ten steps, is 
 with the first seed alone. Printed are the band and the distance of `fused` from `reference` with the same
 seed. It is inside where its mean distance is at most the mean band, and the mean of its last quarter lies
 within those of the seeds, widened by half their range on both sides. Exit code 1 where it is not.
+
+On a GPU the curves run side by side, a process each: `reference` leaves the device idle most of the time.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import torch
 
 from benchmarks.gpu_smoke import write_data
 from benchmarks.job_file import write_job
+from benchmarks.processes import run_apart
 from benchmarks.record import record
 from trainer.contract.schema.base import parse, plain
 from trainer.contract.schema.experiment import load_experiment
@@ -49,10 +52,7 @@ def recipe_of(experiment: str, layers: int | None, steps: int, backend: str) -> 
 
 
 def open_shards(base: Path, recipe: TrainRecipe, experiment: str, device: str, seed: int) -> TrainingData:
-    """Open the shards, made once, in the order of a seed."""
-    data = base / "data"
-    if not data.exists():
-        write_data(data, recipe.architecture.vocab_size)
+    """Open the shards of the folder in the order of a seed."""
     path = write_job(
         base / f"seed_{seed}_{recipe.training.backend}",
         command="train",
@@ -60,11 +60,11 @@ def open_shards(base: Path, recipe: TrainRecipe, experiment: str, device: str, s
         experiment=experiment,
         recipe=plain(recipe),
         seed=seed,
-        inputs={"synth_kd_v1": data},
+        inputs={"synth_kd_v1": base / "data"},
         execution={"device": device},
     )
     job = parse(Job, json.loads(path.read_text()))
-    return open_data(job, recipe, cache_dir=base / "cache")
+    return open_data(job, recipe, cache_dir=base / f"cache_{seed}_{recipe.training.backend}")
 
 
 def curve(recipe: TrainRecipe, data: TrainingData, layout: Layout, seed: int) -> list[float]:
@@ -85,6 +85,22 @@ def curve(recipe: TrainRecipe, data: TrainingData, layout: Layout, seed: int) ->
     if layout.device.type == "cuda":
         torch.cuda.empty_cache()
     return losses
+
+
+def run(
+    folder: Path, experiment: str, device: DeviceKind, layers: int | None, steps: int, backend: str, seed: int
+) -> None:
+    """Train, and leave the losses in the folder."""
+    recipe = recipe_of(experiment, layers, steps, backend)
+    with session(device) as layout:
+        losses = curve(recipe, open_shards(folder, recipe, experiment, device, seed), layout, seed)
+    told = [round(loss, 4) for loss in losses[:: max(1, len(losses) // 20)]]
+    print(f"{backend}, seed {seed}: {told}", flush=True)
+    _losses_of(folder, backend, seed).write_text(json.dumps(losses))
+
+
+def _losses_of(folder: Path, backend: str, seed: int) -> Path:
+    return folder / f"losses_{backend}_{seed}.json"
 
 
 def smoothed(losses: list[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -133,18 +149,19 @@ def main() -> int:
         parser.error(f"--seeds {options.seeds}: a band takes two at least")
     layers = options.layers or (4 if options.experiment == "bench" else None)
     device: DeviceKind = options.device
-    with tempfile.TemporaryDirectory() as folder, session(device) as layout:
-
-        def run(backend: str, seed: int) -> list[float]:
-            recipe = recipe_of(options.experiment, layers, options.steps, backend)
-            data = open_shards(Path(folder), recipe, options.experiment, device, seed)
-            losses = curve(recipe, data, layout, seed)
-            told = [round(loss, 4) for loss in losses[:: max(1, len(losses) // 20)]]
-            print(f"{backend}, seed {seed}: {told}", flush=True)
-            return losses
-
-        candidate = run(options.candidate, FIRST_SEED)
-        references = [run("reference", FIRST_SEED + number) for number in range(options.seeds)]
+    seeds = [FIRST_SEED + number for number in range(options.seeds)]
+    curves = [(options.candidate, FIRST_SEED), *(("reference", seed) for seed in seeds)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_data(
+            folder / "data", recipe_of(options.experiment, layers, 1, "reference").architecture.vocab_size
+        )
+        common = folder, options.experiment, device, layers, options.steps
+        wanted = list(dict.fromkeys(curves))
+        run_apart(run, [(*common, *one) for one in wanted], side_by_side=device == "cuda")
+        candidate, *references = (
+            json.loads(_losses_of(folder, backend, seed).read_text()) for backend, seed in curves
+        )
     found = judged(references, candidate) | {
         "candidate": options.candidate,
         "layers": layers,

@@ -83,7 +83,7 @@ class VPGPTModel(GPTModel):
         )
         context.cache = cache
         if self.backend.in_line and cache is None:
-            tokens, context.position_ids = (part.view(1, -1) for part in (tokens, position_ids))
+            tokens, context.position_ids = (part.reshape(1, -1) for part in (tokens, position_ids))
         if self.rotary_pos_emb is not None:
             context.rotation = self.rotary_pos_emb(context.position_ids)
         hidden = self._decode(tokens, context)
