@@ -2,12 +2,11 @@
 
 import argparse
 import os
-import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.contract.printed import exact_json, print_refusal
+from trainer.profiling import nsys
 
 if TYPE_CHECKING:
     from trainer.contract.schema.job import Job
@@ -37,9 +36,6 @@ exit codes:
   1   failed or refused: the message says why
   2   wrong arguments
 """
-
-_NSYS = "nsys"
-_UNDER_NSYS = "VPMOE_UNDER_NSYS"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,8 +79,8 @@ def main(options: argparse.Namespace) -> int:
         _refuse(options)
         job = load_job(options.job) if options.job else _job(options)
         job.profile_recipe()
-        if options.nsys and _UNDER_NSYS not in os.environ:
-            return _under_nsys(job)
+        if options.nsys and not nsys.recording():
+            nsys.start_again(job)
     except (ConfigError, OSError) as error:
         print_refusal(error)
         return EXIT_FAILED
@@ -198,39 +194,6 @@ def _changed(recipe: "ProfileRecipe", options: argparse.Namespace) -> "ProfileRe
     raw["steps"] = raw["warm_up_steps"] + raw["timed_steps"] + ProfileRecipe.TRACED_STEPS
     changed: ProfileRecipe = parse(ProfileRecipe, raw, origin="command line")
     return changed
-
-
-def _under_nsys(job: "Job") -> int:
-    """Start the same command again under Nsight Systems, which records the timed steps.
-
-    Raises:
-        ConfigError: It is not installed, or there is nothing for it to see.
-    """
-    from trainer.contract.schema.base import ConfigError
-
-    program = shutil.which(_NSYS)
-    if program is None:
-        raise ConfigError("--nsys: no program nsys here; install Nsight Systems, or leave --nsys out")
-    if job.execution.device != "cuda":
-        raise ConfigError("--nsys: it records a GPU, and the device is cpu; leave --nsys out")
-    traces = Path(job.work_dir) / ".traces"
-    traces.mkdir(parents=True, exist_ok=True)
-    command = [
-        program,
-        "profile",
-        "--trace=cuda,nvtx",
-        "--cuda-graph-trace=node",
-        "--capture-range=cudaProfilerApi",
-        "--capture-range-end=stop",
-        f"--output={traces / 'timeline'}",
-        "--force-overwrite=true",
-        sys.executable,
-        "-m",
-        "trainer",
-        *sys.argv[1:],
-        *(["--output", job.output_dir] if "--job" not in sys.argv and "--output" not in sys.argv else []),
-    ]
-    os.execve(program, command, os.environ | {_UNDER_NSYS: "1"})
 
 
 def _print(job: "Job", *, as_json: bool) -> None:

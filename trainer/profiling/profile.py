@@ -27,7 +27,7 @@ from trainer.job.workdir import LOGGER, WorkDir
 from trainer.losses.common.objective import load_objective
 from trainer.model.backend import load_backend
 from trainer.model.gpt import build_model
-from trainer.profiling import report
+from trainer.profiling import nsys, report
 from trainer.profiling.kinds import told_apart
 from trainer.profiling.measured import Measured
 from trainer.profiling.mock import mock_data
@@ -142,7 +142,8 @@ def measure(
         step()
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
-        torch.cuda.profiler.start()  # where nsys waits for it, see `--nsys`
+        if nsys.recording():
+            torch.cuda.profiler.start()  # where nsys waits for it, see `--nsys`
     log = MetricsLog(work.metrics) if layout.leads else None
     times, totals, results = [], dict[str, float](), []
     for _ in range(recipe.timed_steps):
@@ -158,7 +159,8 @@ def measure(
     if log is not None:
         log.close()
     if cuda:
-        torch.cuda.profiler.stop()
+        if nsys.recording():
+            torch.cuda.profiler.stop()  # torch's own profiler sees nothing after it
         peak, held = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
     else:
         peak, held = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, None

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from trainer.__main__ import build_parser, main
-from trainer.profiling import command
+from trainer.profiling import command, nsys
 
 
 def options(*arguments: str) -> argparse.Namespace:
@@ -57,10 +57,10 @@ def test_what_cannot_be_measured_is_refused_in_a_line(arguments, said, capsys, t
 
 def test_nsys_is_refused_where_it_is_not_installed_or_sees_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command.shutil, "which", lambda name: None)
+    monkeypatch.setattr(nsys.shutil, "which", lambda name: None)
     assert main(["profile", "smoke", "--device", "cpu", "--nsys"]) == 1
     assert "install Nsight Systems" in capsys.readouterr().err
-    monkeypatch.setattr(command.shutil, "which", lambda name: "/bin/nsys")
+    monkeypatch.setattr(nsys.shutil, "which", lambda name: "/bin/nsys")
     assert main(["profile", "smoke", "--device", "cpu", "--nsys"]) == 1
     assert "the device is cpu" in capsys.readouterr().err
 
@@ -68,11 +68,11 @@ def test_nsys_is_refused_where_it_is_not_installed_or_sees_nothing(capsys, tmp_p
 def test_under_nsys_the_same_command_is_started_again_and_keeps_its_output(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     started = []
-    monkeypatch.setattr(command.shutil, "which", lambda name: "/bin/nsys")
-    monkeypatch.setattr(command.os, "execve", lambda *call: started.append(call))
-    monkeypatch.setattr(command.sys, "argv", ["trainer", "profile", "bench", "--device", "cuda", "--nsys"])
+    monkeypatch.setattr(nsys.shutil, "which", lambda name: "/bin/nsys")
+    monkeypatch.setattr(nsys.os, "execve", lambda *call: started.append(call))
+    monkeypatch.setattr(nsys.sys, "argv", ["trainer", "profile", "bench", "--device", "cuda", "--nsys"])
     job = command._job(options("bench", "--device", "cuda", "--nsys"))
-    command._under_nsys(job)
+    nsys.start_again(job)
     ((_, arguments, environment),) = started
     assert environment["VPMOE_UNDER_NSYS"] == "1"
     assert arguments[-2:] == ["--output", job.output_dir]
