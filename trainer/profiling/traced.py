@@ -67,7 +67,8 @@ def trace(step: Callable[[], Any], device: torch.device, path: Path | None) -> T
     """
     cuda = device.type == "cuda"
     # Not `torch.profiler.profile`, which loads the compiler to ask it something.
-    with torch.autograd.profiler.profile(use_device="cuda" if cuda else None) as seen:
+    device_name = "cuda" if cuda else None
+    with torch.autograd.profiler.profile(use_device=device_name, use_kineto=cuda) as seen:
         step()
         if cuda:
             torch.cuda.synchronize()
