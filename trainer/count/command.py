@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trainer.contract.parameters import ParameterCount
     from trainer.contract.schema.experiment import Experiment
 
-DESCRIPTION = """Counts parameters and tokens; plans memory and disk of training on the reference backend, and
+DESCRIPTION = """Counts parameters and tokens; plans memory and disk of training, and
 the store of a teacher's scores. All of it comes from the config alone: nothing is built."""
 
 EXAMPLES = """examples:
@@ -180,7 +180,7 @@ def print_tables(experiment: "Experiment", name: str, rung: Rung) -> None:
     training = experiment.training
     memory = Table(
         title=f"{title}: GB per GPU, {training.dtype} weights, {training.optimizer.name}, "
-        f"micro-batch {training.micro_batch_size}, backend reference",
+        f"micro-batch {training.micro_batch_size}, backend {training.backend}",
         title_justify="left",
     )
     memory.add_column("layout")
