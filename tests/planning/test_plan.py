@@ -129,8 +129,8 @@ def test_what_is_missing_on_this_machine_is_named_with_the_remedy(monkeypatch):
     assert found[2].startswith('training.backend = "fused" of vpmoe_stage1, vpmoe_stage3 needs flash_attn')
     assert found[3].startswith("a GPU: vpmoe_stage1, vpmoe_stage3 runs on CUDA, as asked, and there is none")
     assert "GB of disk are needed and 1.0 GB are free" in found[4]
-    small = lacking(full, wanted, {}, "cuda", Machine(memory=10**12, gpus=(24 * 10**9,) * 8, free=10**14))
-    assert "of each GPU, which has 24.0 GB: more GPUs" in small[2]
+    small = lacking(full, wanted, {}, "cuda", Machine(memory=10**12, gpus=(12 * 10**9,) * 8, free=10**14))
+    assert "of each GPU, which has 12.0 GB: more GPUs" in small[2]
     smoke = load_experiment("smoke")
     cheap = {asset: Costs(smoke).of(asset, None) for asset in ("synth", "vpmoe_stage1")}
     assert lacking(smoke, cheap, {}, "cpu", Machine(memory=10**11, gpus=(), free=10**12)) == []

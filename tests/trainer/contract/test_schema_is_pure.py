@@ -23,7 +23,7 @@ from trainer.contract.schema.training import TrainRecipe
 ROOT = Path(__file__).resolve().parents[3]
 CONTRACT = ROOT / "trainer" / "contract"
 SCHEMA = "trainer.contract.schema"
-READING = {"parse", "plain", "parse_convert_recipe", "load_experiment", "load_job"}
+READING = {"parse", "plain", "parse_convert_recipe", "experiment_file", "load_experiment", "load_job"}
 """The functions that others may call: they turn text into tables, or tables into plain values."""
 
 
