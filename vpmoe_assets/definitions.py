@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from trainer.contract.log_records import install as keep_logs_clean
 from trainer.contract.schema.experiment import load_experiment
 from vpmoe_assets.assets.data import data_assets
 from vpmoe_assets.assets.distill import distill_assets
@@ -21,6 +22,7 @@ from vpmoe_assets.resources.trainer import TrainerResource
 from vpmoe_assets.selection_guard import install as guard_selections
 
 guard_selections()
+keep_logs_clean()
 readable_console()
 experiment = load_experiment(experiment_name())
 

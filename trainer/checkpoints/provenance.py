@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from trainer.contract.canonical import canonical_json
+from trainer.contract.credentials import redact_command
 from trainer.contract.geometry import geometry
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import plain
@@ -139,7 +140,7 @@ class Provenance:
             "parents": parents,
             "packages": packages(),
             "hardware": hardware(layout.device),
-            "command": sys.argv,
+            "command": redact_command(sys.argv),
             "layout": layout.describe(),
             "execution": job.execution.model_dump(mode="json"),
             "started_unix_s": started_unix_s,

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer.contract.credentials import without_credentials
+from trainer.contract.log_records import install as keep_logs_clean
 from trainer.contract.schema.job import Job
 from trainer.contract.status import DONE, EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, INTERRUPTED, RUNNING
 from trainer.job.signals import StopRequest
@@ -39,6 +41,7 @@ def run_job(job: Job, work: Work) -> int:
     Raises:
         KeyboardInterrupt, SystemExit, GeneratorExit: As raised; STATUS says `failed` by then.
     """
+    keep_logs_clean()
     directory = WorkDir(Path(job.work_dir), rank=int(os.environ.get("RANK", "0")))
     stop = StopRequest()
     with (
@@ -64,7 +67,7 @@ def run_job(job: Job, work: Work) -> int:
                 LOGGER.debug("%s", traceback.format_exc())
             else:
                 LOGGER.error("%s", traceback.format_exc())
-            directory.fail(f"{type(error).__name__}: {error}")
+            directory.fail(without_credentials(f"{type(error).__name__}: {error}"))
             if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
                 raise
             return EXIT_FAILED

@@ -17,6 +17,7 @@ import torch
 
 from trainer.checkpoints.provenance import config_hash
 from trainer.contract.canonical import canonical_json
+from trainer.contract.credentials import redact_command
 from trainer.contract.files import replace_text
 from trainer.contract.parameters import count_parameters
 from trainer.contract.schema.base import plain
@@ -197,7 +198,7 @@ def enveloped(content: Mapping[str, Any], job: Job, recipe: ProfileRecipe) -> di
         "config_sha256": config_hash(plain(recipe), job.seed),
         "tokenizer_path": None,  # mock data: ids are drawn, nothing is read
         "tokenizer_sha256": None,
-        "train_cmd": " ".join(["python -m trainer", *sys.argv[1:]]),
+        "train_cmd": " ".join(["python -m trainer", *redact_command(sys.argv[1:])]),
         "recipe_fingerprint": job.recipe_fingerprint,
     }
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import dagster as dg
 
+from trainer.contract.credentials import clean_error, without_credentials
 from trainer.contract.schema.experiment import Experiment
 from vpmoe_assets.assets.making import Making
 from vpmoe_assets.assets.step import Produced, Step, asset_key, catalogued
@@ -160,7 +161,19 @@ def _training_asset(
 
 @contextmanager
 def explained(asset: str) -> Iterator[None]:
-    """Show a user what the message of an error says, and not where in the code it was raised."""
+    """Show a user what an error says, not where in the code it was raised, and without credentials."""
+    try:
+        with _in_words(asset):
+            yield
+    except Exception as error:
+        if clean_error(error):
+            raise
+        said = without_credentials(f"{asset}: {type(error).__name__}: {error}")
+        raise dg.Failure(said, allow_retries=False) from None
+
+
+@contextmanager
+def _in_words(asset: str) -> Iterator[None]:
     try:
         yield
     except (LineageError, DataError, WorkerError) as error:

@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from trainer.contract.canonical import canonical_json
+from trainer.contract.credentials import redact
 from vpmoe_assets.build import Published
 from vpmoe_assets.checks.check import Check
 from vpmoe_assets.lineage.errors import EvidenceMissing
-from vpmoe_assets.lineage.redaction import redact
 from vpmoe_assets.lineage.standing import Finding, Outcome, findings
 from vpmoe_assets.lineage.statements import KINDS, PROGRAM, Statement, Statements
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 BYSTANDERS: Mapping[str, str] = {
     "trainer.__main__": "reads the command line and starts the step",
+    "trainer.contract.credentials": "takes secrets out of logs and records, and of nothing in a payload",
+    "trainer.contract.log_records": "what a process logs",
     "trainer.contract.schema": "its outcome stands in the recipe, resolved to the last default",
     "trainer.contract.status": "names of the files by which the two processes talk; none is in a payload",
     "trainer.job.deliverable": "renames a finished payload and writes the summary beside it",

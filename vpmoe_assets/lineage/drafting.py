@@ -3,9 +3,9 @@
 from typing import Any
 
 from trainer.contract.canonical import sha256_json
+from trainer.contract.credentials import find_credential, redact, redact_command, secret_values
 from vpmoe_assets.lineage.errors import PublishError, SecretFoundError
 from vpmoe_assets.lineage.record import Draft
-from vpmoe_assets.lineage.redaction import find_credential, redact, redact_command, secret_values
 from vpmoe_assets.lineage.workarea import WorkArea
 
 

@@ -1,17 +1,18 @@
 """What is kept of a step beside its artifact, so that the record alone is enough to repeat it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.contract.credentials import credential_line, known_secrets, secret_values
 from vpmoe_assets.codebase.snapshot import lay_out
 from vpmoe_assets.codebase.tree import SourceTree
+from vpmoe_assets.lineage.errors import SecretFoundError
 from vpmoe_assets.lineage.objects import ObjectStore, refuse_secrets
 from vpmoe_assets.lineage.packages import installed_packages
 from vpmoe_assets.lineage.provenance import Code
 from vpmoe_assets.lineage.record import Objects
-from vpmoe_assets.lineage.redaction import redact
 
 _SOURCES = Path(".work", ".sources")
 
@@ -33,17 +34,18 @@ def keep(
         code: What is said of them.
         experiment: TOML of the experiment, as written; empty where it was written nowhere.
         resolved: The experiment with every default written out.
-        run_config: Dagster's; kept without its secrets.
+        run_config: Dagster's.
 
     Raises:
-        SecretFoundError: A file holds the value of a secret variable of the environment, or the experiment a
+        SecretFoundError: A file holds a secret of this user's or a token, or one of the configurations a
             credential; says which, and where.
     """
+    _refuse_credentials(experiment, "the experiment's TOML", secret_values())
     return Objects(
         sources=keep_sources(objects, tree),
         experiment=objects.put(experiment.encode(), "the experiment's TOML") if experiment else None,
         resolved_experiment=objects.put_json(_plain(resolved), "the experiment"),
-        run_config=objects.put_json(redact(_plain(run_config)), "the run configuration"),
+        run_config=objects.put_json(_plain(run_config), "the run configuration"),
         packages=objects.put_json(installed_packages(), "the list of packages"),
         patch=None if code.patch is None else objects.put(code.patch, "the patch of the sources"),
     )
@@ -51,9 +53,20 @@ def keep(
 
 def keep_sources(objects: ObjectStore, tree: SourceTree) -> str:
     """Keep the sources as they were read, and return the sha256 of their archive."""
+    known = known_secrets()
     for path, content in tree.content.items():
-        refuse_secrets(content, path)
+        refuse_secrets(content, path, known)
+        if path.endswith(".toml"):
+            _refuse_credentials(content.decode("utf-8", "replace"), path, tuple(known))
     return objects.put(tree.archive, "the archive of the sources")
+
+
+def _refuse_credentials(text: str, what: str, secrets: Sequence[str]) -> None:
+    """Refuse a text of settings, its comments too, with anything that has the shape of a credential."""
+    if line := credential_line(text, secrets):
+        raise SecretFoundError(
+            f"{what}, line {line}: holds a credential; pass credentials in environment variables"
+        )
 
 
 def laid_out(objects: ObjectStore, sources: str) -> Path:

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from trainer.contract.credentials import redact_command
 from vpmoe_assets.lineage.errors import BusyError, LocksMissingError
-from vpmoe_assets.lineage.redaction import redact_command
 
 _POLL_S = 0.1
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}

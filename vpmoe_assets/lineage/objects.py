@@ -10,13 +10,14 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.contract.canonical import canonical_json
+from trainer.contract.credentials import find_credential, find_secret
 from trainer.contract.files import sync
 from vpmoe_assets.lineage.errors import ObjectDamaged, ObjectMissing, SecretFoundError
-from vpmoe_assets.lineage.redaction import find_credential, find_secret
 
 OBJECTS_NAME = ".objects"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -81,7 +82,7 @@ class ObjectStore:
             what: Named in messages, such as "the patch".
 
         Raises:
-            SecretFoundError: They hold the value of a secret variable of the environment.
+            SecretFoundError: They hold a secret of this user's, or a token.
         """
         refuse_secrets(content, what)
         sha256 = hashlib.sha256(content).hexdigest()
@@ -107,19 +108,20 @@ class ObjectStore:
         return self.put(canonical_json(value).encode("ascii"), what)
 
 
-def refuse_secrets(content: bytes, what: str) -> None:
-    """Refuse bytes that hold the value of a secret variable of the environment.
+def refuse_secrets(content: bytes, what: str, known: Mapping[str, str] | None = None) -> None:
+    """Refuse bytes that hold a known secret of this user's, or a token.
 
     Args:
         content: The bytes.
         what: Named in the message, with the line.
+        known: From `known_secrets`, for whoever asks about many files.
 
     Raises:
         SecretFoundError: They do.
     """
-    if found := find_secret(content):
-        name, line = found
-        raise SecretFoundError(f"{what}, line {line}: holds the value of the variable {name}; {_REMEDY}")
+    if found := find_secret(content, known):
+        which, line = found
+        raise SecretFoundError(f"{what}, line {line}: holds {which}; {_REMEDY}")
 
 
 _REMEDY = "pass credentials in environment variables, and write them into no file of the project"

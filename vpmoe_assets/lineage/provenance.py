@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract.canonical import sha256_json
+from trainer.contract.credentials import redact
 from vpmoe_assets.codebase.tree import SourceTree, is_source
 from vpmoe_assets.lineage.digest import FileEntry, file_sha256, hash_files, merkle_root
 from vpmoe_assets.lineage.errors import ProvenanceError
 from vpmoe_assets.lineage.git import git
 from vpmoe_assets.lineage.patch import source_patch
 from vpmoe_assets.lineage.record import CodeState
-from vpmoe_assets.lineage.redaction import redact
 from vpmoe_assets.project import ROOT
 
 PACKAGES = (

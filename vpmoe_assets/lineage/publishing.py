@@ -136,8 +136,11 @@ class Publisher:
                 return self._placed(work)[-1]
         try:
             staged = work.stage()
-            for name in redact_files(staged / "run", work.scratch):
+            changed, removed = redact_files(staged / "run", work.scratch)
+            for name in changed:
                 _log.warning("%s/%s: a credential was removed from run/%s", work.experiment, work.asset, name)
+            for name in removed:
+                _log.warning("%s/%s: run/%s left out: it holds a secret", work.experiment, work.asset, name)
             seal(staged)
             files, hashed = _hashed(staged)
             content = files.content(staged)

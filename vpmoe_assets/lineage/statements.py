@@ -23,6 +23,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError
 
 from trainer.contract.canonical import UnstableValueError, canonical_json, sha256_json
+from trainer.contract.credentials import redact, secret_values
 from trainer.contract.files import sync
 from vpmoe_assets.lineage import locks
 from vpmoe_assets.lineage.changes import Changes
@@ -39,7 +40,6 @@ from vpmoe_assets.lineage.record import (
     safe_name,
     utc_now,
 )
-from vpmoe_assets.lineage.redaction import redact, secret_values
 
 SCHEMA: Literal["vpmoe.statement/1"] = "vpmoe.statement/1"
 DIRECTORY = ".statements"

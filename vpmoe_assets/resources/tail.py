@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 import orjson
 
-from vpmoe_assets.lineage.redaction import redact
+from trainer.contract.credentials import redact
 
 _BLOCK = 1 << 20
 _LONGEST_LINE = 16 << 20

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from trainer.contract.assets import TEACHER, TEACHER_TOPK
+from trainer.contract.credentials import credential_line, find_credential, secret_values
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import (
     ConfigError,
@@ -408,9 +409,18 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     """Return the tables of a file, and its text."""
     try:
         text = path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark
-        return tomllib.loads(text), text
+        raw = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"not valid TOML: {error}", origin=str(path)) from None
+    secrets = secret_values()
+    if key := find_credential(raw, secrets):
+        raise ConfigError(f"{key.removeprefix('$.')}: {_HELD}", origin=path.name)
+    if line := credential_line(text, secrets):
+        raise ConfigError(f"line {line}: {_HELD}", origin=path.name)
+    return raw, text
+
+
+_HELD = "found a credential; records keep this file, so take it out and pass it in an environment variable"
 
 
 def _extended(raw: dict[str, Any], path: Path, above: tuple[str, ...]) -> dict[str, Any]:
