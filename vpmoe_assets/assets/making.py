@@ -156,6 +156,7 @@ class Making:
                 experiment=self.experiment.written,
                 resolved=self.experiment.model_dump(mode="json", by_alias=True),
                 run_config=self.context.run.run_config,
+                run_id=self.context.run.run_id,
             ),
             environment=environment(),
             loaded=frozenset(loaded_modules()),

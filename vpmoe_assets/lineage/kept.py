@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.contract.credentials import credential_line, known_secrets, secret_values
+from trainer.contract.credentials import credential_line, find_credential, known_secrets, secret_values
 from vpmoe_assets.codebase.snapshot import lay_out
 from vpmoe_assets.codebase.tree import SourceTree
 from vpmoe_assets.lineage.errors import SecretFoundError
@@ -25,6 +25,7 @@ def keep(
     experiment: str,
     resolved: Mapping[str, Any],
     run_config: Mapping[str, Any],
+    run_id: str,
 ) -> Objects:
     """Keep what a step is made with, and return the objects by which its record names it.
 
@@ -35,12 +36,19 @@ def keep(
         experiment: TOML of the experiment, as written; empty where it was written nowhere.
         resolved: The experiment with every default written out.
         run_config: Dagster's.
+        run_id: Of the Dagster run, for messages.
 
     Raises:
         SecretFoundError: A file holds a secret of this user's or a token, or one of the configurations a
             credential; says which, and where.
     """
-    _refuse_credentials(experiment, "the experiment's TOML", secret_values())
+    secrets = secret_values()
+    _refuse_credentials(experiment, "the experiment's TOML", secrets)
+    if where := find_credential(_plain(run_config), secrets):
+        raise SecretFoundError(
+            f"the run configuration holds a credential at {where}; pass it in an environment variable, and "
+            f"take this run out of Dagster's history: dagster run delete {run_id}"
+        )
     return Objects(
         sources=keep_sources(objects, tree),
         experiment=objects.put(experiment.encode(), "the experiment's TOML") if experiment else None,
