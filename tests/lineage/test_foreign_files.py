@@ -47,7 +47,7 @@ BAD = {
     "short index": ({"x.idx": index_of()[:-1], "x.bin": b""}, "its header says"),
     "index alone": ({"x.idx": index_of()}, "has no .bin beside it"),
     "elements alone": ({"x.bin": b"1234"}, "has no .idx beside it"),
-    "bad line": ({"x.jsonl": b"{}\n{\n"}, "line 2 is no JSON"),
+    "bad line": ({"x.jsonl": b"{}\n{\n"}, "line 2: not valid JSON"),
     "bad JSON": ({"m.safetensors": TENSORS, "config.json": b"{"}, "config.json is no JSON"),
     "program": ({"m.safetensors": TENSORS, "run.exe": b"MZ"}, "of no format that is known"),
     "bytes as text": ({"m.safetensors": TENSORS, "notes.txt": b"a\0b"}, "is no text"),

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from trainer.contract.json_text import parse_json
 from trainer.contract.status import DONE, FAILED, INTERRUPTED
 
 KILLED = "killed"
@@ -63,8 +64,8 @@ def read_attempts(path: Path) -> tuple[Attempt, ...]:
     """Return the starts, the first one first; a line that a kill has torn says nothing."""
     found: list[Attempt] = []
     for line in _lines(path):
-        if "started_utc" in line:
-            found.append(Attempt(line["started_utc"], line.get("resumed_from"), sources=line.get("sources")))
+        if isinstance(started := line.get("started_utc"), str):
+            found.append(Attempt(started, line.get("resumed_from"), sources=line.get("sources")))
         elif found and found[-1].ended is None:
             found[-1] = replace(found[-1], ended_utc=line.get("ended_utc"), ended=line.get("ended"))
     return tuple(found)
@@ -119,8 +120,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     for text in path.read_bytes().splitlines():
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except ValueError:
             continue
-        if isinstance(line, dict):
+        # Of other things, whoever wrote it was no job.
+        if isinstance(line, dict) and all(isinstance(value, str | int | None) for value in line.values()):
             yield line

@@ -1,11 +1,12 @@
 """The header of a safetensors file: 8 bytes of length, JSON padded with spaces to 8 bytes, then tensors."""
 
-import json
 from dataclasses import dataclass
 from math import prod
 from operator import index
 from pathlib import Path
 from typing import Any
+
+from trainer.contract.json_text import parse_json
 
 ITEM_BYTES = {
     "F64": 8,
@@ -70,8 +71,8 @@ def read_header(path: Path) -> Header:
         if not 2 <= length <= min(size - 8, _LIMIT):
             raise HeaderError(f"{path} is no safetensors file: a header of {length} bytes in {size}")
         try:
-            content = json.loads(stream.read(length))
-        except (ValueError, RecursionError) as error:
+            content = parse_json(stream.read(length))
+        except ValueError as error:
             raise HeaderError(f"{path} is no safetensors file: {error}") from error
     if not isinstance(content, dict) or not isinstance(metadata := content.pop("__metadata__", {}), dict):
         raise HeaderError(f"{path} is no safetensors file: its header is no table of tensors")
@@ -81,13 +82,13 @@ def read_header(path: Path) -> Header:
 
 def _entry(path: Path, name: str, item: Any, offset: int, size: int) -> TensorEntry:
     try:
-        first, last = item["data_offsets"]
+        first, last = map(index, item["data_offsets"])
         entry = TensorEntry(
             str(item["dtype"]), tuple(map(index, item["shape"])), offset + first, offset + last
         )
         width = ITEM_BYTES.get(entry.dtype)
         nbytes = entry.stop - entry.start
-        whole = nbytes >= 0 and first >= 0 and entry.stop <= size
+        whole = nbytes >= 0 and first >= 0 and entry.stop <= size and min(entry.shape, default=0) >= 0
         whole = whole and (width is None or nbytes == prod(entry.shape) * width)
     except (KeyError, TypeError, ValueError) as error:
         raise HeaderError(

@@ -12,13 +12,15 @@ Items by type: `multiple_choice` has `query`, `choices` and `gold`; `schema` has
 """
 
 import hashlib
-import json
+import io
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.contract.json_text import JsonError, json_lines, parse_json
 from trainer.errors import EvaluationError
 
 SCHEMA = "vpmoe.core8_bundle/1"
@@ -29,6 +31,7 @@ _FIELDS: Mapping[str, Mapping[str, type]] = {
     "schema": {"context_options": list, "continuation": str, "gold": int},
     "language_modeling": {"context": str, "continuation": str},
 }
+_FILE_NAME = re.compile(r"\w[\w.\-]*", re.ASCII)
 Item = Mapping[str, Any]
 
 
@@ -98,7 +101,7 @@ def read_bundle(directory: Path) -> Bundle:
     """
     path = directory / TABLE_NAME
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EvaluationError(f"{directory} holds no {TABLE_NAME}: it is not a CORE-8 bundle") from None
     except ValueError as error:
@@ -126,6 +129,8 @@ def _read_task(directory: Path, entry: Mapping[str, Any]) -> Task:
             f"{label}: baseline_percent is {percent!r}; the accuracy of guessing is needed to centre a "
             "score, and 0 is not assumed for a task that has none"
         )
+    if not isinstance(entry["file"], str) or not _FILE_NAME.fullmatch(entry["file"]):
+        raise EvaluationError(f"{label}: file {entry['file']!r} is none of the bundle's directory")
     path = directory / entry["file"]
     try:
         content = path.read_bytes()
@@ -136,7 +141,10 @@ def _read_task(directory: Path, entry: Mapping[str, Any]) -> Task:
         raise EvaluationError(
             f"{path}: sha256 is {found}, {TABLE_NAME} says {entry['sha256']}; materialise core8_bundle again"
         )
-    rows = tuple(json.loads(line) for line in content.decode("utf-8").splitlines())
+    try:
+        rows = tuple(row for _, row in json_lines(io.BytesIO(content)))
+    except JsonError as error:
+        raise EvaluationError(f"{path}, {error}; materialise core8_bundle again") from error
     if len(rows) != entry["rows"]:
         raise EvaluationError(f"{path}: {len(rows)} rows, {TABLE_NAME} says {entry['rows']}")
     for number, row in enumerate(rows):
@@ -158,6 +166,8 @@ def check_item(kind: str, item: Item, where: str) -> None:
     Raises:
         EvaluationError: Naming the item and the field.
     """
+    if not isinstance(item, dict):
+        raise EvaluationError(f"{where}: a {type(item).__name__}; an item is an object")
     for name, expected in _FIELDS[kind].items():
         value = item.get(name)
         if not isinstance(value, expected) or isinstance(value, bool):

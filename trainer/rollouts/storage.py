@@ -5,7 +5,6 @@ Both are functions of what they hold alone: a round that is made again has the s
 prompts are named by their conversation. The buffer's has prompts and the teacher's likeliest tokens too.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from trainer.contract.canonical import canonical_json
+from trainer.contract.json_text import parse_json
 from trainer.errors import DataError
 from trainer.rollouts.curriculum import MODES
 from trainer.rollouts.rollout import Request, Rollout, Score
@@ -171,10 +171,10 @@ def _file(arrays: Arrays, header: Mapping[str, Any]) -> bytes:
 def _read(content: bytes, schema: str, what: str) -> tuple[dict[str, Any], Arrays]:
     try:
         size = int.from_bytes(content[:8], "little")
-        header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][_HEADER])
+        header = dict(parse_json(parse_json(content[8 : 8 + size])["__metadata__"][_HEADER]))
         arrays = load(content)
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DataError(f"{what} cannot be read ({type(error).__name__}: {error})") from error
-    if header["schema"] != schema:
-        raise DataError(f"{what} has schema {header['schema']!r}, expected {schema!r}")
+    if header.get("schema") != schema:
+        raise DataError(f"{what} has schema {header.get('schema')!r}, expected {schema!r}")
     return header, arrays

@@ -14,6 +14,7 @@ import json
 import os
 import zlib
 from collections.abc import Sequence
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from trainer.contract.canonical import canonical_json
 from trainer.contract.files import sync
+from trainer.contract.json_text import parse_json
 from trainer.errors import TeacherError
 from trainer.teacher.teacher import TailDraws, Teacher, TeacherScores
 
@@ -154,8 +156,8 @@ def _parse(line: bytes) -> tuple[str, TeacherScores]:
         ValueError: It is damaged.
     """
     try:
-        entry = json.loads(line)
-        key, (n, k, m) = entry["key"], entry["shape"]
+        entry = parse_json(line)
+        key, (n, k, m) = str(entry["key"]), map(index, entry["shape"])
         body = base64.b64decode(entry["scores"], validate=True)
         if zlib.crc32(body) != entry["crc32"] or min(n, k, m) < 0 or len(body) != 4 * n * (2 + 2 * k + m):
             raise ValueError("its scores are not those that were written")

@@ -23,6 +23,19 @@ _BYTECODE = "__pycache__"
 _log = logging.getLogger(__name__)
 
 
+_UNREADABLE = (
+    tarfile.TarError,
+    EOFError,
+    OSError,
+    ValueError,
+    OverflowError,
+    RecursionError,  # of a header of a header of a header, and so on
+    zlib.error,
+)
+_MOST_BYTES = 256 << 20
+"""Of all sources together; this project's are a few."""
+
+
 class SnapshotError(DataError):
     """An archive is none of sources, or cannot be laid out; the message says why."""
 
@@ -51,15 +64,25 @@ def unpack(archive: bytes) -> dict[str, bytes]:
     content: dict[str, bytes] = {}
     try:
         # Decompressed as a whole, which compares its checksum, before any of it is read.
-        with tarfile.open(fileobj=io.BytesIO(gzip.decompress(archive)), mode="r:") as opened:
+        with gzip.GzipFile(fileobj=io.BytesIO(archive)) as packed:
+            plain = packed.read(_MOST_BYTES + 1)
+        if len(plain) > _MOST_BYTES:
+            raise SnapshotError(
+                f"an archive of sources unpacks to at most {_MOST_BYTES} bytes, and this one to more"
+            )
+        with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as opened:
             for member in opened:
-                file = opened.extractfile(member) if member.isreg() else None
+                # A sparse one says how many zeros it holds, and they would all be made.
+                whole = member.isreg() and not member.issparse()
+                file = opened.extractfile(member) if whole else None
                 if file is None or member.name in content:
                     raise SnapshotError(
                         f"an archive of sources holds regular files, once each, and this one {member.name!r}"
                     )
                 content[_plain(member.name)] = file.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except SnapshotError:
+        raise
+    except _UNREADABLE as error:
         raise SnapshotError(f"not an archive of sources: {error}") from error
     return content
 

@@ -78,7 +78,7 @@ def _text(name: str, base: str, settings: tuple[str, ...]) -> str:
 def _parsed(key: str, value: str) -> Any:
     try:
         found = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         found = {}
     if list(found) != ["value"] or "\n" in value:
         raise click.ClickException(

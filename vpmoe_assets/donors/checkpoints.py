@@ -1,6 +1,7 @@
 """Both donors' checkpoints: configuration, expected tensors, and seeded weights of the same architecture."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.contract.donor import HF_EMBEDDING, HF_FINAL_NORM, HF_HEAD, Shapes, donor_shapes
+from trainer.contract.json_text import parse_json
 from trainer.contract.schema.sources import HubDonor, HubVocabulary, SeededDonor, SeededVocabulary
 from vpmoe_assets.donors import tokenizers
 from vpmoe_assets.donors.tensors import read_header, require_tensors, save_bfloat16, seeded_normal
@@ -17,6 +19,9 @@ from vpmoe_assets.errors import DonorError
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
 WEIGHTS_NAME = "model.safetensors"
+
+_FILE_NAME = re.compile(r"\w[\w.\-]*", re.ASCII)
+"""Of a file in the directory of the index: no other one is anybody's weights."""
 
 _BRANCH = 0.05
 """Scale of a seeded layer's output beside embeddings of 0.02."""
@@ -219,7 +224,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     path = directory / CONFIG_NAME
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise DonorError(f"{path}: not a readable configuration ({error})") from error
 
@@ -250,10 +255,10 @@ def read_weight_map(index: Path) -> dict[str, str]:
         DonorError: It is no such index.
     """
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if all(isinstance(file, str) for file in found.values()):
+        found = parse_json(index.read_text(encoding="utf-8"))["weight_map"]
+        if all(isinstance(file, str) and _FILE_NAME.fullmatch(file) for file in found.values()):
             return dict(found)
-        raise TypeError("weight_map names no files")
+        raise TypeError("weight_map names no files of its own directory")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DonorError(f"{index} is no index of weights ({error!r}); download it again") from error
 

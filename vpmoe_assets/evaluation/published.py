@@ -2,14 +2,14 @@
 
 import csv
 import io
-import json
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from trainer.contract.json_text import JsonError, json_lines
 from vpmoe_assets.errors import DataError
+from vpmoe_assets.evaluation.archives import UNREADABLE, read_member
 from vpmoe_assets.evaluation.tasks import TASKS, Row, TaskRows
 from vpmoe_assets.lineage.digest import file_sha256
 from vpmoe_assets.network import PATIENCE, Patience, bytes_of, client_of, receive
@@ -89,10 +89,10 @@ def zip_tasks(path: Path) -> list[TaskRows]:
             names = set(archive.namelist())
             if not any(name.startswith(f"{ROOT}/") for name in names):
                 raise DataError(f"{path} holds no {ROOT}/: it is not an evaluation bundle")
-            baselines = _baselines(_member(archive, BASELINES))
+            baselines = _baselines(read_member(archive, BASELINES))
             tasks = []
             for task in TASKS:
-                content = _member(archive, f"{ROOT}/eval_data/{task.uri}")
+                content = read_member(archive, f"{ROOT}/eval_data/{task.uri}")
                 if task.label not in baselines:
                     raise DataError(
                         f"{BASELINES} has no random baseline of {task.label}; without it a score cannot be "
@@ -101,34 +101,39 @@ def zip_tasks(path: Path) -> list[TaskRows]:
                 known = replace(task, baseline_percent=baselines[task.label])
                 tasks.append(TaskRows(known, list(_rows(content, task.uri))))
             return tasks
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except DataError:
+        raise
+    except UNREADABLE as error:
         raise DataError(f"{path} is not a zip file that can be read: {error}") from error
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    try:
-        return archive.read(name)
-    except KeyError:
-        raise DataError(f"{archive.filename} lacks {name}") from None
 
 
 def _baselines(content: bytes) -> dict[str, float]:
     table = csv.DictReader(io.StringIO(content.decode("utf-8-sig", "replace")))
+    try:
+        return _percents(table)
+    except csv.Error as error:
+        raise DataError(f"{BASELINES} is no table of values with commas ({error})") from error
+
+
+def _percents(table: "csv.DictReader[str]") -> dict[str, float]:
     if not {"Eval Task", "Random baseline"} <= set(table.fieldnames or ()):
         raise DataError(f"{BASELINES} has the columns {table.fieldnames}, not 'Eval Task', 'Random baseline'")
     found = {}
     for line in table:
         try:
-            found[line["Eval Task"]] = float(line["Random baseline"])
+            percent = float(line["Random baseline"])
         except (TypeError, ValueError):
             continue  # a task without one; it is missed above if it is among the eight
+        if 0 <= percent < 100:  # NaN is none either
+            found[line["Eval Task"]] = percent
     return found
 
 
 def _rows(content: bytes, uri: str) -> Iterator[Row]:
-    for number, line in enumerate(content.split(b"\n")):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{uri}, line {number}: not JSON ({error})") from error
+    try:
+        for number, row in json_lines(io.BytesIO(content)):
+            if not isinstance(row, dict):
+                raise DataError(f"{uri}, line {number}: a JSON {type(row).__name__}, expected an object")
+            yield row
+    except JsonError as error:
+        raise DataError(f"{uri}, {error}") from error

@@ -7,12 +7,14 @@ somebody who says so.
 
 import os
 import stat
+import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.contract.indexed import HEADER_BYTES, unpack_header
+from trainer.contract.json_text import JsonError, json_lines
 from trainer.contract.safetensors_header import HeaderError, read_header
 from vpmoe_assets.lineage.digest import file_sha256, safe_relative
 from vpmoe_assets.lineage.errors import AdoptionError
@@ -139,7 +141,7 @@ def _is_pickle(path: Path) -> bool:
         try:
             with zipfile.ZipFile(path) as archive:
                 return any(name.endswith(".pkl") for name in archive.namelist())
-        except (zipfile.BadZipFile, OSError, ValueError):
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error, OverflowError):
             return False
     return False
 
@@ -204,11 +206,11 @@ def _json_lines_fault(path: Path) -> str:
     import orjson
 
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                return f"line {number} is no JSON: {error}"
+        try:
+            for _ in json_lines(file, parse=orjson.loads):
+                pass
+        except JsonError as error:
+            return str(error)
     return ""
 
 

@@ -36,6 +36,7 @@ from pydantic import (
 )
 
 from trainer.contract.canonical import UnstableValueError, canonical_json, sha256_json
+from trainer.contract.json_text import parse_json
 from vpmoe_assets.lineage.digest import FileEntry, merkle_root, safe_relative
 from vpmoe_assets.lineage.errors import LineageError, RecordError
 
@@ -346,7 +347,7 @@ def read_record(path: Path) -> Record:
         RecordError: Not JSON, another schema, fields altered since it was written, or contradicting itself.
     """
     try:
-        fields = json.loads(path.read_bytes())
+        fields = parse_json(path.read_bytes())
     except ValueError as error:
         raise RecordError(f"{path}: not a JSON record ({error}); {_REMEDY}") from error
     if not isinstance(fields, dict) or fields.get("schema") not in (SCHEMA, EARLIER):
@@ -355,7 +356,7 @@ def read_record(path: Path) -> Record:
     stated = fields.pop("record_digest", None)
     try:
         actual = _sha256_parsed(fields)
-    except UnstableValueError as error:
+    except (UnstableValueError, RecursionError) as error:
         raise RecordError(f"{path}: {error}; {_REMEDY}") from error
     if stated != actual:
         raise RecordError(
@@ -363,7 +364,7 @@ def read_record(path: Path) -> Record:
         )
     try:
         record = Record.model_validate(fields)
-    except (ValidationError, LineageError) as error:
+    except (ValidationError, LineageError, UnstableValueError, RecursionError) as error:
         raise RecordError(f"{path}: {_first_problem(error)}; {_REMEDY}") from error
     vars(record)["record_digest"] = actual  # the cached property: it need not be computed once more
     return record

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.contract.canonical import canonical_json
+from trainer.contract.json_text import parse_json
 from vpmoe_assets.lineage.errors import SignatureError
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class Verifier:
         from cryptography.exceptions import InvalidSignature
 
         try:
-            fields = json.loads(bundle)
+            fields = parse_json(bundle)
             envelope = fields["dsseEnvelope"]
             hint = fields["verificationMaterial"]["publicKey"]["hint"]
             payload = base64.b64decode(envelope["payload"], validate=True)

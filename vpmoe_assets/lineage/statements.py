@@ -25,6 +25,7 @@ from pydantic import Field, ValidationError
 from trainer.contract.canonical import UnstableValueError, canonical_json, sha256_json
 from trainer.contract.credentials import redact, secret_values
 from trainer.contract.files import sync
+from trainer.contract.json_text import parse_json
 from vpmoe_assets.lineage import locks
 from vpmoe_assets.lineage.changes import Changes
 from vpmoe_assets.lineage.errors import StatementError
@@ -313,10 +314,10 @@ def _parsed(path: Path) -> Iterator[Statement]:
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         where = f"{path}:{number}"
         try:
-            fields = json.loads(line)
+            fields = parse_json(line)
             stated = fields.pop("id")
             whole = sha256_json(fields) == stated
-        except (ValueError, AttributeError, TypeError, KeyError, UnstableValueError):
+        except (ValueError, AttributeError, TypeError, KeyError, RecursionError, UnstableValueError):
             whole = False
         if not whole:
             raise StatementError(f"{where}: altered since it was written")

@@ -35,7 +35,7 @@ def settings_of[S: Frozen](
         if named:
             raise ConfigError(f"{FILE_ENV} = {named}: there is no such file") from None
         content = {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
     tables = content.get("launcher", {})
     if content.keys() - {"launcher"} or not isinstance(tables, dict):

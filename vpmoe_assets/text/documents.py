@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.contract.json_text import JsonError, json_lines
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.rows import damaged, open_parquet
 from vpmoe_assets.hub import HubClient, HubFile, HuggingFaceHub, fetch, require_commit, select_files
@@ -191,17 +192,15 @@ def _read_text(path: Path, sha256: str) -> str:
 def _json_lines(path: Path, sha256: str) -> Iterator[tuple[int, dict[str, Any]]]:
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            digest.update(line)
-            if not line.strip():
-                continue
-            try:
-                fields = json.loads(line)  # of bytes: a byte order mark is passed over
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {number}: not valid JSON ({error})") from error
-            if not isinstance(fields, dict):
-                raise DataError(f"{path}, line {number}: a JSON {type(fields).__name__}, expected an object")
-            yield number, fields
+        try:
+            # Parsed as bytes: a byte order mark is passed over.
+            for number, fields in json_lines(stream, seen=digest.update):
+                if not isinstance(fields, dict):
+                    found = type(fields).__name__
+                    raise DataError(f"{path}, line {number}: a JSON {found}, expected an object")
+                yield number, fields
+        except JsonError as error:
+            raise DataError(f"{path}, {error}") from error
     _require_same(path, digest.hexdigest(), sha256)
 
 

@@ -410,7 +410,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     try:
         text = path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark
         raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, no TOML, a number of 5000 digits, depth
         raise ConfigError(f"not valid TOML: {error}", origin=str(path)) from None
     secrets = secret_values()
     if key := find_credential(raw, secrets):

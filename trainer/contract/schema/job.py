@@ -1,12 +1,12 @@
 """`job.json`: what the orchestrator asks of the trainer."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from trainer.contract.json_text import parse_json
 from trainer.contract.schema.base import ConfigError, Count, Frozen, Name, PositiveInt, parse
 from trainer.contract.schema.evaluate import EvaluateRecipe
 from trainer.contract.schema.profile import ProfileRecipe
@@ -278,12 +278,12 @@ def load_job(path: str | Path) -> Job:
     """
     path = Path(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
+        raw = parse_json(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such job file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read as a job file: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"not valid JSON: {error}", origin=str(path)) from None
     job = parse(Job, raw, origin=path.name)
     if job.command == "train":

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from trainer.contract.canonical import canonical_json
+from trainer.contract.canonical import UnstableValueError, canonical_json
 from trainer.contract.files import replace_text
 from trainer.contract.topk.errors import StoreError
 from trainer.contract.topk.identity import StoreIdentity
@@ -58,8 +58,10 @@ def identity_of(document: Mapping[str, Any], source: str) -> StoreIdentity:
         StoreError: If a key is missing or its value impossible; `source` is named.
     """
     try:
-        return StoreIdentity(**{field.name: document[field.name] for field in fields(StoreIdentity)})
-    except (KeyError, TypeError, ValueError) as error:
+        identity = StoreIdentity(**{field.name: document[field.name] for field in fields(StoreIdentity)})
+        _ = identity.digest  # has to have one: no teacher is described by a list, or by NaN
+        return identity
+    except (KeyError, TypeError, ValueError, RecursionError, UnstableValueError) as error:
         raise StoreError(
             f"{source} is damaged ({type(error).__name__}: {error}); score the store again"
         ) from error

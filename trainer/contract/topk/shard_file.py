@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.contract.canonical import canonical_json
+from trainer.contract.json_text import parse_json
 from trainer.contract.topk.errors import StoreError
 from trainer.contract.topk.identity import StoreIdentity
 
@@ -106,7 +107,11 @@ def check_header(content: Buffer, identity: StoreIdentity, split: str, shard: in
     text = bytes(content[_HEADER.size : _HEADER.size + min(size, 1 << 16)])
     if len(text) != size or zlib.crc32(text) != crc:
         raise StoreError(f"{path}: the header is damaged; {REMEDY}")
-    document, wanted = json.loads(text), json.loads(expected[_HEADER.size :])
+    wanted = json.loads(expected[_HEADER.size :])
+    try:
+        document = dict(parse_json(text))
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"{path}: the header is damaged ({error}); {REMEDY}") from error
     differing = [key for key in wanted if document.get(key) != wanted[key]]
     raise StoreError(
         f"{path} belongs to another store: "

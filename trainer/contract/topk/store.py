@@ -1,6 +1,5 @@
 """Reading a store: random access by sequence, from maps of its files."""
 
-import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.contract.json_text import parse_json
 from trainer.contract.topk.errors import StoreError
 from trainer.contract.topk.manifest import MANIFEST_NAME, SCHEMA, identity_of, shard_entries
 from trainer.contract.topk.records import TopKRecords
@@ -42,7 +42,7 @@ class TopKStore:
         self.root = root
         path = root / MANIFEST_NAME
         try:
-            self.manifest: dict[str, Any] = json.loads(path.read_bytes())
+            self.manifest: dict[str, Any] = parse_json(path.read_bytes())
             schema = self.manifest["schema"]
         except FileNotFoundError as error:
             raise StoreError(f"{path} is missing: {root} is no finished top-K store; score it") from error
