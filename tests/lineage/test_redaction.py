@@ -77,3 +77,40 @@ def test_no_credential_reaches_the_files_beside_a_payload_and_other_bytes_stay(t
         "smoke/synth: run/wandb/run.wandb left out: it holds a secret",
     ]
     assert run_problems(store.directory(record), record) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "manifest", "said"),
+    [
+        (
+            {"config.json": b'{"hub": "correct-horse-battery"}'},
+            None,
+            "payload/config.json holds the value",
+        ),
+        (
+            {"data.bin": b"\0correct-horse-battery"},
+            None,
+            "payload/data.bin holds the value",
+        ),
+        ({"a": b"1"}, {"source": "https://me:hunter@host/x"}, "manifest.json, line 1: holds a credential"),
+    ],
+)
+def test_a_payload_or_manifest_with_a_secret_is_not_published_and_stays(
+    tmp_path, monkeypatch, files, manifest, said
+):
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "correct-horse-battery")
+    store = Store(tmp_path)
+    fingerprint, payload = recipe("synth")
+    with store.work_area("smoke", "synth", fingerprint) as work:
+        fill(work, files, manifest)
+        with pytest.raises(SecretFoundError) as refused:
+            store.publish(work, draft(payload))
+        assert {path.name for path in work.payload.iterdir()} == set(files)
+    assert str(refused.value).startswith(f"smoke/synth: {said}")
+    assert "nothing was published" in str(refused.value)
+    assert "horse" not in str(refused.value)
+    assert store.latest("smoke", "synth") is None
+
+
+def test_prose_in_a_payload_may_speak_of_credentials(tmp_path):
+    publish(Store(tmp_path), "synth", files={"rows.jsonl": b'{"text": "git clone https://me:pw@host/x"}'})

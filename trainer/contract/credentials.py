@@ -117,20 +117,24 @@ def secret_values(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
     return tuple(sorted(known_secrets(environ), key=lambda value: (-len(value), value)))
 
 
-def find_secret(content: bytes, known: Mapping[str, str] | None = None) -> tuple[str, int] | None:
+def find_secret(
+    content: bytes, known: Mapping[str, str] | None = None, *, tokens: bool = True
+) -> tuple[str, int] | None:
     """Return what secret stands in `content`, and in which line, or None.
 
-    Known values and the shapes of tokens count. Addresses do not: program text and prose have examples.
+    Known values and the shapes of tokens count. Addresses do not: program text and prose have examples. Nor
+    does a password that is a plain word: whoever has `postgres` for one could run no program that names it.
 
     Args:
         content: Of a file.
         known: From `known_secrets`, for whoever asks about many files.
+        tokens: Whether tokens count whose owner is not known.
     """
     for value, origin in (known_secrets() if known is None else known).items():
-        at = content.find(os.fsencode(value))
+        at = -1 if _is_plain_word(value) else content.find(os.fsencode(value))
         if at >= 0:
             return f"the value of {origin}", content.count(b"\n", 0, at) + 1
-    if token := _TOKEN.search(content.decode("utf-8", "replace")):
+    if tokens and (token := _TOKEN.search(content.decode("utf-8", "replace"))):
         return "a token", token.string.count("\n", 0, token.start()) + 1
     return None
 
@@ -299,8 +303,12 @@ def _passwords(text: str) -> Iterator[str]:
     for user, password in _USER_INFO.findall(text):
         given = password or (user if len(user) >= _SHORTEST_LINE else "")
         for form in {given, unquote(given)}:
-            if not (form.isalpha() and form.islower() and len(form) < _SHORTEST_LINE):
+            if not _is_plain_word(form):
                 yield form
+
+
+def _is_plain_word(value: str) -> bool:
+    return value.isalpha() and value.islower() and len(value) < _SHORTEST_LINE
 
 
 def _credential_files(environ: Mapping[str, str]) -> Iterator[tuple[Path, Callable[[Path], list[str]]]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from trainer.contract.credentials import without_credentials
 from trainer.contract.status import (
     DONE,
     HEARTBEAT_NAME,
@@ -121,7 +122,7 @@ def _job(work: Path) -> Job | None:
         asset=work.name.rpartition("-")[0] or work.name,
         work=work,
         state=state,
-        reason=reason,
+        reason=without_credentials(reason),
         phase=str(_object(work / HEARTBEAT_NAME).get("phase", "")),
         silent_s=silent,
         steps=steps if isinstance(steps, int) else None,

@@ -37,7 +37,7 @@ from vpmoe_assets.lineage.record import (
     record_bytes,
     safe_name,
 )
-from vpmoe_assets.lineage.redaction import redact_files
+from vpmoe_assets.lineage.redaction import redact_files, refuse_in_content
 from vpmoe_assets.lineage.restoring import Content, Restorer
 from vpmoe_assets.lineage.sealing import seal, write_sealed
 from vpmoe_assets.lineage.volatile import without_volatile
@@ -136,6 +136,7 @@ class Publisher:
                 return self._placed(work)[-1]
         try:
             staged = work.stage()
+            refuse_in_content(staged, f"{work.experiment}/{work.asset}")
             changed, removed = redact_files(staged / "run", work.scratch)
             for name in changed:
                 _log.warning("%s/%s: a credential was removed from run/%s", work.experiment, work.asset, name)

@@ -1,15 +1,27 @@
-"""The files beside a payload lose their credentials before they are published."""
+"""What is about to be published: a payload with a secret is refused, the files beside it lose theirs."""
 
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trainer.contract.credentials import redacted_lines, secret_values
-from trainer.contract.status import CHECKPOINTS_NAME
+from trainer.contract.credentials import (
+    credential_line,
+    find_secret,
+    known_secrets,
+    redacted_lines,
+    secret_values,
+)
+from trainer.contract.status import CHECKPOINTS_NAME, PAYLOAD_NAME
+from vpmoe_assets.lineage.errors import SecretFoundError
+from vpmoe_assets.lineage.record import MANIFEST_NAME
 
 _BINARY_SAMPLE = 8192
 _BLOCK = 1 << 20
+_REMEDY = (
+    "nothing was published. Take it out of what this was made from, pass it in an environment variable, "
+    "and make this again"
+)
 
 
 def redact_files(root: Path, scratch: Path) -> tuple[list[str], list[str]]:
@@ -43,6 +55,34 @@ def redact_files(root: Path, scratch: Path) -> tuple[list[str], list[str]]:
             safer.replace(path)
             changed.append(name)
     return changed, removed
+
+
+def refuse_in_content(staged: Path, what: str) -> None:
+    """Refuse a payload or manifest that holds a secret: they are hashed, and nobody may alter them.
+
+    In a payload the known secrets of this user count, since data may speak of anything, and files up to 1
+    MiB, which is where settings, cards and reports are; in a manifest, which says where data came from, the
+    shapes of credentials too.
+
+    Args:
+        staged: Directory in the published layout.
+        what: Named in messages.
+
+    Raises:
+        SecretFoundError: One does; says which file, and whose secret.
+    """
+    known = known_secrets()
+    for path in sorted((staged / PAYLOAD_NAME).rglob("*")):
+        if not path.is_file() or path.is_symlink() or path.stat().st_size > _BLOCK:
+            continue
+        if found := find_secret(path.read_bytes(), known, tokens=False):
+            name = path.relative_to(staged).as_posix()
+            raise SecretFoundError(f"{what}: {name} holds {found[0]}; {_REMEDY}")
+    manifest = staged / MANIFEST_NAME
+    if manifest.is_file():
+        text = manifest.read_text(encoding="utf-8", errors="replace")
+        if line := credential_line(text, tuple(known)):
+            raise SecretFoundError(f"{what}: {MANIFEST_NAME}, line {line}: holds a credential; {_REMEDY}")
 
 
 def _is_binary(path: Path) -> bool:

@@ -194,7 +194,15 @@ def test_a_secret_of_several_lines_is_found_by_each():
 
 
 def test_a_token_in_a_file_is_found_whoever_it_belongs_to():
-    assert find_secret(b"a = 1\nb = '%b'" % HF.encode(), {}) == ("a token", 2)
+    content = b"a = 1\nb = '%b'" % HF.encode()
+    assert find_secret(content, {}) == ("a token", 2)
+    assert find_secret(content, {}, tokens=False) is None
+
+
+def test_a_password_that_is_a_plain_word_refuses_no_file_that_has_the_word():
+    known = known_secrets({"HOME": "/nowhere", "VPMOE_PG_PASSWORD": "postgres"})
+    assert find_secret(b"import postgres", known) is None
+    assert redact_text("password postgres", tuple(known)) == f"password {REDACTED}"
 
 
 def raised(error, cause):
