@@ -63,7 +63,7 @@ def run(parser: Parser, examples: int, number: int) -> tuple[str, float, int]:
 def _last(trace: str) -> str:
     """Return the lines of a traceback that name code of this project."""
     found = re.findall(r'File "\S*/((?:trainer|vpmoe_assets|tests)/\S+)", line (\d+)', trace)
-    return "".join(f"{file}:{line}\n" for file, line in found)
+    return "".join(f"{file}:{line}\n" for file, line in found[-12:])
 
 
 def _limit() -> None:

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from trainer.checkpoints.plain_metadata import require_plain_metadata
 from trainer.checkpoints.resume import CheckpointError
 from trainer.job.distributed import together
 
@@ -51,6 +52,7 @@ def largest_difference(tensors: Mapping[str, ShardedTensor], directory: Path) ->
 def _largest_here(tensors: list[ShardedTensor], directory: Path) -> float:
     reader = FileSystemReader(directory)
     try:
+        require_plain_metadata(directory)
         metadata = reader.read_metadata()
         reader.set_up_storage_reader(metadata, is_coordinator=True)
         comparison = _Comparison(tensors)

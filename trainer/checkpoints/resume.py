@@ -16,7 +16,9 @@ A save goes to a hidden directory first, so `kill -9` at any moment leaves every
 
 Torch's `.metadata` file is a pickle. These checkpoints are therefore for the work directory they were
 written in, and are never taken from elsewhere: weights travel as safetensors (see
-trainer.checkpoints.published).
+trainer.checkpoints.published). It is opened only if it has the checksum that `state.json` gives it, and names
+no code but torch's own for it (see trainer.checkpoints.plain_metadata); a file that `state.json` does not
+list is none of a checkpoint, and refused.
 """
 
 import hashlib
@@ -37,7 +39,8 @@ from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner, 
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from trainer.checkpoints.checksums import FileSum, checksums, first_damage
-from trainer.contract.canonical import canonical_json
+from trainer.checkpoints.plain_metadata import UnsafePickleError, require_plain_metadata
+from trainer.contract.canonical import UnstableValueError, canonical_json
 from trainer.contract.files import replace_text, sync
 from trainer.job.distributed import Layout, random_state, restore_random_state, seed_everything, together
 from trainer.job.workdir import LOGGER
@@ -252,6 +255,8 @@ class Checkpoints:
             if found != size:
                 what = "is missing" if found is None else f"has {found} bytes"
                 raise self._damaged(iteration, f"{name} {what}, {size} bytes were written")
+        if added := set(_files(self.path(iteration))) - stored["files"].keys() - {"state.json"}:
+            raise self._damaged(iteration, f"{min(added)} was added after it was written")
         fields = ("iteration", "config_hash", "samplers", "schedule", "progress")
         return RunState(**{name: stored[name] for name in fields}), stored["layout"]
 
@@ -283,7 +288,7 @@ class Checkpoints:
             whole = _text(stored | {"sha256": sha256}) == text and sha256 == _sha256(stored)
         except CheckpointError:
             raise
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError, UnstableValueError) as error:
             raise self._damaged(iteration, f"state.json cannot be read ({error})") from error
         if not whole:
             raise self._damaged(iteration, "state.json is damaged: its sha256 is another than was written")
@@ -344,6 +349,10 @@ class Checkpoints:
             The loaded state dict.
         """
         path = self.path(iteration)
+        try:
+            require_plain_metadata(path)
+        except UnsafePickleError as error:
+            raise CheckpointError(f"{error}; earlier checkpoints are intact") from error
         try:
             loaded: dict[str, Any] = dist_checkpointing.load(
                 tensors, str(path), strict=StrictHandling.RAISE_ALL

@@ -155,6 +155,10 @@ def read_index(path: Path) -> Index:
     offsets = np.frombuffer(content, "<i8", count, HEADER_BYTES + 4 * count)
     indices = np.frombuffer(content, "<i8", count + 1, HEADER_BYTES + 12 * count)
     dtype = np.dtype(DTYPES[header.code])
+    if (lengths < 0).any():
+        raise DataError(
+            f"{path} is damaged: document {int(np.argmax(lengths < 0))} has {int(lengths.min())} elements"
+        )
     if not np.array_equal(offsets, _offsets(lengths, dtype.itemsize)):
         raise DataError(f"{path} is damaged: its byte offsets do not follow from its lengths")
     if not np.array_equal(indices, np.arange(count + 1)):

@@ -410,10 +410,11 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     try:
         text = path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark
         raw = tomllib.loads(text)
+        secrets = secret_values()
+        key = find_credential(raw, secrets)
     except (ValueError, RecursionError) as error:  # not UTF-8, no TOML, a number of 5000 digits, depth
         raise ConfigError(f"not valid TOML: {error}", origin=str(path)) from None
-    secrets = secret_values()
-    if key := find_credential(raw, secrets):
+    if key:
         raise ConfigError(f"{key.removeprefix('$.')}: {_HELD}", origin=path.name)
     if line := credential_line(text, secrets):
         raise ConfigError(f"line {line}: {_HELD}", origin=path.name)
