@@ -72,7 +72,7 @@ SURROUNDINGS: tuple[dict[str, str], ...] = (
 )
 
 
-CACHES = ("artifacts/.work/steps.json", "artifacts/.work/codebase.json")
+CACHES = ("artifacts/.work/steps.json",)
 """What was found out about the project, for the next call; not about the one that was refused."""
 
 

@@ -9,8 +9,8 @@ import dagster as dg
 import pytest
 from filelock import FileLock
 
-from tests.assets.graphs import DATA, Graph, ProjectCopy, Run, copy_store, facts_in, write_experiment
-from vpmoe_assets.codebase.tree import SourceTree, current, replace_current
+from tests.assets.graphs import DATA, Graph, ProjectCopy, Run, copy_store, write_experiment
+from vpmoe_assets.codebase.tree import MEMORY, SourceTree, current, replace_current
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +26,7 @@ def tiny_made(tmp_path_factory) -> tuple[Graph, Run]:
         if not made.exists():
             write_experiment(graph.experiment)
             made.write_text(graph.make(*DATA).id)
-            tree = SourceTree(memory=facts_in(graph.store))
+            tree = SourceTree(memory=MEMORY)  # copies of the sources start from it
             tree.closure([*tree.modules])
     return graph, Run(made.read_text(), instance)
 
@@ -61,7 +61,7 @@ def project_copy(tiny_made, tmp_path, monkeypatch) -> Iterator[ProjectCopy]:
     """A copy of the sources, of which the code of every step is taken from now on."""
     before = current()
     monkeypatch.setenv("VPMOE_GIT_SHA", "c" * 40)  # git knows nothing of the copy
-    yield ProjectCopy.make(tmp_path, facts_in(tiny_made[0].store))
+    yield ProjectCopy.make(tmp_path)
     replace_current(before)
 
 

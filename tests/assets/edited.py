@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.assets.graphs import ROOT, facts_in
+from tests.assets.graphs import ROOT
 from tests.forks import Forks
 from vpmoe_assets.codebase.tree import current
 from vpmoe_assets.lineage.objects import ObjectStore
@@ -107,8 +107,6 @@ class Checkout:
 def copy_of(store: Store, target: Path, *assets: str) -> Store:
     """Return a new store with all that is known of some assets of the experiment `tiny`."""
     shutil.copytree(ObjectStore(store.root).directory, ObjectStore(target).directory)
-    facts_in(Store(target)).parent.mkdir(parents=True)
-    shutil.copyfile(facts_in(store), facts_in(Store(target)))
     for asset in assets:
         for part in (store.root / "tiny", store.statements.root / "tiny"):
             if (part / asset).exists():

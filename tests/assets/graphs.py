@@ -16,7 +16,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.events import DagsterEvent
 from dagster._core.loader import LoadingContextForTest
 
-from vpmoe_assets.codebase.tree import PACKAGES, SourceTree, replace_current
+from vpmoe_assets.codebase.tree import MEMORY, PACKAGES, SourceTree, replace_current
 from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.store import Store
@@ -230,28 +230,22 @@ class ProjectCopy:
     memory: Path
 
     @classmethod
-    def make(cls, directory: Path, facts: Path) -> "ProjectCopy":
-        """Copy the sources.
+    def make(cls, directory: Path) -> "ProjectCopy":
+        """Copy the sources, and what was found out about them, so that only edits have to be parsed.
 
         Args:
             directory: Where to.
-            facts: Memory of what was found out about them, so that only edits have to be parsed.
         """
         root = directory / "project"
         for package in PACKAGES:
             shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
-        copy = cls(root, Path(shutil.copyfile(facts, directory / "codebase.json")))
+        copy = cls(root, Path(shutil.copyfile(MEMORY, directory / "codebase.json")))
         copy.read_again()
         return copy
 
     def read_again(self) -> None:
         """Take note of edits, as a new process would."""
         replace_current(SourceTree(self.root, memory=self.memory))
-
-
-def facts_in(store: Store) -> Path:
-    """Return the memory of a store of what was found out about sources: nobody has to parse them again."""
-    return store.root / ".work" / "codebase.json"
 
 
 def copy_store(source: Path, target: Path) -> Path:

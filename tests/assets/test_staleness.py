@@ -4,7 +4,7 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
-from tests.assets.graphs import DATA, Graph, ProjectCopy, copy_store, facts_in, write_experiment
+from tests.assets.graphs import DATA, Graph, ProjectCopy, copy_store, write_experiment
 from vpmoe_assets.codebase.tree import replace_current
 from vpmoe_assets.commands.present import load_location, present_of
 from vpmoe_assets.lineage.staleness import Standing, standings
@@ -63,7 +63,7 @@ def test_a_changed_config_marks_the_assets_whose_recipe_it_changes_and_tells_tho
 
 
 def test_changed_code_marks_every_asset_that_it_makes(made, tmp_path):
-    copy = ProjectCopy.make(tmp_path, facts_in(made.store))
+    copy = ProjectCopy.make(tmp_path)
     try:
         path = copy.root / "vpmoe_assets" / "harmony" / "truncate.py"
         path.write_text(path.read_text() + "\nLONGEST = 1\n")

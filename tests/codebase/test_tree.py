@@ -167,10 +167,7 @@ def test_a_process_knows_when_it_began() -> None:
 
 
 def test_facts_are_remembered_by_content(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = project / "artifacts/.work/codebase.json"
-    SourceTree(project, memory=memory).closure(["trainer.step.run"])
-    assert not (project / "artifacts").exists(), "a question makes no store"
-    (project / "artifacts").mkdir()
+    memory = project / ".codebase/facts.json"
     first = SourceTree(project, memory=memory).closure(["trainer.step.run"])
     monkeypatch.setattr("vpmoe_assets.codebase.memory.facts_of", None)  # nothing may be found out again
     assert SourceTree(project, memory=memory).closure(["trainer.step.run"]) == first

@@ -301,4 +301,6 @@ def test_ctrl_c_ends_every_process(ui: Ui) -> None:
     ui.process.wait(60)
     _, alive = psutil.wait_procs(started, timeout=60)
     assert not alive, [process.cmdline() for process in alive]
-    assert "Traceback" not in ui.log
+    # Dagster's own watcher of orphans may be interrupted while it sleeps, and says so.
+    ours = [line for line in ui.log.splitlines() if str(ROOT / "vpmoe_assets") in line and "File" in line]
+    assert not ours, "a traceback of this project's code"

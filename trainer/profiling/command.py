@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.contract.printed import exact_json, print_refusal
 from trainer.profiling import nsys
+from trainer.profiling.recorded import under_nsys
 
 if TYPE_CHECKING:
     from trainer.contract.schema.job import Job
@@ -79,7 +80,7 @@ def main(options: argparse.Namespace) -> int:
         _refuse(options)
         job = load_job(options.job) if options.job else _job(options)
         job.profile_recipe()
-        if options.nsys and not nsys.recording():
+        if options.nsys and not under_nsys():
             nsys.start_again(job)
     except (ConfigError, OSError) as error:
         print_refusal(error)

@@ -6,15 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from trainer.profiling.recorded import UNDER_NSYS
+
 if TYPE_CHECKING:
     from trainer.contract.schema.job import Job
-
-_UNDER = "VPMOE_UNDER_NSYS"
-
-
-def recording() -> bool:
-    """Whether this process was started by `start_again`."""
-    return _UNDER in os.environ
 
 
 def start_again(job: "Job") -> NoReturn:
@@ -47,4 +42,4 @@ def start_again(job: "Job") -> NoReturn:
         *sys.argv[1:],
         *(["--output", job.output_dir] if "--job" not in sys.argv and "--output" not in sys.argv else []),
     ]
-    os.execve(program, command, os.environ | {_UNDER: "1"})
+    os.execve(program, command, os.environ | {UNDER_NSYS: "1"})

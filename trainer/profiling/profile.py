@@ -27,11 +27,12 @@ from trainer.job.workdir import LOGGER, WorkDir
 from trainer.losses.common.objective import load_objective
 from trainer.model.backend import load_backend
 from trainer.model.gpt import build_model
-from trainer.profiling import nsys, report
+from trainer.profiling import report
 from trainer.profiling.kinds import told_apart
 from trainer.profiling.measured import Measured
 from trainer.profiling.mock import mock_data
 from trainer.profiling.rates import measure_rates
+from trainer.profiling.recorded import under_nsys
 from trainer.profiling.timeline import Ranges, Timeline
 from trainer.profiling.traced import Traced, trace
 from trainer.train.captured import Body
@@ -142,7 +143,7 @@ def measure(
         step()
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
-        if nsys.recording():
+        if under_nsys():
             torch.cuda.profiler.start()  # where nsys waits for it, see `--nsys`
     log = MetricsLog(work.metrics) if layout.leads else None
     times, totals, results = [], dict[str, float](), []
@@ -159,7 +160,7 @@ def measure(
     if log is not None:
         log.close()
     if cuda:
-        if nsys.recording():
+        if under_nsys():
             torch.cuda.profiler.stop()  # torch's own profiler sees nothing after it
         peak, held = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
     else:

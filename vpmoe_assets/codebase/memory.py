@@ -43,11 +43,8 @@ class FactsMemory:
         return self._known[key]
 
     def save(self) -> None:
-        """Write what was found out since, beside what another process wrote, where there is a store.
-
-        It lies in `.work` of the store, and a question leaves nothing behind where there is none.
-        """
-        if self._path is None or not self._grown or not self._path.parent.parent.is_dir():
+        """Write what was found out since, beside what another process wrote meanwhile."""
+        if self._path is None or not self._grown:
             return
         known = dict(_stored(self._path)) | self._known
         document = {

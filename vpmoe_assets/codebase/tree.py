@@ -21,7 +21,7 @@ from vpmoe_assets.codebase.memory import FactsMemory
 from vpmoe_assets.codebase.snapshot import pack
 from vpmoe_assets.codebase.toolchain import deciding_packages
 from vpmoe_assets.codebase.words import LISTED
-from vpmoe_assets.project import ROOT, store_root
+from vpmoe_assets.project import ROOT
 
 PACKAGES = ("trainer", "vpmoe_assets")
 _CODE = (".py", ".sql")
@@ -219,6 +219,9 @@ def _read(path: Path) -> tuple[bytes, Identity] | None:
             return content, after
 
 
+MEMORY = ROOT / ".codebase" / "facts.json"
+"""Beside the sources that it is about, whatever the store: the first look at them takes seconds."""
+
 _present: list[SourceTree] = []
 _present_lock = threading.Lock()
 
@@ -227,7 +230,7 @@ def current() -> SourceTree:
     """Return this process's reading of the project, taken when it is first asked for."""
     with _present_lock:
         if not _present:
-            _present.append(SourceTree(memory=store_root() / ".work" / "codebase.json"))
+            _present.append(SourceTree(memory=MEMORY))
         return _present[0]
 
 
