@@ -224,6 +224,7 @@ def test_what_is_in_a_tree_is_said_by_the_path_alone(project: Path) -> None:
         "trainer",
         "trainer/__pycache__/a.py",
         "vpmoe_assets.py",
+        *(".env", ".netrc", "launchers.toml", "trainer/.env", "trainer/step/.netrc", "vpmoe_assets/key.pem"),
     ]
     assert {path for path in (*files, *beside) if trees.is_source(path)} == set(tree.content)
 

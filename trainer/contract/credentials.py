@@ -32,8 +32,10 @@ _VOCABULARY = re.compile(
 )
 _PLACE = re.compile(r"_(?:path|file|dir|sock|env)$", re.IGNORECASE)
 """Where a secret lies, or the variable that holds it: no secret itself."""
+# Every pattern takes time linear in the length of a line, of which a file may have but one: a name begins
+# where a word does, and the parts of an address or token have a longest length.
 _INLINE = re.compile(
-    rf"(?P<name>[A-Za-z0-9_.\-]*{_WORDS})(?P<sep>[\"']?\s*=\s*[\"']?|[\"']?\s*:\s*[\"']?(?=[^\s\"'&,;]{{8}}))"
+    rf"(?<![A-Za-z0-9_.\-])(?P<name>[A-Za-z0-9_.\-]*{_WORDS})(?P<sep>[\"']?\s*=\s*[\"']?|[\"']?\s*:\s*[\"']?(?=[^\s\"'&,;]{{8}}))"
     r"(?P<value>[^\s\"'&,;]+)",
     re.IGNORECASE,
 )
@@ -41,21 +43,28 @@ _TOKEN = re.compile(
     r"\b(?:hf_|gh[porsu]_|npm_)[A-Za-z0-9]{12,}"
     r"|\b(?:sk-|github_pat_|glpat-|xox[abpr]-|wandb_v1_|nvapi-|pypi-)[A-Za-z0-9_\-]{12,}"
     r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"
-    r"|\beyJ[A-Za-z0-9_\-]{10,}\.eyJ[A-Za-z0-9_\-]{10,}\.[A-Za-z0-9_\-]{10,}"  # a JSON Web Token
+    r"|\beyJ[A-Za-z0-9_\-]{10,999}\.eyJ[A-Za-z0-9_\-]{10,}\.[A-Za-z0-9_\-]{10,}"  # a JSON Web Token
+)
+_TOKEN_NEEDLES = (
+    *("hf_", "gho_", "ghp_", "ghs_", "ghu_", "ghr_", "npm_", "sk-", "github_pat_", "glpat-", "xox"),
+    *("wandb_v1_", "nvapi-", "pypi-", "AKIA", "ASIA", "eyJ"),
 )
 _PEM_BEGIN = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 _PEM_END = re.compile(r"-----END [A-Z ]*PRIVATE KEY-----")
+# Each with what must be in a text for it to be there at all: that is found much sooner.
 _SHAPES = (
     # scheme://user:password@host, the password with any sign that people forget to escape; a port is none.
     (
+        ("://",),
         re.compile(
-            r"([a-zA-Z][a-zA-Z0-9+.\-]*://)(?!git@)"
-            r"(?:[^/\s\"'<>]+@|[^/\s\"'<>@:]*:(?!\d+(?:[/\s]|$))[^\s\"'<>@]+@)"
+            r"([a-zA-Z][a-zA-Z0-9+.\-]{0,19}://)(?!git@)"
+            r"(?:[^/\s\"'<>]{1,999}@|[^/\s\"'<>@:]{0,99}:(?!\d+(?:[/\s]|$))[^\s\"'<>@]{1,999}@)"
         ),
         rf"\1{REDACTED}@",
     ),
     # Signed addresses, such as those to which a hub forwards.
     (
+        ("?", "&"),
         re.compile(
             r"([?&](?:access_token|auth_token|token|api_?key|key|sig|signature|x-amz-(?:signature|credential"
             r"|security-token)|x-goog-(?:signature|credential))=)[^\s&\"'<>#]{8,}",
@@ -64,11 +73,12 @@ _SHAPES = (
         rf"\1{REDACTED}",
     ),
     (
+        ("earer", "EARER", "asic", "ASIC"),
         re.compile(r"\b(Bearer|Basic)\s+(?=\S*[0-9=])[A-Za-z0-9+/=._\-]{16,}", re.IGNORECASE),
         rf"\1 {REDACTED}",
     ),
-    (_TOKEN, REDACTED),
-    (re.compile(rf"{_PEM_BEGIN.pattern}.*?(?:{_PEM_END.pattern}|\Z)", re.DOTALL), REDACTED),
+    (_TOKEN_NEEDLES, _TOKEN, REDACTED),
+    (("-----BEGIN",), re.compile(rf"{_PEM_BEGIN.pattern}.*?(?:{_PEM_END.pattern}|\Z)", re.DOTALL), REDACTED),
 )
 _SHORTEST_SECRET = 8
 """Shorter values of secret variables are not searched for: they would blot out ordinary words."""
@@ -200,8 +210,9 @@ def without_credentials(text: str, secrets: Sequence[str] | None = None) -> str:
     """
     for secret in secret_values() if secrets is None else secrets:
         text = text.replace(secret, REDACTED)
-    for shape, replacement in _SHAPES:
-        text = shape.sub(replacement, text)
+    for needles, shape, replacement in _SHAPES:
+        if any(needle in text for needle in needles):
+            text = shape.sub(replacement, text)
     return text
 
 
@@ -214,7 +225,7 @@ def redacted_lines(lines: Iterable[str], secrets: Sequence[str]) -> Iterator[tup
             inside, shown = False, line[ends.end() :]
         if not inside:
             safe = without_credentials(shown, secrets)
-            begins = _PEM_BEGIN.search(shown)
+            begins = _PEM_BEGIN.search(shown) if "-----BEGIN" in shown else None
             inside = begins is not None and _PEM_END.search(shown, begins.end()) is None
         if inside:  # of the key nothing is left but the ends of its lines
             safe = safe.rstrip("\r\n") + line[len(line.rstrip("\r\n")) :]

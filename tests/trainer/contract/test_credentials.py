@@ -3,6 +3,7 @@
 import json
 import logging
 import subprocess
+import time
 from urllib.error import URLError
 
 import pytest
@@ -138,6 +139,31 @@ def test_nested_values_keep_their_shape():
 )
 def test_addresses_keep_all_but_their_credentials(address, safe):
     assert without_credentials(f"GET {address} failed", ()) == f"GET {safe} failed"
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "a",
+        "a.",
+        "token",
+        "a://b:c",
+        "eyJ-",
+        "://",
+        "a:",
+        "Bearer ",
+        "?key=",
+        "token:",
+        "sk-",
+        "@",
+        "--token=",
+    ],
+)
+def test_a_line_of_any_length_takes_no_more_than_its_length(unit):
+    line = unit * (200_000 // len(unit))
+    began = time.process_time()
+    redact_text(line, ("swordfish-9",))
+    assert time.process_time() - began < 2.0
 
 
 def test_a_private_key_of_many_lines_leaves_nothing_but_its_lines():

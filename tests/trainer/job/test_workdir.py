@@ -1,6 +1,7 @@
 """Work directory, heartbeat, STATUS and exit codes; nothing here needs torch."""
 
 import json
+import logging
 import os
 import signal
 import time
@@ -130,3 +131,21 @@ def test_a_request_may_come_from_the_program_itself():
     stop = StopRequest()
     stop.request("budget spent")
     assert stop.received == "budget spent"
+
+
+def test_nothing_that_a_job_says_of_its_failure_holds_a_credential(tmp_path, monkeypatch):
+    monkeypatch.setenv("HUB_TOKEN", "correct-horse-battery")
+
+    def work(job, directory, stop):
+        logging.getLogger("trainer").info("signing in with %s", "correct-horse-battery")
+        try:
+            raise ValueError("https://me:swordfish-9@host")
+        except ValueError as error:
+            raise RuntimeError("no entry for correct-horse-battery") from error
+
+    assert run_job(_Job(tmp_path), work) == 1  # type: ignore[arg-type]
+    assert status(tmp_path) == "failed: RuntimeError: no entry for [redacted]"
+    log = (tmp_path / "log.txt").read_text()
+    assert "signing in with [redacted]" in log
+    assert "ValueError: https://[redacted]@host" in log
+    assert not any(word in log for word in ("horse", "swordfish"))
