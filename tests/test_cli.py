@@ -672,3 +672,7 @@ def test_columns_of_one_name_and_values_without_a_form_in_json_are_all_there(sto
     (row,) = json.loads(run("sql", asked, "--json").output, parse_constant=pytest.fail)
     assert row == {"a": 1, "a_2": 2, "a_1": 3, "x": "NaN", "y": "-Infinity", "n": 9007199254740993}
     assert "not UTF-8 at character 9" in fails("sql", "SELECT 1\udcff")
+
+
+def test_what_an_error_repeats_of_the_command_line_holds_no_credential():
+    assert "'https://[redacted]@host/x'" in run("https://me:swordfish-9@host/x", code=2)

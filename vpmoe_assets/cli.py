@@ -61,17 +61,18 @@ class _Group(click.Group):
         except BrokenPipeError as error:
             raise SystemExit(leave_unprinted(error)) from error
         except (LineageError, OSError) as error:
-            raise click.ClickException(_harmless(" ".join(str(error).split()))) from error
+            raise _harmless(click.ClickException(" ".join(str(error).split()))) from error
         except click.ClickException as error:
-            error.message = _harmless(error.message)
+            _harmless(error)
             raise
 
 
-def _harmless(message: str) -> str:
-    """Return a message without credentials: what a terminal shows, a CI job keeps."""
-    from trainer.contract.credentials import without_credentials
+def _harmless(error: click.ClickException) -> click.ClickException:
+    """Return an error without credentials in its message: what a terminal shows, a CI job keeps."""
+    from trainer.contract.credentials import clean_error
 
-    return without_credentials(message)
+    clean_error(error)
+    return error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
