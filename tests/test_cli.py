@@ -675,4 +675,4 @@ def test_columns_of_one_name_and_values_without_a_form_in_json_are_all_there(sto
 
 
 def test_what_an_error_repeats_of_the_command_line_holds_no_credential():
-    assert "'https://[redacted]@host/x'" in run("https://me:swordfish-9@host/x", code=2)
+    assert "'https://[redacted]@host/x'" in run("https://me:swordfish-9@host/x", code=2).output
