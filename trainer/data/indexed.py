@@ -7,7 +7,6 @@ only, no token is read but a small sample), and every document again when it is 
 """
 
 import hashlib
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from numpy.typing import NDArray
 
 from trainer.contract.indexed import DTYPES, HEADER_BYTES, unpack_header
+from trainer.contract.json_text import parse_json
 from trainer.errors import DataError
 
 _DTYPE_CODES = {code: np.dtype(name) for code, name in DTYPES.items()}
@@ -54,7 +54,7 @@ def read_manifest(root: Path, schema_version: str) -> dict[str, Any]:
             " what the tokens are; build the data set again"
         )
     try:
-        manifest = json.loads(path.read_text())
+        manifest = parse_json(path.read_text())
         found = manifest["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not a data manifest ({type(error).__name__}: {error})") from error

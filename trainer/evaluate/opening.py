@@ -1,6 +1,5 @@
 """Opens a checkpoint of either kind: a Hugging Face directory, or our published weights."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 
 from trainer.checkpoints.format import CONFIG_NAME, SCHEMA
+from trainer.contract.json_text import parse_json
 from trainer.contract.schema.evaluate import Dtype, HuggingFaceCheckpoint, MegatronCheckpoint
 from trainer.errors import EvaluationError
 from trainer.evaluate.huggingface import HuggingFaceModel
@@ -83,7 +83,7 @@ def is_checkpoint(path: Path) -> bool:
 def _read_config(path: Path) -> dict[str, Any]:
     file = path / CONFIG_NAME
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EvaluationError(f"{path} holds no {CONFIG_NAME}: it is not a checkpoint") from None
     except ValueError as error:

@@ -1,7 +1,6 @@
 """`python -m trainer generate`: continue a prompt, or answer in a conversation, from the command line."""
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.contract.json_text import parse_json
 from trainer.contract.printed import exact_json, print_refusal
 from trainer.contract.words import BACKENDS, require_word
 
@@ -180,7 +180,7 @@ def _generate(options: argparse.Namespace, texts: list[str]) -> int:
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     path = options.checkpoint / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); restore it") from error
     ours = isinstance(config, dict) and config.get("schema") == SCHEMA

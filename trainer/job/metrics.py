@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
+from trainer.contract.json_text import parse_json
+
 Value = float | int | str | bool | None
 
 
@@ -59,7 +61,7 @@ def _lines(path: Path) -> list[tuple[str, int]]:
     found = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
-            step = json.loads(line)["step"]
+            step = parse_json(line)["step"]
         except (ValueError, KeyError, TypeError):
             continue  # the line a crash tore
         if line.endswith("\n"):

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from trainer.checkpoints.format import CONFIG_NAME, INDEX_NAME
 from trainer.contract.canonical import canonical_json
 from trainer.contract.files import replace_text
+from trainer.contract.json_text import parse_json
 from trainer.contract.schema.base import plain
 from trainer.contract.schema.job import Job
 from trainer.contract.schema.rungs.rung import (
@@ -110,7 +111,7 @@ def _finished(output: Path, job: Job) -> bool:
     """Whether an earlier start of this very job delivered; its summary is written last."""
     path = output / SUMMARY_NAME
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return False
     keys = ("asset", "experiment", "recipe_fingerprint")

@@ -1,12 +1,12 @@
 """What a `tokenizer.json` says of its vocabulary, read without any tokenizer library."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from trainer.contract.json_text import parse_json
 from trainer.surgery.tensorfile import WeightsError
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -127,7 +127,7 @@ def _roles(directory: Path, config: Mapping[str, Any], ids: Mapping[str, int]) -
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8-sig")))
+        return dict(parse_json(path.read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file; a donor comes with its tokenizer") from None
     except (ValueError, TypeError) as error:

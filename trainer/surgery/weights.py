@@ -1,7 +1,6 @@
 """Checkpoints as directories: opened with every file checked, written one tensor at a time."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +20,7 @@ from trainer.checkpoints.format import (
 )
 from trainer.contract.differences import differences
 from trainer.contract.geometry import geometry
+from trainer.contract.json_text import parse_json
 from trainer.contract.schema.architecture import Architecture
 from trainer.contract.schema.base import ConfigError, parse, plain
 from trainer.surgery.tensorfile import TensorFile, TensorFileWriter, TensorSpec, WeightsError, raw
@@ -305,7 +305,7 @@ def shown_differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file; a checkpoint has one") from None
     except ValueError as error:

@@ -1,6 +1,5 @@
 """Opens a teacher's payload: weights of ours, weights of `transformers`, or where it is served."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from trainer.checkpoints.format import CONFIG_NAME, SCHEMA
+from trainer.contract.json_text import parse_json
 from trainer.contract.schema.evaluate import Dtype
 from trainer.errors import TeacherError
 from trainer.teacher.checkpoint import CheckpointTeacher
@@ -103,7 +103,7 @@ def _kind(path: Path) -> type[CheckpointTeacher] | type[TransformersTeacher]:
 
 def _config(path: Path) -> dict[str, object]:
     try:
-        config = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
+        config = parse_json((path / CONFIG_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TeacherError(
             f"{path} holds neither {DESCRIPTOR_NAME} nor {CONFIG_NAME}: it is no teacher; give the payload "

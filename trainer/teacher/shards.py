@@ -1,7 +1,6 @@
 """One shard of a top-K store: scored, read back, summed up, and never done twice."""
 
 import fcntl
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trainer.contract.files import replace_json
+from trainer.contract.json_text import parse_json
 from trainer.contract.topk.identity import StoreIdentity
 from trainer.contract.topk.records import TopKRecords
 from trainer.contract.topk.shard_file import shard_name
@@ -121,7 +121,7 @@ def read_finished(root: Path, place: Place, identity: StoreIdentity) -> Finished
     """
     path = shard_path(root, place)
     try:
-        note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        note = parse_json(path.with_suffix(".json").read_text(encoding="utf-8"))
         if note["binding"] != identity.digest or path.stat().st_size != note["entry"]["bytes"]:
             return None
         return Finished(note["entry"], Tally(**note["tally"]), note["seconds"], note["self_test"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract.files import replace_text
+from trainer.contract.json_text import parse_json
 from vpmoe_assets.codebase.facts import Facts, facts_of
 
 _LOGGER = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ _MOST = 4000
 
 def _stored(path: Path) -> Mapping[str, Facts]:
     try:
-        document: dict[str, Any] = json.loads(path.read_bytes())
+        document: dict[str, Any] = parse_json(path.read_bytes())
         if document["finder"] == _finder():
             return {key: Facts.from_json(fields) for key, fields in document["facts"].items()}
     except FileNotFoundError:

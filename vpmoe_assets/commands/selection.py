@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from trainer.contract.json_text import parse_json
 from vpmoe_assets.commands.common import user_errors
 
 if TYPE_CHECKING:
@@ -89,12 +90,10 @@ def run_config(text: str | None) -> dict[str, object]:
     Raises:
         ClickException: It is none.
     """
-    import json
-
     if text is None:
         return {}
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError as error:
         raise click.ClickException(f"--config-json is no JSON: {error}") from None
     if not isinstance(found, dict):

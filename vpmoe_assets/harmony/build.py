@@ -1,7 +1,6 @@
 """Whole builds of `synth_kd_v1`: straight from SYNTH rows (`vpmoe data build`), or from synth_harmony."""
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract.files import replace_json, sync
+from trainer.contract.json_text import parse_json
 from trainer.contract.scaffold import Scaffold
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.completion import sweep, sync_tree
@@ -133,7 +133,7 @@ def build_kd_from_harmony(
         DataError: The input is absent, damaged or not acceptable.
     """
     try:
-        manifest = json.loads(manifest_path.read_text())
+        manifest = parse_json(manifest_path.read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the manifest of synth_harmony, {manifest_path}: {error}") from error
     load_ranks(tokenizer_dir)

@@ -6,7 +6,6 @@ every file it names still has the recorded sha256; otherwise the shard is built 
 nothing needs to reach the disk before the whole build is published.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from trainer.contract.canonical import sha256_json
 from trainer.contract.files import replace_json, sync
+from trainer.contract.json_text import parse_json
 from vpmoe_assets.lineage.digest import file_sha256
 
 
@@ -52,7 +52,7 @@ class ShardWork:
     def completed(self) -> dict[str, Any] | None:
         """Return the result of this shard if it is finished under this key and intact, else None."""
         try:
-            record = json.loads(self.record.read_text())
+            record = parse_json(self.record.read_text())
         except (OSError, ValueError):
             return None
         if not isinstance(record, dict) or record.get("key") != self.key:

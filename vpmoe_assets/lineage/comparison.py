@@ -4,12 +4,12 @@
 payloads hold is compared on demand: `vpmoe_assets.lineage.tensors`, `vpmoe_assets.lineage.row_changes`.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.contract.json_text import parse_json
 from vpmoe_assets.lineage.code_changes import FileEdit, edits
 from vpmoe_assets.lineage.difference import Change, Difference, changes, recipe_changes
 from vpmoe_assets.lineage.digest import FileEntry
@@ -426,7 +426,7 @@ def _curve(store: Store, record: Record, notes: list[str]) -> dict[int, dict[str
     found: dict[int, dict[str, Scalar]] = {}
     try:
         for line in path.read_text("utf-8").splitlines():
-            point = json.loads(line)
+            point = parse_json(line)
             found.setdefault(int(point.pop("step")), {}).update(point)
     except FileNotFoundError:
         notes.append(f"curve: {version_name(record)} has no run/metrics.jsonl any more")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract.files import replace_bytes
+from trainer.contract.json_text import parse_json
 from vpmoe_assets.lineage.heads import Head, Heads
 from vpmoe_assets.lineage.layout import Layout, directories, make_directory, version_order
 from vpmoe_assets.lineage.ledger import DIRECTORY
@@ -102,7 +103,7 @@ def _known_by(directory: Path) -> tuple[int, int, int] | None:
 
 def _read(path: Path) -> _Count:
     try:
-        fields: dict[str, Any] = json.loads(path.read_bytes())
+        fields: dict[str, Any] = parse_json(path.read_bytes())
         known = fields.pop("directory")
         return _Count(**fields, directory=tuple(known) if known else None)
     except (FileNotFoundError, ValueError, TypeError, KeyError):  # none yet, or empty after a power cut

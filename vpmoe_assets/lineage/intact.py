@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.contract.json_text import parse_json
 from vpmoe_assets.lineage.filememory import FileMemory, Identity, identity, settled
 from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.layout import version_name
@@ -68,7 +69,7 @@ class IntactStates:
         for path, text in self._memory.recall(files).items():
             head = heads[path.parent]
             try:
-                artifact, record, state, of, objects, absent = json.loads(text)
+                artifact, record, state, of, objects, absent = parse_json(text)
             except ValueError:  # of another version of this program
                 continue
             if (artifact, record) == (version_name(head), head.record_digest):

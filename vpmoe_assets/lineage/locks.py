@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trainer.contract.credentials import redact_command
+from trainer.contract.json_text import parse_json
 from vpmoe_assets.lineage.errors import BusyError, LocksMissingError
 
 _POLL_S = 0.1
@@ -130,7 +131,7 @@ os.register_at_fork(after_in_child=_let_go)
 def holder(path: Path) -> str:
     """Describe the process that holds the lock file `path`, as it signed."""
     try:
-        signed = json.loads(_signature(path).read_text())
+        signed = parse_json(_signature(path).read_text())
         return f"pid {signed['pid']} on {signed['host']} since {signed['since']} ({signed['command']})"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -4,12 +4,12 @@ Told from the manifests of the sources that a data set was made from, and from n
 cannot be told of is not given one; a source on a hub is named with the page that states its terms.
 """
 
-import json
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.contract.json_text import parse_json
 from vpmoe_assets.lineage.adoption import is_adopted
 from vpmoe_assets.lineage.graph import ancestors
 from vpmoe_assets.lineage.record import MANIFEST_NAME, Record
@@ -98,7 +98,7 @@ def _manifest(store: Store, record: Record) -> dict[str, Any]:
     paths = (store.directory(record) / MANIFEST_NAME, store.ledger.manifest(record.manifest.sha256))
     for path in paths:
         try:
-            found = json.loads(path.read_bytes())
+            found = parse_json(path.read_bytes())
         except (OSError, ValueError):
             continue
         if isinstance(found, dict):

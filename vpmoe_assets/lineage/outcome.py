@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.contract.json_text import parse_json
 from vpmoe_assets.lineage.digest import FileEntry
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.rows import METRICS_FILE
@@ -131,7 +132,7 @@ def _steps(path: Path) -> dict[int, dict[str, Any]]:
     with path.open("rb") as lines:
         for line in lines:
             try:
-                fields = json.loads(line)
+                fields = parse_json(line)
             except ValueError:
                 continue
             if isinstance(fields, dict) and isinstance(step := fields.pop("step", None), int):
@@ -143,7 +144,7 @@ def _within(old: Path, new: Path) -> str:
     """Say where two files differ first: a key of JSON, else a byte."""
     if old.suffix == ".json":
         try:
-            key, before, after = next(_keys(json.loads(old.read_bytes()), json.loads(new.read_bytes())))
+            key, before, after = next(_keys(parse_json(old.read_bytes()), parse_json(new.read_bytes())))
         except (ValueError, StopIteration):
             pass
         else:

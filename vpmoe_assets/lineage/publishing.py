@@ -5,7 +5,6 @@ already, in another experiment or under an earlier version, is published with th
 """
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 
 from trainer.contract.canonical import sha256_json
 from trainer.contract.files import sync
+from trainer.contract.json_text import parse_json
 from vpmoe_assets.lineage import locks
 from vpmoe_assets.lineage.counters import Counters
 from vpmoe_assets.lineage.digest import FileEntry, file_sha256, merkle_root, scan_tree
@@ -337,7 +337,7 @@ def _manifest(path: Path, hasher: Callable[[Path], str]) -> ManifestRef | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except ValueError as error:
         raise PublishError(f"{path.name} is not JSON: {error}") from error
     return ManifestRef(

@@ -196,7 +196,7 @@ def _fingerprint_problems(record: Record) -> Iterator[Problem]:
 def _content_digest(manifest: bytes) -> str | None:
     try:
         return sha256_json(without_volatile(json.loads(manifest)))
-    except (ValueError, UnstableValueError):
+    except (ValueError, RecursionError, UnstableValueError):
         return None
 
 

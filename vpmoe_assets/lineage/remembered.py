@@ -17,6 +17,7 @@ from typing import Any
 
 from trainer.contract.canonical import sha256_json
 from trainer.contract.files import replace_text
+from trainer.contract.json_text import parse_json
 from vpmoe_assets.codebase.closure import Closure
 from vpmoe_assets.codebase.toolchain import DECIDERS, installed
 from vpmoe_assets.codebase.tree import SourceTree
@@ -173,7 +174,7 @@ class StepMemory:
 
     def _stored(self) -> dict[str, Any]:
         try:
-            found = json.loads(self._path.read_bytes())
+            found = parse_json(self._path.read_bytes())
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract.indexed import DTYPES, HEADER_BYTES, unpack_header
+from trainer.contract.json_text import parse_json
 from vpmoe_assets.lineage.errors import ArtifactDamaged, ComparisonError
 
 EXAMPLES = 20
@@ -218,7 +219,7 @@ def _lines(path: Path, split: str) -> Iterator[_Row]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                columns = json.loads(line)
+                columns = parse_json(line)
             except ValueError as error:
                 raise ArtifactDamaged(f"{path}:{number} is no JSON: {error}") from error
             yield _row(columns if isinstance(columns, dict) else {"value": columns}, split)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from trainer.contract.files import replace_text
+from trainer.contract.json_text import parse_json
 from vpmoe_assets.resources.process_record import Orchestrator
 
 RECORD_NAME = ".detached.json"
@@ -57,7 +58,7 @@ class DetachedJob:
         """
         path = work_dir / RECORD_NAME
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            content: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
             if content.pop("schema", None) != SCHEMA:
                 raise ValueError(f"it is not a {SCHEMA} record")
             return cls(**{**content, "orchestrator": Orchestrator(**content["orchestrator"])})

@@ -1,12 +1,12 @@
 """What the files in a work directory say about the job that writes them."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.contract.attempts import KILLED, Attempt, end_attempt, read_attempts
+from trainer.contract.json_text import parse_json
 from trainer.contract.status import (
     ATTEMPTS_NAME,
     CHECKPOINTS_NAME,
@@ -112,7 +112,7 @@ class WorkFiles:
     def fingerprint(self) -> str | None:
         """Recipe fingerprint of the job that was last started here, or None."""
         try:
-            content = json.loads((self.work_dir / JOB_NAME).read_text(encoding="utf-8"))
+            content = parse_json((self.work_dir / JOB_NAME).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
         return content.get("recipe_fingerprint") if isinstance(content, dict) else None
@@ -136,7 +136,7 @@ class WorkFiles:
         """
         summary = self.output_dir / SUMMARY_NAME
         try:
-            content = json.loads(summary.read_text(encoding="utf-8"))
+            content = parse_json(summary.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError) as error:
             raise OutputIncompleteError(
                 f"the job ended well and its summary cannot be read: {summary}: {error}"

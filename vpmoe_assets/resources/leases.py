@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.contract.json_text import parse_json
 from vpmoe_assets.resources.launcher import LaunchError
 from vpmoe_assets.resources.processes import Log, members
 
@@ -277,7 +278,7 @@ def _make(path: Path) -> None:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # empty: released; half: being written just now
         return {}
     return content if isinstance(content, dict) else {}

@@ -4,11 +4,12 @@ The job may run on a machine whose clock is wrong, and clocks are set. So a beat
 waited for the next one, and how long the job has been at something is what its own clock says of itself.
 """
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from trainer.contract.json_text import parse_json
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Pulse:
 
     def _read(self) -> dict[str, Any]:
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8") or "{}")
+            content = parse_json(self._path.read_text(encoding="utf-8") or "{}")
         except (FileNotFoundError, ValueError):  # a heartbeat may be a bare `touch`
             return {}
         return content if isinstance(content, dict) else {}

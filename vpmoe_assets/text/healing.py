@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.contract.canonical import sha256_json
+from trainer.contract.json_text import parse_json
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.indexed import IndexedWriter
 from vpmoe_assets.harmony.split import SPLITS
@@ -256,7 +257,7 @@ def read_corpus(corpus: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str
         with path.open("rb") as stream:
             for rows, line in enumerate(stream, 1):
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                     yield row["doc_id"], row["text"]
                 except (ValueError, KeyError, TypeError) as error:
                     raise DataError(f"{path}, line {rows}: not a row of a corpus ({error!r})") from error
