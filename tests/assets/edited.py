@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.assets.graphs import ROOT
 from tests.forks import Forks
-from vpmoe_assets.codebase.tree import current
+from vpmoe_assets.codebase.tree import MEMORY, current
 from vpmoe_assets.lineage.objects import ObjectStore
 from vpmoe_assets.lineage.store import Store
 
@@ -65,7 +65,10 @@ class Checkout:
         for path, content in current().content.items():
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_bytes(content)
-        (root / ".gitignore").write_text("__pycache__/\nsaid.json\n")
+        (root / ".gitignore").write_text("__pycache__/\nsaid.json\n/.codebase/\n")
+        known = root / MEMORY.relative_to(ROOT)  # nobody has to parse what is not edited
+        known.parent.mkdir()
+        shutil.copyfile(MEMORY, known)
         checkout = cls(root, forks)
         checkout.git("init", "-q")
         checkout.git("add", ".")
