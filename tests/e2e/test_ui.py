@@ -5,6 +5,7 @@ The tests of this module go on where the one before has stopped, in one home wit
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -297,10 +298,11 @@ def test_a_changed_config_is_told_alike_everywhere_and_the_run_that_follows_is_c
 def test_ctrl_c_ends_every_process(ui: Ui) -> None:
     started = psutil.Process(ui.process.pid).children(recursive=True)
     assert len(started) >= 4, "Dagster's server, its daemon, the code, and the pages"
+    before = len(ui.log)
     os.killpg(ui.process.pid, signal.SIGINT)
     ui.process.wait(60)
     _, alive = psutil.wait_procs(started, timeout=60)
     assert not alive, [process.cmdline() for process in alive]
-    # Dagster's own watcher of orphans may be interrupted while it sleeps, and says so.
-    ours = [line for line in ui.log.splitlines() if str(ROOT / "vpmoe_assets") in line and "File" in line]
-    assert not ours, "a traceback of this project's code"
+    # Whatever was at work may say that it was interrupted, and nothing else.
+    faults = [line for line in ui.log[before:].splitlines() if re.match(r"\w*(Error|Exception)\b", line)]
+    assert not faults
