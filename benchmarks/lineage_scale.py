@@ -7,7 +7,6 @@ payloads. Comparators: reading and checking as many records in one process, for 
 others are held to.
 """
 
-import argparse
 import re
 import resource
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import record as append
-from benchmarks.synthetic_store import CHAIN, write_store
+from benchmarks.synthetic_store import CHAIN, command_line, write_store
 from vpmoe_assets.lineage.graph import Graph, ancestors, descendants
 from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.index import Index
@@ -38,14 +37,7 @@ QUESTION_S, REBUILD_S, LINEAGE_S = 0.2, 60.0, 1.0
 
 def main() -> None:
     """Measure, print, and with `--record` remember."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--store", type=Path, help="one that benchmarks.synthetic_store wrote")
-    parser.add_argument("--records", type=int, default=10_000)
-    parser.add_argument("--files", type=int, default=1_000_000)
-    parser.add_argument("--record", action="store_true", help="append to results.jsonl")
-    given = parser.parse_args()
+    given = command_line(__doc__)
     with tempfile.TemporaryDirectory() as scratch:
         root = given.store or Path(scratch) / "artifacts"
         if given.store is None:

@@ -8,14 +8,13 @@ compiled; *after* is the first one after a version of stage 1 was published; the
 Comparator: the limit that a page is held to.
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import record as append
-from benchmarks.synthetic_store import write_store
+from benchmarks.synthetic_store import command_line, write_store
 from trainer.contract.canonical import sha256_json
 from vpmoe_assets.browse.catalog import View
 from vpmoe_assets.browse.links import Links, page_of
@@ -30,14 +29,7 @@ EXPERIMENT, ASSET = "exp_00", "vpmoe_stage1"
 
 def main() -> None:
     """Measure, print, and with `--record` remember."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--store", type=Path, help="one that benchmarks.synthetic_store wrote")
-    parser.add_argument("--records", type=int, default=10_000)
-    parser.add_argument("--files", type=int, default=1_000_000)
-    parser.add_argument("--record", action="store_true", help="append to results.jsonl")
-    given = parser.parse_args()
+    given = command_line(__doc__)
     with tempfile.TemporaryDirectory() as scratch:
         root = given.store or Path(scratch) / "artifacts"
         if given.store is None:

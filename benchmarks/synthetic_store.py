@@ -314,6 +314,18 @@ def _write_files(directory: Path, contents: dict[str, bytes]) -> None:
         os.close(at)
 
 
+def command_line(description: str | None) -> argparse.Namespace:
+    """Read the command line of a benchmark of such a store: `store`, `records`, `files`, `record`."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--store", type=Path, help="one that benchmarks.synthetic_store wrote")
+    parser.add_argument("--records", type=int, default=10_000)
+    parser.add_argument("--files", type=int, default=1_000_000)
+    parser.add_argument("--record", action="store_true", help="append to results.jsonl")
+    return parser.parse_args()
+
+
 def main() -> None:
     """Write a store where the command line says."""
     parser = argparse.ArgumentParser(

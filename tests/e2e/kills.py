@@ -8,7 +8,6 @@ no slot, lease or lock. (`stage3` is about the trainer alone, see `tests.e2e.kil
 """
 
 import contextlib
-import os
 import random
 import re
 import shutil
@@ -26,7 +25,7 @@ import psutil
 
 from tests.assets.graphs import DATA, ROOT, write_experiment
 from tests.e2e.kills_on_policy import on_policy
-from tests.resources.launched import TEST_ENV, carrying
+from tests.resources.launched import TEST_ENV, bare_environment, carrying
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.resources.leases import Gpu, lease
 from vpmoe_assets.resources.process_record import RECORD_NAME
@@ -66,11 +65,8 @@ class Site:
     @property
     def environment(self) -> dict[str, str]:
         """Of a shell that knows the store and not Dagster's instance."""
-        kept = {
-            name: value for name, value in os.environ.items() if not name.startswith(("DAGSTER_", "VPMOE_"))
-        }
         return {
-            **kept,
+            **bare_environment(),
             TEST_ENV: self.id,
             "DAGSTER_DISABLE_TELEMETRY": "1",
             "PYTHONPATH": str(ROOT),

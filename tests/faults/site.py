@@ -20,7 +20,7 @@ from tests.faults.disturb import Disturber
 from tests.faults.experiment import NAME, ORDER, write
 from tests.faults.teacher import URL_ENV, Oracle
 from tests.forks import Forked, Forks
-from tests.resources.launched import TEST_ENV
+from tests.resources.launched import TEST_ENV, bare_environment
 from vpmoe_assets.lineage.store import Store
 
 TRAINER = {"wandb": "disabled", "poll_s": 0.1, "grace_s": 30.0}
@@ -49,11 +49,8 @@ class Site:
     @property
     def environment(self) -> dict[str, str]:
         """Of a shell in its root."""
-        kept = {
-            name: value for name, value in os.environ.items() if not name.startswith(("DAGSTER_", "VPMOE_"))
-        }
         return {
-            **kept,
+            **bare_environment(),
             **self.lab.disturber.environment,
             TEST_ENV: self.lab.id,
             "DAGSTER_DISABLE_TELEMETRY": "1",

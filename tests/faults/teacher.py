@@ -5,8 +5,10 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.loopback import listening
 
 MODEL = "oracle"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -105,14 +107,6 @@ def serving() -> Iterator[Oracle]:
                 return
             self.send(oracle.answer(body, fault), whole=fault != "half")
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    oracle.url = f"http://127.0.0.1:{server.server_port}/v1"
-    try:
+    with listening(Handler) as address:
+        oracle.url = f"{address}/v1"
         yield oracle
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -3,20 +3,19 @@
 `tests.resources.test_cancel` has the polite ways and the UI; here a terminal is closed, and a process killed.
 """
 
-import concurrent.futures
 import contextlib
 import os
 import pty
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.resources.launched import carrying
+from tests.resources.launched import carrying, try_all
 from tests.resources.test_cancel import MATERIALIZE, PATIENCE_S, Site, wait_for
 from vpmoe_assets.resources.processes import MARKER_ENV
 
@@ -104,24 +103,9 @@ WAYS: dict[str, Callable[[Site], None]] = {
 }
 
 
-@pytest.fixture
-def no_orphans() -> Iterator[list[Site]]:
-    """A failing test must not leave its own processes on the machine either."""
-    sites: list[Site] = []
-    yield sites
-    for site in sites:
-        for process in carrying(site.id):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-
-
 @pytest.mark.services
 @pytest.mark.slow
 @pytest.mark.timeout(700)
-def test_nothing_is_left_however_a_run_of_two_ranks_ends(tmp_path: Path, no_orphans: list[Site]) -> None:
+def test_nothing_is_left_however_a_run_of_two_ranks_ends(tmp_path: Path) -> None:
     sites = {name: Site(tmp_path / name.replace(" ", "_"), save_s=SAVE_S, nproc=2) for name in WAYS}
-    no_orphans += sites.values()
-    with concurrent.futures.ThreadPoolExecutor(len(WAYS)) as pool:
-        tries = {name: pool.submit(way, sites[name]) for name, way in WAYS.items()}
-    failures = {name: attempt.exception() for name, attempt in tries.items() if attempt.exception()}
-    assert not failures, "\n\n".join(f"{name}: {e!r}\n{sites[name].output()}" for name, e in failures.items())
+    try_all(WAYS, sites)

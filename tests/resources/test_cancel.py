@@ -5,7 +5,6 @@ longer than torchrun's own 30 s, and the ways are tried at the same time; the on
 trainer.
 """
 
-import concurrent.futures
 import contextlib
 import json
 import os
@@ -25,7 +24,7 @@ import dagster as dg
 import psutil
 import pytest
 
-from tests.resources.launched import PROGRAMS, ROOT, TEST_ENV, carrying
+from tests.resources.launched import PROGRAMS, ROOT, TEST_ENV, carrying, try_all
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.resources.leases import Gpu, lease
 from vpmoe_assets.resources.process_record import RECORD_NAME
@@ -249,26 +248,9 @@ WAYS = {
 }
 
 
-@pytest.fixture
-def no_orphans() -> Iterator[list[Site]]:
-    """A failing test must not leave its own processes on the machine either."""
-    sites: list[Site] = []
-    yield sites
-    for site in sites:
-        for process in carrying(site.id):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(700)
-def test_a_checkpoint_of_45_seconds_survives_every_way_of_cancelling(
-    tmp_path: Path, no_orphans: list[Site]
-) -> None:
+def test_a_checkpoint_of_45_seconds_survives_every_way_of_cancelling(tmp_path: Path) -> None:
     sites = {name: Site(tmp_path / name.replace(" ", "_"), save_s=45.0, nproc=2) for name in WAYS}
     sites["SIGTERM"].real = True
-    no_orphans += sites.values()
-    with concurrent.futures.ThreadPoolExecutor(len(WAYS)) as pool:
-        tries = {name: pool.submit(way, sites[name]) for name, way in WAYS.items()}
-    failures = {name: attempt.exception() for name, attempt in tries.items() if attempt.exception()}
-    assert not failures, "\n\n".join(f"{name}: {e!r}\n{sites[name].output()}" for name, e in failures.items())
+    try_all(WAYS, sites)

@@ -5,11 +5,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import numpy as np
 
+from tests.loopback import listening
 from tests.trainer.teacher.teachers import module_logits
 from trainer.teacher.descriptor import Descriptor
 
@@ -146,14 +147,5 @@ def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def serving(served: Served) -> Iterator[Served]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(served))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    served.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with listening(_handler(served)) as served.url:
         yield served
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
