@@ -5,7 +5,6 @@ The tests of this module go on where the one before has stopped, in one home wit
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -296,13 +295,13 @@ def test_a_changed_config_is_told_alike_everywhere_and_the_run_that_follows_is_c
 
 
 def test_ctrl_c_ends_every_process(ui: Ui) -> None:
+    # A run whose version is there still draws and judges; interrupted in that, it would rightly say so.
+    at_work = "{runsOrError(filter: {statuses: [QUEUED, STARTING, STARTED]}) {... on Runs {results {id}}}}"
+    eventually(lambda: not ui.ask(at_work)["runsOrError"]["results"])
     started = psutil.Process(ui.process.pid).children(recursive=True)
     assert len(started) >= 4, "Dagster's server, its daemon, the code, and the pages"
-    before = len(ui.log)
     os.killpg(ui.process.pid, signal.SIGINT)
     ui.process.wait(60)
     _, alive = psutil.wait_procs(started, timeout=60)
     assert not alive, [process.cmdline() for process in alive]
-    # Whatever was at work may say that it was interrupted, and nothing else.
-    faults = [line for line in ui.log[before:].splitlines() if re.match(r"\w*(Error|Exception)\b", line)]
-    assert not faults
+    assert "Traceback" not in ui.log
