@@ -12,7 +12,6 @@ from typing import Any
 from vpmoe_assets.browse import artifact, differences
 from vpmoe_assets.browse.catalog import Asset, Catalog, View
 from vpmoe_assets.browse.comparison import ByInputs, Compared, Comparison
-from vpmoe_assets.browse.jobs import jobs, publishing
 from vpmoe_assets.browse.links import AT_WORK, Links, at_work, page_of
 from vpmoe_assets.browse.panels import training_charts
 from vpmoe_assets.browse.picture import lineage_picture
@@ -27,6 +26,7 @@ from vpmoe_assets.lineage.layout import Versioned
 from vpmoe_assets.lineage.record import MANIFEST_NAME, RECORD_NAME, Record, record_bytes
 from vpmoe_assets.lineage.staleness import ABOVE, Standing
 from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.resources.at_work import jobs, publishing
 from vpmoe_assets.units import human_bytes
 
 HERE = Path(__file__).parent

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.contract.status import RUNNING
-from vpmoe_assets.browse.jobs import Job, jobs
 from vpmoe_assets.lineage.layout import directories
+from vpmoe_assets.resources.at_work import Job, jobs
 from vpmoe_assets.resources.detached import DetachedJob
 from vpmoe_assets.resources.process_record import ProcessRecord
 from vpmoe_assets.resources.slurm import batch
