@@ -116,6 +116,45 @@ def test_a_check_that_passed_is_not_run_again_until_its_code_changes(case):
     assert case.said() == ["verdict", "verdict"]
 
 
+@pytest.mark.parametrize("run", [passes, fails, breaks_down, no_evidence])
+def test_of_two_runs_that_judge_at_once_one_says_it(case, run):
+    def meanwhile(item, inputs):
+        case.judged(check(run))
+        return run(item, inputs)
+
+    case.judged(check(meanwhile))
+    assert case.said() == ["verdict"]
+
+
+def test_two_runs_at_once_retire_a_check_once(case):
+    case.judged(check(passes), check(passes, "more"))
+
+    def meanwhile(item, inputs):
+        case.judged(check(passes, code="2"))
+        return passes(item, inputs)
+
+    case.judged(check(meanwhile, code="2"))
+    assert case.said() == ["verdict", "verdict", "verdict", "retired"]
+
+
+def test_a_verdict_that_another_run_gave_meanwhile_outlives_evidence_that_went_since(case):
+    def meanwhile(item, inputs):
+        case.judged(check(passes))
+        raise EvidenceMissing("run/summary.json is no longer there")
+
+    assert case.judged(check(meanwhile))["rows"].outcome == "passed"
+    assert case.said() == ["verdict"]
+
+
+def test_a_failure_is_said_even_where_another_run_found_nothing(case):
+    def meanwhile(item, inputs):
+        case.judged(check(passes))
+        return Verdict(False, "3 of 4")
+
+    assert case.judged(check(meanwhile))["rows"].outcome == "failed"
+    assert case.said() == ["verdict", "verdict"]
+
+
 def test_an_artifact_whose_process_was_killed_before_its_checks_spoke_is_judged_when_it_is_reused(case):
     assert not case.usable()
     case.judged(check(passes))

@@ -1,8 +1,9 @@
 """Small files that are there whole or not at all, and the way of anything to the disk."""
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,26 @@ def replace_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
             or an empty one: for what is brought to the disk later, or is worth nothing after a crash.
     """
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with scratch.open("wb") as file:
-        file.write(content)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    scratch.replace(path)
+    with removed_on_error(scratch):
+        with scratch.open("wb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        scratch.replace(path)
     if durable:
         sync(path.parent)
+
+
+@contextlib.contextmanager
+def removed_on_error(path: Path) -> Iterator[None]:
+    """Leave no file at a path where the block does not end well: on a full disk it would only take room."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # the reader is told of what went wrong first
+            path.unlink(missing_ok=True)
+        raise
 
 
 def replace_text(path: Path, text: str, *, durable: bool = True) -> None:

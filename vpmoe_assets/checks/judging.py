@@ -5,8 +5,9 @@ that is gone is retired; nothing is ever made again for a check.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from trainer.contract.canonical import canonical_json
@@ -53,15 +54,14 @@ def judge(
         if before is not None and _settled(before, check):
             continue
         after = _finding(check, item, inputs)
+        # Another run may have judged the same meanwhile.
+        statements.append_after(item.record, partial(_still_to_say, item, check, after))
         if after.outcome == "undetermined" and before is not None and _stands(before):
-            _keep(before, check, after.description, item, statements)
             log(f"{asset}: check {check.name}: {after.description}; {_kept(before)}")
-            continue
-        if before is None or _body(before) != _body(after):
-            statements.append(Statement.about(item.record, "verdict", _body(after), author=PROGRAM))
-        log(f"{asset}: check {check.name} {_SAID[after.outcome]}")
+        else:
+            log(f"{asset}: check {check.name} {_SAID[after.outcome]}")
     for name in known.keys() - {check.name for check in checks}:
-        statements.append(Statement.about(item.record, "retired", {"check": name}, author=PROGRAM))
+        statements.append_after(item.record, partial(_retired, item, name))
         log(f"{asset}: check {name} is no longer one of this asset's; its verdict counts no more")
     return _said(item, statements)
 
@@ -99,17 +99,42 @@ def _stands(before: Finding) -> bool:
     return before.outcome != "undetermined" or before.waived_by is not None
 
 
-def _keep(before: Finding, check: Check, missing: str, item: Published, statements: Statements) -> None:
+def _still_to_say(
+    item: Published, check: Check, after: Finding, said: tuple[Statement, ...]
+) -> list[Statement]:
+    """Return what a run of a check adds to what was said so far."""
+    before = _last(item, check.name, said)
+    if before is not None and after.outcome == "undetermined" and _stands(before):
+        return list(_keep(item, check, before, after.description))
+    if before is not None and (
+        _body(before) == _body(after) or (after.outcome == "passed" and _settled(before, check))
+    ):
+        return []
+    return [Statement.about(item.record, "verdict", _body(after), author=PROGRAM)]
+
+
+def _keep(item: Published, check: Check, before: Finding, missing: str) -> Iterator[Statement]:
     """State that an old verdict stays, once for each version of the check that found nothing to judge."""
     if before.waived_by is not None:
         return
     if (before.blocking, before.severity) != (check.blocking, check.severity):
         changed = replace(before, blocking=check.blocking, severity=check.severity)
-        statements.append(Statement.about(item.record, "verdict", _body(changed), author=PROGRAM))
+        yield Statement.about(item.record, "verdict", _body(changed), author=PROGRAM)
     elif check.version in (before.version, before.kept_for):
         return
     body = {"check": check.name, "version": check.version, "missing": missing}
-    statements.append(Statement.about(item.record, "kept", body, author=PROGRAM))
+    yield Statement.about(item.record, "kept", body, author=PROGRAM)
+
+
+def _retired(item: Published, name: str, said: tuple[Statement, ...]) -> list[Statement]:
+    """State that a check is gone, where its verdict still counts."""
+    if _last(item, name, said) is None:
+        return []
+    return [Statement.about(item.record, "retired", {"check": name}, author=PROGRAM)]
+
+
+def _last(item: Published, check: str, said: tuple[Statement, ...]) -> Finding | None:
+    return next((found for found in findings(item.record, said) if found.check == check), None)
 
 
 def _kept(before: Finding) -> str:

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trainer.contract.credentials import redact_command
+from trainer.contract.files import removed_on_error
 from trainer.contract.json_text import parse_json
 from vpmoe_assets.lineage.errors import BusyError, LocksMissingError
 
@@ -145,8 +146,9 @@ def _sign(path: Path) -> None:
         "command": " ".join(redact_command(sys.argv))[:200],
     }
     temporary = _signature(path).with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(signature))
-    temporary.replace(_signature(path))
+    with removed_on_error(temporary):
+        temporary.write_text(json.dumps(signature))
+        temporary.replace(_signature(path))
 
 
 def _signature(path: Path) -> Path:

@@ -11,7 +11,7 @@ import stat
 import threading
 from pathlib import Path
 
-from trainer.contract.files import sync
+from trainer.contract.files import removed_on_error, sync
 
 _PROBE = ".mode"
 
@@ -52,19 +52,20 @@ def unseal(root: Path) -> None:
 def write_sealed(path: Path, content: bytes) -> None:
     """Write a small file that is read-only from then on; it is there whole or not at all, and on the disk."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    with scratch.open("wb") as file:
-        file.write(content)
-        os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o444)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    with removed_on_error(scratch):
+        with scratch.open("wb") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o444)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
     sync(path.parent)
 
 
 def _given_mode(directory: Path) -> int:
     """Return the mode of published files: what a new file in `directory` gets, without write and execute."""
     probe = directory / _PROBE
-    with probe.open("wb") as file:
+    with removed_on_error(probe), probe.open("wb") as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o444
     probe.unlink()
     return mode
@@ -78,5 +79,6 @@ def _change(path: Path, mode: int) -> None:
 def _part(path: Path) -> None:
     """Give a file contents of its own, so that nobody writes to it through another name."""
     scratch = path.with_name(f".{path.name}.own")
-    shutil.copyfile(path, scratch)
-    scratch.replace(path)
+    with removed_on_error(scratch):
+        shutil.copyfile(path, scratch)
+        scratch.replace(path)

@@ -15,7 +15,7 @@ that is gone can still be found.
 import getpass
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -178,17 +178,45 @@ class Statements:
         if statement.kind not in KINDS:
             raise StatementError(f"{statement.kind!r} is no kind of statement; there are {', '.join(KINDS)}")
         _complete(statement, f"a statement about {statement.artifact}")
-        experiment, asset, _ = named_version(statement.artifact)
-        path = self._path(experiment, asset, statement.record)
+        (written,) = self._append(statement.artifact, statement.record, lambda _: [statement])
+        return written
+
+    def append_after(
+        self, record: Record, decide: Callable[[tuple[Statement, ...]], Sequence[Statement]]
+    ) -> None:
+        """Add what is still to be said about a record: of several that find the same at once, one says it.
+
+        Args:
+            record: That it is about.
+            decide: Is given what was said so far, oldest first, to which nobody adds meanwhile; returns
+                what to add, as `append` does.
+
+        Raises:
+            StatementError: As `append`.
+        """
+        self._append(version_name(record), record.record_digest, decide)
+
+    def _append(
+        self,
+        artifact: str,
+        record_digest: str,
+        decide: Callable[[tuple[Statement, ...]], Sequence[Statement]],
+    ) -> list[Statement]:
+        """Return what was written."""
+        experiment, asset, _ = named_version(artifact)
+        path = self._path(experiment, asset, record_digest)
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
-            self._changes.noted(statement.artifact),
+            self._changes.noted(artifact),
             locks.hold(path.parent / ".lock", f"statements about {experiment}/{asset}", _LOCK_WAIT_S),
         ):
             earlier = self._statements(path)
-            safe = redact({"reason": statement.reason, "body": statement.body}, secret_values())
-            written = statement.model_copy(update={**safe, "previous": earlier[-1].id if earlier else None})
-            _append_line(path, canonical_json(written.model_dump(by_alias=True) | {"id": written.id}))
+            previous, written = earlier[-1].id if earlier else None, []
+            for statement in decide(earlier):
+                safe = redact({"reason": statement.reason, "body": statement.body}, secret_values())
+                written.append(statement.model_copy(update={**safe, "previous": previous}))
+                previous = written[-1].id
+                _append_line(path, canonical_json(written[-1].model_dump(by_alias=True) | {"id": previous}))
         return written
 
     def about(self, record: Record) -> tuple[Statement, ...]:

@@ -1,9 +1,11 @@
 import json
 import os
+import resource
 
 import pytest
 
 from trainer.contract.files import replace_bytes, replace_json, replace_text, sync
+from vpmoe_assets.lineage.sealing import write_sealed
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -43,3 +45,21 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_return(t
     assert order == [("rename", "x")]
     sync(tmp_path / "x")
     assert order[1:] == [("sync", "x")]
+
+
+@pytest.fixture
+def full_disk():
+    """Files of this process cannot grow beyond a hundred bytes: the system refuses the rest."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("write", [replace_bytes, write_sealed])
+def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path, full_disk, write):
+    write(tmp_path / "x", b"one")
+    with pytest.raises(OSError, match="File too large"):
+        write(tmp_path / "x", b"two" * 100)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x").read_bytes() == b"one"
