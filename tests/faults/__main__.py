@@ -7,8 +7,6 @@ table of all results is printed at the end; `--table` prints it alone.
 """
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +21,7 @@ from tests.faults.kinds import KINDS
 from tests.faults.site import open_lab
 from tests.faults.teacher import serving
 from tests.faults.trial import trial
+from tests.sittings import add, commit, read
 
 RESULTS = ROOT / "benchmarks" / "faults.jsonl"
 
@@ -69,8 +68,7 @@ def sitting(options: argparse.Namespace, kinds: list[str], assets: set[str], dir
                 outcome = trial(lab, judge, facts["seconds"], seed, commit(), kind, assets)
                 made += 1
                 failed = failed or bool(outcome.wrong)
-                with options.results.open("a", encoding="utf-8") as results:
-                    results.write(json.dumps(outcome.to_dict()) + "\n")
+                add(options.results, outcome.to_dict())
                 verdict = "; ".join(outcome.wrong) or "as if nothing had happened"
                 print(
                     f"{seed} {kind}, {outcome.asset}: {outcome.did}; made in {outcome.tries}, "
@@ -79,11 +77,6 @@ def sitting(options: argparse.Namespace, kinds: list[str], assets: set[str], dir
                 )
             seed += 1
     return failed
-
-
-def read(results: Path) -> list[dict[str, Any]]:
-    """Return what is in a file of results; nothing where there is none."""
-    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -100,16 +93,6 @@ def table(results: list[dict[str, Any]]) -> str:
         tries, seconds = (sum(each[name] for each in found) / count for name in ("tries", "seconds"))
         lines.append(f"{kind:28}{len(found):8}{struck:8}{survived:10}{tries:8.1f}{seconds:9.1f}")
     return "\n".join(lines)
-
-
-def commit() -> str:
-    """Return the commit of the sources, with a mark where they differ from it."""
-    git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout
-    dirty = subprocess.run(
-        [*git, "status", "--porcelain", "trainer", "vpmoe_assets"], capture_output=True, text=True
-    ).stdout
-    return head.strip() + ("+" if dirty else "")
 
 
 def _fast() -> str | None:

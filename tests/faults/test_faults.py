@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import __main__ as faults
+from tests.sittings import read
 
 KINDS = (
     *("orchestrator killed", "rank killed", "data worker killed", "interrupted", "full: everything"),
@@ -23,5 +24,5 @@ def test_ten_faults_leave_everything_as_if_nothing_had_happened(
     given = ["--count", str(len(KINDS)), "--kinds", ",".join(KINDS), "--results", str(results)]
     monkeypatch.setattr(sys, "argv", ["faults", *given, "--directory", str(tmp_path / "lab")])
     code = faults.main()
-    wrong = {each["kind"]: each for each in faults.read(results) if each["wrong"]}
-    assert (code, wrong, len(faults.read(results))) == (0, {}, len(KINDS))
+    wrong = {each["kind"]: each for each in read(results) if each["wrong"]}
+    assert (code, wrong, len(read(results))) == (0, {}, len(KINDS))

@@ -1,4 +1,8 @@
-"""Every parser for many hostile inputs: `python -m tests.hostile --examples 10000`.
+"""Every parser for many hostile inputs: `python -m tests.hostile [--examples N] [--minutes M] [--parser P]`.
+
+What came of every thousand of them is appended to the results, a JSON line each, so a sitting may end at any
+time: the next goes on, and gives again what broke. The table of all results is printed at the end; `--table`
+prints it alone.
 
 Each parser runs in a process of its own, whose address space is limited: a header that claims 2^60 bytes, and
 is believed, ends in a `MemoryError`, which no parser may raise. The peak is what the process has taken beyond
@@ -12,12 +16,19 @@ import resource
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from hypothesis.reporting import with_reporter
 
 from tests.hostile.judging import judge
 from tests.hostile.parsers import PARSERS, Parser
+from tests.sittings import ROOT, add, commit, read
 
+RESULTS = ROOT / "benchmarks" / "hostile.jsonl"
+PORTION = 1000
+"""Inputs of one process and one seed."""
 MORE_BYTES = 2 << 30
 """How much more address space a parser may take than the program has."""
 
@@ -72,28 +83,65 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (now + MORE_BYTES, now + MORE_BYTES))
 
 
-def main() -> None:
-    """Run what was asked for, and print the table."""
-    reading = argparse.ArgumentParser(prog="python -m tests.hostile", description=__doc__)
-    reading.add_argument("--examples", type=int, default=10_000)
-    reading.add_argument("--seed", type=int, default=0)
-    reading.add_argument("--parser", action="append", help="a part of a name; all of them by default")
-    asked = reading.parse_args()
-    broken = 0
-    print(f"{'parser':24} {'examples':>8} {'seconds':>8} {'peak MiB':>9}  outcome", flush=True)
+def portions(examples: int) -> Iterator[tuple[int, int]]:
+    """Yield seeds, and how many inputs each makes."""
+    for seed, first in enumerate(range(0, examples, PORTION)):
+        yield seed, min(PORTION, examples - first)
+
+
+def latest(results: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return what last came of each parser and seed."""
+    return {(each["parser"], each["seed"]): each for each in results}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return results by parser; the last word about a seed holds."""
+    lines = [f"{'parser':24} {'examples':>8} {'seconds':>8} {'peak MiB':>9}  outcome"]
     for parser in PARSERS:
+        found = [each for (name, _), each in latest(results).items() if name == parser.name]
+        held = sum(each["examples"] for each in found if not each["wrong"])
+        seconds = sum(each["seconds"] for each in found)
+        peak = max((each["peak_bytes"] for each in found), default=0) / 2**20
+        outcome = next(
+            (each["wrong"] for each in found if each["wrong"]), "held" if found else "not yet tried"
+        )
+        lines.append(f"{parser.name:24} {held:8} {seconds:8.1f} {peak:9.1f}  {outcome}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run what was asked for, and print the table."""
+    reading = argparse.ArgumentParser(prog="python -m tests.hostile", description=__doc__.splitlines()[0])
+    reading.add_argument("--examples", type=int, default=10_000, help="of each parser, over all sittings")
+    reading.add_argument("--minutes", type=float, default=1e9, help="begin no thousand after so many")
+    reading.add_argument("--parser", action="append", help="a part of a name; all of them by default")
+    reading.add_argument("--results", type=Path, default=RESULTS)
+    reading.add_argument("--table", action="store_true", help="print the table of the results alone")
+    asked = reading.parse_args()
+    begun, left = time.monotonic(), 0
+    for parser in () if asked.table else PARSERS:
         if asked.parser and not any(part in parser.name for part in asked.parser):
             continue
-        said, seconds, peak = run(parser, asked.examples, asked.seed)
-        outcome = said.strip().splitlines()[-1] if said else "held"
-        print(
-            f"{parser.name:24} {asked.examples:8} {seconds:8.1f} {peak / 2**20:9.1f}  {outcome}", flush=True
-        )
-        if said:
-            broken += 1
-            print(said, file=sys.stderr, flush=True)
-    raise SystemExit(min(broken, 1))
+        known = latest(read(asked.results))
+        for seed, examples in portions(asked.examples):
+            last = known.get((parser.name, seed))
+            if last and not last["wrong"] and last["examples"] >= examples:
+                continue
+            if time.monotonic() - begun > asked.minutes * 60:
+                left += examples
+                continue
+            said, seconds, peak = run(parser, examples, seed)
+            wrong = said.strip().splitlines()[-1] if said else ""
+            key = {"parser": parser.name, "seed": seed, "examples": examples, "commit": commit()}
+            add(asked.results, {**key, "seconds": round(seconds, 1), "peak_bytes": peak, "wrong": wrong})
+            if said:
+                print(f"{parser.name}, seed {seed}: {said}", file=sys.stderr, flush=True)
+    results = read(asked.results)
+    print(table(results))
+    if left:
+        print(f"{left} inputs are left to the next sitting")
+    return int(any(each["wrong"] for each in latest(results).values()))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
