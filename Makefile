@@ -57,9 +57,11 @@ test: $(STAMP) .env style  ## lint, then every test this machine can run; the ty
 	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m 'not services'; tests=$$?; \
 	wait $$types || tests=1; cat "$$said"; exit $$tests
 
-test-services: $(STAMP) .env  ## tests that need servers: Slurm and PostgreSQL, installed from Debian where it may
+# Whoever carries the mark is one of them. Slurm's, which wait more than they work, come first, beside all others.
+test-services: $(STAMP) .env  ## tests that need servers or minutes: Slurm, PostgreSQL, a shared store, faults
 	$(BIN)/python -m tests.services.debian
-	$(BIN)/python -m pytest -n 0 -m services tests/services tests/faults
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m services --durations=15 \
+	  $$(grep -rlE 'mark\.services\b' tests --include='test_*.py' | sort -r)
 
 lint: style  ## ruff, mypy, and who may import whom
 	$(BIN)/mypy

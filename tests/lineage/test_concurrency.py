@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -54,16 +55,26 @@ for n in range(int(sys.argv[3])):
 
 
 def test_a_hundred_artifacts_from_ten_processes_no_record_is_lost_and_no_version_is_there_twice(tmp_path):
+    answers = publish_at_once([tmp_path] * PROCESSES)
+    assert_whole(tmp_path, answers)
+
+
+def publish_at_once(roots: Sequence[Path]) -> list[tuple[str, str, bool]]:
+    """Let processes publish at the same time, each in the store by the path that it has.
+
+    Returns:
+        Of each publication: the asset, the record's digest, and whether it was made there.
+    """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tmp_path), str(n), str(EACH)],
+            [sys.executable, "-c", WORKER, str(root), str(n), str(EACH)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        for n in range(PROCESSES)
+        for n, root in enumerate(roots)
     ]
     for worker in workers:
         assert worker.stdout.readline() == "ready\n"
@@ -72,11 +83,15 @@ def test_a_hundred_artifacts_from_ten_processes_no_record_is_lost_and_no_version
         worker.stdin.flush()
     answers = []
     for worker in workers:
-        answers += [json.loads(line) for line in worker.communicate(timeout=280)[0].splitlines()]
+        answers += [tuple(json.loads(line)) for line in worker.communicate(timeout=280)[0].splitlines()]
         assert worker.returncode == 0
     assert len(answers) == PROCESSES * EACH
+    return answers
 
-    store = Store(tmp_path)
+
+def assert_whole(root: Path, answers: Sequence[tuple[str, str, bool]]) -> None:
+    """Every publication is in the store, once, intact, and nothing else is."""
+    store = Store(root)
     records = {record.record_digest: record for record in store.records()}
     assert {answer[1] for answer in answers} <= records.keys()
     assert list(store.damaged()) == []
@@ -109,5 +124,5 @@ def test_a_hundred_artifacts_from_ten_processes_no_record_is_lost_and_no_version
     assert set(said.values()) == {1}
     assert len(said) == PROCESSES * EACH
     for experiment in store.experiments():
-        work = tmp_path / ".work" / experiment
+        work = root / ".work" / experiment
         assert [path.name for path in work.iterdir() if path.name != ".locks"] == []

@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import time
 from multiprocessing import get_context
+from types import SimpleNamespace
 
 import pytest
 
@@ -149,3 +150,15 @@ def test_files_beside_the_sources_are_read_once_for_all_assets_of_a_run(hashed, 
     assert hashed == [root / "old" / "weights"]
     (root / "old" / "weights").write_bytes(b"other")
     assert code_of(SourceTree(root), store.hasher).state.patch_digest != first.state.patch_digest
+
+
+def test_a_row_that_was_not_asked_for_says_nothing(tmp_path, monkeypatch):
+    """As from a database that is torn: on a shared file system machines may cache each other's pages."""
+    memory, file = FileMemory(tmp_path / "c.sqlite"), tmp_path / "f"
+    file.write_bytes(b"0")
+    known = identity(file.stat())
+    memory.keep([(file, known, "of this")])
+    others = [(b"/of/another/machine", *known, "of that"), (os.fsencode(file), *known, "of this")]
+    database = SimpleNamespace(execute=lambda *asked: others)
+    monkeypatch.setattr(memory, "_open", lambda: database)
+    assert memory.recall({file: known}) == {file: "of this"}

@@ -3,14 +3,17 @@
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from trainer.contract.schema.base import ConfigError
+from trainer.contract.status import HEARTBEAT_NAME
 from vpmoe_assets.resources.launcher import Launch, LaunchError
 from vpmoe_assets.resources.launcher_settings import settings_of
 from vpmoe_assets.resources.launchers import slurm
+from vpmoe_assets.resources.launchers.slurm import SlurmHandle
 from vpmoe_assets.resources.slurm import batch
 from vpmoe_assets.resources.slurm.cluster import Cluster, ClusterSilentError, SlurmMissingError
 from vpmoe_assets.resources.slurm.settings import Layout, SlurmSettings, seconds
@@ -204,3 +207,16 @@ def test_nothing_of_the_allocation_that_the_orchestrator_runs_in_reaches_the_job
 def test_a_machine_without_slurm_is_told_so(tmp_path):
     with pytest.raises(SlurmMissingError, match="no sbatch, squeue, scontrol, scancel, srun in PATH"):
         Cluster({"PATH": str(tmp_path)})
+
+
+@pytest.mark.parametrize("ahead_s", [-86_400.0, 86_400.0])
+def test_a_job_that_nobody_knows_is_alive_by_the_clock_of_its_files(tmp_path, commands, monkeypatch, ahead_s):
+    """Handed over once more because this machine's clock is wrong, it would run twice in one directory."""
+    handle = SlurmHandle(launch(tmp_path), SlurmSettings(), Layout(1, 1), commands(), print)
+    assert not handle._beats()
+    (tmp_path / HEARTBEAT_NAME).write_text("")
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + ahead_s)
+    assert handle._beats()
+    os.utime(tmp_path / HEARTBEAT_NAME, (now - 300, now - 300))
+    assert not handle._beats()

@@ -13,6 +13,7 @@ from tests.resources.launched import ROOT
 from tests.services import debian
 from tests.services.cluster import Cluster, lines_of
 from tests.services.postgres import Postgres
+from tests.services.shared import MOUNTS_ENV, SharedDirectory
 
 
 def require(*packages: str) -> None:
@@ -81,3 +82,38 @@ def team(
     for name, value in {**settings, "DAGSTER_HOME": str(home)}.items():
         monkeypatch.setenv(name, value)
     return home, running_postgres
+
+
+def mounted(place: Path, *, locks: bool = True) -> Iterator[tuple[Path, Path]]:
+    """A directory as each of two machines has it."""
+    require("bindfs")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("this machine has no /dev/fuse: nothing can be mounted by a test")
+    shared = SharedDirectory(place, locks=locks)
+    if wrong := shared.mount():
+        if "not permitted" in wrong:
+            pytest.skip(f"nothing can be mounted here: {wrong}")
+        pytest.fail(wrong)
+    try:
+        yield shared.machines
+    finally:
+        shared.unmount()
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """An empty directory as each of two machines has it."""
+    if given := os.environ.get(MOUNTS_ENV):
+        name = tmp_path.name
+        first, second = (Path(mount) / name for mount in given.split(":"))
+        first.mkdir()
+        yield first, second
+        shutil.rmtree(first)
+    else:
+        yield from mounted(tmp_path)
+
+
+@pytest.fixture
+def without_locks(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """The same, where a lock is known to one machine alone."""
+    yield from mounted(tmp_path, locks=False)

@@ -1,7 +1,6 @@
 """A PostgreSQL of its own on loopback, run by a user that is not root."""
 
 import os
-import pwd
 import secrets
 import shutil
 import subprocess
@@ -38,12 +37,11 @@ class Postgres:
 
     def make(self) -> None:
         """Make the files of a server."""
-        if os.geteuid() == 0:
-            user = pwd.getpwnam(_USER)
-            os.chown(self.place, user.pw_uid, user.pw_gid)
         word = self.place / "password"
         word.write_text(self.password)
-        shutil.chown(word, _USER)
+        if os.geteuid() == 0:  # PostgreSQL refuses to be run by root
+            for path in (self.place, word):
+                shutil.chown(path, _USER, _USER)
         self._as_user("initdb", "-D", str(self.data), "-U", _USER, "-A", "scram-sha-256", f"--pwfile={word}")
         word.unlink()
 

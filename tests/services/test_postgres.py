@@ -22,7 +22,7 @@ from vpmoe_assets.lineage.index import Index
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.verify import verify_record
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(300)]
 
 ASSETS = ("o200k_tokenizer", "synth", "healing_corpus")
 RUNS = 10

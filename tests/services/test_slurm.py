@@ -22,9 +22,11 @@ from vpmoe_assets.resources.launcher import Launch
 from vpmoe_assets.resources.launchers import local, slurm
 from vpmoe_assets.resources.processes import new_marker
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(300)]
 
 LONG = {"steps": 400, "step_s": 0.1, "save_every": 5}
+WATCHED = {**LONG, "steps": 120}
+"""For jobs whose end is waited for."""
 SHORT = {"poll_s": 0.3}
 
 
@@ -100,9 +102,18 @@ def job_of(work: Path) -> str:
 
 
 @pytest.fixture
-def orchestrator(work: Path, tmp_path: Path, cluster: Cluster) -> Iterator[subprocess.Popen[bytes]]:
+def orchestrator(
+    work: Path, tmp_path: Path, cluster: Cluster, request: pytest.FixtureRequest
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process that runs a long job on the cluster, which has made a checkpoint."""
-    asked = {"recipe": LONG, "launcher": "slurm", "launcher_settings": SHORT, "poll_s": 0.2, "grace_s": 30.0}
+    recipe = getattr(request, "param", LONG)
+    asked = {
+        "recipe": recipe,
+        "launcher": "slurm",
+        "launcher_settings": SHORT,
+        "poll_s": 0.2,
+        "grace_s": 30.0,
+    }
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(PROGRAMS)])}
     with (tmp_path / "orchestrator.txt").open("wb") as output:
         process = subprocess.Popen(
@@ -118,6 +129,9 @@ def orchestrator(work: Path, tmp_path: Path, cluster: Cluster) -> Iterator[subpr
     finally:
         process.kill()
         process.wait()
+
+
+ends_soon = pytest.mark.parametrize("orchestrator", [WATCHED], indirect=True, ids=["120 steps"])
 
 
 def test_a_job_runs_on_a_machine_of_the_cluster(run, work) -> None:
@@ -165,6 +179,7 @@ def test_an_interrupt_of_the_orchestrator_ends_the_job_with_a_checkpoint(orchest
     assert "Sent SIGINT to job" in (work.parent / "orchestrator.txt").read_text()
 
 
+@ends_soon
 def test_a_job_outlives_its_orchestrator_and_is_followed_to_its_end(orchestrator, work, run) -> None:
     kill_tree(orchestrator)
     says(work, "saved step 15")()
@@ -172,16 +187,17 @@ def test_a_job_outlives_its_orchestrator_and_is_followed_to_its_end(orchestrator
     result, trained = run({**LONG, "steps": 40})  # another recipe is not looked at: the job has its own
     assert result.success, failure_message(result)
     assert starts(work) == [0]
-    assert trained.summary == {"steps": 400, "started_after": 0}
+    assert trained.summary == {"steps": 120, "started_after": 0}
     steps = [json.loads(line)["step"] for line in (work / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 401))
+    assert steps == list(range(1, 121))
     assert job
 
 
+@ends_soon
 def test_one_that_has_ended_meanwhile_is_taken_as_it_is(orchestrator, work, run, cluster) -> None:
     kill_tree(orchestrator)
     wait_until(lambda: not cluster.jobs(), "the end", 90)
-    result, trained = run(LONG)
+    result, trained = run(WATCHED)
     assert result.success, failure_message(result)
     assert starts(work) == [0]
     assert trained.reused
@@ -213,12 +229,13 @@ def test_it_is_left_alone_where_the_settings_say_so_and_by_every_other_launcher(
     assert not (work / RECORD_NAME).exists()
 
 
+@ends_soon
 def test_a_job_whose_id_was_never_noted_is_found_by_its_name(orchestrator, work, run) -> None:
     kill_tree(orchestrator)
     record = json.loads((work / RECORD_NAME).read_text())
     (work / RECORD_NAME).write_text(json.dumps({**record, "job_id": None}))
     (work / ".slurm" / "started").unlink()
-    result, _ = run(LONG)
+    result, _ = run(WATCHED)
     assert result.success, failure_message(result)
     assert starts(work) == [0]
 
@@ -353,11 +370,11 @@ def test_two_machines_share_a_job_and_one_that_is_lost_is_waited_for(run, work, 
         cluster.hasten()
 
     with Meanwhile(says(work, "saved step 5"), lose):
-        result, trained = run(LONG, slurm={"nodes": 2}, nproc=2, dp=2, grace_s=10.0, stall_timeout_s=60.0)
+        result, trained = run(WATCHED, slurm={"nodes": 2}, nproc=2, dp=2, grace_s=10.0, stall_timeout_s=60.0)
     assert result.success, failure_message(result)
     log = (work / "log.txt").read_text()
     assert log.count("rank 1 starts") == 2
     first, second = starts(work)
     assert first == 0
     assert second >= 5
-    assert trained.summary["steps"] == 400
+    assert trained.summary["steps"] == 120

@@ -24,7 +24,6 @@ list is none of a checkpoint, and refused.
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from trainer.checkpoints.checksums import FileSum, checksums, first_damage
 from trainer.checkpoints.plain_metadata import UnsafePickleError, require_plain_metadata
 from trainer.contract.canonical import UnstableValueError, canonical_json
-from trainer.contract.files import replace_text, sync
+from trainer.contract.files import remove_tree, replace_text, sync
 from trainer.job.distributed import Layout, random_state, restore_random_state, seed_everything, together
 from trainer.job.workdir import LOGGER
 
@@ -194,7 +193,7 @@ class Checkpoints:
     def _prepare(self, scratch: Path) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         for left in self.directory.glob(".*_iter_*"):
-            shutil.rmtree(left)  # of a save or a removal that a kill cut short
+            remove_tree(left)  # of a save or a removal that a kill cut short
         scratch.mkdir()
 
     def _finish(self, scratch: Path, final: Path, state: RunState, files: Mapping[str, FileSum]) -> None:
@@ -230,7 +229,7 @@ class Checkpoints:
         # Renamed first: half a removal must not look like a checkpoint.
         doomed = path.with_name(f".removing_{path.name}")
         path.rename(doomed)
-        shutil.rmtree(doomed)
+        remove_tree(doomed)
 
     def present_layout(self) -> dict[str, Any]:
         """Return what decides how sums are rounded: the parallel layout, the kind of device, threads."""

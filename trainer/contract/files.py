@@ -1,9 +1,13 @@
-"""Small files that are there whole or not at all, and the way of anything to the disk."""
+"""Small files that are there whole or not at all, the way of anything to the disk, and what is removed."""
 
 import contextlib
+import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,8 @@ def replace_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
         durable: Wait until it is on the disk, name and all. Without it a power cut may leave the old file
             or an empty one: for what is brought to the disk later, or is worth nothing after a crash.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Another machine, or container, that shares the file system may have a process of the same number.
+    scratch = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with removed_on_error(scratch):
         with scratch.open("wb") as file:
             file.write(content)
@@ -61,3 +66,42 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def present(directory: Path) -> float:
+    """Return the time by the clock of a file system, in seconds since 1970: the server's, not this machine's.
+
+    Args:
+        directory: In which a file may be made, for a moment.
+    """
+    with tempfile.NamedTemporaryFile(dir=directory, prefix=".clock.") as now:
+        return os.stat(now.name).st_mtime
+
+
+_OPEN_ELSEWHERE = (".nfs", ".fuse_hidden")
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and everything in it, as far as the file system lets go of it.
+
+    NFS, and file systems in user space, keep a file that somebody has open in its directory, under a hidden
+    name, until it is closed. Such a name stays, and so do the directories above it: that is for the next
+    who removes what is left there, and no error.
+
+    Raises:
+        OSError: Something else could not be removed.
+    """
+
+    def failed(function: Callable[..., Any], name: str, error: BaseException) -> None:
+        kept = isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY)
+        if not (kept and all(each.startswith(_OPEN_ELSEWHERE) for each in _files(name))):
+            raise error
+
+    shutil.rmtree(path, onexc=failed)
+
+
+def _files(path: str) -> list[str]:
+    """Return the names of the files in a directory and below it, or that of the file itself."""
+    if not os.path.isdir(path):
+        return [os.path.basename(path)]
+    return [name for _, _, names in os.walk(path) for name in names]

@@ -9,7 +9,6 @@ on the way leaves a store that verifies, and the next clean-up takes what was le
 import contextlib
 import os
 import secrets
-import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from trainer.contract.files import present, remove_tree
 from vpmoe_assets.lineage import locks
 from vpmoe_assets.lineage.attestation import signature_objects, signed
 from vpmoe_assets.lineage.collected import CONTENT, OBJECTS, RESUME, collected_areas, pinned
@@ -242,7 +242,7 @@ def _half_written(layout: Layout) -> Iterator[Path]:
     places = [layout.root / LEDGER, layout.work / ".runs", layout.work / ".sources"]
     found = [path for place in places for path in _hidden(place)]
     found += [path for path in layout.work.glob(".*.tmp") if path.is_file()]
-    yield from sorted(path for path in found if time.time() - path.lstat().st_mtime > _YOUNG_S)
+    yield from sorted(_old(found, layout))
 
 
 def _hidden(place: Path) -> Iterator[Path]:
@@ -280,13 +280,24 @@ def _objects(
             continue
         if path.name in named:
             by_version.setdefault(version_name(named[path.name][0]), []).append(path)
-        elif time.time() - path.stat().st_mtime > _YOUNG_S:
+        else:
             loose.append(path)
+    loose = list(_old(loose, Layout(store.root)))
     for name, paths in by_version.items():
         why = "named by versions alone that are, or could be, cleaned away: they cannot be made again then"
         yield _item("objects", name, tuple(paths), (OBJECTS,), why)
     if loose:
         yield _item("objects", OBJECTS, tuple(loose), (), "no record in the store names it")
+
+
+def _old(paths: Sequence[Path], layout: Layout) -> Iterator[Path]:
+    """Yield what nobody has written for a while, by the clock of those files."""
+    if paths:
+        try:
+            now = present(layout.work)
+        except OSError:  # it may only be looked at
+            now = time.time()
+        yield from (path for path in paths if now - path.lstat().st_mtime > _YOUNG_S)
 
 
 def _signed_objects(store: Store) -> set[str]:
@@ -328,14 +339,14 @@ def _remove(layout: Layout, path: Path) -> None:
     hidden = trash / secrets.token_hex(8)
     path.rename(hidden)
     if hidden.is_dir() and not hidden.is_symlink():
-        shutil.rmtree(hidden)
+        remove_tree(hidden)
     else:
         hidden.unlink()
 
 
 def _empty(trash: Path) -> None:
     if trash.is_dir():
-        shutil.rmtree(trash)
+        remove_tree(trash)
 
 
 def _item(sort: Sort, what: str, paths: tuple[Path, ...], areas: tuple[str, ...], why: str) -> Item:

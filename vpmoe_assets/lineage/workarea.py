@@ -19,11 +19,12 @@ where it was.
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.contract.files import replace_bytes
+from trainer.contract.files import remove_tree, replace_bytes
 from vpmoe_assets.lineage.errors import PublishError, RecordError
 from vpmoe_assets.lineage.record import MANIFEST_NAME, RECORD_NAME
 from vpmoe_assets.lineage.sealing import unseal
@@ -89,8 +90,9 @@ class WorkArea:
         """Remove the work area; a kill half-way leaves no half-removed state to resume from."""
         shutil.rmtree(self._trash, ignore_errors=True)
         if self.path.exists():
-            self.path.rename(self._trash)
-            shutil.rmtree(self._trash)
+            self._trash.mkdir(exist_ok=True)  # with what somebody still reads of an earlier one, on NFS
+            self.path.rename(self._trash / secrets.token_hex(4))
+            remove_tree(self._trash)
 
     def is_empty(self) -> bool:
         """Say whether there is nothing in it to go on from."""
@@ -172,7 +174,7 @@ class WorkArea:
             for source, target in reversed(json.loads(journal.read_bytes())):
                 if (self.path / target).exists():
                     self._return(self.path / target, self.path / source)
-            shutil.rmtree(staged)
+            remove_tree(staged)
         journal.unlink(missing_ok=True)
 
     @property

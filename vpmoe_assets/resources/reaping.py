@@ -7,11 +7,11 @@ closed there; until then it stays, whatever happens, because nothing else knows 
 
 import os
 import socket
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from trainer.contract.files import present
 from trainer.contract.status import HEARTBEAT_NAME, LOG_NAME
 from vpmoe_assets.resources.instances import InstanceUnavailableError, close_run
 from vpmoe_assets.resources.process_record import RECORD_NAME, Orchestrator, ProcessRecord
@@ -235,9 +235,8 @@ def _runs(store_root: Path) -> Iterator[tuple[Path, RunRecord | ValueError]]:
 
 def _silence(work_dir: Path) -> float:
     """Return how long ago a job last wrote, in seconds, by the clock of the file system."""
-    with tempfile.NamedTemporaryFile(dir=work_dir, prefix=".clock.") as now:
-        written = [work_dir / name for name in (RECORD_NAME, HEARTBEAT_NAME, LOG_NAME)]
-        return os.stat(now.name).st_mtime - max(path.stat().st_mtime for path in written if path.exists())
+    written = [work_dir / name for name in (RECORD_NAME, HEARTBEAT_NAME, LOG_NAME)]
+    return present(work_dir) - max(path.stat().st_mtime for path in written if path.exists())
 
 
 def _elsewhere(orchestrator: Orchestrator) -> str:

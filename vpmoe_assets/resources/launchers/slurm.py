@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from trainer.contract.files import present
 from trainer.contract.schema.base import ConfigError
 from trainer.contract.status import HEARTBEAT_NAME
 from vpmoe_assets.resources.detached import DetachedJob
@@ -307,7 +308,8 @@ class SlurmHandle:
 
     def _beats(self) -> bool:
         try:
-            return time.time() - (self.launch.work_dir / HEARTBEAT_NAME).stat().st_mtime < _ALIVE_S
+            work_dir = self.launch.work_dir  # written by another machine, whose clock may be another
+            return present(work_dir) - (work_dir / HEARTBEAT_NAME).stat().st_mtime < _ALIVE_S
         except FileNotFoundError:
             return False
 
