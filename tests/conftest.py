@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.forks import forks  # noqa: F401 - a fixture
+from tests.forks import forks, light_forks  # noqa: F401 - fixtures
 from tests.workers import fork_workers
 
 ROOT = Path(__file__).resolve().parent.parent

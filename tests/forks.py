@@ -16,6 +16,7 @@ import fcntl
 import gc
 import hashlib
 import importlib
+import io
 import json
 import os
 import runpy
@@ -125,9 +126,14 @@ class Forks:
         Args:
             run: Directory of its temporary files.
         """
-        # A socket's path has a hundred characters, and that of a temporary directory may have more.
-        name = hashlib.sha256(str(run).encode()).hexdigest()[:16]
-        return cls(Path(tempfile.gettempdir(), f"vpmoe-forks-{os.getuid()}-{name}"))
+        return cls(_socket_of(run))
+
+    @classmethod
+    def light(cls, run: Path) -> "Forks":
+        """Return the server of `tests.light`, of the same run."""
+        socket = _socket_of(run)
+        program = [sys.executable, "-W", "ignore", "-m", "tests.light"]
+        return cls(socket.with_name(f"{socket.name}-light"), program)
 
     def _connected(self) -> socket.socket:
         with self.path.with_suffix(".lock").open("w") as lock:
@@ -255,13 +261,29 @@ class Forked:
         return code
 
 
+def _socket_of(run: Path) -> Path:
+    # A socket's path has a hundred characters, and that of a temporary directory may have more.
+    name = hashlib.sha256(str(run).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir(), f"vpmoe-forks-{os.getuid()}-{name}")
+
+
+def _run_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """The server of this run of tests."""
-    base = tmp_path_factory.getbasetemp()
-    server = Forks.of(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
-    yield server
-    server.close()
+    with contextlib.closing(Forks.of(_run_of(tmp_path_factory))) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def light_forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """The server of this run of tests whose forks have loaded what the `--help` of a light command does."""
+    with contextlib.closing(Forks.light(_run_of(tmp_path_factory))) as server:
+        yield server
 
 
 def _load() -> None:
@@ -335,6 +357,13 @@ def _run(asked: socket.socket, descriptors: Sequence[int]) -> NoReturn:
     os._exit(0)
 
 
+def _seekable(descriptor: int) -> bool:
+    with contextlib.suppress(OSError):
+        os.lseek(descriptor, 0, os.SEEK_CUR)
+        return True
+    return False
+
+
 def _become(request: dict, descriptors: Sequence[int]) -> NoReturn:
     """Be the program, to its end."""
     os.setsid()
@@ -344,6 +373,12 @@ def _become(request: dict, descriptors: Sequence[int]) -> NoReturn:
     os.chdir(request["directory"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if not _seekable(number):  # the server's own, a file, was
+            writes = open(number, "wb", closefd=False)  # noqa: SIM115
+            stream = io.TextIOWrapper(writes, getattr(sys, name).encoding, getattr(sys, name).errors)
+            setattr(sys, name, stream)
+            stream.reconfigure(line_buffering=number == 2 or os.isatty(number))
     if os.environ.get("PYTHONUNBUFFERED"):
         sys.stdout.reconfigure(write_through=True)
     gc.enable()
@@ -380,8 +415,11 @@ def _become(request: dict, descriptors: Sequence[int]) -> NoReturn:
         with contextlib.suppress(BaseException):
             threading._shutdown()
             atexit._run_exitfuncs()
-            sys.stdout.flush()
-            sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except Exception:  # what Python says of it, it says beside the stream
+                code = 120 if stream is not None and not stream.closed else code
         os._exit(code & 0xFF)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forks import Forks
 from tests.verbs import ALSO, GIVEN, MAKERS, RUNS, VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,10 +82,11 @@ MAY_LOAD = {
 """What a verb needs beyond that."""
 
 
-def loaded_in_run(module: str, *arguments: str, artifacts: Path | None = None) -> set[str]:
+def loaded_in_run(forks: Forks, module: str, *arguments: str, artifacts: Path | None = None) -> set[str]:
     """Return the top-level packages that `python -m module …` has loaded when it ends."""
     program = (
         "import atexit, os, runpy, sys\n"
+        "atexit.register(setattr, os, '_exit', os._exit)\n"
         "os._exit = lambda code: None\n"  # a job that ends at once would not come to the line below
         "names = lambda: {name.partition('.')[0] for name in sys.modules}\n"
         "atexit.register(lambda: print('loaded:', *names(), file=sys.stderr))\n"
@@ -92,33 +94,26 @@ def loaded_in_run(module: str, *arguments: str, artifacts: Path | None = None) -
         f"runpy.run_module({module!r}, run_name='__main__')\n"
     )
     environment = os.environ | ({"VPMOE_ARTIFACTS": str(artifacts)} if artifacts else {})
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-        cwd=ROOT,
-    )
+    done = forks.run(["-c", program], environment=environment, directory=ROOT)
     last = done.stderr.splitlines()[-1]
     assert last.startswith("loaded: "), done.stderr[-2000:]
     return set(last.split()[1:])
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_help_of_a_verb_loads_click_alone(verb):
-    packages = loaded_in_run("vpmoe_assets.cli", *verb, "--help")
+def test_help_of_a_verb_loads_click_alone(verb, light_forks):
+    packages = loaded_in_run(light_forks, "vpmoe_assets.cli", *verb, "--help")
     assert "click" in packages
     assert not packages.intersection({*LIGHT, *HEAVY, "pydantic", "pyarrow", "psutil"})
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_a_verb_loads_what_it_needs(verb, artifacts):
+def test_a_verb_loads_what_it_needs(verb, artifacts, light_forks):
     required = [parameter.name for parameter in VERBS[verb].params if parameter.required]
     if verb in RUNS or MAKERS.intersection(required):
         pytest.skip("it makes things, with pyarrow and what else that takes")
     arguments = [*ALSO.get(verb, ()), *(text for name in required for text in GIVEN[name])]
-    packages = loaded_in_run("vpmoe_assets.cli", *verb, *arguments, artifacts=artifacts)
+    packages = loaded_in_run(light_forks, "vpmoe_assets.cli", *verb, *arguments, artifacts=artifacts)
     assert "vpmoe_assets" in packages
     heavy = {*LIGHT, *HEAVY, "pyarrow"} - MAY_LOAD.get(verb, set())
     assert not packages.intersection(heavy)
@@ -127,14 +122,14 @@ def test_a_verb_loads_what_it_needs(verb, artifacts):
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["count", "--help"], ["train", "--help"], ["generate", "--help"]]
 )
-def test_help_of_the_trainer_loads_the_standard_library_alone(arguments):
-    packages = loaded_in_run("trainer", *arguments)
+def test_help_of_the_trainer_loads_the_standard_library_alone(arguments, light_forks):
+    packages = loaded_in_run(light_forks, "trainer", *arguments)
     assert "trainer" in packages
     assert not packages.intersection({*LIGHT, *HEAVY, "pydantic", "safetensors", "psutil"})
 
 
-def test_count_loads_the_schema_and_no_more():
-    packages = loaded_in_run("trainer", "count", "full", "--json")
+def test_count_loads_the_schema_and_no_more(light_forks):
+    packages = loaded_in_run(light_forks, "trainer", "count", "full", "--json")
     assert "pydantic" in packages
     assert not packages.intersection({*LIGHT, *HEAVY})
 

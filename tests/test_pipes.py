@@ -1,12 +1,18 @@
-"""Light commands end without a word when their reader closes the pipe. Verbs are found by listing them."""
+"""Light commands end without a word when their reader closes the pipe. Verbs are found by listing them.
+
+A verb is a fork of a process that has imported the command; the command itself is started too.
+"""
 
 import argparse
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
+from tests.forks import Forks
 from tests.verbs import ALSO, GIVEN, MAKERS, RUNS, VERBS
 from trainer.__main__ import build_parser
 from trainer.contract.pipe import CLOSED_PIPE
@@ -38,20 +44,37 @@ def unread(*arguments: str, **environment: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+def unread_fork(forks: Forks, *arguments: str, **environment: str) -> tuple[int, str]:
+    """Do the same without starting a Python."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as output, tempfile.TemporaryFile("w+") as errors:
+        code = forks.start(
+            ["-m", *arguments],
+            environment=os.environ | environment,
+            directory=Path.cwd(),
+            output=output,
+            errors=errors,
+        ).wait()
+        errors.seek(0)
+        return code, errors.read()
+
+
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_help_of_every_verb(verb):
-    assert unread("vpmoe_assets.cli", *verb, "--help") == (CLOSED_PIPE, "")
+def test_help_of_every_verb(verb, light_forks):
+    assert unread_fork(light_forks, "vpmoe_assets.cli", *verb, "--help") == (CLOSED_PIPE, "")
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=["table", "json"])
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_every_verb(verb, flags, artifacts):
+def test_every_verb(verb, flags, artifacts, light_forks):
     required = [parameter.name for parameter in VERBS[verb].params if parameter.required]
     if verb in RUNS or MAKERS.intersection(required):
         pytest.skip("it makes things; its help was read")
     assert set(required) <= GIVEN.keys(), f"{' '.join(verb)} needs {required}: say in GIVEN what it gets"
     arguments = [*ALSO.get(verb, ()), *(text for name in required for text in GIVEN[name])]
-    code, said = unread("vpmoe_assets.cli", *verb, *arguments, *flags, VPMOE_ARTIFACTS=str(artifacts))
+    words = ["vpmoe_assets.cli", *verb, *arguments, *flags]
+    code, said = unread_fork(light_forks, *words, VPMOE_ARTIFACTS=str(artifacts))
     refused = verb in {("card",), ("rerun",)} or (verb == ("reports",) and not flags)
     if refused:  # no checkpoint, no sources that are this project's, nothing evaluated
         assert (code, said.count("\n")) == (1, 1), "errors go to standard error"
@@ -59,7 +82,10 @@ def test_every_verb(verb, flags, artifacts):
         assert (code, said) == (CLOSED_PIPE, "")
 
 
-def test_the_commands_themselves():
+def test_the_commands_themselves(artifacts):
+    answers = [["ls"], ["ls", "--json"], ["ls", "--help"]]
+    for words in answers:
+        assert unread("vpmoe_assets.cli", *words, VPMOE_ARTIFACTS=str(artifacts)) == (CLOSED_PIPE, "")
     assert unread("vpmoe_assets.cli", "--help") == (CLOSED_PIPE, "")
     assert unread("vpmoe_assets.cli", "--version") == (CLOSED_PIPE, "")
     assert unread("trainer", "--help") in HELPED

@@ -10,6 +10,9 @@ _VENDORED = "_vendor"
 """Directory of packages that another one brings along for itself, on the path once that was imported; their
 files stand in its own `RECORD`."""
 
+_FIELD = re.compile(r"^(Name|Version): *(.*?)\s*$", re.MULTILINE)
+"""Of the header of a distribution's metadata; neither ever goes on in a second line."""
+
 
 @cache
 def installed_packages() -> tuple[dict[str, str | None], ...]:
@@ -20,7 +23,10 @@ def installed_packages() -> tuple[dict[str, str | None], ...]:
     """
     found: dict[str, dict[str, str | None]] = {}
     for distribution in metadata.distributions():
-        name, version = distribution.metadata["Name"], distribution.metadata["Version"]
+        # `distribution.metadata` parses the whole file, long description and all, at each use.
+        said = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+        header = dict(_FIELD.findall(said.partition("\n\n")[0]))
+        name, version = header.get("Name"), header.get("Version")
         if not name:  # what an installer left behind when it was interrupted; nothing can be imported by it
             continue
         if Path(str(distribution.locate_file(""))).name == _VENDORED:
