@@ -14,6 +14,9 @@ SCHEMA = "vpmoe.topk/1"
 MANIFEST_NAME = "store.json"
 SPLITS = ("train", "valid")
 
+_MOST_SHARDS = 1 << 31
+"""Numbers beyond that are no number of a shard, nor part of a file's name."""
+
 
 def write_manifest(
     root: Path,
@@ -79,6 +82,8 @@ def shard_entries(manifest: Mapping[str, Any], source: str) -> list[tuple[str, i
             for key, kind in (("shard", int), ("bytes", int), ("sha256", str)):
                 if type(entry[key]) is not kind:
                     raise TypeError(f"{key} is {entry[key]!r}")
+            if not 0 <= entry["shard"] < _MOST_SHARDS:
+                raise ValueError(f"shard is {entry['shard']}")
         return [(split, entry["shard"], entry) for split, entry in entries]
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(

@@ -176,6 +176,8 @@ def test_a_shard_of_another_teacher_is_refused(copied, tmp_path):
         (lambda m: m.pop("vocabulary"), "damaged .*vocabulary"),
         (lambda m: m.pop("splits"), "damaged .*splits"),
         (lambda m: m["splits"]["train"]["shards"].append({"shard": 3}), "damaged .*bytes"),
+        (lambda m: m["splits"]["train"]["shards"][0].update(shard=10**300), "damaged .*shard is 1000"),
+        (lambda m: m["splits"]["train"]["shards"][0].update(shard=-1), "damaged .*shard is -1"),
     ],
 )
 def test_a_manifest_that_was_changed_is_refused(copied, change, message):
