@@ -135,6 +135,12 @@ class Forks:
         program = [sys.executable, "-W", "ignore", "-m", "tests.light"]
         return cls(socket.with_name(f"{socket.name}-light"), program)
 
+    @classmethod
+    def warm(cls, run: Path) -> "Forks":
+        """Return the server of `tests.faults.warm`, for a fault experiment in a directory."""
+        program = [sys.executable, "-P", "-W", "ignore", str(ROOT / "tests" / "faults" / "warm.py")]
+        return cls(_socket_of(run), program)
+
     def _connected(self) -> socket.socket:
         with self.path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.assets.graphs import ROOT
-from tests.faults.experiment import ORDER
+from tests.faults.experiment import ORDER, SHORT
 from tests.faults.judge import Judge
-from tests.faults.kinds import KINDS
+from tests.faults.kinds import KINDS, MOUNTING
+from tests.faults.mounts import why_not
 from tests.faults.site import open_lab
 from tests.faults.teacher import serving
 from tests.faults.trial import trial
@@ -35,13 +36,18 @@ def main() -> int:
     parser.add_argument("--directory", type=Path, help="kept for the next sitting; temporary by default")
     parser.add_argument("--kinds", default="", help=f"some of: {', '.join(KINDS)}")
     parser.add_argument("--assets", default="", help="disturb the making of some alone")
+    parser.add_argument("--short", action="store_true", help="in the data and one stage, in a few minutes")
     parser.add_argument("--table", action="store_true", help="print the table of the results alone")
     options = parser.parse_args()
     kinds = [each.strip() for each in options.kinds.split(",") if each.strip()] or list(KINDS)
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         parser.error(f"no such kind: {', '.join(unknown)}")
     assets = {each.strip() for each in options.assets.split(",") if each.strip()} or set(ORDER)
+    assets &= {*SHORT} if options.short else {*ORDER}
     kinds = [kind for kind in kinds if assets & {*KINDS[kind][1]}]
+    if (without := {*kinds} & {*MOUNTING}) and (why := why_not()) is not None:
+        print(f"LEFT OUT: {', '.join(sorted(without))}: {why}", flush=True)
+        kinds = [kind for kind in kinds if kind not in without]
     if not kinds:
         parser.error(f"no kind disturbs {options.assets}")
     if options.table:
@@ -57,7 +63,7 @@ def sitting(options: argparse.Namespace, kinds: list[str], assets: set[str], dir
     """Make faults until there are enough, or the time is over; says whether one was not survived."""
     begun, failed = time.monotonic(), False
     known = {result["seed"] for result in read(options.results)}
-    with serving() as oracle, open_lab(directory, oracle) as lab:
+    with serving() as oracle, open_lab(directory, oracle, short=options.short) as lab:
         facts = lab.prepare(lambda line: print(line, flush=True))
         print(f"undisturbed: {sum(facts['seconds'].values()):.0f} s; {directory}", flush=True)
         judge = Judge(lab, facts["digests"])

@@ -14,6 +14,7 @@ import psutil
 
 from tests.faults import teacher
 from tests.faults.experiment import NAME
+from tests.faults.mounts import leave_room, let_go, lock_up, move_to_disk
 from tests.faults.site import Lab, Program, Site
 from tests.resources.launched import carrying
 from trainer.contract.status import CHECKPOINTS_NAME
@@ -232,6 +233,33 @@ def read_only(fault: Fault) -> str:
     return f"from {moment:.2f} s on, {fault.lab.disturber.hits} refused: exit {code}"
 
 
+def small_disk(fault: Fault) -> str:
+    """The store is on a disk of its own, which is soon full; then it grows."""
+    room = fault.draw.choice((0, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24))
+    store = fault.site.root / "artifacts"
+    move_to_disk(store)
+    leave_room(store, room)
+    code = fault.site.materialize(fault.asset, grace_s=5.0).wait()
+    leave_room(store, None)
+    return f"{room} bytes free: exit {code}"
+
+
+def mounted_read_only(fault: Fault) -> str:
+    """The store is mounted read-only, from the start or from some moment on, and then no more."""
+    moment = fault.draw.choice((0.0, fault.moment()))
+    store = fault.site.root / "artifacts"
+    if moment == 0.0:
+        lock_up(store)
+    program = fault.site.materialize(fault.asset, grace_s=5.0)
+    if moment > 0.0:
+        if program.within(moment) is not None:
+            return "it had just ended"
+        lock_up(store)
+    code = program.wait()
+    let_go(fault.site.root)
+    return f"from {moment:.2f} s on: exit {code}"
+
+
 def clock(fault: Fault) -> str:
     """The time of day jumps while it is made, mostly back; sometimes it is killed besides, and once more."""
     jump = fault.draw.choice((-7200.0, -86400.0, -30.0, -7200.0, 7200.0))
@@ -369,6 +397,8 @@ KINDS: Mapping[str, tuple[Kind, tuple[str, ...]]] = {
     "stopped": (stalled, (*TRAINED, "teacher_topk")),
     **{f"full: {what}": (full(what), assets) for what, (_, assets) in WRITES.items()},
     "read-only store": (read_only, ANY),
+    "small disk": (small_disk, ANY),
+    "mounted read-only": (mounted_read_only, ANY),
     "clock jumps": (clock, ANY),
     "two runs at once": (two_runs, ANY),
     "two writers of the index": (two_writers, ANY),
@@ -380,3 +410,5 @@ KINDS: Mapping[str, tuple[Kind, tuple[str, ...]]] = {
     "teacher dies or lies": (bad_teacher, ("teacher_topk", "vpmoe_stage3")),
 }
 """What disturbs, and whose making it can disturb."""
+MOUNTING = ("small disk", "mounted read-only")
+"""Kinds for which the system's mounts change."""

@@ -17,7 +17,8 @@ import psutil
 
 from tests.assets.graphs import ROOT
 from tests.faults.disturb import Disturber
-from tests.faults.experiment import NAME, ORDER, write
+from tests.faults.experiment import NAME, ORDER, SHORT, write
+from tests.faults.mounts import let_go
 from tests.faults.teacher import URL_ENV, Oracle
 from tests.forks import Forked, Forks
 from tests.resources.launched import TEST_ENV, bare_environment
@@ -106,6 +107,7 @@ class Site:
             yield instance
 
     def remove(self) -> None:
+        let_go(self.root)
         shutil.rmtree(self.root)
 
 
@@ -156,6 +158,8 @@ class Lab:
         forks: Starts programs.
         disturber: Makes writes fail and clocks wrong.
         oracle: The teacher.
+        short: Whether it is the short experiment.
+        pace: How much longer than undisturbed everything takes of late, on a machine that has other work too.
     """
 
     directory: Path
@@ -163,8 +167,13 @@ class Lab:
     forks: Forks
     disturber: Disturber
     oracle: Oracle
+    short: bool = False
     pace: float = 1.0
-    """How much longer than undisturbed everything takes of late, on a machine that has other work too."""
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """What is made, in an order in which it can be made."""
+        return SHORT if self.short else ORDER
 
     @property
     def experiment(self) -> Path:
@@ -186,14 +195,14 @@ class Lab:
             `seconds` and `digests` by asset.
         """
         if not self.made.exists():
-            write(self.experiment)
-            site = self.before(ORDER[0])
+            write(self.experiment, short=self.short)
+            site = self.before(self.order[0])
             shutil.rmtree(site.root.parent, ignore_errors=True)
             site.root.mkdir(parents=True)
             shutil.copy(ROOT / "dagster.yaml", site.root)
             self.made.write_text(json.dumps({"seconds": {}, "digests": {}}))
         facts: dict[str, Any] = json.loads(self.made.read_text())
-        for asset, following in zip(ORDER, [*ORDER[1:], "finished"], strict=True):
+        for asset, following in zip(self.order, [*self.order[1:], "finished"], strict=True):
             if asset in facts["seconds"]:
                 continue
             shutil.rmtree(self.before(following).root, ignore_errors=True)
@@ -221,16 +230,13 @@ class Lab:
     def _server_name(self) -> str:
         return psutil.Process(self.forks.server).name()
 
-    def tidy(self) -> None:
-        """Remove the sites of faults."""
-        for path in self.directory.glob("fault-*"):
-            shutil.rmtree(path)
-
 
 @contextlib.contextmanager
-def open_lab(directory: Path, oracle: Oracle) -> Iterator[Lab]:
+def open_lab(directory: Path, oracle: Oracle, *, short: bool = False) -> Iterator[Lab]:
     """Open the lab in a directory; what was made undisturbed there is used again."""
     directory.mkdir(parents=True, exist_ok=True)
+    for site in directory.glob("fault-*"):  # of a sitting that was killed
+        let_go(site)
     disturber = Disturber(directory)
     marker = directory / "id"
     if not marker.exists():
@@ -238,11 +244,11 @@ def open_lab(directory: Path, oracle: Oracle) -> Iterator[Lab]:
     before = dict(os.environ)
     os.environ.update(disturber.environment)  # the server loads it, and with it all that it forks
     try:
-        forks = Forks.of(directory)
+        forks = Forks.warm(directory)
     finally:
         os.environ.clear()
         os.environ.update(before)
     try:
-        yield Lab(directory, marker.read_text(), forks, disturber, oracle)
+        yield Lab(directory, marker.read_text(), forks, disturber, oracle, short)
     finally:
         forks.close()

@@ -21,7 +21,7 @@ def test_ten_faults_leave_everything_as_if_nothing_had_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = tmp_path / "results.jsonl"
-    given = ["--count", str(len(KINDS)), "--kinds", ",".join(KINDS), "--results", str(results)]
+    given = ["--short", "--count", str(len(KINDS)), "--kinds", ",".join(KINDS), "--results", str(results)]
     monkeypatch.setattr(sys, "argv", ["faults", *given, "--directory", str(tmp_path / "lab")])
     code = faults.main()
     wrong = {each["kind"]: each for each in read(results) if each["wrong"]}
