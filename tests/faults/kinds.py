@@ -69,7 +69,7 @@ class Fault:
 
 
 Kind = Callable[[Fault], str]
-MISSED = ("nobody was there", "it had just ended", "there was none", "no job", ", 0 refused")
+MISSED = ("nobody was there", "it had just ended", "there was none", "no job", ", 0 refused", "were enough")
 """What a kind says where its moment did not come: the run was undisturbed."""
 
 
@@ -235,13 +235,13 @@ def read_only(fault: Fault) -> str:
 
 def small_disk(fault: Fault) -> str:
     """The store is on a disk of its own, which is soon full; then it grows."""
-    room = fault.draw.choice((0, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24))
+    room = 1 << fault.draw.randrange(10, 26 if fault.asset in JOBS else 20)
     store = fault.site.root / "artifacts"
     move_to_disk(store)
     leave_room(store, room)
     code = fault.site.materialize(fault.asset, grace_s=5.0).wait()
     leave_room(store, None)
-    return f"{room} bytes free: exit {code}"
+    return f"{room} bytes free{' were enough' if code == 0 else ''}: exit {code}"
 
 
 def mounted_read_only(fault: Fault) -> str:
