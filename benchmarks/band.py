@@ -1,13 +1,15 @@
 """Does `fused` learn as `reference` does? 200 steps of a slice of the locked model, on shards made here.
 
     python -m benchmarks.band [--layers 4] [--steps 200] [--seeds 3] [--record]
+    python -m benchmarks.band --comparator fused --set optimizer.momentum_dtype=fp32 --record
     python -m benchmarks.band --experiment smoke --device cpu --steps 6 --candidate reference   # to test it
 
 Stage 1 from a seeded init. `reference` runs once for each seed of the weights and of the order of samples;
 the widest distance of two of its curves at a step, smoothed over ten steps, is the band there. `fused` runs
-with the first seed alone. Printed are the band and the distance of `fused` from `reference` with the same
-seed. It is inside where its mean distance is at most the mean band, and the mean of its last quarter lies
-within those of the seeds, widened by half their range on both sides. Exit code 1 where it is not.
+with the first seed alone, and with what `--set` changes of the training table: what an option costs the loss
+is asked of one backend on both sides. Printed are the band and the distance of `fused` from `reference` with
+the same seed. It is inside where its mean distance is at most the mean band, and the mean of its last quarter
+lies within those of the seeds, widened by half their range on both sides. Exit code 1 where it is not.
 
 On a GPU the curves run side by side, a process each: `reference` leaves the device idle most of the time.
 """
@@ -37,24 +39,48 @@ from trainer.train.engine import Engine
 from trainer.train.inputs import TrainingData, open_data
 
 STAGE = "vpmoe_stage1"
+LOSSES = "losses.json"
 SMOOTHED = 10
 FIRST_SEED = 1234
 
 
-def recipe_of(experiment: str, layers: int | None, steps: int, backend: str) -> TrainRecipe:
-    """Return stage 1 of an experiment from a seeded init, some of its layers."""
+def recipe_of(
+    experiment: str, layers: int | None, steps: int, backend: str, changes: str | None = None
+) -> TrainRecipe:
+    """Return stage 1 of an experiment from a seeded init, some of its layers.
+
+    Args:
+        experiment: Name, or path of a `.toml`.
+        layers: How many; None for all.
+        steps: Of the run.
+        backend: Of the run.
+        changes: `KEY=VALUE` of the training table, the key dotted; None for none.
+    """
     recipe = plain(load_experiment(experiment).train_recipe(STAGE))
     recipe |= {"steps": steps, "init": "fresh"}
     if layers is not None:
         recipe["architecture"]["model"]["num_layers"] = layers
     recipe["training"]["backend"] = backend
+    if changes is not None:
+        key, _, value = changes.partition("=")
+        *tables, last = key.split(".")
+        table = recipe["training"]
+        for name in tables:
+            table = table[name]
+        if last not in table:
+            raise SystemExit(
+                f"--set {changes}: no key {key} in the training table; it has {', '.join(table)}"
+            )
+        table[last] = value
     return parse(TrainRecipe, recipe)
 
 
-def open_shards(base: Path, recipe: TrainRecipe, experiment: str, device: str, seed: int) -> TrainingData:
-    """Open the shards of the folder in the order of a seed."""
+def open_shards(
+    base: Path, own: Path, recipe: TrainRecipe, experiment: str, device: str, seed: int
+) -> TrainingData:
+    """Open the shards of a folder in the order of a seed; what is kept of it goes to a folder of the run."""
     path = write_job(
-        base / f"seed_{seed}_{recipe.training.backend}",
+        own,
         command="train",
         asset=STAGE,
         experiment=experiment,
@@ -64,7 +90,7 @@ def open_shards(base: Path, recipe: TrainRecipe, experiment: str, device: str, s
         execution={"device": device},
     )
     job = parse(Job, json.loads(path.read_text()))
-    return open_data(job, recipe, cache_dir=base / f"cache_{seed}_{recipe.training.backend}")
+    return open_data(job, recipe, cache_dir=own / "cache")
 
 
 def curve(recipe: TrainRecipe, data: TrainingData, layout: Layout, seed: int) -> list[float]:
@@ -88,19 +114,27 @@ def curve(recipe: TrainRecipe, data: TrainingData, layout: Layout, seed: int) ->
 
 
 def run(
-    folder: Path, experiment: str, device: DeviceKind, layers: int | None, steps: int, backend: str, seed: int
+    folder: Path,
+    experiment: str,
+    device: DeviceKind,
+    layers: int | None,
+    steps: int,
+    backend: str,
+    seed: int,
+    changes: str | None,
 ) -> None:
     """Train, and leave the losses in the folder."""
-    recipe = recipe_of(experiment, layers, steps, backend)
+    recipe = recipe_of(experiment, layers, steps, backend, changes)
+    own = _folder_of(folder, backend, seed, changes)
     with session(device) as layout:
-        losses = curve(recipe, open_shards(folder, recipe, experiment, device, seed), layout, seed)
+        losses = curve(recipe, open_shards(folder, own, recipe, experiment, device, seed), layout, seed)
     told = [round(loss, 4) for loss in losses[:: max(1, len(losses) // 20)]]
-    print(f"{backend}, seed {seed}: {told}", flush=True)
-    _losses_of(folder, backend, seed).write_text(json.dumps(losses))
+    print(f"{backend}, seed {seed}, {changes or 'as it is'}: {told}", flush=True)
+    (own / LOSSES).write_text(json.dumps(losses))
 
 
-def _losses_of(folder: Path, backend: str, seed: int) -> Path:
-    return folder / f"losses_{backend}_{seed}.json"
+def _folder_of(folder: Path, backend: str, seed: int, changes: str | None) -> Path:
+    return folder / f"{backend}_{seed}_{changes or 'as_it_is'}"
 
 
 def smoothed(losses: list[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -143,6 +177,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--candidate", default="fused")
+    parser.add_argument("--comparator", default="reference", help="the backend that the seeds are run on")
+    parser.add_argument("--set", metavar="KEY=VALUE", help="of the candidate's training table")
     parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
     if options.seeds < 2:
@@ -150,7 +186,10 @@ def main() -> int:
     layers = options.layers or (4 if options.experiment == "bench" else None)
     device: DeviceKind = options.device
     seeds = [FIRST_SEED + number for number in range(options.seeds)]
-    curves = [(options.candidate, FIRST_SEED), *(("reference", seed) for seed in seeds)]
+    curves = [
+        (options.candidate, FIRST_SEED, options.set),
+        *((options.comparator, seed, None) for seed in seeds),
+    ]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_data(
@@ -160,10 +199,12 @@ def main() -> int:
         wanted = list(dict.fromkeys(curves))
         run_apart(run, [(*common, *one) for one in wanted], side_by_side=device == "cuda")
         candidate, *references = (
-            json.loads(_losses_of(folder, backend, seed).read_text()) for backend, seed in curves
+            json.loads((_folder_of(folder, *one) / LOSSES).read_text()) for one in curves
         )
     found = judged(references, candidate) | {
         "candidate": options.candidate,
+        "comparator": options.comparator,
+        "set": options.set,
         "layers": layers,
         "steps": options.steps,
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
@@ -172,10 +213,10 @@ def main() -> int:
     if options.record:
         share = found["mean_share_of_band"]
         record(
-            f"band.{options.candidate}",
+            f"band.{options.candidate}" + (f".{options.set}" if options.set else ""),
             found["distance"]["mean"],
             "nats",
-            comparator="seeds of reference",
+            comparator=f"seeds of {options.comparator}",
             ratio=1 / max(share, 1e-12),
             details=found,
         )

@@ -3,9 +3,8 @@
 import hashlib
 import math
 import re
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +27,6 @@ _NORMAL = re.compile(
 
 DRAW_ELEMENTS = 1 << 22
 """About how many numbers of a stack of experts one thread draws at a time."""
-_SERIAL_ELEMENTS = 1 << 14
-"""Below torch's grain size (2¹⁵), under which an element-wise operation stays in its thread."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +47,13 @@ class _Draw:
     std: float
     cut: tuple[int, int, int] | None = None
 
-    def numbers(self, seed: int) -> torch.Tensor:
-        """Draw in fp32 on the CPU and cast, by this thread alone.
+    def size(self) -> int:
+        """Count the numbers: what one thread draws alone begins first."""
+        return len(self.names) * math.prod(self.shape)
 
-        Returns:
-            The target itself where that is on the CPU, filled; else what is to be copied there.
-        """
+    @torch.no_grad()
+    def fill(self, seed: int) -> None:
+        """Draw in fp32 on the CPU, cast there, and fill the target."""
         drawn = torch.empty((len(self.names), *self.shape), dtype=torch.float32)
         for one, names in zip(drawn, self.names, strict=True):
             one.normal_(0.0, self.std, generator=named_generator(seed, *names))
@@ -63,13 +61,7 @@ class _Draw:
             axis, start, length = self.cut
             drawn = drawn.narrow(1 + axis, start, length)
         target = self.target.detach()
-        ready = target if target.device.type == "cpu" else torch.empty(target.shape, dtype=target.dtype)
-        # In pieces that torch does not split: every thread here is one of as many as there are cores.
-        for place, piece in zip(
-            ready.view(-1).split(_SERIAL_ELEMENTS), drawn.reshape(-1).split(_SERIAL_ELEMENTS), strict=True
-        ):
-            place.copy_(piece)
-        return ready
+        target.copy_(drawn.reshape(target.shape).to(target.dtype))
 
 
 @torch.no_grad()
@@ -85,7 +77,7 @@ def initialize(
     the same bits.
 
     Each generator is one thread's from first number to last, so the bits do not depend on how many threads
-    draw at once: as many as torch may use on this rank, while the main thread copies to a GPU.
+    draw at once, which is as many as torch may use on this rank.
 
     Args:
         model: Built, unfilled.
@@ -117,15 +109,13 @@ def initialize(
                 f"parameter {name} {list(parameter.shape)} has no initialisation rule in trainer.model.init"
             )
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, thread_name_prefix="initialize") as pool:
-        waiting: deque[tuple[_Draw, Future[torch.Tensor]]] = deque()
-        for draw in [*draws, None]:  # a bounded number of drawn tensors waits to be copied
-            while waiting and (draw is None or len(waiting) >= 2 * threads):
-                done, numbers = waiting.popleft()
-                if (ready := numbers.result()).device != done.target.device:
-                    done.target.copy_(ready)
-            if draw is not None:
-                waiting.append((draw, pool.submit(draw.numbers, seed)))
+    try:
+        # One thread each: a cast by threads that share it out again is mostly waiting, sixteen times sixteen.
+        with ThreadPoolExecutor(threads, "initialize", torch.set_num_threads, (1,)) as pool:
+            for _ in pool.map(lambda draw: draw.fill(seed), sorted(draws, key=_Draw.size, reverse=True)):
+                pass
+    finally:
+        torch.set_num_threads(threads)  # of threads to come: what a thread sets is its own and theirs
 
 
 @torch.no_grad()

@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep raw traces in the work directory (default: without a job file)",
     )
     parser.add_argument(
-        "--nsys", action="store_true", help="run under Nsight Systems, which must be installed"
+        "--nsys",
+        action="store_true",
+        help="record a timeline of Nsight Systems first, which must be installed",
     )
     flags = parser.add_argument_group("without a job file")
     flags.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
@@ -74,6 +76,7 @@ def main(options: argparse.Namespace) -> int:
     from trainer.contract.schema.base import ConfigError
     from trainer.contract.schema.job import load_job
     from trainer.contract.status import EXIT_DONE, EXIT_FAILED
+    from trainer.errors import ProfileError
     from trainer.job.lifecycle import run_job
 
     try:
@@ -81,8 +84,8 @@ def main(options: argparse.Namespace) -> int:
         job = load_job(options.job) if options.job else _job(options)
         job.profile_recipe()
         if options.nsys and not under_nsys():
-            nsys.start_again(job)
-    except (ConfigError, OSError) as error:
+            nsys.record(job)
+    except (ConfigError, ProfileError, OSError) as error:
         print_refusal(error)
         return EXIT_FAILED
 
@@ -102,7 +105,7 @@ def main(options: argparse.Namespace) -> int:
         profile(job, directory, stop, keep_traces=keep_traces)
 
     code = run_job(job, work)
-    if code == EXIT_DONE and os.environ.get("RANK", "0") == "0":
+    if code == EXIT_DONE and os.environ.get("RANK", "0") == "0" and not under_nsys():
         _print(job, as_json=options.json)
     return code
 

@@ -68,6 +68,9 @@ def profile(job: Job, work: WorkDir, stop: StopRequest, *, keep_traces: bool = F
         rates = measure_rates(layout.device, Engine.dtype(recipe.training))
         traces = work.path / TRACES_NAME if keep_traces else None
         measured = measure(job, recipe, layout, work, stop, traces)
+        if measured is None:
+            LOGGER.info("the timed steps are recorded; their figures are taken without a recorder")
+            return
         content = report.compose(recipe, layout, measured, rates)
         LOGGER.info("%s", report.sentence(content))
         together(lambda: deliver(job, recipe, content, began))
@@ -114,10 +117,10 @@ def measure(
     work: WorkDir,
     stop: StopRequest,
     traces: Path | None = None,
-) -> Measured:
+) -> Measured | None:
     """Warm up, time steps, then trace one of them and, where steps have graphs, one without.
 
-    Collective.
+    Collective. Under Nsight Systems it ends after the timed steps, and returns None.
 
     Raises:
         Interrupted: Stopped as asked.
@@ -144,7 +147,7 @@ def measure(
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
         if under_nsys():
-            torch.cuda.profiler.start()  # where nsys waits for it, see `--nsys`
+            torch.cuda.profiler.start()  # nsys waits for it
     log = MetricsLog(work.metrics) if layout.leads else None
     times, totals, results = [], dict[str, float](), []
     for _ in range(recipe.timed_steps):
@@ -159,9 +162,12 @@ def measure(
             log.write(engine.iteration, {**results[-1].metrics, "step_ms": times[-1], **figures})
     if log is not None:
         log.close()
+    if under_nsys():
+        if cuda:
+            torch.cuda.profiler.stop()
+        engine.close()
+        return None
     if cuda:
-        if under_nsys():
-            torch.cuda.profiler.stop()  # torch's own profiler sees nothing after it
         peak, held = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
     else:
         peak, held = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, None

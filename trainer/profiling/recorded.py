@@ -1,4 +1,4 @@
-"""Whether Nsight Systems records this process, which `trainer.profiling.nsys` then has started."""
+"""Whether Nsight Systems records this process, which `trainer.profiling.nsys` then has started for that."""
 
 import os
 

@@ -95,10 +95,15 @@ GOLDEN = {
 @pytest.mark.parametrize("threads", [1, 5])
 @pytest.mark.parametrize(("kind", "dtype"), GOLDEN)
 def test_a_seed_gives_the_bits_it_always_gave_however_many_threads_draw(kind, dtype, threads, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr("trainer.model.init.DRAW_ELEMENTS", 500)
-    digest = hashlib.sha256()
-    for name, parameter in sorted(build_model(tiny(kind), dtype=dtype, seed=7).named_parameters()):
+    digest, before = hashlib.sha256(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = build_model(tiny(kind), dtype=dtype, seed=7)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for name, parameter in sorted(model.named_parameters()):
         digest.update(name.encode())
         digest.update(parameter.detach().reshape(-1).view(torch.uint8).numpy().tobytes())
     assert digest.hexdigest() == GOLDEN[kind, dtype]

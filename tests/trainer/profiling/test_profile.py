@@ -140,3 +140,12 @@ def test_a_stop_that_is_asked_for_is_heard_between_steps(tmp_path):
     with pytest.raises(Interrupted, match="measures from the beginning"):
         profile(job, WorkDir(Path(job.work_dir)), stop)
     assert not Path(job.output_dir, "summary.json").exists()
+
+
+def test_a_process_that_a_recorder_watches_times_its_steps_and_delivers_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("VPMOE_UNDER_NSYS", "1")
+    job = profile_job(tmp_path)
+    run(job)
+    timed = [json.loads(line) for line in (Path(job.work_dir) / "metrics.jsonl").read_text().splitlines()]
+    assert len(timed) == 2
+    assert not Path(job.output_dir).exists()

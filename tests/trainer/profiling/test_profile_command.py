@@ -2,10 +2,14 @@
 
 import argparse
 import json
+import sys
+import textwrap
 
 import pytest
 
 from trainer.__main__ import build_parser, main
+from trainer.contract.schema.base import ConfigError, plain
+from trainer.errors import ProfileError
 from trainer.profiling import command, nsys
 
 
@@ -65,19 +69,51 @@ def test_nsys_is_refused_where_it_is_not_installed_or_sees_nothing(capsys, tmp_p
     assert "the device is cpu" in capsys.readouterr().err
 
 
-def test_under_nsys_the_same_command_is_started_again_and_keeps_its_output(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    started = []
+def recorder(tmp_path, body: str):
+    """Return a program in place of nsys."""
+    program = tmp_path / "nsys"
+    program.write_text(f"#!{sys.executable}\n{textwrap.dedent(body)}")
+    program.chmod(0o755)
+    return str(program)
+
+
+def test_nsys_records_the_same_job_elsewhere_and_leaves_its_timeline_alone(monkeypatch, tmp_path):
+    program = recorder(
+        tmp_path,
+        """
+        import json, os, pathlib, sys
+        asked = dict(word.split("=", 1) for word in sys.argv if word.startswith("--") and "=" in word)
+        job = json.loads(pathlib.Path(sys.argv[-1]).read_text())
+        told = {"job": job, "under": os.environ["VPMOE_UNDER_NSYS"], "asked": asked}
+        pathlib.Path(asked["--output"] + ".nsys-rep").write_text(json.dumps(told))
+        """,
+    )
+    monkeypatch.setattr(nsys.shutil, "which", lambda name: program)
+    job = command._job(options("bench", "--device", "cuda", "--output", str(tmp_path / "out")))
+    nsys.record(job)
+    traces = tmp_path / "out" / "work" / ".traces"
+    (timeline,) = traces.iterdir()
+    told = json.loads(timeline.read_text())
+    assert told["under"] == "1"
+    assert told["asked"]["--capture-range"] == "cudaProfilerApi"
+    assert told["job"]["recipe"] == plain(job)["recipe"]
+    assert told["job"]["output_dir"] != job.output_dir, "nothing of it is delivered"
+
+
+def test_a_recorder_that_fails_or_leaves_nothing_is_told(monkeypatch, tmp_path):
+    job = command._job(options("bench", "--device", "cuda", "--output", str(tmp_path / "out")))
+    for body, said in (("raise SystemExit(3)", "exit code 3"), ("pass", "left no timeline")):
+        program = recorder(tmp_path, body)
+        monkeypatch.setattr(nsys.shutil, "which", lambda name, program=program: program)
+        with pytest.raises(ProfileError, match=said):
+            nsys.record(job)
+
+
+def test_nsys_is_refused_for_several_ranks(monkeypatch, tmp_path):
     monkeypatch.setattr(nsys.shutil, "which", lambda name: "/bin/nsys")
-    monkeypatch.setattr(nsys.os, "execve", lambda *call: started.append(call))
-    monkeypatch.setattr(nsys.sys, "argv", ["trainer", "profile", "bench", "--device", "cuda", "--nsys"])
-    job = command._job(options("bench", "--device", "cuda", "--nsys"))
-    nsys.start_again(job)
-    ((_, arguments, environment),) = started
-    assert environment["VPMOE_UNDER_NSYS"] == "1"
-    assert arguments[-2:] == ["--output", job.output_dir]
-    assert "--capture-range=cudaProfilerApi" in arguments
-    assert json.dumps(arguments).count("profile") >= 2
+    job = command._job(options("bench", "--device", "cuda", "--dp", "2", "--output", str(tmp_path / "out")))
+    with pytest.raises(ConfigError, match="this job has 2"):
+        nsys.record(job)
 
 
 def test_every_experiment_has_a_profile_that_starts_from_the_seed():
