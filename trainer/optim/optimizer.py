@@ -225,6 +225,19 @@ class Optimizer:
             learning_rates={entry.route.kind: entry.route.lr * launched.lr_fraction for entry in self.routed},
         )
 
+    @torch.no_grad()
+    def compile(self) -> None:
+        """Compile the kernels of a step in which every parameter that now trains takes part.
+
+        No state changes, and none is read that anyone writes in a forward or backward pass: another thread
+        may do so meanwhile. Without kernels there is nothing to compile.
+        """
+        if self._kernels:
+            self._plan([entry.param.requires_grad for entry in self.routed])
+            if self._device_step is not None:
+                with torch.cuda.device_of(self._device_step.gate):  # a new thread's device is the first one
+                    self._device_step.compile()
+
     def _plan(self, active: list[bool]) -> None:
         """Plan the updates of the parameters that take part; anew only when layers freeze or thaw.
 

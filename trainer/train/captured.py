@@ -12,7 +12,8 @@ parameters that train. The first two run as they are, without a graph; the third
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -45,7 +46,14 @@ class Body:
         self._graphs: _Graphs | None = None
         self._told: set[str] = set()
 
-    def prepare(self, tokens: Tensor, position_ids: Tensor, doc_id: Tensor, documents: int) -> bool:
+    def prepare(
+        self,
+        tokens: Tensor,
+        position_ids: Tensor,
+        doc_id: Tensor,
+        documents: int,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Capture what a step will need and is not there, from its first micro-batch.
 
         Gradients and counts of tokens are garbage after a capture: whoever gets True forgets them.
@@ -55,6 +63,7 @@ class Body:
             position_ids: int64 `[B, S]`.
             doc_id: int64 `[B, S]`.
             documents: Runs of one document in it, of `count_documents`.
+            meanwhile: Called in a thread while the passes before a capture compile their kernels.
 
         Returns:
             Whether something was captured.
@@ -67,7 +76,7 @@ class Body:
         if self._graphs is not None or self._eager(tokens, documents) is not None:
             return False
         LOGGER.info("capturing CUDA graphs of a micro-batch of %s", list(tokens.shape))
-        self._graphs = _Graphs(self._model, tokens, position_ids, doc_id, trained, self._several)
+        self._graphs = _Graphs(self._model, tokens, position_ids, doc_id, trained, self._several, meanwhile)
         return True
 
     def __call__(
@@ -130,6 +139,7 @@ class _Graphs:
         doc_id: Tensor,
         trained: Sequence[torch.nn.Parameter],
         several: bool,
+        meanwhile: Callable[[], None],
     ) -> None:
         self.trained = tuple(trained)
         self.tokens, self.position_ids, self.doc_id = (
@@ -143,11 +153,13 @@ class _Graphs:
         self.anchor = torch.zeros((), device=tokens.device, requires_grad=True)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with ThreadPoolExecutor(1, "compile") as pool, torch.cuda.stream(stream):
+            compiled = pool.submit(meanwhile)
             for _ in range(_WARM_UP):
                 hidden, aux = self._forward(model)
                 _backward((hidden, aux), (torch.zeros_like(hidden), torch.zeros_like(aux)))
                 del hidden, aux
+            compiled.result()
         torch.cuda.current_stream().wait_stream(stream)
         for parameter in self.trained:
             take_written(parameter)

@@ -238,7 +238,7 @@ class Engine:
         self.model.train()
         self._mark("clearing of gradients")
         self.optimizer.zero_grad()
-        if self.body.prepare(*_inputs(batches[0]), documents[0]):
+        if self.body.prepare(*_inputs(batches[0]), documents[0], self.optimizer.compile):
             self.optimizer.zero_grad()
         self.model.reset_router_counts()
         losses: list[torch.Tensor] = []

@@ -75,6 +75,30 @@ def test_what_rested_first_wakes_with_averages_as_young_as_the_other_paths():
     assert_close(built[0], state_of(built[1]))
 
 
+def test_compiling_ahead_changes_neither_state_nor_the_step_that_follows():
+    (model, ours), (twin, other) = made(kernels=True), made(kernels=True)
+    train(model, ours, range(1))
+    train(twin, other, range(1))
+    before, held = state_of(ours), weights(model)
+    ours.zero_grad()
+    ours.compile()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state_of(ours).items())
+    assert all(torch.equal(tensor, held[name]) for name, tensor in weights(model).items())
+    assert train(model, ours, range(1, 2)) == train(twin, other, range(1, 2))
+    for name, tensor in state_of(ours).items():
+        assert torch.equal(tensor, state_of(other)[name]), name
+
+
+def test_compiling_ahead_meets_every_parameter_that_trains_now():
+    model, optimizer = made(kernels=True)
+    model.norm.requires_grad_(False)
+    optimizer.compile()
+    assert optimizer._active == [entry.param is not model.norm for entry in optimizer.routed]
+    _, without = made(kernels=False)
+    without.compile()
+    assert without._active is None
+
+
 @pytest.mark.parametrize("bad", ["gradient", "loss"])
 def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_goes_on(bad):
     model, optimizer = made(kernels=True)
