@@ -147,6 +147,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="most tokens of a batch, padding included (default: what suits the device)",
     )
+    evaluate.add_argument(
+        "--processes",
+        type=_positive,
+        metavar="N",
+        help="checkpoints measured at once on a CPU (default: one a thread, as memory allows)",
+    )
     evaluate.set_defaults(run=_evaluate)
     score = commands.add_parser(
         "score",
@@ -277,7 +283,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         if options.batch_rows or options.batch_tokens:
             rows, tokens = options.batch_rows or batching.rows, options.batch_tokens or batching.tokens
             batching = Batching(rows, tokens)
-        evaluate(job, directory, stop, batching=batching)
+        evaluate(job, directory, stop, batching=batching, count=options.processes)
 
     return _run(options, lambda job: job.evaluate_recipe(), work)
 

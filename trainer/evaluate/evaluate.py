@@ -1,4 +1,4 @@
-"""The `evaluate` command: every checkpoint of a job through every suite, in one process.
+"""The `evaluate` command: every checkpoint of a job through every suite, in one start.
 
 Each checkpoint is measured for itself and delivered as soon as it is: what else the job measures changes
 nothing in its report, and neither does a checkpoint that cannot be measured.
@@ -6,6 +6,7 @@ nothing in its report, and neither does a checkpoint that cannot be measured.
 
 import gc
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trainer.contract.schema.base import ConfigError, plain
 from trainer.contract.schema.evaluate import EvaluateRecipe, MegatronCheckpoint
 from trainer.contract.schema.job import Job
 from trainer.errors import EvaluationError, TokenizerMismatchError
+from trainer.evaluate.beside import Tell, measure_beside, processes, share_threads
 from trainer.evaluate.measurement import Measurement
 from trainer.evaluate.models import LanguageModel
 from trainer.evaluate.opening import is_checkpoint, open_model
@@ -29,7 +31,14 @@ from trainer.job.workdir import LOGGER, WorkDir
 TOKENIZER_INPUT = "o200k_tokenizer"
 
 
-def evaluate(job: Job, work: WorkDir, stop: StopRequest, *, batching: Batching | None = None) -> None:
+def evaluate(
+    job: Job,
+    work: WorkDir,
+    stop: StopRequest,
+    *,
+    batching: Batching | None = None,
+    count: int | None = None,
+) -> None:
     """Measure the checkpoints of a job, each into its own part of the deliverable.
 
     A task that an earlier start of the same job finished is not done again. Weights & Biases is not used.
@@ -39,84 +48,104 @@ def evaluate(job: Job, work: WorkDir, stop: StopRequest, *, batching: Batching |
         work: Its work directory.
         stop: Asks for a clean stop.
         batching: How much to compute at once; by default what suits the device.
+        count: Processes that measure beside each other; by default what suits the device.
 
     Raises:
         Interrupted: Stopped as asked; measured checkpoints and finished tasks are kept.
         ConfigError: The job lacks an input, or brings a checkpoint that its recipe does not name.
         EvaluationError: Checkpoints cannot be measured; all others are.
+        JobError: A process that measured was ended.
     """
+    started = time.perf_counter()
     recipe = job.evaluate_recipe()
     require_commit(job)
+    _check_inputs(job, recipe)
+    names = list(recipe.checkpoints)
+    count = processes(job, names, count)
     execution = job.execution
-    with session(execution.device, tp=execution.tp, ep=execution.ep, dp=execution.dp) as layout:
-        Run(job, recipe, work, stop, layout.device, batching).complete()
+    output = Path(job.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+
+    def measure(given: Iterator[str], tell: Tell) -> None:
+        with session(execution.device, tp=execution.tp, ep=execution.ep, dp=execution.dp) as layout:
+            share_threads(count)
+            Run(job, recipe, stop, layout.device, batching, tell).complete(given)
+
+    heard = _Heard(work)
+    try:
+        if count > 1:
+            measure_beside(names, count, measure, heard.hear, stop)
+        else:
+            measure(iter(names), heard.hear)
+    finally:
+        heard.log.close()
+    if heard.failed:
+        raise EvaluationError("; ".join(f"{n}: {heard.failed[n]}" for n in names if n in heard.failed))
+    write_summary(output, _summary(job, recipe, heard.delivered, batching, time.perf_counter() - started))
+
+
+class _Heard:
+    """What is known of the whole job, as measuring processes tell it."""
+
+    def __init__(self, work: WorkDir) -> None:
+        self.work = work
+        self.log = MetricsLog(work.metrics)
+        self.steps = 0
+        self.delivered: dict[str, dict[str, Any]] = {}
+        self.failed: dict[str, str] = {}
+
+    def hear(self, kind: str, value: Any) -> None:
+        """Take note of what is told: `at`, `measured`, `delivered` or `failed`."""
+        if kind == "at":
+            self.work.at(value, self.steps)
+        elif kind == "measured":
+            self.steps += 1
+            self.log.write(self.steps, value)
+        elif kind == "delivered":
+            name, summary = value
+            self.delivered[name] = summary
+        else:
+            name, reason = value
+            self.failed[name] = reason
 
 
 class Run:
-    """One evaluation job."""
+    """One process that measures checkpoints.
+
+    It tells where it is (`at`, a phase), of each suite (`measured`, its metrics), and of each checkpoint that
+    it is `delivered` (its name and summary) or `failed` (its name and the reason).
+    """
 
     def __init__(
         self,
         job: Job,
         recipe: EvaluateRecipe,
-        work: WorkDir,
         stop: StopRequest,
         device: torch.device,
         batching: Batching | None,
+        tell: Tell,
     ) -> None:
-        self.job, self.recipe, self.work, self.stop, self.device = job, recipe, work, stop, device
+        self.job, self.recipe, self.stop, self.device, self.tell = job, recipe, stop, device, tell
         self.batching = Batching.default(device.type) if batching is None else batching
         self.inputs = {name: Path(given.path) for name, given in job.inputs.items()}
         self.digests = {name: given.digest for name, given in job.inputs.items()}
-        self.steps = 0
 
-    def complete(self) -> None:
-        """Measure and deliver each checkpoint, and write the summary of the job last."""
-        started = time.perf_counter()
-        self.check_inputs()
-        measurements = {name: Measurement(name, self.job.part(name)) for name in self.recipe.checkpoints}
-        output = Path(self.job.output_dir)
-        output.mkdir(parents=True, exist_ok=True)
-        delivered: dict[str, dict[str, Any]] = {}
-        failed: dict[str, str] = {}
-        log = MetricsLog(self.work.metrics)
-        try:
-            for name, measurement in measurements.items():
-                try:
-                    delivered[name] = self.deliver(measurement, log)
-                except ConfigError:  # it is the job's, not this checkpoint's
-                    raise
-                except ValueError as error:
-                    LOGGER.error("%s cannot be measured: %s", name, error)
-                    failed[name] = str(error)
-        finally:
-            log.close()
-        if failed:
-            raise EvaluationError("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
-        write_summary(output, self.summary(delivered, time.perf_counter() - started))
+    def complete(self, names: Iterator[str]) -> None:
+        """Measure and deliver checkpoints."""
+        for name in names:
+            try:
+                self.tell("delivered", (name, self.deliver(Measurement(name, self.job.part(name)))))
+            except ConfigError:  # it is the job's, not this checkpoint's
+                raise
+            except ValueError as error:
+                LOGGER.error("%s cannot be measured: %s", name, error)
+                self.tell("failed", (name, str(error)))
 
-    def check_inputs(self) -> None:
-        """Refuse checkpoints that would silently be left out.
-
-        Raises:
-            ConfigError: An input is a checkpoint and the recipe does not name it.
-        """
-        forgotten = [
-            name
-            for name, path in self.inputs.items()
-            if name not in self.recipe.checkpoints and is_checkpoint(path)
-        ]
-        if forgotten:
-            raise ConfigError(
-                f"inputs: {', '.join(forgotten)} hold weights, but recipe.checkpoints names only "
-                f"{', '.join(self.recipe.checkpoints)}; name them there or leave them out"
-            )
-
-    def deliver(self, measurement: Measurement, log: MetricsLog) -> dict[str, Any]:
+    def deliver(self, measurement: Measurement) -> dict[str, Any]:
         """Measure one checkpoint, write its part of the deliverable, and return what is said of it."""
         name, began = measurement.name, time.perf_counter()
         with measurement.at_work(self.job.provenance.snapshot):
-            report, seconds = self.measure(measurement, log)
+            report, seconds = self.measure(measurement)
             summary = {
                 "object": name,
                 "format": "megatron"
@@ -126,16 +155,16 @@ class Run:
                 "refused": report.content["refused"],
                 "seconds": seconds,
                 "wall_seconds": round(time.perf_counter() - began, 3),
-                **self.how(),
+                **_how(self.job, self.recipe, self.batching, self.device),
             }
             envelope = enveloped(report, self.job, measurement.part.recipe_fingerprint, self.inputs[name])
             measurement.write(report, envelope, summary)
         return summary
 
-    def measure(self, measurement: Measurement, log: MetricsLog) -> tuple[Report, dict[str, float]]:
+    def measure(self, measurement: Measurement) -> tuple[Report, dict[str, float]]:
         """Run all suites on one checkpoint; returns its report, and the seconds of each suite."""
         name = measurement.name
-        self.work.at(f"{name}: open", self.steps)
+        self.tell("at", f"{name}: open")
         model = open_model(
             self.inputs[name],
             name=name,
@@ -158,7 +187,7 @@ class Run:
             state=measurement.tasks,
             stop=self.stop,
             batching=self.batching,
-            beat=lambda task: self.work.at(f"{name}: {task}", self.steps),
+            beat=lambda task: self.tell("at", f"{name}: {task}"),
         )
         results: dict[str, SuiteResult] = {}
         refused: dict[str, str] = {}
@@ -174,11 +203,8 @@ class Run:
             check_finite(suite, list(result.metrics.items()))
             results[suite] = result
             seconds[suite] = round(time.perf_counter() - began, 3)
-            self.steps += 1
-            log.write(
-                self.steps,
-                {"object": name, "suite": suite, **{f"{name}/{key}": v for key, v in result.metrics.items()}},
-            )
+            metrics = {f"{name}/{key}": value for key, value in result.metrics.items()}
+            self.tell("measured", {"object": name, "suite": suite, **metrics})
             LOGGER.info("%s: %s in %.1f s", name, suite, seconds[suite])
         report = compose(model, self.recipe, context, results, refused)
         self.say(report)
@@ -205,27 +231,52 @@ class Run:
                 content["stderr"]["core8_centered_mean"],
             )
 
-    def how(self) -> dict[str, Any]:
-        """Return how it is measured."""
-        gpus = [torch.cuda.get_device_name(self.device)] if self.device.type == "cuda" else []
-        return {
-            "dtype": self.recipe.dtype,
-            "execution": plain(self.job.execution),
-            "gpus": gpus,
-            "batching": {"rows": self.batching.rows, "tokens": self.batching.tokens},
-        }
 
-    def summary(self, delivered: dict[str, dict[str, Any]], seconds: float) -> dict[str, Any]:
-        """Return what is said of the job as a whole."""
-        return {
-            "command": self.job.command,
-            "asset": self.job.asset,
-            "experiment": self.job.experiment,
-            "recipe_fingerprint": self.job.recipe_fingerprint,
-            "objects": {
-                name: {**summary, "output_dir": self.job.part(name).output_dir}
-                for name, summary in delivered.items()
-            },
-            "wall_seconds": round(seconds, 3),
-            **self.how(),
-        }
+def _check_inputs(job: Job, recipe: EvaluateRecipe) -> None:
+    """Refuse checkpoints that would silently be left out.
+
+    Raises:
+        ConfigError: An input is a checkpoint and the recipe does not name it.
+    """
+    forgotten = [
+        name
+        for name, given in job.inputs.items()
+        if name not in recipe.checkpoints and is_checkpoint(Path(given.path))
+    ]
+    if forgotten:
+        raise ConfigError(
+            f"inputs: {', '.join(forgotten)} hold weights, but recipe.checkpoints names only "
+            f"{', '.join(recipe.checkpoints)}; name them there or leave them out"
+        )
+
+
+def _how(job: Job, recipe: EvaluateRecipe, batching: Batching, device: torch.device) -> dict[str, Any]:
+    """Return how it is measured."""
+    return {
+        "dtype": recipe.dtype,
+        "execution": plain(job.execution),
+        "gpus": [torch.cuda.get_device_name(device)] if device.type == "cuda" else [],
+        "batching": {"rows": batching.rows, "tokens": batching.tokens},
+    }
+
+
+def _summary(
+    job: Job,
+    recipe: EvaluateRecipe,
+    delivered: dict[str, dict[str, Any]],
+    batching: Batching | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """Return what is said of the job as a whole."""
+    device = torch.device(job.execution.device)
+    return {
+        "command": job.command,
+        "asset": job.asset,
+        "experiment": job.experiment,
+        "recipe_fingerprint": job.recipe_fingerprint,
+        "objects": {
+            name: {**delivered[name], "output_dir": job.part(name).output_dir} for name in recipe.checkpoints
+        },
+        "wall_seconds": round(seconds, 3),
+        **_how(job, recipe, batching or Batching.default(device.type), device),
+    }

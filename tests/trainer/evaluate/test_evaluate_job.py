@@ -1,6 +1,11 @@
 """Whole evaluation jobs: reports, resuming, checkpoints that fail, and what is refused before any work."""
 
 import json
+import multiprocessing
+import os
+import re
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +172,68 @@ def test_a_report_does_not_depend_on_what_else_is_measured(make):
     together, alone = make("together", "donor", "changed"), make("alone", "changed")
     assert (together.run(), alone.run()) == (EXIT_DONE, EXIT_DONE)
     assert together.payload("changed") == alone.payload()
+
+
+def test_checkpoints_measured_beside_each_other_get_the_same_bytes(make):
+    names = ("donor", "student", "changed")
+    beside, straight = (make(name, *names, suites=("core8", "ppl")) for name in ("beside", "straight"))
+    assert (beside.run("--processes", "2"), straight.run("--processes", "1")) == (EXIT_DONE, EXIT_DONE)
+    assert beside.payload() == straight.payload()
+    assert sorted(beside.summary()["objects"]) == sorted(names)
+    assert [beside.attempts(name) for name in names] == [["done"]] * 3
+    lines = [json.loads(line) for line in (beside.root / "work" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert "donor" not in (beside.root / "work" / "student" / "log.txt").read_text()
+
+
+def test_one_that_fails_beside_others_keeps_none_from_being_measured(make):
+    job = make("job", "donor", "changed")
+    job.checkpoint("donor", geometry={"num_hidden_layers": 28})
+    assert job.run("--processes", "2") == EXIT_FAILED
+    assert job.status().startswith("failed: EvaluationError: donor: ")
+    assert (job.output("changed") / "summary.json").is_file()
+
+
+def test_a_process_that_is_killed_ends_the_job_with_its_name(make, monkeypatch):
+    job = make("job", "donor", "changed")
+    real = core8.evaluate_task
+
+    def killed(model, task, protocol, max_len, context: SuiteContext):
+        if context.object == "donor":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(model, task, protocol, max_len, context)
+
+    monkeypatch.setattr(core8, "evaluate_task", killed)
+    assert job.run("--processes", "2") == EXIT_FAILED
+    assert re.search(r"failed: JobError: measure_\d, .* was ended by signal 9", job.status())
+    assert multiprocessing.active_children() == []
+
+
+def test_a_stop_reaches_those_who_measure(make, monkeypatch):
+    job, straight = make("job", "donor", "changed"), make("straight", "donor", "changed")
+    assert straight.run("--processes", "1") == EXIT_DONE
+    real, parent = core8.evaluate_task, os.getpid()
+
+    def stopping(model, task, protocol, max_len, context: SuiteContext):
+        if (job.root / "work" / context.object / ".tasks").is_dir():  # the second task
+            os.kill(parent, signal.SIGTERM)
+            while not context.stop:
+                time.sleep(0.01)
+        return real(model, task, protocol, max_len, context)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(core8, "evaluate_task", stopping)
+        assert job.run("--processes", "2") == EXIT_INTERRUPTED
+    assert job.status() == "interrupted\n"
+    assert job.run("--processes", "2") == EXIT_DONE
+    assert job.payload() == straight.payload()
+
+
+def test_several_processes_are_refused_where_one_has_the_device(make):
+    job = make("job", "donor", "changed")
+    job.content["execution"] |= {"device": "cuda"}
+    assert job.run("--processes", "2") == EXIT_FAILED
+    assert "measures; leave --processes out" in job.status()
 
 
 def test_a_checkpoint_that_cannot_be_measured_keeps_no_other_from_it(make):
