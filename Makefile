@@ -26,6 +26,7 @@ $(STAMP): requirements.lock pyproject.toml .python-version
 	@test -x $(BIN)/python || $(UV) venv --quiet --python "$$(cat .python-version)" .venv
 	$(UV) pip sync --quiet --compile-bytecode --require-hashes requirements.lock
 	$(UV) pip install --quiet --no-deps --editable .
+	$(BIN)/python -m compileall -q trainer vpmoe_assets
 	@test -e $@ || echo DAGSTER_DISABLE_TELEMETRY=1 > $@
 
 # Dagster reads .env where a command is started, before any code of this project, and finds its instance by it. The

@@ -3,6 +3,7 @@
 Only click is imported here and in the command modules; whatever is heavier waits until a command needs it.
 """
 
+import os
 from typing import Any
 
 import click
@@ -44,6 +45,8 @@ class _Group(click.Group):
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         print_whatever_comes()
+        # Looking for plugins of pydantic reads the metadata of every installed package; none are wanted here.
+        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
         try:
             return super().main(*arguments, **options)
         except OSError as error:  # click's own, of what it could not print

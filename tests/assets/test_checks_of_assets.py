@@ -80,6 +80,8 @@ def test_a_failed_check_that_does_not_block_warns_and_lets_the_rest_go_on(graph)
     shown = run.checks("synth_kd_v1")
     warned = shown.pop("truncation_counts")
     assert (warned.passed, warned.blocking, warned.severity.value) == (False, False, "WARN")
+    touched, rows = (int(word) for word in warned.description.split() if word.isdecimal())
+    assert rows / 2 < touched <= rows, "what was dropped was a conversation, too"
     assert all(check.passed and check.blocking for check in shown.values())
     record = mine.latest("synth_kd_v1")
     assert mine.store.blocked_by(record) == ()

@@ -72,10 +72,12 @@ def test_two_artifacts_are_compared_by_name(client, small):
     answer = client.get("/compare", params={"a": names[0], "b": names[1]})
     assert answer.status_code == 303
     assert "optimizer.lr" in client.get(answer.headers["location"]).text
-    for a in ("x", "smoke/synth", "smoke/synth@", "a/b/c@1", "//evil.example@x"):
+    for word in (small.first.record_digest[:12], f"{small.first.asset}@{small.first.version}"):
+        assert client.get("/compare", params={"a": word, "b": names[1]}).headers == answer.headers, word
+    for a in ("x", "smoke/nonesuch", "smoke/synth@1", "a/b/c@1", "//evil.example@x", "", "../x", "\0"):
         answer = client.get("/compare", params={"a": a, "b": names[1]})
         assert answer.status_code == 404, a
-        assert "names no artifact" in answer.text
+    assert "is a whole experiment" in client.get("/compare", params={"a": "smoke", "b": names[1]}).text
 
 
 def test_an_address_that_others_reach_has_to_be_meant(small):

@@ -78,6 +78,8 @@ def test_tensors_of_another_shape_or_that_are_gone_are_told(tmp_path):
         save_file(tensors, tmp_path / name)
     assert tensor_change(tmp_path / "a", tmp_path / "b").what == "F32[2] → F32[3]"
     assert tensor_change(tmp_path / "a", tmp_path / "c").what == "no longer there"
+    save_file({"x": torch.zeros(2)}, tmp_path / "zeros")
+    assert tensor_change(tmp_path / "zeros", tmp_path / "a").what.endswith("it was all zeros")
     (tmp_path / "d").write_bytes(b"no weights")
     assert tensor_change(tmp_path / "a", tmp_path / "d") is None
 

@@ -1,11 +1,13 @@
+import base64
 import hashlib
 import importlib.metadata
+import os
 import subprocess
 import sys
 import time
 
 from tests.conftest import ROOT
-from vpmoe_assets.lineage.packages import installed_packages
+from vpmoe_assets.lineage.packages import edited_files, installed_packages
 
 SHOW = "from vpmoe_assets.lineage.packages import installed_packages as f; print(*f(), sep='\\n')"
 
@@ -47,6 +49,31 @@ def test_the_first_of_two_counts_and_a_changed_installation_has_another_hash(tmp
     assert listed(tmp_path / "first", tmp_path / "second") == both
     (tmp_path / "first" / "Some_Package-2.0.dist-info" / "RECORD").write_text("a.py,sha256=y,1\n")
     assert listed(tmp_path / "first", tmp_path / "second") != both
+
+
+def test_a_file_that_was_edited_after_the_installation_is_named(tmp_path, monkeypatch):
+    def row(name: str, content: str) -> str:
+        (tmp_path / name).write_text(content)
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content.encode()).digest()).rstrip(b"=").decode()
+        return f"{name},sha256={digest},{len(content)}\n"
+
+    rows = [
+        row(name, f"{name} = 1\n") for name in ("same.py", "edited.py", "longer.py", "gone.py", "back.py")
+    ]
+    own = "some_package-2.0.dist-info/RECORD,,\n../../bin/command,sha256=x,1\nsame.pyc,,\n"
+    install(tmp_path, "some_package", "2.0", "".join(rows) + own)
+    record = tmp_path / "some_package-2.0.dist-info" / "RECORD"
+    for path in tmp_path.glob("*.py"):
+        os.utime(path, ns=(0, 0))
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert edited_files() == {}
+    (tmp_path / "edited.py").write_text("edited.py = 2\n")
+    os.utime(tmp_path / "edited.py", ns=(record.stat().st_mtime_ns + 1,) * 2)
+    (tmp_path / "longer.py").write_text("longer.py = 1  # debug\n")
+    os.utime(tmp_path / "longer.py", ns=(0, 0))
+    (tmp_path / "back.py").write_text("back.py = 1\n")
+    (tmp_path / "gone.py").unlink()
+    assert edited_files() == {"some-package": ["edited.py", "gone.py", "longer.py"]}
 
 
 def test_the_list_is_made_once_and_fast():

@@ -182,6 +182,8 @@ def test_other_packages_and_another_python_are_named(store, chain, tmp_path):
     assert "installed here and not then: new" in here.remarks(chain[0], listed)
     same = Surroundings(tmp_path, "3.12.1", tuple(PACKAGES))
     assert same.differences(chain[0], PACKAGES) == []
+    edited = Surroundings(tmp_path, "3.12.1", tuple(PACKAGES), {"pyarrow": ["pyarrow/ipc.py"], "new": ["x"]})
+    assert edited.differences(chain[0], PACKAGES) == ["pyarrow 21.0.0, edited since: pyarrow/ipc.py"]
     with pytest.raises(ProvenanceError, match="is no virtual environment"):
         Surroundings.of(tmp_path)
 

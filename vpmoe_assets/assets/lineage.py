@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 
 from trainer.contract.schema.experiment import Experiment
+from vpmoe_assets.assets.produced import explained
 from vpmoe_assets.assets.step import asset_key, catalogued, records_key
 from vpmoe_assets.lineage.contents import Contents, make_up
 from vpmoe_assets.lineage.errors import IndexCorruptError, IndexLockedError, RecordError
 from vpmoe_assets.lineage.heads import Head
-from vpmoe_assets.lineage.index import records_digest
+from vpmoe_assets.lineage.index import Index, records_digest
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.verify import Look, Verification, verify_experiment
@@ -57,35 +58,39 @@ def lineage_assets(experiment: Experiment) -> list[dg.AssetsDefinition | dg.Asse
         its record; one that is unchanged by inode, size and times since it was last read is not read again
         (`vpmoe verify --deep` reads every byte). Ask the index with `vpmoe sql "SELECT * FROM ladder"`.
         """
-        opened, database = store.open(), index.open()
-        look = Look(
-            opened.hasher, opened.states(), witnesses=lambda name: told_by_dagster(context.instance, name)
-        )
-        verified = verify_experiment(opened, database, experiment.name, look)
-        records = list(_readable(opened, verified.heads))
-        for note in verified.notes:
-            context.log.info(f"note: {note}")
-        if (missed := make_up(database, opened, experiment.name, records)) is not None:
-            context.log.warning(missed)
-        try:
-            contents = Contents.of(database, experiment.name)
-        except (IndexCorruptError, IndexLockedError) as error:
-            totals, compared = {}, _not_compared(str(error))
-        else:
-            totals, compared = contents.totals(), _counts_equal_records(contents, records, opened)
-        return dg.MaterializeResult(
-            data_version=dg.DataVersion(records_digest(each.record_digest for each in verified.heads)),
-            metadata={
-                **{name: dg.MetadataValue.int(count) for name, count in totals.items()},
-                "index": dg.MetadataValue.path(database.path),
-                "example": dg.MetadataValue.md(
-                    '```\nvpmoe sql "SELECT asset, version, digest FROM latest"\n```'
-                ),
-            },
-            check_results=[compared, _records_verify(verified)],
-        )
+        with explained("lineage_index"):
+            return _indexed(experiment, context, store.open(), index.open())
 
     return [records, lineage_index]
+
+
+def _indexed(
+    experiment: Experiment, context: dg.AssetExecutionContext, opened: Store, database: Index
+) -> dg.MaterializeResult:
+    look = Look(
+        opened.hasher, opened.states(), witnesses=lambda name: told_by_dagster(context.instance, name)
+    )
+    verified = verify_experiment(opened, database, experiment.name, look)
+    records = list(_readable(opened, verified.heads))
+    for note in verified.notes:
+        context.log.info(f"note: {note}")
+    if (missed := make_up(database, opened, experiment.name, records)) is not None:
+        context.log.warning(missed)
+    try:
+        contents = Contents.of(database, experiment.name)
+    except (IndexCorruptError, IndexLockedError) as error:
+        totals, compared = {}, _not_compared(str(error))
+    else:
+        totals, compared = contents.totals(), _counts_equal_records(contents, records, opened)
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(records_digest(each.record_digest for each in verified.heads)),
+        metadata={
+            **{name: dg.MetadataValue.int(count) for name, count in totals.items()},
+            "index": dg.MetadataValue.path(database.path),
+            "example": dg.MetadataValue.md('```\nvpmoe sql "SELECT asset, version, digest FROM latest"\n```'),
+        },
+        check_results=[compared, _records_verify(verified)],
+    )
 
 
 def _readable(store: Store, heads: Sequence[Head]) -> Iterator[Record]:

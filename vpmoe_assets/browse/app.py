@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from http import HTTPStatus
+from pathlib import Path
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -21,7 +22,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vpmoe_assets.browse.links import Links
 from vpmoe_assets.browse.pages import STYLE, PageMissing, Pages
+from vpmoe_assets.lineage.designation import Group, designated
 from vpmoe_assets.lineage.errors import LineageError
+from vpmoe_assets.lineage.store import Store
+from vpmoe_assets.project import experiment_name
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _POLICY = (
@@ -63,8 +67,9 @@ def application(pages: Pages, hosts: Sequence[str] = LOOPBACK) -> Starlette:
 
     def compare(request: Request) -> Response:
         try:
-            old, new = (_named(request.query_params.get(side, "")) for side in "ab")
-        except ValueError as error:
+            with lock:
+                old, new = (_named(pages.store, request.query_params.get(side, "")) for side in "ab")
+        except (ValueError, LineageError, OSError) as error:
             return _missing(pages, "", str(error))
         return RedirectResponse("/" + quote("/".join((*new, "diff", *old))) + "/", HTTPStatus.SEE_OTHER)
 
@@ -128,17 +133,17 @@ def _host(header: str) -> str:
     return header.rpartition(":")[0].lower() if ":" in header else header.lower()
 
 
-def _named(text: str) -> tuple[str, str, str]:
-    """Return the parts of `EXPERIMENT/ASSET@VERSION`.
+def _named(store: Store, text: str) -> tuple[str, str, str]:
+    """Return experiment, asset and version of what a word names, as `vpmoe diff` takes it.
 
     Raises:
-        ValueError: It is none; says how one is written.
+        ValueError: It names several artifacts, or none could be meant.
+        LineageError: There is no such artifact; says what there is.
     """
-    name, at, version = text.strip().partition("@")
-    experiment, slash, asset = name.partition("/")
-    if not (at and slash and experiment and asset and version) or "/" in asset + version:
-        raise ValueError(f"{text!r} names no artifact: write EXPERIMENT/ASSET@VERSION")
-    return experiment, asset, version
+    found = designated(store, text.strip(), Path(experiment_name()).name.removesuffix(".toml"))
+    if isinstance(found, Group):
+        raise ValueError(f"{text!r} is a whole {found.what}: name one artifact, or use `vpmoe diff`")
+    return found.experiment, found.asset, found.version
 
 
 def _html(text: str, status: int = HTTPStatus.OK) -> Response:

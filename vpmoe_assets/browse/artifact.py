@@ -157,7 +157,7 @@ class Ladder:
         ]
 
 
-def judged(store: Store, record: Record) -> dict[str, Any]:
+def judged(store: Store, record: Record, remarks: Remarks) -> dict[str, Any]:
     """Return checks, statements and remarks about an artifact, for its page."""
     statements = store.statements.about(record)
     return {
@@ -173,7 +173,7 @@ def judged(store: Store, record: Record) -> dict[str, Any]:
             }
             for each in reversed(statements)
         ],
-        "remarks": Remarks(store).about(record),
+        "remarks": remarks.about(record),
     }
 
 

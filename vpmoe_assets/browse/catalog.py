@@ -8,7 +8,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from vpmoe_assets.lineage.heads import Damaged, Head
 from vpmoe_assets.lineage.latest import Latest
 from vpmoe_assets.lineage.layout import Versioned, directories
 from vpmoe_assets.lineage.record import InputRef, Record
+from vpmoe_assets.lineage.remarks import Remarks
 from vpmoe_assets.lineage.store import Store
 
 _SETTLED_NS = 2_000_000_000
@@ -131,6 +132,29 @@ class Catalog:
     _ledger: dict[str, tuple[int, frozenset[str]]] = field(default_factory=dict)
     _gone: dict[str, Head | None] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
+    _whole: dict[str, View] = field(default_factory=dict)
+    _remarks: Remarks | None = None
+    _still: bool = False
+
+    @property
+    def remarks(self) -> Remarks:
+        """What was said of the store's artifacts."""
+        return self._remarks if self._still and self._remarks is not None else Remarks(self.store)
+
+    @property
+    def is_still(self) -> bool:
+        """Whether what was seen once is not looked at again."""
+        return self._still
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Keep to the first look at each experiment while the block lasts: for many pages of one moment."""
+        with self._lock:
+            self._views, self._whole, self._remarks, self._still = {}, {}, Remarks(self.store), True
+        try:
+            yield
+        finally:
+            self._still = False
 
     def experiments(self) -> dict[str, View]:
         """Return what each experiment holds that has artifacts, be it only damaged ones."""
@@ -140,6 +164,8 @@ class Catalog:
     def view(self, experiment: str) -> View:
         """Return what an experiment holds now; the same value while nothing has changed."""
         with self._lock:
+            if self._still and (seen := self._views.get(experiment)) is not None:
+                return seen
             assets = {}
             for name in directories(self.store.root / experiment):
                 asset = self._asset(experiment, name)
@@ -153,10 +179,13 @@ class Catalog:
     def whole_view(self, experiment: str) -> View:
         """Return what an experiment holds now, and what the ledger remembers of it beside."""
         with self._lock:
+            if self._still and (seen := self._whole.get(experiment)) is not None:
+                return seen
             view = self.view(experiment)
             gone = self._lost(experiment)
             if gone != view.gone:
                 view = self._views[experiment] = View(view.assets, gone)
+            self._whole[experiment] = view
             return view
 
     def latest(self, experiment: str) -> Latest:

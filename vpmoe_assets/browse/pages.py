@@ -16,6 +16,7 @@ from vpmoe_assets.browse.links import AT_WORK, Links, at_work, page_of
 from vpmoe_assets.browse.panels import training_charts
 from vpmoe_assets.browse.picture import lineage_picture
 from vpmoe_assets.browse.state import State, state_of
+from vpmoe_assets.browse.tree import tree
 from vpmoe_assets.lineage.changes import Changes
 from vpmoe_assets.lineage.comparison import compare
 from vpmoe_assets.lineage.digest import FileEntry
@@ -259,7 +260,7 @@ class Pages:
             evaluations=record.evals,
             files=record.files[:_FILES_SHOWN],
             others=others[:8],
-            **artifact.judged(self.store, record),
+            **artifact.judged(self.store, record, self.catalog.remarks),
         )
 
     def _lineage(self, links: Links, head: Head) -> str:
@@ -272,7 +273,7 @@ class Pages:
             above=graph.above,
             below=graph.below,
             left_out=max(0, len(graph.nodes) - MOST),
-            image=lineage_picture(self.store, view, graph.nearest(MOST), links),
+            image=lineage_picture(self.catalog.remarks, view, graph.nearest(MOST), links),
             parents=view.parents(head),
             children=view.children(head),
         )
@@ -335,15 +336,19 @@ class Pages:
 
     def _standings(self, view: View, experiment: str) -> Compared:
         """Return where every asset of an experiment stands, found anew where something has changed."""
-        state = (_changed(self.store.root), self._compare.state(experiment))
         known = self._compared.get(experiment)
+        if self.catalog.is_still and known is not None and known[0].assets is view.assets:
+            return known[2]
+        state = (_changed(self.store.root), self._compare.state(experiment))
         if known is None or known[0].assets is not view.assets or known[1] != state:
             compared = self._compare.of(self.catalog.latest(experiment))
             known = self._compared[experiment] = view, state, compared
         return known[2]
 
     def _view(self, experiment: str) -> View:
-        view = self.catalog.view(experiment) if experiment in self.store.experiments() else View({})
+        view = View({})
+        if self.catalog.is_still or experiment in self.store.experiments():
+            view = self.catalog.view(experiment)
         if not view.assets:
             there = ", ".join(self.catalog.experiments()) or "none"
             raise PageMissing(f"there is no experiment {experiment!r} in the store; there is: {there}")
@@ -385,10 +390,8 @@ class Pages:
             "number": artifact.said,
             "when": lambda text: text[:16].replace("T", " "),
             "took": artifact.took,
-            "canonical": lambda value: json.dumps(value, ensure_ascii=False),
+            "tree": tree,
         }
-        environment.tests["plain_empty"] = lambda value: value in ([], {})
-        environment.tests["mapping_or_list"] = lambda value: isinstance(value, dict | list) and bool(value)
         environment.globals |= {"page_of": page_of, "at_work": at_work, "raw": _raw}
         return environment
 

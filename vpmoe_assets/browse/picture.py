@@ -7,14 +7,13 @@ from vpmoe_assets.browse.links import Links, page_of
 from vpmoe_assets.lineage.export.svg import draw
 from vpmoe_assets.lineage.graph import Graph, Node
 from vpmoe_assets.lineage.remarks import Remarks
-from vpmoe_assets.lineage.store import Store
 
 
-def lineage_picture(store: Store, view: View, graph: Graph, links: Links) -> Markup:
+def lineage_picture(remarks: Remarks, view: View, graph: Graph, links: Links) -> Markup:
     """Return a graph as SVG for a page: nodes are links, what was superseded or accepted is marked.
 
     Args:
-        store: With what was said of the records.
+        remarks: What was said of the records.
         view: Of the experiment.
         graph: To be drawn.
         links: From the page.
@@ -26,7 +25,6 @@ def lineage_picture(store: Store, view: View, graph: Graph, links: Links) -> Mar
     def kind(node: Node) -> str:
         return "lineage-old" if node.state == "present" and not view.is_latest(node) else ""
 
-    remarks = Remarks(store)
     said = {
         digest: "\n".join(remark.line() for remark in remarks.own(node.head))
         for digest, node in graph.nodes.items()

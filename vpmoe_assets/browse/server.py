@@ -97,6 +97,7 @@ class Server:
             log_level="warning",
             access_log=False,
             lifespan="off",
+            ws="none",
         )
         server = uvicorn.Server(config)
         threading.Thread(target=self._warm, args=(pages,), name="first look", daemon=True).start()

@@ -80,6 +80,11 @@ def write_site(
     """
     if out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file():
         raise SiteError(f"{out} holds something else; choose a directory that is empty or not there")
+    with pages.catalog.still():
+        return _written(pages, out, heads, told)
+
+
+def _written(pages: Pages, out: Path, heads: Sequence[Head], told: Callable[[str], None] | None) -> Written:
     there = frozenset(_addresses(pages.catalog, heads))
     raw = dict(_raw_files(pages, heads))
     for entry in list(out.iterdir()) if out.is_dir() else ():

@@ -108,13 +108,11 @@ def kd_split(item: Published, inputs: Mapping[str, Published]) -> Verdict:
 def kd_truncation(item: Published, inputs: Mapping[str, Published]) -> Verdict:
     """How many conversations were cut or dropped for their length; a warning above one in two."""
     counts = {name: split["counts"] for name, split in item.manifest["splits"].items()}
-    rows = sum(split["kept"] for split in counts.values())
-    touched = sum(
-        value
-        for split in counts.values()
-        for name, value in split.items()
-        if name == "truncated_analysis" or name.startswith("drop_")
+    dropped = sum(
+        value for split in counts.values() for name, value in split.items() if name.startswith("drop_")
     )
+    rows = dropped + sum(split["kept"] for split in counts.values())
+    touched = dropped + sum(split["truncated_analysis"] for split in counts.values())
     return Verdict(touched <= rows / 2, f"{touched} of {rows} conversations were cut or dropped", counts)
 
 

@@ -29,14 +29,14 @@ from vpmoe_assets.lineage.errors import (
     LineageError,
     QueryError,
 )
-from vpmoe_assets.lineage.layout import named_version
-from vpmoe_assets.lineage.rebuilding import Key, Left, everything
-from vpmoe_assets.lineage.record import Record
-from vpmoe_assets.lineage.rows import Rows, rows_of
-from vpmoe_assets.lineage.store import Store
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a question needs no record: what reads them is loaded by whoever writes
     import duckdb
+
+    from vpmoe_assets.lineage.rebuilding import Key, Left
+    from vpmoe_assets.lineage.record import Record
+    from vpmoe_assets.lineage.rows import Rows
+    from vpmoe_assets.lineage.store import Store
 
 SCHEMA_VERSION = 3
 TABLES = (
@@ -89,7 +89,7 @@ class Index:
 
     # Writing.
 
-    def update(self, store: Store, also: Iterable[str] = ()) -> str | None:
+    def update(self, store: "Store", also: Iterable[str] = ()) -> str | None:
         """Take up what has changed in a store; where nothing has, the file is not even opened.
 
         It is made again where it is absent, corrupt or of another version of this program.
@@ -117,7 +117,7 @@ class Index:
             return f"not brought up to date in the index: {_listed(left)}"
         return None
 
-    def rebuild(self, store: Store, workers: int = 1) -> list[Left]:
+    def rebuild(self, store: "Store", workers: int = 1) -> "list[Left]":
         """Make the index again from the records alone, whoever reads the present one.
 
         Args:
@@ -165,7 +165,7 @@ class Index:
             except duckdb.Error as error:
                 raise QueryError(one_line(error)) from error
 
-    def of_assets(self, experiment: str, assets: Sequence[str]) -> Rows:
+    def of_assets(self, experiment: str, assets: Sequence[str]) -> "Rows":
         """Return the rows of all versions of some assets, by table.
 
         Raises:
@@ -199,6 +199,8 @@ class Index:
 
     @contextlib.contextmanager
     def _writer(self, wait_s: float) -> Iterator[None]:
+        import vpmoe_assets.lineage.rebuilding  # noqa: F401 (loaded before anybody waits for the lock)
+
         lock = self.path.parent / ".work" / ".locks" / f"{self.path.stem}.lock"
         try:
             with locks.hold(lock, f"the index {self.path}", wait_s):
@@ -206,7 +208,7 @@ class Index:
         except BusyError as error:
             raise IndexLockedError(str(error)) from error
 
-    def _update(self, store: Store, deadline: float) -> list[Left]:
+    def _update(self, store: "Store", deadline: float) -> "list[Left]":
         with self._writer(_until(deadline)):
             if not self.path.is_file():
                 return self._rebuild(store)
@@ -216,8 +218,11 @@ class Index:
             except IndexCorruptError:
                 return self._rebuild(store)
 
-    def _apply(self, store: Store, changes: Sequence[Change], deadline: float) -> list[Left]:
+    def _apply(self, store: "Store", changes: Sequence[Change], deadline: float) -> "list[Left]":
         import duckdb
+
+        from vpmoe_assets.lineage.layout import named_version
+        from vpmoe_assets.lineage.rebuilding import Left
 
         left: list[Left] = []
         found: list[tuple[Key, Rows | None]] = []
@@ -242,7 +247,9 @@ class Index:
         self._changes.settle(changes)
         return left
 
-    def _rebuild(self, store: Store, workers: int = 1) -> list[Left]:
+    def _rebuild(self, store: "Store", workers: int = 1) -> "list[Left]":
+        from vpmoe_assets.lineage.rebuilding import everything
+
         self.path.parent.mkdir(parents=True, exist_ok=True)
         changes = self._changes.pending()
         left: list[Left] = []
@@ -288,11 +295,13 @@ def _until(deadline: float) -> float:
     return max(0.0, deadline - time.monotonic())
 
 
-def _rows(store: Store, record: Record) -> Rows:
+def _rows(store: "Store", record: "Record") -> "Rows":
+    from vpmoe_assets.lineage.rows import rows_of
+
     return rows_of(record, store.directory(record), store.statements.about(record))
 
 
-def _remove(database: "duckdb.DuckDBPyConnection", keys: Sequence[Key]) -> None:
+def _remove(database: "duckdb.DuckDBPyConnection", keys: "Sequence[Key]") -> None:
     of_key = "WHERE experiment = ? AND asset = ? AND version = ?"
     # By the primary key; what is new, as most are, costs no look at the other tables, which have none.
     known = [key for key in keys if database.execute(f"SELECT 1 FROM artifacts {of_key}", key).fetchone()]
@@ -301,7 +310,7 @@ def _remove(database: "duckdb.DuckDBPyConnection", keys: Sequence[Key]) -> None:
             database.execute(f"DELETE FROM {table} {of_key}", key)
 
 
-def _add(database: "duckdb.DuckDBPyConnection", found: Sequence[Rows]) -> None:
+def _add(database: "duckdb.DuckDBPyConnection", found: "Sequence[Rows]") -> None:
     for table in TABLES:
         rows = [row for each in found for row in each[table]]
         if rows:
@@ -316,6 +325,6 @@ def _types(database: "duckdb.DuckDBPyConnection", table: str) -> list[str]:
     return [str(column[1]) for column in database.execute(f"DESCRIBE {table}").fetchall()]
 
 
-def _listed(left: Sequence[Left]) -> str:
+def _listed(left: "Sequence[Left]") -> str:
     more = f"; and {len(left) - 3} more" if len(left) > 3 else ""
     return "; ".join(f"{each.artifact}: {each.message}" for each in left[:3]) + more

@@ -1,7 +1,11 @@
 """What is installed: every distribution with its version, and the hash of the list of its files."""
 
+import base64
+import csv
 import hashlib
+import os
 import re
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -37,5 +41,47 @@ def installed_packages() -> tuple[dict[str, str | None], ...]:
             "version": version,
             "record_sha256": None if files is None else hashlib.sha256(files.encode()).hexdigest(),
         }
-        found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), entry)
+        found.setdefault(plain_name(name), entry)
     return tuple(found[name] for name in sorted(found))
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a distribution as all its spellings have it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def edited_files() -> dict[str, list[str]]:
+    """Return the installed files that are not what their distribution's `RECORD` says, by its name.
+
+    Read are those of another size, and those that were written to after the installation had ended, which
+    writes `RECORD` last. Left out are those that it gives no hash of, such as bytecode, commands, and what
+    stands in `.dist-info`, which the installer writes for each environment.
+    """
+    found: dict[str, list[str]] = {}
+    for distribution in metadata.distributions():
+        name, root = distribution.metadata["Name"], Path(str(distribution.locate_file("")))
+        listed = distribution.read_text("RECORD")
+        if not name or not listed or root.name == _VENDORED or plain_name(name) in found:
+            continue
+        if edited := sorted(_edited(root, listed)):
+            found[plain_name(name)] = edited
+    return found
+
+
+def _edited(root: Path, listed: str) -> Iterator[str]:
+    rows = [row for row in csv.reader(listed.splitlines()) if len(row) == 3]
+    own = next((path for path, _, _ in rows if path.endswith(".dist-info/RECORD")), None)
+    installed = os.stat(root / own).st_mtime_ns if own is not None else 0
+    for path, stated, size in rows:
+        if not stated.startswith("sha256=") or path.startswith("..") or ".dist-info/" in path:
+            continue
+        try:
+            status = os.stat(f"{root}/{path}")
+        except OSError:
+            yield path
+            continue
+        if (size and int(size) != status.st_size) or status.st_mtime_ns > installed:
+            with open(f"{root}/{path}", "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").digest()
+            if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != stated.removeprefix("sha256="):
+                yield path

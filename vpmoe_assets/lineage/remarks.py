@@ -145,14 +145,21 @@ class Remarks:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._own: dict[tuple[str, str], tuple[Remark, ...]] = {}
         self._inherited: dict[str, Mapping[str, Remark]] = {}
 
     def about(self, record: Record) -> list[Remark]:
         """Return all remarks on an artifact: its own acceptances, then those of what it came from."""
         return [*self.own(record), *self.inherited(record)]
 
-    def own(self, record: Record | Head) -> list[Remark]:
+    def own(self, record: Record | Head) -> tuple[Remark, ...]:
         """Return what was said of an artifact: that it was adopted, and its acceptances."""
+        key = (record.version, record.record_digest)
+        if key not in self._own:
+            self._own[key] = tuple(self._said(record))
+        return self._own[key]
+
+    def _said(self, record: Record | Head) -> list[Remark]:
         names = (record.experiment, record.asset, record.version)
         said = self._store.statements.about_digest(record.experiment, record.asset, record.record_digest)
         adopted = [Adopted(*names, each.id, None, True, each) for each in said if each.kind == "adopted"]

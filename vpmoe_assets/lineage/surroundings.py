@@ -2,23 +2,22 @@
 
 import json
 import platform
-import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vpmoe_assets.lineage.errors import ProvenanceError
-from vpmoe_assets.lineage.packages import installed_packages
+from vpmoe_assets.lineage.packages import edited_files, installed_packages, plain_name
 from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.project import ROOT
 
 _OURSELVES = "vpmoe"
 _PROGRAM = (
-    "import json, platform; from vpmoe_assets.lineage.packages import installed_packages; "
-    "print(json.dumps([platform.python_version(), list(installed_packages())]))"
+    "import json, platform; from vpmoe_assets.lineage.packages import edited_files, installed_packages; "
+    "print(json.dumps([platform.python_version(), list(installed_packages()), edited_files()]))"
 )
 """Run by another environment's Python; these modules need nothing but the standard library."""
 _TIME_LIMIT_S = 60
@@ -32,16 +31,18 @@ class Surroundings:
         python: Path of its interpreter.
         version: Of Python.
         packages: `{name, version, record_sha256}` of every installed distribution.
+        edited: Files that are not what was installed, by the name of their distribution.
     """
 
     python: Path
     version: str
     packages: tuple[Mapping[str, str | None], ...]
+    edited: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def here(cls) -> "Surroundings":
         """Return that of this process."""
-        return cls(Path(sys.executable), platform.python_version(), installed_packages())
+        return cls(Path(sys.executable), platform.python_version(), installed_packages(), edited_files())
 
     @classmethod
     def of(cls, directory: Path) -> "Surroundings":
@@ -62,13 +63,13 @@ class Surroundings:
                 check=True,
                 timeout=_TIME_LIMIT_S,
             )
-            version, packages = json.loads(done.stdout)
+            version, packages, edited = json.loads(done.stdout)
         except (OSError, subprocess.SubprocessError, ValueError) as error:
             said = getattr(error, "stderr", None) or str(error)
             raise ProvenanceError(
                 f"{python} does not say what is installed: {said.strip()[-300:]}"
             ) from error
-        return cls(python, str(version), tuple(packages))
+        return cls(python, str(version), tuple(packages), edited)
 
     def differences(self, record: Record, recorded: Iterable[Mapping[str, str | None]]) -> list[str]:
         """Say what is installed here otherwise than when a record was made.
@@ -84,6 +85,9 @@ class Surroundings:
         for name in sorted(before.keys() - {_OURSELVES}):
             if now.get(name) != before[name]:
                 found.append(f"{name} {before[name]} → {now.get(name) or '(absent)'}")
+            elif edited := self.edited.get(name):
+                more = f" and {len(edited) - 3} more" if len(edited) > 3 else ""
+                found.append(f"{name} {before[name]}, edited since: {', '.join(edited[:3])}{more}")
         return found
 
     def remarks(self, record: Record, recorded: Iterable[Mapping[str, str | None]]) -> list[str]:
@@ -104,7 +108,7 @@ class Surroundings:
 
 
 def _versions(packages: Iterable[Mapping[str, str | None]]) -> dict[str, str | None]:
-    return {re.sub(r"[-_.]+", "-", str(each["name"])).lower(): each["version"] for each in packages}
+    return {plain_name(str(each["name"])): each["version"] for each in packages}
 
 
 def _shown(value: Any) -> str:

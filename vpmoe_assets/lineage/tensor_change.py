@@ -112,11 +112,10 @@ def _values(entry: TensorEntry, chunks: Iterator[tuple[bytes, bytes]]) -> str:
     if first is None:
         return f"{entry.dtype}{list(entry.shape)}, only the signs of zeros or the bits of NaN differ"
     place = list(map(int, np.unravel_index(first[0], entry.shape))) if entry.shape else []
-    relative = math.sqrt(squares / own) if own else math.inf
+    relative = f"norm of it {math.sqrt(squares / own):.3g} of its own" if own else "it was all zeros"
     return (
         f"{entry.dtype}{list(entry.shape)}, {count} of {done} elements differ, the first at {place}: "
-        f"{first[1]:.9g} → {first[2]:.9g}; largest difference {largest:.3g}, "
-        f"norm of it {relative:.3g} of its own"
+        f"{first[1]:.9g} → {first[2]:.9g}; largest difference {largest:.3g}, {relative}"
     )
 
 

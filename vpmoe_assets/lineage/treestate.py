@@ -9,9 +9,7 @@ import os
 import struct
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from itertools import batched
-from multiprocessing import get_context
 from typing import NamedTuple
 
 from vpmoe_assets.lineage.filememory import settled
@@ -96,6 +94,9 @@ def states_of(directories: Sequence[str], workers: int = 1) -> Iterator[TreeStat
     if workers == 1:
         yield from _look(directories)
         return
+    from concurrent.futures import ProcessPoolExecutor  # loaded where a store is large
+    from multiprocessing import get_context
+
     # Not forked: whoever asks may have threads.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for found in pool.map(_look, batched(directories, _CHUNK)):

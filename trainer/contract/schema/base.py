@@ -31,7 +31,12 @@ class Frozen(BaseModel):
     """A config table: immutable, no unknown keys, no coercion ("8" is not 8, true is not 1)."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        populate_by_name=True,
+        defer_build=True,  # a verb that reads one experiment builds one validator, not ninety
     )
 
     @classmethod
