@@ -124,7 +124,7 @@ def _as_dict(graph: "Graph", remarks: "Remarks") -> dict[str, Any]:
     return told
 
 
-def _own(graph: "Graph", digest: str, remarks: "Remarks") -> "list[Remark]":
+def _own(graph: "Graph", digest: str, remarks: "Remarks") -> "Sequence[Remark]":
     head = graph.nodes[digest].head
     return [] if head is None else remarks.own(head)
 
