@@ -1,7 +1,8 @@
-"""Does `fused` learn as `reference` does? 200 steps of a slice of the locked model, on shards made here.
+"""Does `fused` learn as `reference` does? 200 steps of a slice of the locked model, on given or mock shards.
 
     python -m benchmarks.band [--layers 4] [--steps 200] [--seeds 3] [--record]
     python -m benchmarks.band --comparator fused --set optimizer.momentum_dtype=fp32 --record
+    python -m benchmarks.band --data PAYLOAD     # of a synth_kd_v1 with rows of the experiment's length
     python -m benchmarks.band --experiment smoke --device cpu --steps 6 --candidate reference   # to test it
 
 Stage 1 from a seeded init. `reference` runs once for each seed of the weights and of the order of samples;
@@ -76,7 +77,7 @@ def recipe_of(
 
 
 def open_shards(
-    base: Path, own: Path, recipe: TrainRecipe, experiment: str, device: str, seed: int
+    shards: Path, own: Path, recipe: TrainRecipe, experiment: str, device: str, seed: int
 ) -> TrainingData:
     """Open the shards of a folder in the order of a seed; what is kept of it goes to a folder of the run."""
     path = write_job(
@@ -86,7 +87,7 @@ def open_shards(
         experiment=experiment,
         recipe=plain(recipe),
         seed=seed,
-        inputs={"synth_kd_v1": base / "data"},
+        inputs={"synth_kd_v1": shards},
         execution={"device": device},
     )
     job = parse(Job, json.loads(path.read_text()))
@@ -115,6 +116,7 @@ def curve(recipe: TrainRecipe, data: TrainingData, layout: Layout, seed: int) ->
 
 def run(
     folder: Path,
+    shards: Path,
     experiment: str,
     device: DeviceKind,
     layers: int | None,
@@ -127,7 +129,7 @@ def run(
     recipe = recipe_of(experiment, layers, steps, backend, changes)
     own = _folder_of(folder, backend, seed, changes)
     with session(device) as layout:
-        losses = curve(recipe, open_shards(folder, own, recipe, experiment, device, seed), layout, seed)
+        losses = curve(recipe, open_shards(shards, own, recipe, experiment, device, seed), layout, seed)
     told = [round(loss, 4) for loss in losses[:: max(1, len(losses) // 20)]]
     print(f"{backend}, seed {seed}, {changes or 'as it is'}: {told}", flush=True)
     (own / LOSSES).write_text(json.dumps(losses))
@@ -176,6 +178,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--data", type=Path, help="payload of a synth_kd_v1; default: made of mock text")
     parser.add_argument("--candidate", default="fused")
     parser.add_argument("--comparator", default="reference", help="the backend that the seeds are run on")
     parser.add_argument("--set", metavar="KEY=VALUE", help="of the candidate's training table")
@@ -192,10 +195,12 @@ def main() -> int:
     ]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_data(
-            folder / "data", recipe_of(options.experiment, layers, 1, "reference").architecture.vocab_size
-        )
-        common = folder, options.experiment, device, layers, options.steps
+        shards = options.data
+        if shards is None:
+            shards = folder / "data"
+            whole = recipe_of(options.experiment, layers, 1, options.comparator)
+            write_data(shards, whole.architecture.vocab_size)
+        common = folder, shards, options.experiment, device, layers, options.steps
         wanted = list(dict.fromkeys(curves))
         run_apart(run, [(*common, *one) for one in wanted], side_by_side=device == "cuda")
         candidate, *references = (
@@ -205,6 +210,7 @@ def main() -> int:
         "candidate": options.candidate,
         "comparator": options.comparator,
         "set": options.set,
+        "data": "shards made of mock text" if options.data is None else f"{options.data.name}, given",
         "layers": layers,
         "steps": options.steps,
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
