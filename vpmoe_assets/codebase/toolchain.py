@@ -57,6 +57,7 @@ NEUTRAL: Mapping[str, str] = {
     "megatron": "recorded, and compared under `strict_toolchain`",
     "pydantic": "its error is caught where openai-harmony refuses a conversation",
     "torch": "recorded, and compared under `strict_toolchain`",
+    "psutil": "how many processes the memory has room for",
     "tqdm": "bars on a terminal",
     "triton": "comes with torch, and is held to its release",
 }
