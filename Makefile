@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup ladder style test test-services lint hooks format ui fused lock results clean always
+.PHONY: help setup ladder style test test-services lint hooks format ui fused ray lock results clean always
 
 PYTHON ?= python3
 # The machine's uv if it has one, else a pinned one inside the project.
@@ -82,12 +82,17 @@ format: $(STAMP)  ## let ruff rewrite what it can
 fused: $(STAMP)  ## add the kernels of training.backend = "fused" (Linux, x86-64, a Hopper GPU)
 	$(UV) pip install --quiet --require-hashes -r requirements-fused.lock
 
-lock: | $(STAMP)  ## compile requirements.lock and requirements-fused.lock from pyproject.toml
+ray: $(STAMP)  ## add Ray: engine = "ray", shards on many machines
+	$(UV) pip install --quiet --require-hashes -r requirements-ray.lock
+
+lock: | $(STAMP)  ## compile requirements.lock, and those of the extras fused and ray, from pyproject.toml
 	$(UV) pip compile pyproject.toml --extra attest --extra postgres --group dev --universal --python-version 3.12 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements.lock
 	$(UV) pip compile pyproject.toml --extra fused --python-version 3.12 --prerelease if-necessary-or-explicit \
 	  --python-platform x86_64-manylinux_2_28 --constraint requirements.lock \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-fused.lock
+	$(UV) pip compile pyproject.toml --extra ray --universal --python-version 3.12 --constraint requirements.lock \
+	  --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements-ray.lock
 
 results: $(STAMP)  ## render benchmarks/RESULTS.md from benchmarks/results.jsonl
 	$(BIN)/python -m benchmarks.render

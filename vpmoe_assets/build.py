@@ -20,6 +20,7 @@ from vpmoe_assets.lineage.objects import ObjectStore
 from vpmoe_assets.lineage.record import CodeState, EvalScore, InputRef, Objects, PerfFigure, Record
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.workarea import WorkArea
+from vpmoe_assets.resources.shards import ShardsResource
 from vpmoe_assets.resources.trainer import TrainerResource, TrainerResult
 
 
@@ -119,6 +120,7 @@ class Build:
     environment: Mapping[str, Any]
     loaded: frozenset[str]
     _trainer: TrainerResource | None = None
+    _shards: ShardsResource | None = None
 
     @property
     def payload(self) -> Path:
@@ -131,6 +133,13 @@ class Build:
         if self._trainer is None:
             raise RuntimeError(f"asset {self.asset} launches no job: declare it with trains=True")
         return self._trainer
+
+    @property
+    def shards(self) -> ShardsResource:
+        """The resource that says what runs shards; only for assets declared with `sharded=True`."""
+        if self._shards is None:
+            raise RuntimeError(f"asset {self.asset} has no shards: declare it with sharded=True")
+        return self._shards
 
     def run_job(
         self,
@@ -153,6 +162,8 @@ class Build:
             execution: Keys of the job's `execution` beside the resource's settings.
         """
         trainer = self.trainer.alone() if alone else self.trainer
+        if self._shards is not None:
+            trainer = self._shards.trainer(trainer)
         snapshot = self.objects.sources
         if snapshot is None:
             raise RuntimeError(f"asset {self.asset}: no sources were kept that a job could run from")

@@ -17,6 +17,7 @@ from vpmoe_assets.assets.teacher import teacher_assets
 from vpmoe_assets.console import install as readable_console
 from vpmoe_assets.project import experiment_name
 from vpmoe_assets.resources.index import IndexResource
+from vpmoe_assets.resources.shards import ShardsResource
 from vpmoe_assets.resources.store import StoreResource
 from vpmoe_assets.resources.trainer import TrainerResource
 from vpmoe_assets.selection_guard import install as guard_selections
@@ -44,7 +45,12 @@ groups = {spec.group_name for produced in made for spec in produced.definition.s
 defs = dg.Definitions(
     assets=[*(produced.definition for produced in made), *lineage_assets(experiment)],
     jobs=experiment_jobs(groups),
-    resources={"store": StoreResource(), "index": IndexResource(), "trainer": TrainerResource()},
+    resources={
+        "store": StoreResource(),
+        "index": IndexResource(),
+        "trainer": TrainerResource(),
+        "shards": ShardsResource(),
+    },
     # Steps are few and heavy: a process for each would cost more than the small ones take.
     executor=dg.in_process_executor,
 )

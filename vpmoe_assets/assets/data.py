@@ -28,6 +28,7 @@ def _synth_harmony(experiment: Experiment) -> Produced:
         experiment,
         group="data",
         kinds={"parquet", "openai"},
+        sharded=True,
         recipe=plain(harmony),
         roots=["vpmoe_assets.harmony.synth_harmony"],
         checks=[checks.harmony_manifest],
@@ -53,6 +54,7 @@ def _synth_harmony(experiment: Experiment) -> Produced:
             git_sha=build.code.git_sha,
             created_unix_s=int(time.time()),
             processes=_processes(),
+            engine=build.shards.open(build.work.scratch, build.context.log.warning),
             progress=Progress,
         )
         replace_json(build.work.manifest, manifest)
@@ -61,7 +63,7 @@ def _synth_harmony(experiment: Experiment) -> Produced:
                 "rows": manifest["storage"]["total_rows"],
                 "skipped_rows": manifest["conversion"]["skipped_rows"],
             },
-            execution={"device": "cpu", "processes": _processes()},
+            execution=_execution(build),
         )
 
     return synth_harmony
@@ -74,6 +76,7 @@ def _synth_kd_v1(experiment: Experiment) -> Produced:
         experiment,
         group="data",
         kinds={"dataset", "openai"},
+        sharded=True,
         recipe=plain(kd),
         roots=["vpmoe_assets.harmony.build"],
         checks=[
@@ -107,6 +110,7 @@ def _synth_kd_v1(experiment: Experiment) -> Produced:
             git_sha=build.code.git_sha,
             created_unix_s=int(time.time()),
             processes=_processes(),
+            engine=build.shards.open(build.work.scratch, build.context.log.warning),
             progress=Progress,
         )
         if built.reused_shards:
@@ -121,7 +125,7 @@ def _synth_kd_v1(experiment: Experiment) -> Produced:
                 **{f"{name}_tokens": split["tokens"] for name, split in splits.items()},
             },
             details={"config_hash": built.manifest["config_hash"]},
-            execution={"device": "cpu", "processes": _processes()},
+            execution=_execution(build),
         )
 
     return synth_kd_v1
@@ -176,6 +180,13 @@ def _processes() -> int:
     if not (given.isascii() and given.isdecimal() and int(given)):
         raise DataError(f"VPMOE_WORKERS = {given!r}: give a number of processes, 1 or more")
     return int(given)
+
+
+def _execution(build: Build) -> dict[str, Any]:
+    """Say what ran the shards, for the record; what a cluster gave is not the step's to know."""
+    if build.shards.engine != "processes":
+        return {"device": "cpu", "engine": build.shards.engine}
+    return {"device": "cpu", "processes": _processes()}
 
 
 def _harmony_metadata(item: Published) -> Mapping[str, Any]:

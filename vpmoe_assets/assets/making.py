@@ -33,6 +33,7 @@ from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.lineage.workarea import WorkArea
 from vpmoe_assets.resources.detached import RECORD_NAME as DETACHED
 from vpmoe_assets.resources.index import IndexResource
+from vpmoe_assets.resources.shards import ShardsResource
 from vpmoe_assets.resources.told import VERSION_TAG
 from vpmoe_assets.resources.trainer import TrainerResource
 
@@ -46,6 +47,7 @@ class Making:
     store: Store
     index: IndexResource
     trainer: TrainerResource | None = None
+    shards: ShardsResource | None = None
 
     def published(self, names: Iterable[str]) -> dict[str, Published]:
         """Return the latest artifact of each asset, verified, by name.
@@ -161,6 +163,7 @@ class Making:
             environment=environment(),
             loaded=frozenset(loaded_modules()),
             _trainer=self.trainer,
+            _shards=self.shards,
         )
 
     def publish(

@@ -24,6 +24,7 @@ from vpmoe_assets.lineage.errors import LineageError
 from vpmoe_assets.lineage.record import utc_now
 from vpmoe_assets.resources.disk import disk_trouble
 from vpmoe_assets.resources.index import IndexResource
+from vpmoe_assets.resources.shards import ShardsResource
 from vpmoe_assets.resources.store import StoreResource
 from vpmoe_assets.resources.trainer import TrainerResource
 
@@ -40,6 +41,7 @@ def produced_asset(
     external: Callable[[], Mapping[str, str]] | None = None,
     seed: int | None = None,
     trains: bool = False,
+    sharded: bool = False,
     pool: str | None = "gpu",
     partial: Sequence[str] = (),
     name: str | None = None,
@@ -64,6 +66,7 @@ def produced_asset(
         external: Digests of inputs that are not assets (a local folder), taken when the step runs.
         seed: Of the step, if it draws random numbers; part of its identity.
         trains: Whether it launches a trainer job.
+        sharded: Whether its work is divided into shards that an engine runs.
         pool: Of such a job; None for a short one that need not queue (a job on CUDA takes its GPU by a lease,
             in the pool or not).
         partial: Names of further upstream assets, handed over by keyword, each only if it was ever published.
@@ -102,7 +105,10 @@ def produced_asset(
             "metadata": code_reference(function),
             **catalogued(experiment, trains=trains),
         }
-        asset = _training_asset(step, make, described, pool) if trains else _asset(step, make, described)
+        if trains:
+            build = _scoring_asset if sharded else _training_asset
+            return Produced(build(step, make, described, pool), (step,))
+        asset = (_sharded_asset if sharded else _asset)(step, make, described)
         return Produced(asset, (step,))
 
     return decorate
@@ -138,6 +144,39 @@ def _asset(
             return make(Making(step.experiment, context, store.open(), index))
 
     return computed
+
+
+def _sharded_asset(
+    step: Step, make: Callable[[Making], dg.MaterializeResult], described: Mapping[str, Any]
+) -> dg.AssetsDefinition:
+    @dg.asset(**described)
+    def computed(
+        context: dg.AssetExecutionContext, store: StoreResource, index: IndexResource, shards: ShardsResource
+    ) -> dg.MaterializeResult:
+        with explained(step.asset):
+            return make(Making(step.experiment, context, store.open(), index, shards=shards))
+
+    return computed
+
+
+def _scoring_asset(
+    step: Step,
+    make: Callable[[Making], dg.MaterializeResult],
+    described: Mapping[str, Any],
+    pool: str | None,
+) -> dg.AssetsDefinition:
+    @dg.asset(**described, pool=pool)
+    def trained(
+        context: dg.AssetExecutionContext,
+        store: StoreResource,
+        index: IndexResource,
+        trainer: TrainerResource,
+        shards: ShardsResource,
+    ) -> dg.MaterializeResult:
+        with explained(step.asset):
+            return make(Making(step.experiment, context, store.open(), index, trainer, shards))
+
+    return trained
 
 
 def _training_asset(

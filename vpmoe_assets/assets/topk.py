@@ -45,6 +45,7 @@ def teacher_topk(experiment: Experiment) -> Produced:
         metadata=_metadata,
         seed=experiment.seed,
         trains=True,
+        sharded=True,
         name=TEACHER_TOPK,
         inputs=[TEACHER, "synth_kd_v1", *(["o200k_tokenizer"] if renders else [])],
     )

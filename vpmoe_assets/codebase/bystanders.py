@@ -26,6 +26,7 @@ BYSTANDERS: Mapping[str, str] = {
     "vpmoe_assets.checks": "judge what is published; a check has a version of its own",
     "vpmoe_assets.codebase": "finds out what the code of a step is",
     "vpmoe_assets.definitions": "assembles the graph",
+    "vpmoe_assets.harmony.pool": "says where shards are worked on, and hands on what their workers return",
     "vpmoe_assets.lineage.errors": "end a step, so that nothing is published; no step catches one",
     "vpmoe_assets.resources": "starts jobs, watches them and tells Dagster",
     "vpmoe_assets.rungs": "how a rung is shown and checked",

@@ -36,7 +36,6 @@ FOLLOWED: Mapping[str, str] = {
     "trainer.surgery.steps": "`step`",
     "trainer.train.inputs": "scored conversations, where a recipe has that table",
     "trainer.train.live": "the source of rollouts, where a recipe has that table",
-    "vpmoe_assets.harmony.pool": "runs itself; its workers are of modules that import it",
 }
 """Modules that import by a name computed at run time, each with where that name comes from."""
 

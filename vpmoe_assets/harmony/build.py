@@ -22,7 +22,7 @@ from vpmoe_assets.harmony.kd_manifest import (
     input_from_synth,
     payload_files,
 )
-from vpmoe_assets.harmony.pool import Progress, run_shards
+from vpmoe_assets.harmony.pool import Engine, Progress, run_shards
 from vpmoe_assets.harmony.rows import inspect_inputs
 from vpmoe_assets.harmony.sources import Source, harmony_sources, synth_sources
 from vpmoe_assets.harmony.synth_harmony import scaffold_of
@@ -113,6 +113,7 @@ def build_kd_from_harmony(
     git_sha: str,
     created_unix_s: int,
     processes: int = 1,
+    engine: Engine | None = None,
     progress: MakeProgress | None = None,
 ) -> KdBuild:
     """Build the payload of `synth_kd_v1` from synth_harmony shards; the caller writes the manifest.
@@ -127,6 +128,7 @@ def build_kd_from_harmony(
         git_sha: Commit of the code, for the manifest.
         created_unix_s: Time of the build, for the manifest.
         processes: Worker processes; the bytes do not depend on it.
+        engine: Runs the shards in their place; nor on that.
         progress: Makes a progress display from a label and the number of rows.
 
     Raises:
@@ -154,6 +156,7 @@ def build_kd_from_harmony(
         git_sha,
         created_unix_s,
         processes=processes,
+        engine=engine,
         progress=progress,
         skipped_before=manifest["conversion"]["skipped_rows"],
     )
@@ -197,6 +200,7 @@ def _run(
     created_unix_s: int,
     *,
     processes: int,
+    engine: Engine | None = None,
     progress: MakeProgress | None,
     skipped_before: int = 0,
 ) -> KdBuild:
@@ -205,9 +209,9 @@ def _run(
     sources: tuple[Source, ...] = worker.sources
     if progress is not None:
         with progress("synth_kd_v1", sum(part.rows for part in sources)) as display:
-            shards = run_shards(worker, len(sources), processes, display)
+            shards = run_shards(worker, len(sources), processes, display, engine)
     else:
-        shards = run_shards(worker, len(sources), processes)
+        shards = run_shards(worker, len(sources), processes, engine=engine)
     require_unique_ids(sources, worker.state_dir)
     manifest = build_manifest(
         shards,

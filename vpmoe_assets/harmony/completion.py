@@ -6,8 +6,13 @@ every file it names still has the recorded sha256; otherwise the shard is built 
 nothing needs to reach the disk before the whole build is published.
 """
 
-from collections.abc import Iterable, Mapping
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,11 @@ from typing import Any
 from trainer.contract.canonical import sha256_json
 from trainer.contract.files import replace_json, sync
 from trainer.contract.json_text import parse_json
+from vpmoe_assets.errors import DataError
 from vpmoe_assets.lineage.digest import file_sha256
+
+_PATIENCE_S = 600.0
+_POLL_S = 0.1
 
 
 def shard_name(shard: int) -> str:
@@ -48,6 +57,42 @@ class ShardWork:
     def record(self) -> Path:
         """The completion record."""
         return self.state_dir / f"{shard_name(self.shard)}.done.json"
+
+    @contextmanager
+    def held(self, patience_s: float = _PATIENCE_S) -> Iterator[None]:
+        """Keep everybody else from this shard while the block runs; the lock goes with the process.
+
+        A worker whose machine was given up, or whose build was killed, may live a moment longer than that is
+        known: whoever does its work again waits for its end, so that no two write the same files.
+
+        Args:
+            patience_s: How long to wait, in seconds.
+
+        Raises:
+            DataError: Another process still has it; the message says which.
+        """
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        path = self.state_dir / f"{shard_name(self.shard)}.lock"
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        deadline = time.monotonic() + patience_s
+        try:
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        who = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
+                        raise DataError(
+                            f"{path}: shard {self.shard:02d} is held by {who} for {patience_s:g} s now; end "
+                            "that process and run this again"
+                        ) from None
+                    time.sleep(_POLL_S)
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            yield
+        finally:
+            os.close(handle)
 
     def completed(self) -> dict[str, Any] | None:
         """Return the result of this shard if it is finished under this key and intact, else None."""

@@ -61,12 +61,13 @@ class KdWorker:
             DataError: The input is damaged.
         """
         work = self.work(shard)
-        result = work.completed()
-        reused = result is not None
-        if result is None:
-            result = _build(self, work, report)
-        else:
-            report(self.sources[shard].rows)
+        with work.held():
+            result = work.completed()
+            reused = result is not None
+            if result is None:
+                result = _build(self, work, report)
+            else:
+                report(self.sources[shard].rows)
         return {**result, "reused": reused}
 
     def work(self, shard: int) -> ShardWork:

@@ -35,6 +35,13 @@ class Worker(Protocol):
         """Build shard `shard`, calling `report(rows)` now and then; the result must be picklable."""
 
 
+class Engine(Protocol):
+    """Runs shards somewhere else than in processes of this machine; it decides no byte."""
+
+    def __call__(self, worker: Worker, n: int, progress: "Progress | None" = None) -> list[Any]:
+        """Run `worker` for shards 0 to n-1 and return their results in that order; see `run_shards`."""
+
+
 class Progress:
     """Rows done: a bar on a terminal, a plain line every `interval_s` elsewhere.
 
@@ -87,16 +94,21 @@ class Progress:
         self.close()
 
 
-def run_shards(worker: Worker, n: int, processes: int, progress: Progress | None = None) -> list[Any]:
+def run_shards(
+    worker: Worker, n: int, processes: int, progress: Progress | None = None, engine: Engine | None = None
+) -> list[Any]:
     """Run `worker` for shards 0 to n-1 and return their results in that order.
 
-    With one process everything runs in the calling process. Otherwise the first failure ends the other
-    workers: what they had not finished is redone by the next run, what they had finished is kept.
+    An engine runs them all; without one, processes of this machine do. With one process everything runs in
+    the calling process. Otherwise the first failure ends the other workers: what they had not finished is
+    redone by the next run, what they had finished is kept.
 
     Raises:
         Exception: What the worker raised, as it raised it.
         WorkerError: A worker was killed or ended by itself.
     """
+    if engine is not None:
+        return engine(worker, n, progress)
     report = progress.advance if progress is not None else lambda rows: None
     if processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}")
@@ -187,12 +199,13 @@ def _serve(connection: Connection) -> None:
             result = worker(shard, lambda rows: connection.send(("rows", rows)))
         except BaseException as error:
             logger.debug("shard %d failed", shard, exc_info=True)
-            connection.send(("failed", _portable(error)))
+            connection.send(("failed", portable(error)))
         else:
             connection.send(("done", result))
 
 
-def _portable(error: BaseException) -> BaseException:
+def portable(error: BaseException) -> BaseException:
+    """Return an error that another process can be told of: itself, or its message where it cannot travel."""
     try:
         if isinstance(error, Exception) and str(pickle.loads(pickle.dumps(error))) == str(error):
             return error

@@ -16,7 +16,7 @@ from trainer.contract.scaffold import Scaffold
 from vpmoe_assets.errors import DataError
 from vpmoe_assets.harmony.completion import ShardWork, shard_key, sweep
 from vpmoe_assets.harmony.conversation import METADATA_FIELDS, TEXT_FIELDS, is_complete, messages_json
-from vpmoe_assets.harmony.pool import Progress, run_shards
+from vpmoe_assets.harmony.pool import Engine, Progress, run_shards
 from vpmoe_assets.harmony.rows import InputFile, inspect_inputs, read_batches, shard_range
 from vpmoe_assets.lineage.digest import file_sha256
 
@@ -58,10 +58,14 @@ class HarmonyWorker:
             row_group_rows=self.row_group_rows,
         )
         work = ShardWork(shard, key, self.payload_dir, self.state_dir)
+        with work.held():
+            return self._made(work, start, stop, report)
+
+    def _made(self, work: ShardWork, start: int, stop: int, report: Callable[[int], None]) -> dict[str, Any]:
         if (done := work.completed()) is not None:
             report(stop - start)
             return done
-        name = shard_file_name(shard)
+        name = shard_file_name(work.shard)
         work.begin()
         entry = self._write(self.payload_dir / name, start, stop, report)
         entry = {"path": name, **entry}
@@ -126,6 +130,7 @@ def build_synth_harmony(
     git_sha: str,
     created_unix_s: int,
     processes: int = 1,
+    engine: Engine | None = None,
     progress: Callable[[str, int], Progress] | None = None,
 ) -> dict[str, Any]:
     """Build all shards and return the manifest.
@@ -140,6 +145,7 @@ def build_synth_harmony(
         git_sha: Commit of the code, for the manifest.
         created_unix_s: Time of the build, for the manifest.
         processes: Worker processes; the bytes do not depend on it.
+        engine: Runs the shards in their place; nor on that.
         progress: Makes a progress display from a label and the number of rows.
 
     Raises:
@@ -157,9 +163,9 @@ def build_synth_harmony(
     payload_dir.mkdir(parents=True, exist_ok=True)
     if progress is not None:
         with progress("synth_harmony", sum(file.rows for file in files)) as display:
-            shards = run_shards(worker, num_shards, processes, display)
+            shards = run_shards(worker, num_shards, processes, display, engine)
     else:
-        shards = run_shards(worker, num_shards, processes)
+        shards = run_shards(worker, num_shards, processes, engine=engine)
     if not sum(shard["rows"] for shard in shards):
         raise DataError(f"no row of {len(files)} input files has all of {', '.join(TEXT_FIELDS)}")
     sweep(payload_dir, (shard["path"] for shard in shards))

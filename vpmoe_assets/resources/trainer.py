@@ -125,8 +125,12 @@ class TrainerResource(dg.ConfigurableResource):
 
     def alone(self) -> "TrainerResource":
         """Return the same settings with a single process, for jobs that do not spread over several."""
+        return self.with_settings(**dict.fromkeys(("nproc", "dp", "tp", "ep"), 1))
+
+    def with_settings(self, **changed: Any) -> "TrainerResource":
+        """Return the same settings, some of them changed."""
         settings = {name: getattr(self, name) for name in type(self).model_fields}
-        return TrainerResource(**settings | dict.fromkeys(("nproc", "dp", "tp", "ep"), 1))
+        return TrainerResource(**settings | changed)
 
     def run(
         self,

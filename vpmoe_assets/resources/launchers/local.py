@@ -32,6 +32,9 @@ fault: an eighth of the time of a training step. Here memory that was freed is k
 kernel gives them on request. No result depends on it.
 """
 
+BOUND_SIGNAL = "SIGINT"
+"""What a job is told when its orchestrator dies: it writes a checkpoint and exits."""
+
 
 @contextmanager
 def reserve(launch: Launch, log: Log) -> Iterator["LocalHandle"]:
@@ -95,7 +98,7 @@ class LocalHandle:
             environment.setdefault("GLIBC_TUNABLES", _ALLOCATION)
         with (launch.work_dir / CONSOLE_NAME).open("ab") as console:
             self.process = subprocess.Popen(
-                command_line(launch),
+                self.command_line(),
                 cwd=launch.sources,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -105,6 +108,10 @@ class LocalHandle:
                 pass_fds=self.lease.descriptors,  # held as long as any process of the job lives
             )
         replace(record, pid=self.process.pid).write(launch.work_dir)
+
+    def command_line(self) -> list[str]:
+        """Return the command line of the job's first process."""
+        return command_line(self.launch)
 
     def poll(self) -> int | None:
         """Return the exit code of the trainer or of torchrun; negative for a signal; None while it runs."""
@@ -123,19 +130,20 @@ class LocalHandle:
 def command_line(launch: Launch) -> list[str]:
     """Return the command line of the job's first process."""
     if launch.nproc == 1:
-        return [*_bound(launch, "SIGINT"), *launch.trainer]
+        return [*bound_to_parent(launch, BOUND_SIGNAL), *launch.trainer]
     return [
-        *_bound(launch, "SIGINT"),
+        *bound_to_parent(launch, BOUND_SIGNAL),
         *(sys.executable, "-m", "vpmoe_assets.resources.torchrun"),
         *("--shutdown-timeout", str(int(launch.grace_s) + 30), "--"),
         *("--nnodes=1", f"--nproc-per-node={launch.nproc}", "--max-restarts=0"),
         *("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"),
         *(f"--rdzv-id={launch.marker}", "--no-python"),
-        *_bound(launch, "SIGTERM"),
+        *bound_to_parent(launch, "SIGTERM"),
         *launch.trainer,
     ]
 
 
-def _bound(launch: Launch, name: str) -> list[str]:
+def bound_to_parent(launch: Launch, name: str) -> list[str]:
+    """Return what stands before a command that gets a signal when the process that starts it dies."""
     program = launch.sources.joinpath(*bound.__name__.split(".")).with_suffix(".py")
     return [sys.executable, "-I", "-S", str(program), name]
