@@ -59,7 +59,8 @@ test: $(STAMP) .env style  ## lint, then every test this machine can run; the ty
 	wait $$types || tests=1; cat "$$said"; exit $$tests
 
 # Whoever carries the mark is one of them. Slurm's, which wait more than they work, come first, beside all others.
-test-services: $(STAMP) .env  ## tests that need servers or minutes: Slurm, PostgreSQL, a shared store, faults
+test-services: $(STAMP) .env  ## tests that need servers or minutes: Slurm, Ray, PostgreSQL, a shared store, faults
+	@$(MAKE) --no-print-directory ray || printf '\n*** NOT INSTALLED: Ray.\n*** LEFT OUT: tests of shards and jobs on Ray.\n\n'
 	$(BIN)/python -m tests.services.debian
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m services --durations=15 \
 	  $$(grep -rlE 'mark\.services\b' tests --include='test_*.py' | sort -r)

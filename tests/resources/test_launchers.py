@@ -62,7 +62,9 @@ def test_several_ranks_go_through_torchrun_which_waits_longer_than_a_checkpoint(
 
 
 def test_an_unknown_launcher_is_refused_with_a_remedy() -> None:
-    with pytest.raises(LauncherNotAvailableError, match=r'"slrm" was asked for; available: "local", "slurm"'):
+    with pytest.raises(
+        LauncherNotAvailableError, match=r'"slrm" was asked for; available: "local", "ray", "slurm"'
+    ):
         find("slrm")
 
 
