@@ -23,6 +23,7 @@ from typing import Any
 
 from trainer.contract.files import replace_text
 from trainer.contract.status import (
+    CONSOLE_NAME,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     FAILED,
@@ -96,8 +97,6 @@ class Runner:
     ) -> None:
         bind = [sys.executable, "-I", "-S", str(bound.__file__), "SIGKILL"]
         try:
-            from trainer.contract.status import CONSOLE_NAME
-
             with (work_dir / CONSOLE_NAME).open("ab") as console:
                 self._process = subprocess.Popen(
                     [*bind, *command],
@@ -190,9 +189,7 @@ class Driver:
         (self.work_dir / PLACED_NAME).unlink(missing_ok=True)
         runner = (
             ray.remote(Runner)
-            .options(  # type: ignore[attr-defined]
-                num_cpus=self.settings.cpus, num_gpus=options.gpus, max_restarts=0, max_concurrency=3
-            )
+            .options(num_cpus=self.settings.cpus, num_gpus=options.gpus, max_restarts=0, max_concurrency=3)
             .remote()
         )
         environment = {
