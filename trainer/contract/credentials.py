@@ -108,18 +108,31 @@ def known_secrets(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     Args:
         environ: By default, this process's.
     """
-    environ = os.environ if environ is None else environ
+    variables = os.environ if environ is None else environ
+    known, files = _of_variables(tuple(variables.items()))
+    found = dict(known)
+    for path, read in files:
+        for value in read(path):
+            _add(found, value, path.name)
+    return found
+
+
+@lru_cache(maxsize=4)
+def _of_variables(
+    variables: tuple[tuple[str, str], ...],
+) -> tuple[Mapping[str, str], Sequence[tuple[Path, Callable[[Path], list[str]]]]]:
+    """Return the secrets that variables hold, and the files that they lead to.
+
+    Remembered, since every log record asks, and looking through the variables takes longer than the rest.
+    """
     found: dict[str, str] = {}
-    for name, value in sorted(environ.items()):
+    for name, value in sorted(variables):
         if is_secret_name(name):
             _add(found, value, f"the variable {name}")
         elif "@" in value:
             for password in _passwords(value):
                 _add(found, password, f"the password in the variable {name}")
-    for path, read in _credential_files(environ):
-        for value in read(path):
-            _add(found, value, path.name)
-    return found
+    return found, tuple(_credential_files(dict(variables)))
 
 
 def secret_values(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:

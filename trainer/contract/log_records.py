@@ -18,10 +18,26 @@ def install() -> None:
         return
 
     def safe(*args: Any, **kwargs: Any) -> logging.LogRecord:
-        return _redacted(made(*args, **kwargs))
+        record = made(*args, **kwargs)
+        return _redacted(record) if _heard(record.name) else record
 
     safe.__wrapped__ = made  # type: ignore[attr-defined]
     logging.setLogRecordFactory(safe)
+
+
+def _heard(name: str) -> bool:
+    """Say whether a handler may see what a logger says.
+
+    Torch tells of every tensor that it saves to a logger with no handler but a `NullHandler`.
+    """
+    logger: Any = logging.root.manager.loggerDict.get(name)
+    while isinstance(logger, logging.Logger):
+        if not all(isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+            return True
+        if not logger.propagate:
+            return not logger.handlers  # without any, warnings go to standard error
+        logger = logger.parent
+    return True
 
 
 def _redacted(record: logging.LogRecord) -> logging.LogRecord:
