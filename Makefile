@@ -51,10 +51,11 @@ ui: $(STAMP) .env  ## open the Dagster UI on http://127.0.0.1:3000, or what is f
 	{ $(BIN)/vpmoe report-events --offer || true; } && { $(BIN)/vpmoe browse --beside & } && \
 	exec $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p "$$port"
 
-# The type check is a minute of one core for which no test waits; what else lint says, it says before them.
-test: $(STAMP) .env style  ## lint, then every test this machine can run; the type check beside them
+# The type check is a minute of one core for which nothing waits; what else lint says, it says before the tests.
+test: $(STAMP) .env  ## lint, then every test this machine can run; the type check beside them
 	@said=$$(mktemp); trap 'rm -f "$$said"' EXIT; \
 	$(BIN)/mypy > "$$said" 2>&1 & types=$$!; \
+	$(MAKE) --no-print-directory style || { kill $$types; exit 1; }; \
 	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m 'not services'; tests=$$?; \
 	wait $$types || tests=1; cat "$$said"; exit $$tests
 

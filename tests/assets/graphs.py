@@ -15,6 +15,8 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.events import DagsterEvent
 from dagster._core.loader import LoadingContextForTest
+from dagster._core.storage.event_log import in_memory as event_log_in_memory
+from dagster._core.storage.runs import in_memory as runs_in_memory
 
 from vpmoe_assets.codebase.tree import MEMORY, PACKAGES, SourceTree, replace_current
 from vpmoe_assets.lineage.index import Index
@@ -22,6 +24,10 @@ from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.resources import launcher
 from vpmoe_assets.resources.trainer import TrainerResource
+
+# An instance in memory is never migrated, and reading all migrations takes longer than the rest of it.
+for storage in (event_log_in_memory, runs_in_memory):
+    storage.stamp_alembic_rev = lambda *_: None
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).resolve().parent / "programs"
@@ -34,17 +40,25 @@ SMALL = {
     "subset_fraction = 0.02": "subset_fraction = 0.2",
     "[stages.vpmoe_stage1]\nsteps = 8": '[stages.vpmoe_stage1]\nsteps = 10\ninit = "fresh"',
 }
+NARROW = {
+    "hidden_size = 64\nnum_attention_heads = 4": "hidden_size = 16\nnum_attention_heads = 4",
+    "num_query_groups = 2\nhead_dim = 16": "num_query_groups = 2\nhead_dim = 4",
+}
+"""Models a quarter as wide: what there is for each of the 201,088 words is most of what is trained."""
 SHALLOW = {
+    **NARROW,
+    "num_key_value_heads = 4\nhead_dim = 16": "num_key_value_heads = 4\nhead_dim = 4",
+    "hidden_size = 64\nvocab_size": "hidden_size = 16\nvocab_size",
     "seq_len = 1024\n": "seq_len = 256\n",
     "block = 1024\n": "block = 256\n",
     "global_batch_size = 2\n": "global_batch_size = 1\n",
-    "num_layers = 8\nhidden_size = 64": "num_layers = 4\nhidden_size = 64",
+    "num_layers = 8\nhidden_size = 64": "num_layers = 4\nhidden_size = 16",
     "model = { num_layers = 8, softmax_type": "model = { num_layers = 4, softmax_type",
     "model = { num_layers = 8 }": "model = { num_layers = 4 }",
     "model = { num_layers = 16 }": "model = { num_layers = 8 }",
     "model = { num_layers = 16, ffn": "model = { num_layers = 8, ffn",
 }
-"""Half the layers and a quarter of the sequences, for whoever trains such an experiment for real."""
+"""Half the layers, a quarter of the width and of the sequences, to train such an experiment for real."""
 DATA = ("o200k_tokenizer", "synth", "synth_harmony", "synth_kd_v1", "healing_corpus", "healing_text_v1")
 """The assets of a dataset, in an order in which they can be made."""
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.assets.graphs import NARROW
 from tests.assets.repeating import repeat
 from tests.forks import Forks
 from vpmoe_assets.lineage.objects import ObjectStore
@@ -29,6 +30,7 @@ VOCABULARY = 201_088
 
 
 SHORT = {
+    **NARROW,
     "rows = 2000\n\n": "rows = 60\n\n",
     "seq_len = 1024": "seq_len = 512",
     "extra_steps = 8": "extra_steps = 1",

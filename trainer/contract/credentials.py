@@ -88,6 +88,7 @@ _USER_INFO = re.compile(r"[a-zA-Z][a-zA-Z0-9+.\-]*://([^/\s@:]*)(?::([^\s@]*))?@
 _NETRC = re.compile(r"\bpassword\s+(\"[^\"]+\"|\S+)")
 
 
+@lru_cache(maxsize=4096)  # every line of a log asks it of every variable
 def is_secret_name(name: str) -> bool:
     """Say whether a variable, option or key of this name holds a secret."""
     return (
@@ -157,7 +158,9 @@ def find_secret(
         at = -1 if _is_plain_word(value) else content.find(os.fsencode(value))
         if at >= 0:
             return f"the value of {origin}", content.count(b"\n", 0, at) + 1
-    if tokens and (token := _TOKEN.search(content.decode("utf-8", "replace"))):
+    if not tokens or not any(needle.encode() in content for needle in _TOKEN_NEEDLES):
+        return None
+    if token := _TOKEN.search(content.decode("utf-8", "replace")):
         return "a token", token.string.count("\n", 0, token.start()) + 1
     return None
 

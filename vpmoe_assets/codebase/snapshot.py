@@ -52,7 +52,7 @@ def pack(content: Mapping[str, bytes]) -> bytes:
             member = tarfile.TarInfo(_plain(path))
             member.size, member.mode = len(content[path]), 0o444
             archive.addfile(member, io.BytesIO(content[path]))
-    return gzip.compress(plain.getvalue(), mtime=0)
+    return gzip.compress(plain.getvalue(), 6, mtime=0)  # 9 takes twice as long, for half a percent
 
 
 def unpack(archive: bytes) -> dict[str, bytes]:

@@ -11,6 +11,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from vpmoe_assets.codebase.closure import with_parents
+
 
 @dataclass(frozen=True)
 class Decider:
@@ -73,12 +75,8 @@ def deciding_packages(uses: Iterable[str]) -> dict[str, str]:
     Args:
         uses: Dotted names of other packages' things that the code of a step uses.
     """
-    used = set(uses)
-    return {
-        name: installed(name)
-        for name, decider in DECIDERS.items()
-        if any(use == start or use.startswith(f"{start}.") for start in decider.uses for use in used)
-    }
+    used = set(with_parents(set(uses)))
+    return {name: installed(name) for name, decider in DECIDERS.items() if not used.isdisjoint(decider.uses)}
 
 
 def toolchain_difference(environment: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from trainer.contract.credentials import credential_line, find_credential, known_secrets, secret_values
 from vpmoe_assets.codebase.snapshot import lay_out
@@ -15,6 +16,8 @@ from vpmoe_assets.lineage.provenance import Code
 from vpmoe_assets.lineage.record import Objects
 
 _SOURCES = Path(".work", ".sources")
+_free_of: WeakKeyDictionary[SourceTree, dict[str, str]] = WeakKeyDictionary()
+"""The secrets that a reading of the sources was searched for and did not hold; its bytes stay the same."""
 
 
 def keep(
@@ -62,10 +65,12 @@ def keep(
 def keep_sources(objects: ObjectStore, tree: SourceTree) -> str:
     """Keep the sources as they were read, and return the sha256 of their archive."""
     known = known_secrets()
-    for path, content in tree.content.items():
-        refuse_secrets(content, path, known)
-        if path.endswith(".toml"):
-            _refuse_credentials(content.decode("utf-8", "replace"), path, tuple(known))
+    if _free_of.get(tree) != known:
+        for path, content in tree.content.items():
+            refuse_secrets(content, path, known)
+            if path.endswith(".toml"):
+                _refuse_credentials(content.decode("utf-8", "replace"), path, tuple(known))
+        _free_of[tree] = known
     return objects.put(tree.archive, "the archive of the sources")
 
 
