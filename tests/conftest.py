@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.forks import forks, light_forks  # noqa: F401 - fixtures
+from tests.forks import SELDOM, forks, light_forks, read_migrations_once  # noqa: F401 - fixtures
 from tests.workers import fork_workers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +56,10 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
+    if "dagster._core.storage.sql" in sys.modules and not session.config.option.collectonly:
+        read_migrations_once()
     gc.freeze()
+    gc.set_threshold(*SELDOM)
     gc.enable()
     if "tests.ranks" in sys.modules and not session.config.option.collectonly and not GPU:
         sys.modules["tests.ranks"].start_server()

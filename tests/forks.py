@@ -33,7 +33,7 @@ import traceback
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 import pytest
 
@@ -64,6 +64,8 @@ OF_OTHERS = (
     "mergekit.tokensurgeon",
 )
 """What the programs import of others sooner or later. None of these starts a thread, as pyarrow does."""
+SELDOM = (10_000, 10, 10)
+"""When the collector looks: often, as is usual, it takes a twentieth of what most tests take."""
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("trainer", "vpmoe_assets", "tests")
 FORKED = ("trainer", "dagster", "tests.workers")
@@ -292,6 +294,26 @@ def light_forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         yield server
 
 
+def read_migrations_once() -> None:
+    """Let one reading of Dagster's migrations serve every storage that this process makes, and its forks.
+
+    There are a hundred, of which none is run for a new storage, and reading them takes longer than making it.
+    """
+    script = importlib.import_module("alembic.script")
+    read = script.ScriptDirectory.from_config
+    known: dict[str, Any] = {}
+
+    def from_config(config: Any) -> Any:
+        place = config.get_main_option("script_location")
+        if place not in known:
+            known[place] = read(config)
+        return known[place]
+
+    script.ScriptDirectory.from_config = from_config
+    storage = importlib.import_module("dagster._core.storage.sql")
+    from_config(storage.get_alembic_config(storage.__file__)).get_heads()
+
+
 def _load() -> None:
     """Import what is of others."""
     gc.disable()
@@ -302,6 +324,7 @@ def _load() -> None:
     for name in OF_OTHERS:
         importlib.import_module(name)
     torch.compile = real
+    read_migrations_once()
     gc.freeze()
     ours = [name for name in sys.modules if name.partition(".")[0] in OURS]
     assert not ours, ours
@@ -387,6 +410,7 @@ def _become(request: dict, descriptors: Sequence[int]) -> NoReturn:
             stream.reconfigure(line_buffering=number == 2 or os.isatty(number))
     if os.environ.get("PYTHONUNBUFFERED"):
         sys.stdout.reconfigure(write_through=True)
+    gc.set_threshold(*SELDOM)
     gc.enable()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()

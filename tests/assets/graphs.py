@@ -15,8 +15,6 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.events import DagsterEvent
 from dagster._core.loader import LoadingContextForTest
-from dagster._core.storage.event_log import in_memory as event_log_in_memory
-from dagster._core.storage.runs import in_memory as runs_in_memory
 
 from vpmoe_assets.codebase.tree import MEMORY, PACKAGES, SourceTree, replace_current
 from vpmoe_assets.lineage.index import Index
@@ -24,10 +22,6 @@ from vpmoe_assets.lineage.record import Record
 from vpmoe_assets.lineage.store import Store
 from vpmoe_assets.resources import launcher
 from vpmoe_assets.resources.trainer import TrainerResource
-
-# An instance in memory is never migrated, and reading all migrations takes longer than the rest of it.
-for storage in (event_log_in_memory, runs_in_memory):
-    storage.stamp_alembic_rev = lambda *_: None
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).resolve().parent / "programs"
