@@ -90,7 +90,7 @@ def trial(
         program = site.materialize(asset)
         if program.wait() == 0:
             took = (time.monotonic() - program.begun) / seconds[asset]
-            lab.pace = min(max((lab.pace + took) / 2, 1.0), 8.0)
+            lab.pace = min(max((lab.pace + took) / 2, 0.2), 8.0)
             break
         remedy(site, said := program.said())
     else:
