@@ -235,7 +235,7 @@ def read_only(fault: Fault) -> str:
 
 def small_disk(fault: Fault) -> str:
     """The store is on a disk of its own, which is soon full; then it grows."""
-    room = 1 << fault.draw.randrange(10, 26 if fault.asset in JOBS else 20)
+    room = 1 << fault.draw.randrange(10, 26 if fault.asset in JOBS else 17)
     store = fault.site.root / "artifacts"
     move_to_disk(store)
     leave_room(store, room)
