@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from vpmoe_assets.cli import main
+from vpmoe_assets.resources import shard_progress
 from vpmoe_assets.resources.detached import DetachedJob
 from vpmoe_assets.resources.process_record import Orchestrator, ProcessRecord
 from vpmoe_assets.running.detached import working
@@ -109,3 +110,51 @@ def test_watch_prints_a_line_for_each_job_or_says_that_there_is_none(area, tmp_p
     ]
     (told,) = json.loads(CliRunner().invoke(main, ["watch", "--json", "-e", "full"]).output)
     assert (told["asset"], told["step"], told["left_s"]) == ("vpmoe_stage1", 50, 60.0)
+
+
+def test_shards_at_work_tell_rows_pace_and_engine_until_they_are_done(tmp_path, monkeypatch):
+    work = tmp_path / ".work" / "smoke" / "synth_kd_v1-01234567"
+    work.mkdir(parents=True)
+    clock = [100.0]
+    monkeypatch.setattr(shard_progress.time, "monotonic", lambda: clock[0])
+    with shard_progress.ShardProgress("synth_kd_v1", 2000, work, "ray") as progress:
+        for _ in range(10):
+            clock[0] += 2.0
+            progress.advance(100)
+        (found,) = working(tmp_path)
+        assert (found.asset, found.state, found.step, found.steps) == ("synth_kd_v1", "running", 1000, 2000)
+        assert (found.launcher, found.left_s) == ("ray", pytest.approx(20.0))
+        os.utime(work / shard_progress.NOTE_NAME, (time.time() - 90,) * 2)
+        assert working(tmp_path)[0].state == "silent"
+        note = json.loads((work / shard_progress.NOTE_NAME).read_text())
+        note["orchestrator"]["boot"] = "another"
+        (work / shard_progress.NOTE_NAME).write_text(json.dumps(note))
+        assert working(tmp_path) == []  # it was killed
+    assert not list(work.iterdir())
+
+
+def test_shares_of_scores_are_summed_up(area, tmp_path):
+    work = area("teacher_topk")
+    data = tmp_path / "data"
+    data.mkdir()
+    splits = {"train": {"rows": 1000}, "valid": {"rows": 100}}
+    (data / "manifest.json").write_text(json.dumps({"splits": splits}))
+    inputs = {"synth_kd_v1": {"path": str(data / "payload")}}
+    (work / "job.json").write_text(
+        json.dumps({"command": "score", "recipe": {"subset_fraction": 0.5}, "inputs": inputs})
+    )
+    for number in range(2):
+        place = work / "workers" / str(number)
+        place.mkdir(parents=True)
+        (place / "STATUS").write_text("running\n")
+        (place / "heartbeat").write_text("{}")
+        lines = [{"step": step, "conversations": 10, "tokens": 500, "seconds": 2.0} for step in range(5)]
+        (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (found,) = working(tmp_path)
+    assert (found.state, found.phase, found.step) == ("running", "2 of 2 workers", 100)
+    assert (found.tokens_per_second, found.left_s) == (500.0, pytest.approx(50.0))
+    assert found.launcher == "local"
+    (work / "workers" / "1" / ".ray.json").write_text('{"host": "m1", "pid": 1, "gpus": "0"}')
+    (work / "workers" / "0" / "STATUS").write_text("done\n")
+    (found,) = working(tmp_path)
+    assert (found.phase, found.launcher, found.left_s) == ("1 of 2 workers", "ray", pytest.approx(100.0))

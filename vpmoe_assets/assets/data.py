@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from trainer.contract.schema.base import plain
@@ -14,6 +15,7 @@ from vpmoe_assets.assets.step import Produced
 from vpmoe_assets.build import Build, Built, Published
 from vpmoe_assets.checks import data as checks
 from vpmoe_assets.errors import DataError
+from vpmoe_assets.resources.shard_progress import ShardProgress
 
 
 def data_assets(experiment: Experiment) -> list[Produced]:
@@ -41,7 +43,6 @@ def _synth_harmony(experiment: Experiment) -> Produced:
         """
         from trainer.contract.files import replace_json
         from trainer.contract.scaffold import Scaffold
-        from vpmoe_assets.harmony.pool import Progress
         from vpmoe_assets.harmony.synth_harmony import build_synth_harmony
 
         manifest = build_synth_harmony(
@@ -55,7 +56,7 @@ def _synth_harmony(experiment: Experiment) -> Produced:
             created_unix_s=int(time.time()),
             processes=_processes(),
             engine=build.shards.open(build.work.scratch, build.context.log.warning),
-            progress=Progress,
+            progress=partial(ShardProgress, work=build.work.path, engine=build.shards.engine),
         )
         replace_json(build.work.manifest, manifest)
         return Built(
@@ -98,7 +99,6 @@ def _synth_kd_v1(experiment: Experiment) -> Produced:
         from trainer.contract.files import replace_json
         from vpmoe_assets.harmony.build import build_kd_from_harmony
         from vpmoe_assets.harmony.kd_config import KdConfig
-        from vpmoe_assets.harmony.pool import Progress
 
         built = build_kd_from_harmony(
             synth_harmony.directory / "manifest.json",
@@ -111,7 +111,7 @@ def _synth_kd_v1(experiment: Experiment) -> Produced:
             created_unix_s=int(time.time()),
             processes=_processes(),
             engine=build.shards.open(build.work.scratch, build.context.log.warning),
-            progress=Progress,
+            progress=partial(ShardProgress, work=build.work.path, engine=build.shards.engine),
         )
         if built.reused_shards:
             build.context.log.info(f"{built.reused_shards} shards were finished by an interrupted build")

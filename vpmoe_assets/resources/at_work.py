@@ -21,7 +21,7 @@ from trainer.contract.status import (
 )
 from vpmoe_assets.lineage.layout import directories
 
-_SILENT_S = 60.0
+SILENT_S = 60.0
 """Without a heartbeat for so long a job is hardly alive."""
 _PUBLISHING_S = 600.0
 """A work area without a job that changed so recently may be on its way to its place."""
@@ -77,7 +77,7 @@ class Job:
 
     @property
     def _heard(self) -> bool:
-        return self.silent_s is not None and self.silent_s < _SILENT_S
+        return self.silent_s is not None and self.silent_s < SILENT_S
 
 
 def jobs(root: Path, experiment: str) -> list[Job]:
@@ -88,7 +88,7 @@ def jobs(root: Path, experiment: str) -> list[Job]:
         experiment: Name.
     """
     parent = root / ".work" / experiment
-    found = [job for name in directories(parent) if (job := _job(parent / name)) is not None]
+    found = [job for name in directories(parent) if (job := job_in(parent / name)) is not None]
     return sorted(found, key=lambda job: (not job.alive, job.asset))
 
 
@@ -108,7 +108,12 @@ def publishing(root: Path, experiment: str, asset: str) -> bool:
     return False
 
 
-def _job(work: Path) -> Job | None:
+def job_in(work: Path) -> Job | None:
+    """Return the job of a work directory; None where none has begun in it.
+
+    Args:
+        work: The directory.
+    """
     try:
         state, reason = parse_status((work / STATUS_NAME).read_text(encoding="utf-8", errors="replace"))
     except OSError:
@@ -128,6 +133,11 @@ def _job(work: Path) -> Job | None:
         steps=steps if isinstance(steps, int) else None,
         last=_last(work / METRICS_NAME),
     )
+
+
+def file_of(work: Path) -> dict[str, Any]:
+    """Return the job file of a work directory; an empty one where there is none."""
+    return _object(work / JOB_NAME)
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -4,11 +4,11 @@ Ray gives out cores and GPUs; nothing is leased here. What is started here is th
 orchestrator as a local job is: with it, the job in the cluster ends.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from trainer.contract.schema.base import ConfigError
 from vpmoe_assets.errors import DataError
@@ -17,7 +17,7 @@ from vpmoe_assets.resources.launchers.local import BOUND_SIGNAL, LocalHandle, bo
 from vpmoe_assets.resources.leases import lease
 from vpmoe_assets.resources.processes import Log
 from vpmoe_assets.resources.ray.cluster import require_listening
-from vpmoe_assets.resources.ray.process import PLACED_NAME
+from vpmoe_assets.resources.ray.placed import PLACED_NAME, placed
 from vpmoe_assets.resources.ray.settings import RaySettings, ray_settings
 
 
@@ -40,23 +40,31 @@ def reserve(launch: Launch, log: Log) -> Iterator["RayHandle"]:
     holder = {"marker": launch.marker, "asset": f"{launch.experiment}/{launch.asset}", "pid": os.getpid()}
     (launch.work_dir / PLACED_NAME).unlink(missing_ok=True)
     with lease(0, holder=holder, wait_s=launch.wait_s, log=log) as none:
-        yield RayHandle(launch, none, settings=settings)
+        handle = RayHandle(launch, none, settings=settings)
+        try:
+            yield handle
+        finally:
+            handle.where = placed(launch.work_dir)
+            (launch.work_dir / PLACED_NAME).unlink(missing_ok=True)
 
 
 @dataclass
 class RayHandle(LocalHandle):
-    """A job in the cluster, as its driver."""
+    """A job in the cluster, as its driver.
+
+    Attributes:
+        settings: Of the cluster.
+        where: Where it ran, once that is over.
+    """
 
     settings: RaySettings = field(kw_only=True)
+    where: dict[str, Any] | None = None
 
     @property
     def devices(self) -> tuple[str, ...]:
         """Which GPUs of which machine the job has; empty on a CPU, and before it starts."""
-        if self.launch.device != "cuda":
-            return ()
-        try:
-            where = json.loads((self.launch.work_dir / PLACED_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        where = self.where or placed(self.launch.work_dir)
+        if self.launch.device != "cuda" or where is None:
             return ()
         return tuple(f"{where['host']}:{gpu}" for gpu in str(where["gpus"]).split(",") if gpu)
 

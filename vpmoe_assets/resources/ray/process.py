@@ -35,10 +35,9 @@ from vpmoe_assets.errors import DataError
 from vpmoe_assets.resources import bound
 from vpmoe_assets.resources.processes import MARKER_ENV
 from vpmoe_assets.resources.ray import cluster
+from vpmoe_assets.resources.ray.placed import PLACED_NAME
 from vpmoe_assets.resources.ray.settings import RaySettings
 
-PLACED_NAME = ".ray.json"
-"""In the work directory, from the command's start on: machine, process and GPUs."""
 _LOCK_NAME = ".ray.lock"
 _LOOK_S = 0.3
 _OWN = (MARKER_ENV, bound.PARENT_ENV, "CUDA_VISIBLE_DEVICES")
