@@ -41,6 +41,23 @@ def test_it_is_the_checkout_by_its_absolute_path_in_every_state_of_the_file(chec
     assert make(checkout) == wanted
 
 
+def test_an_environment_is_made_again_once_after_a_change_of_the_lock(checkout):
+    for name in ("requirements.lock", "pyproject.toml", ".python-version", ".venv/bin/python"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("#!/bin/sh\n")
+        (checkout / name).chmod(0o755)
+    stamp = checkout / ".venv/.installed"
+    stamp.touch()
+    os.utime(stamp, (0, 0))
+
+    def stale() -> int:
+        return subprocess.run(["make", "-q", "UV=true", stamp.relative_to(checkout)], cwd=checkout).returncode
+
+    assert stale() == 1
+    subprocess.run(["make", "-s", "UV=true", stamp.relative_to(checkout)], cwd=checkout, check=True)
+    assert stale() == 0
+
+
 def test_a_checkout_that_moved_is_found_again(checkout):
     make(checkout)
     moved = checkout.rename(checkout.parent / "moved")

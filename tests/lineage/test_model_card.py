@@ -14,11 +14,17 @@ def test_a_card_tells_origin_numbers_checks_and_scores_of_this_very_version(stor
     files = {"model.safetensors": b"w"}
     model = publish(store, "vpmoe", (data,), files=files, metrics={"loss": 3.0}, checks=[check])
     score = {"object_asset": "vpmoe", "object_version": model.version, "suite": "core8", "task": "mean"}
-    publish(store, "eval_vpmoe", (model,), evals=[{**score, "score": 0.25, "total": 8}])
+    scores = [
+        {**score, "score": 0.25, "total": 8},
+        {**score, "suite": "ppl", "task": "final/nll", "score": 9.5},
+    ]
+    publish(store, "eval_vpmoe", (model,), evals=scores)
     text = model_card(store, model)
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["model_name"] == "smoke/vpmoe"
-    assert front["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.25
+    metrics = {each["metrics"][0]["type"]: each["metrics"][0] for each in front["model-index"][0]["results"]}
+    assert metrics["centered_accuracy"]["value"] == 0.25
+    assert metrics["nll"]["name"] == "final/nll", "what is no accuracy is not said to be one"
     for line in (
         f"| content digest | `{model.digest}` |",
         "| loss | 3 |",

@@ -36,6 +36,7 @@ from vpmoe_assets.resources.index import IndexResource
 from vpmoe_assets.resources.shards import ShardsResource
 from vpmoe_assets.resources.told import VERSION_TAG
 from vpmoe_assets.resources.trainer import TrainerResource
+from vpmoe_assets.units import human_bytes
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,10 @@ class Making:
             self.context.log.info(
                 f"{step.asset}: restored {record.version}, which had been removed or damaged: what was made "
                 "is what had been published"
+            )
+        else:
+            self.context.log.info(
+                f"{step.asset}: made {record.version}, {human_bytes(sum(each.size for each in record.files))}"
             )
         self._settle(record)
         return self._published(record)

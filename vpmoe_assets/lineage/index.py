@@ -199,7 +199,10 @@ class Index:
 
     @contextlib.contextmanager
     def _writer(self, wait_s: float) -> Iterator[None]:
-        import vpmoe_assets.lineage.rebuilding  # noqa: F401 (loaded before anybody waits for the lock)
+        # What writes is loaded before anybody waits for the lock.
+        import duckdb  # noqa: F401
+
+        import vpmoe_assets.lineage.rebuilding  # noqa: F401
 
         lock = self.path.parent / ".work" / ".locks" / f"{self.path.stem}.lock"
         try:

@@ -149,12 +149,19 @@ def _scores(store: Store, record: Record) -> list[EvalScore]:
     return found
 
 
+def _metric_type(score: EvalScore) -> str:
+    """Return what a score is: of the tasks of CORE-8 an accuracy; of all else what its name ends with."""
+    if score.suite == "core8":
+        return "centered_accuracy" if score.task == "mean" else "accuracy"
+    return score.task.rpartition("/")[2]
+
+
 def _model_index(record: Record, scores: Sequence[EvalScore]) -> list[dict[str, Any]]:
     results = [
         {
             "task": {"type": "text-generation"},
             "dataset": {"name": each.suite, "type": each.suite},
-            "metrics": [{"type": "accuracy", "name": each.task, "value": each.score}],
+            "metrics": [{"type": _metric_type(each), "name": each.task, "value": each.score}],
         }
         for each in scores
     ]

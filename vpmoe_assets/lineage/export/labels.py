@@ -42,4 +42,4 @@ def _counted(value: int) -> str:
         if abs(value) >= size:
             scale = 1000 if unit == "k" else size
             return f"{value / scale:.3g} {unit}"
-    return str(value)
+    return f"{value:,}"
