@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from tests.assets.graphs import ROOT, SMALL
+from tests.forks import Forks
 
 COMMIT = "555799acd8c4960e261eb8a8d62de95a30e3eedf"
 MADE = ("o200k_tokenizer", "synth", "synth_harmony")
@@ -26,7 +26,7 @@ assert made.success
 """
 
 
-def make_earlier_store(directory: Path) -> Path:
+def make_earlier_store(directory: Path, forks: Forks) -> Path:
     """Let the code of the commit make a few small artifacts in a directory, and return the store."""
     checkout, store = directory / "checkout", directory / "artifacts"
     checkout.mkdir(parents=True)
@@ -44,10 +44,9 @@ def make_earlier_store(directory: Path) -> Path:
         text = text.replace(old, new)
     (checkout / "tiny.toml").write_text(text)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, json.dumps(MADE)],
-        cwd=checkout,
-        env={
+    done = forks.run(
+        ["-c", _PROGRAM, json.dumps(MADE)],
+        environment={
             **environment,
             "PYTHONPATH": str(checkout),
             "VPMOE_EXPERIMENT": str(checkout / "tiny.toml"),
@@ -57,8 +56,7 @@ def make_earlier_store(directory: Path) -> Path:
             "VPMOE_GIT_SHA": COMMIT,
             "VPMOE_GIT_DIRTY": "0",
         },
-        capture_output=True,
-        text=True,
+        directory=checkout,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return store

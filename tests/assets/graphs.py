@@ -39,10 +39,14 @@ NARROW = {
     "num_query_groups = 2\nhead_dim = 16": "num_query_groups = 2\nhead_dim = 4",
 }
 """Models a quarter as wide: what there is for each of the 201,088 words is most of what is trained."""
-SHALLOW = {
+NARROW_DONORS = {
     **NARROW,
+    "num_layers = 8\nhidden_size = 64": "num_layers = 8\nhidden_size = 16",
     "num_key_value_heads = 4\nhead_dim = 16": "num_key_value_heads = 4\nhead_dim = 4",
     "hidden_size = 64\nvocab_size": "hidden_size = 16\nvocab_size",
+}
+SHALLOW = {
+    **NARROW_DONORS,
     "seq_len = 1024\n": "seq_len = 256\n",
     "block = 1024\n": "block = 256\n",
     "global_batch_size = 2\n": "global_batch_size = 1\n",

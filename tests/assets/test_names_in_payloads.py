@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.assets.graphs import DATA, Graph, write_experiment
+from tests.assets.graphs import DATA, NARROW_DONORS, Graph, write_experiment
 
 pytestmark = pytest.mark.slow
 
@@ -14,7 +14,8 @@ NAME = "an_experiment_by_another_name"
 @pytest.fixture(scope="module")
 def renamed(tmp_path_factory: pytest.TempPathFactory) -> Graph:
     directory = tmp_path_factory.mktemp(NAME)
-    file = write_experiment(directory / "renamed.toml", {'name = "smoke"': f'name = "{NAME}"'})
+    changes = {'name = "smoke"': f'name = "{NAME}"', **NARROW_DONORS}
+    file = write_experiment(directory / "renamed.toml", changes)
     graph = Graph(file, directory / "artifacts")
     graph.make(*DATA, "core8_bundle", "qwen3_0_6b", "gpt_oss_20b")
     return graph

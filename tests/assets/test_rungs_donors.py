@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.assets.graphs import Graph
+from tests.assets.graphs import NARROW_DONORS, Graph
 from vpmoe_assets import hub
 from vpmoe_assets.donors import tokenizers
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def donors(graph) -> Graph:
-    return graph()
+    return graph(NARROW_DONORS)
 
 
 def test_both_donors_are_made_verified_and_reused(donors):

@@ -21,8 +21,8 @@ BECAUSE = "the code that makes bytes was moved and not changed"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    return make_earlier_store(tmp_path_factory.mktemp("earlier"))
+def made(tmp_path_factory, forks) -> Path:
+    return make_earlier_store(tmp_path_factory.mktemp("earlier"), forks)
 
 
 @pytest.fixture
