@@ -212,7 +212,7 @@ def test_a_job_whose_heart_stops_is_killed_with_its_stack(run_stand_in, test_id,
     ("settings", "message"),
     [
         ({"device": "cuda"}, r'nproc = 1 asks for 1 GPU.*found 0.*device = "cpu"'),
-        ({"launcher": "slrm"}, r'launcher = "slrm" was asked for; available: "local", "slurm"'),
+        ({"launcher": "slrm"}, r'launcher = "slrm" was asked for; available: "local", "ray", "slurm"'),
         ({"nproc": 2}, r"nproc = 2, but tp × dp = 1 × 1"),
         ({"wandb": "online"}, r'no API key for api.wandb.ai.*wandb = "offline"'),
         ({"command": "train"}, r"cannot be started.*recipe"),
