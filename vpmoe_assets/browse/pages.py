@@ -376,24 +376,16 @@ class Pages:
 
     @cached_property
     def _templates(self) -> Any:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+        from vpmoe_assets.browse.compiled import environment
 
-        environment = Environment(
-            loader=FileSystemLoader(HERE / "templates"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters |= {
+        filters = {
             "bytes": human_bytes,
             "number": artifact.said,
             "when": lambda text: text[:16].replace("T", " "),
             "took": artifact.took,
             "tree": tree,
         }
-        environment.globals |= {"page_of": page_of, "at_work": at_work, "raw": _raw}
-        return environment
+        return environment(filters, {"page_of": page_of, "at_work": at_work, "raw": _raw})
 
 
 def _follows(standing: Standing | None) -> bool:
