@@ -62,7 +62,7 @@ def test_ten_runs_at_once_on_one_store_make_each_thing_once_and_end(
         return forks.run(
             ["-m", "dagster", "asset", "materialize", "-m", "vpmoe_assets.definitions", "--select", selected],
             environment={**os.environ, "VPMOE_ARTIFACTS": str(root), "VPMOE_EXPERIMENT": str(file)},
-            directory=ROOT,
+            directory=tmp_path / "dagster",  # the checkout has an .env, which names another home
         )
 
     with ThreadPoolExecutor(RUNS) as runs:
