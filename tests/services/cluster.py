@@ -174,7 +174,7 @@ class Cluster:
 
         wait_until(lambda: bool(queued()), "a job that was queued again", 120)
         for job in queued():
-            self.ask("scontrol", "update", f"jobid={job}", "StartTime=now+3")
+            self.ask("scontrol", "update", f"jobid={job}", "StartTime=now+7")
 
     def wait_idle(self) -> None:
         """Wait until both machines can be used and no job is left."""
