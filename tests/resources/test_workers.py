@@ -7,7 +7,8 @@ import pytest
 
 from trainer.contract.status import JOB_NAME
 from vpmoe_assets.resources.launcher import Launch, LaunchError
-from vpmoe_assets.resources.workers import launches, places, reserve
+from vpmoe_assets.resources.worker_places import places
+from vpmoe_assets.resources.workers import launches, reserve
 
 
 class Handles:

@@ -59,7 +59,7 @@ class RayCluster:
         options += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats", "--block"]
         environment = {**os.environ, **self.environment, _MARK: str(self.place)}
         environment |= {"PYTHONPATH": str(ROOT), "RAY_health_check_initial_delay_ms": "1000"}
-        environment |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
+        environment |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "10"}
         for name in (TEST_ENV, "RAY_ADDRESS"):
             environment.pop(name, None)
         program = [str(Path(sys.executable).with_name("ray")), "start"]
@@ -74,7 +74,7 @@ class RayCluster:
             )
         said = self.place / f"{node}.out"
         wait_until(
-            lambda: b"--block" in said.read_bytes() or self._over(node), f"machine {node}", 90, said.read_text
+            lambda: b"--block" in said.read_bytes() or self._over(node), f"machine {node}", 180, said.read_text
         )
         assert not self._over(node), said.read_text()
         said.rename(said.with_suffix(".started"))

@@ -33,6 +33,7 @@ from vpmoe_assets.resources.reaping import settle
 from vpmoe_assets.resources.tail import MetricsTail
 from vpmoe_assets.resources.tracking import WandbKeyMissingError, wandb_environment
 from vpmoe_assets.resources.watcher import Limits, StalledError, Watcher
+from vpmoe_assets.resources.worker_places import places
 
 _AFTER_FAILURE_S = 30.0
 
@@ -243,7 +244,7 @@ class TrainerResource(dg.ConfigurableResource):
         Raises:
             dagster.Failure: A job in it is being run by somebody else, or may still run elsewhere.
         """
-        for place in (work_dir, *workers.places(work_dir)):
+        for place in (work_dir, *places(work_dir)):
             try:
                 require_followed(place, self.launcher, os.environ)
                 left = settle(

@@ -15,8 +15,7 @@ from trainer.contract.status import HEARTBEAT_NAME, JOB_NAME, STATUS_NAME
 from vpmoe_assets.resources.launcher import Handle, Launch, Launcher
 from vpmoe_assets.resources.processes import Log, new_marker
 from vpmoe_assets.resources.watcher import Watcher
-
-FOLDER = "workers"
+from vpmoe_assets.resources.worker_places import FOLDER, places
 
 
 def launches(launch: Launch, workers: int) -> list[Launch]:
@@ -35,11 +34,6 @@ def launches(launch: Launch, workers: int) -> list[Launch]:
         share = ("--shard", str(number), "--of", str(workers))
         starts.append(replace(launch, work_dir=place, marker=new_marker(), arguments=share))
     return starts
-
-
-def places(work_dir: Path) -> list[Path]:
-    """Return the directories of the workers that a job has had, in order."""
-    return sorted(path for path in (work_dir / FOLDER).glob("*") if path.is_dir())
 
 
 def tidy(work_dir: Path) -> None:

@@ -13,7 +13,7 @@ from vpmoe_assets.resources.process_record import ProcessRecord
 from vpmoe_assets.resources.ray.placed import placed
 from vpmoe_assets.resources.shard_progress import shards_at_work
 from vpmoe_assets.resources.slurm import batch
-from vpmoe_assets.resources.workers import places
+from vpmoe_assets.resources.worker_places import places
 from vpmoe_assets.running.shares import alone, left_s, shares
 
 State = Literal["running", "queued", "silent"]

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from vpmoe_assets.resources.at_work import Job, job_in
-from vpmoe_assets.resources.workers import places
+from vpmoe_assets.resources.worker_places import places
 
 
 @dataclass(frozen=True)
