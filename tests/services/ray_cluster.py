@@ -63,21 +63,27 @@ class RayCluster:
         for name in (TEST_ENV, "RAY_ADDRESS"):
             environment.pop(name, None)
         program = [str(Path(sys.executable).with_name("ray")), "start"]
-        with (self.place / f"{node}.out").open("ab") as output:
-            self._nodes[node] = subprocess.Popen(
-                [*BOUND, *before, *program, *(where if head else [f"--address={self.address}"]), *options],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
         said = self.place / f"{node}.out"
-        wait_until(
-            lambda: b"--block" in said.read_bytes() or self._over(node), f"machine {node}", 180, said.read_text
-        )
-        assert not self._over(node), said.read_text()
-        said.rename(said.with_suffix(".started"))
+        line = [*BOUND, *before, *program, *(where if head else [f"--address={self.address}"]), *options]
+        for patience in (2, 1, 0):  # Ray gives a machine 30 s to start, which is little where others work
+            with said.open("wb") as output:
+                server = subprocess.Popen(
+                    line,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+            self._nodes[node] = server
+
+            def settled(server: subprocess.Popen[bytes] = server) -> bool:
+                return b"--block" in said.read_bytes() or server.poll() is not None
+
+            wait_until(settled, f"machine {node}", 180, said.read_text)
+            if server.poll() is None:
+                return
+            assert patience, said.read_text()
 
     def lose_node(self, node: str) -> None:
         """Let a machine go: its daemon is killed, and what it ran finds out by itself."""
@@ -104,9 +110,6 @@ class RayCluster:
                 if process.environ().get(_MARK) == str(self.place):
                     found.append(process)
         return found
-
-    def _over(self, node: str) -> bool:
-        return self._nodes[node].poll() is not None
 
     def stop(self) -> None:
         """End both machines, and everything that they left."""
