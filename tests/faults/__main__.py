@@ -53,8 +53,11 @@ def main() -> int:
     if options.table:
         print(table(read(options.results)))
         return 0
-    with tempfile.TemporaryDirectory(prefix="vpmoe-faults-", dir=_fast()) as temporary:
-        failed = sitting(options, kinds, assets, options.directory or Path(temporary))
+    if options.directory is not None:
+        failed = sitting(options, kinds, assets, options.directory)
+    else:
+        with tempfile.TemporaryDirectory(prefix="vpmoe-faults-", dir=_fast()) as temporary:
+            failed = sitting(options, kinds, assets, Path(temporary))
     print(table(read(options.results)))
     return int(failed)
 
