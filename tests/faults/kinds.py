@@ -204,13 +204,15 @@ WRITES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "everything": ("*/artifacts/*", ANY),
 }
 """What cannot be written, and for which assets there is such a thing."""
+ONCE = ("record", "ledger", "job")
+"""Of these, what is written once or twice."""
 
 
 def full(what: str) -> Kind:
     """Return the kind where the disk is full for files of one sort."""
 
     def disturbed(fault: Fault) -> str:
-        spare = fault.draw.choice((0, 0, 0, 1, 1, 2, 3, 8))
+        spare = fault.draw.choice((0, 0, 0, 1) if what in ONCE else (0, 0, 0, 1, 1, 2, 3, 8))
         fault.lab.disturber.refuse(WRITES[what][0].replace("*/artifacts", f"{fault.site.root}*"), spare=spare)
         program = fault.site.materialize(fault.asset, grace_s=5.0)
         code = program.wait()
