@@ -186,7 +186,7 @@ def killed_daemon(fault: Fault) -> str:
 # Disks and clocks.
 
 WRITES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "record": (f"*/{RECORD_NAME}*", ANY),
+    "record": (f"*{RECORD_NAME}*", ANY),
     "ledger": ("*/.records/*", ANY),
     "payload": ("*/.work/*payload*", ANY),
     "index": ("*index.duckdb*", ANY),
@@ -197,7 +197,7 @@ WRITES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "console": ("*/console.txt", JOBS),
     "heartbeat": ("*heartbeat*", JOBS),
     "status": ("*STATUS*", JOBS),
-    "job": ("*/job.json*", JOBS),
+    "job": ("*job.json*", JOBS),
     "object": ("*/.objects/*", ANY),
     "work": ("*/.work/*", ANY),
     "events": ("*/.dagster/*", ANY),
