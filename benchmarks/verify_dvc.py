@@ -1,7 +1,8 @@
 """Is nothing changed? `vpmoe verify` beside `dvc status`, on the same files, none of which was.
 
     python -m venv DVC && DVC/bin/pip install -r benchmarks/verify_dvc.txt
-    python -m benchmarks.verify_dvc DVC [--files 1000000] [--records 10000] [--directory DIR] [--record]
+    python -m benchmarks.verify_dvc DVC [--files 1000000] [--records 10000] [--directory DIR | --keep DIR]
+        [--record]
 
 Both have looked at everything before, and remember it; each command is timed whole, in turn, with the start
 of its process. Both see the same files: DVC's have a second name. Making them takes much longer than looking,
@@ -9,6 +10,7 @@ the most of it in `dvc add`.
 """
 
 import argparse
+import json
 import os
 import resource
 import shutil
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from benchmarks import synthetic_store
@@ -39,12 +42,21 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--records", type=int, default=10_000)
     parser.add_argument("--directory", type=Path, help="where the files are made, and removed")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="leave the files in DIR; found there, they are not made again",
+    )
     parser.add_argument("--record", action="store_true", help="append to results.jsonl")
     given = parser.parse_args()
     dvc = given.environment.absolute() / "bin" / "dvc"
-    with tempfile.TemporaryDirectory(dir=given.directory) as place:
-        root = Path(place)
-        files = _prepare(root, dvc, given.records, given.files)
+    with nullcontext(given.keep) if given.keep else tempfile.TemporaryDirectory(dir=given.directory) as place:
+        root = Path(place).absolute()
+        made = root / "made.json"
+        if not made.exists():
+            made.write_text(json.dumps({"files": _prepare(root, dvc, given.records, given.files)}))
+        files = json.loads(made.read_text())["files"]
         took = _times(root, dvc)
     ours, theirs = (statistics.median(took[name]) for name in ("vpmoe", "dvc"))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
@@ -63,6 +75,7 @@ def main() -> None:
 def _prepare(root: Path, dvc: Path, records: int, files: int) -> int:
     """Make a store, have DVC track its files and let both look at them; returns how many there are."""
     synthetic_store.EXPERIMENTS = 1
+    root.mkdir(parents=True, exist_ok=True)
     store = Store(root / "artifacts")
     synthetic_store.write_store(store.root, records, files)
     Index(store.root / "index.duckdb").rebuild(store)
