@@ -13,15 +13,7 @@ NAME = "faults"
 CHANGES = {
     **EXPERIMENT,
     'name = "smoke"': f'name = "{NAME}"',
-    "num_layers = 8\nhidden_size = 64": "num_layers = 4\nhidden_size = 16",
-    "num_key_value_heads = 4\nhead_dim = 16\nintermediate_size = 192": (
-        "num_key_value_heads = 4\nhead_dim = 4\nintermediate_size = 48"
-    ),
-    '[sources.gpt_oss_20b]\nkind = "seeded"\nhidden_size = 64': (
-        '[sources.gpt_oss_20b]\nkind = "seeded"\nhidden_size = 16'
-    ),
-    "[rungs.defaults.model]\nhidden_size = 64": "[rungs.defaults.model]\nhidden_size = 16",
-    "num_query_groups = 2\nhead_dim = 16": "num_query_groups = 2\nhead_dim = 4",
+    "intermediate_size = 192": "intermediate_size = 48",
     'kind = "artifact"                        # a stand-in: our own stage 1, trained longer\n'
     'asset = "vpmoe_stage1"\nextra_steps = 8\n': (
         f'kind = "server"\nmodel = "{MODEL}"\nrevision = "{REVISION}"\nurl_env = "{URL_ENV}"\n'

@@ -41,7 +41,8 @@ def close_the_terminal(site: Site) -> None:
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, inside)
         site.process = subprocess.Popen(
-            ["setsid", "--ctty", "--wait", *MATERIALIZE],
+            # As a window starts it: a hangup that is ignored, as under `nohup`, would be handed down.
+            ["env", "--default-signal=HUP", "setsid", "--ctty", "--wait", *MATERIALIZE],
             cwd=site.root,
             env=site.environment(),
             stdin=inside,

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -186,6 +187,7 @@ def _main() -> None:
             results = Driver(work, place, connection.send).run()
         connection.send(("done", results))
     except BaseException as error:
+        traceback.print_exc()  # into the driver's log: an error of Ray's own says little without
         with suppress(OSError):
             connection.send(("failed", portable(error)))
     cluster.leave()
