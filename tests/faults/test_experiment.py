@@ -1,4 +1,4 @@
-"""The experiment that faults are made in is one, whatever becomes of the ladder that it is a smaller one of."""
+"""The experiment that faults are made in: whatever becomes of the ladder that it is a smaller one of."""
 
 import pytest
 
