@@ -409,6 +409,25 @@ def test_a_truncated_file_is_reported_and_repaired(store, filled):
     assert contents(filled) == before
 
 
+def test_a_damaged_byte_is_mended_by_the_next_publication_or_told_to_whoever_reads_it(store, index):
+    put(store, index, "a")
+    read, told = 0, []
+    for number in range(4):
+        whole = bytearray(index.path.read_bytes())
+        whole[(16384 + 131072 * number + 4200) % len(whole)] ^= 1
+        index.path.write_bytes(whole)
+        put(store, index, f"b{number}")
+        assert not index.path.with_name(f"{index.path.name}.wal").exists()
+        try:
+            assert len(index.query("SELECT * FROM artifacts").rows) == number + 2
+            read += 1
+        except IndexCorruptError as error:
+            told.append(str(error))
+        index.rebuild(store)
+    assert read
+    assert all("vpmoe index rebuild" in each for each in told)
+
+
 def test_an_absent_index_is_reported_with_the_remedy(index):
     with pytest.raises(IndexCorruptError, match="vpmoe index rebuild"):
         index.query("SELECT 1")

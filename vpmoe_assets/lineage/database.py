@@ -70,6 +70,13 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def is_damage(error: Exception) -> bool:
+    """Whether the file is to blame for an error, and not what was asked: a statement reads no other file."""
+    import duckdb
+
+    return isinstance(error, duckdb.IOException | duckdb.SerializationException | duckdb.FatalException)
+
+
 def _is_lock(error: Exception) -> bool:
     return "lock on file" in str(error) or "different configuration" in str(error)
 

@@ -20,7 +20,7 @@ from trainer.contract.canonical import sha256_json
 from vpmoe_assets.lineage import locks
 from vpmoe_assets.lineage.answers import answer
 from vpmoe_assets.lineage.changes import Change, Changes
-from vpmoe_assets.lineage.database import HINT, created, one_line, opened
+from vpmoe_assets.lineage.database import HINT, created, is_damage, one_line, opened
 from vpmoe_assets.lineage.errors import (
     BusyError,
     IndexCorruptError,
@@ -163,6 +163,8 @@ class Index:
             try:
                 return Table(*answer(database, sql, parameters))
             except duckdb.Error as error:
+                if is_damage(error):
+                    raise IndexCorruptError(f"{self.path} is damaged ({one_line(error)}); {HINT}") from error
                 raise QueryError(one_line(error)) from error
 
     def of_assets(self, experiment: str, assets: Sequence[str]) -> "Rows":
@@ -245,6 +247,7 @@ class Index:
                 _remove(database, [key for key, _ in found])
                 _add(database, [rows for _, rows in found if rows is not None])
                 database.commit()
+                database.execute("CHECKPOINT")  # closing would do so, and leave damage that it meets unsaid
             except duckdb.Error as error:
                 raise IndexCorruptError(f"{self.path}: {one_line(error)}; {HINT}") from error
         self._changes.settle(changes)
