@@ -27,9 +27,7 @@ def installed_packages() -> tuple[dict[str, str | None], ...]:
     """
     found: dict[str, dict[str, str | None]] = {}
     for distribution in metadata.distributions():
-        # `distribution.metadata` parses the whole file, long description and all, at each use.
-        said = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
-        header = dict(_FIELD.findall(said.partition("\n\n")[0]))
+        header = _header(distribution)
         name, version = header.get("Name"), header.get("Version")
         if not name:  # what an installer left behind when it was interrupted; nothing can be imported by it
             continue
@@ -43,6 +41,12 @@ def installed_packages() -> tuple[dict[str, str | None], ...]:
         }
         found.setdefault(plain_name(name), entry)
     return tuple(found[name] for name in sorted(found))
+
+
+def _header(distribution: metadata.Distribution) -> dict[str, str]:
+    """Return name and version; `distribution.metadata` parses the long description, too, at each use."""
+    said = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    return dict(_FIELD.findall(said.partition("\n\n")[0]))
 
 
 def plain_name(name: str) -> str:
@@ -59,7 +63,7 @@ def edited_files() -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for distribution in metadata.distributions():
-        name, root = distribution.metadata["Name"], Path(str(distribution.locate_file("")))
+        name, root = _header(distribution).get("Name"), Path(str(distribution.locate_file("")))
         listed = distribution.read_text("RECORD")
         if not name or not listed or root.name == _VENDORED or plain_name(name) in found:
             continue

@@ -241,22 +241,15 @@ def here() -> str:
 
 def died(error: Exception) -> bool:
     """Whether a piece of work ended because its process or its machine did."""
-    from ray.exceptions import (
-        ActorDiedError,
-        ActorUnavailableError,
-        LocalRayletDiedError,
-        NodeDiedError,
-        OutOfMemoryError,
-        WorkerCrashedError,
-    )
+    from ray import exceptions
 
     kinds = (
-        ActorDiedError,
-        ActorUnavailableError,
-        LocalRayletDiedError,
-        NodeDiedError,
-        OutOfMemoryError,
-        WorkerCrashedError,
+        exceptions.ActorDiedError,
+        exceptions.ActorUnavailableError,
+        exceptions.LocalRayletDiedError,
+        exceptions.NodeDiedError,
+        exceptions.OutOfMemoryError,
+        exceptions.WorkerCrashedError,
     )
     return isinstance(error, kinds)
 
