@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,21 @@ ROOT = Path(__file__).resolve().parents[1]
 def read(results: Path) -> list[dict[str, Any]]:
     """Return what is in a file of results; nothing where there is none."""
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def latest(results: Iterable[dict[str, Any]], *keys: str) -> dict[Any, dict[str, Any]]:
+    """Return what last came of each part.
+
+    Args:
+        results: In the order in which they came.
+        keys: Whose values, a tuple, name a part.
+    """
+    return {tuple(each[key] for key in keys): each for each in results}
+
+
+def in_memory() -> str | None:
+    """Return a directory in memory, where there is one, for what is written and read many times."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 def add(results: Path, result: dict[str, Any]) -> None:

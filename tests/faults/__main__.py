@@ -2,8 +2,9 @@
 
 Each is made in a copy of the experiment as it was before an asset, and ends when that asset is there; then
 everything has to be as if nothing had happened (`tests.faults.judge`). What came of it is appended to the
-results, a JSON line each, so a sitting may end at any time; a seed that stands there is not drawn again. The
-table of all results is printed at the end; `--table` prints it alone.
+results, a JSON line each, so a sitting may end at any time. A seed that stands there is passed over; a
+fault that was not survived is made again, and its last word holds. The table of all results is printed at the
+end; `--table` prints it alone.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from tests.faults.mounts import why_not
 from tests.faults.site import open_lab
 from tests.faults.teacher import serving
 from tests.faults.trial import trial
-from tests.sittings import add, commit, read
+from tests.sittings import add, commit, in_memory, latest, read
 
 RESULTS = ROOT / "benchmarks" / "faults.jsonl"
 
@@ -56,7 +57,7 @@ def main() -> int:
     if options.directory is not None:
         failed = sitting(options, kinds, assets, options.directory)
     else:
-        with tempfile.TemporaryDirectory(prefix="vpmoe-faults-", dir=_fast()) as temporary:
+        with tempfile.TemporaryDirectory(prefix="vpmoe-faults-", dir=in_memory()) as temporary:
             failed = sitting(options, kinds, assets, Path(temporary))
     print(table(read(options.results)))
     return int(failed)
@@ -65,15 +66,14 @@ def main() -> int:
 def sitting(options: argparse.Namespace, kinds: list[str], assets: set[str], directory: Path) -> bool:
     """Make faults until there are enough, or the time is over; says whether one was not survived."""
     begun, failed = time.monotonic(), False
-    known = {result["seed"] for result in read(options.results)}
+    known = latest(read(options.results), "seed")
     with serving() as oracle, open_lab(directory, oracle, short=options.short) as lab:
         facts = lab.prepare(lambda line: print(line, flush=True))
         print(f"undisturbed: {sum(facts['seconds'].values()):.0f} s; {directory}", flush=True)
         judge = Judge(lab, facts["digests"])
         seed, made = options.seed, 0
         while made < options.count and time.monotonic() - begun < options.minutes * 60:
-            if seed not in known:
-                kind = kinds[seed % len(kinds)]
+            if (kind := due(seed, kinds, known.get((seed,)))) is not None:
                 outcome = trial(lab, judge, facts["seconds"], seed, commit(), kind, assets)
                 made += 1
                 failed = failed or bool(outcome.wrong)
@@ -88,8 +88,16 @@ def sitting(options: argparse.Namespace, kinds: list[str], assets: set[str], dir
     return failed
 
 
+def due(seed: int, kinds: list[str], last: dict[str, Any] | None) -> str | None:
+    """Return of what kind the fault is that a seed makes; None where it stands already, and was survived."""
+    if last is None:
+        return kinds[seed % len(kinds)]
+    return last["kind"] if last["wrong"] else None
+
+
 def table(results: list[dict[str, Any]]) -> str:
-    """Return results by kind."""
+    """Return results by kind; the last word about a seed holds."""
+    results = [*latest(results, "seed").values()]
     by_kind = defaultdict(list)
     for result in results:
         by_kind[result["kind"]].append(result)
@@ -102,11 +110,6 @@ def table(results: list[dict[str, Any]]) -> str:
         tries, seconds = (sum(each[name] for each in found) / count for name in ("tries", "seconds"))
         lines.append(f"{kind:28}{len(found):8}{struck:8}{survived:10}{tries:8.1f}{seconds:9.1f}")
     return "\n".join(lines)
-
-
-def _fast() -> str | None:
-    """Return a directory in memory, where there is one: a fault rewrites what a run reads."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 if __name__ == "__main__":

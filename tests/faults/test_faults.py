@@ -17,6 +17,26 @@ KINDS = (
 )
 
 
+def test_a_fault_that_was_not_survived_is_made_again_and_its_last_word_holds() -> None:
+    first = {
+        "seed": 7,
+        "kind": "clock jumps",
+        "struck": True,
+        "tries": 1,
+        "seconds": 2.0,
+        "wrong": ["a file"],
+    }
+    other = {**first, "seed": 8, "wrong": []}
+    assert faults.due(7, ["interrupted"], None) == "interrupted"
+    assert faults.due(7, ["interrupted"], first) == "clock jumps", "as the same fault, whatever is asked for"
+    assert faults.due(8, ["interrupted"], other) is None
+    counted = [
+        faults.table([first, other, *more]).splitlines()[-1].split()
+        for more in ([], [{**first, "wrong": []}])
+    ]
+    assert counted == [["all", "2", "2", "1", "1.0", "2.0"], ["all", "2", "2", "2", "1.0", "2.0"]]
+
+
 @pytest.mark.services
 @pytest.mark.slow
 @pytest.mark.timeout(900)

@@ -24,9 +24,10 @@ from hypothesis.reporting import with_reporter
 
 from tests.hostile.judging import judge
 from tests.hostile.parsers import PARSERS, Parser
-from tests.sittings import ROOT, add, commit, read
+from tests.sittings import ROOT, add, commit, latest, read
 
 RESULTS = ROOT / "benchmarks" / "hostile.jsonl"
+PART = ("parser", "seed")
 PORTION = 1000
 """Inputs of one process and one seed."""
 MORE_BYTES = 2 << 30
@@ -89,16 +90,11 @@ def portions(examples: int) -> Iterator[tuple[int, int]]:
         yield seed, min(PORTION, examples - first)
 
 
-def latest(results: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return what last came of each parser and seed."""
-    return {(each["parser"], each["seed"]): each for each in results}
-
-
 def table(results: list[dict[str, Any]]) -> str:
     """Return results by parser; the last word about a seed holds."""
     lines = [f"{'parser':24} {'examples':>8} {'seconds':>8} {'peak MiB':>9}  outcome"]
     for parser in PARSERS:
-        found = [each for (name, _), each in latest(results).items() if name == parser.name]
+        found = [each for (name, _), each in latest(results, *PART).items() if name == parser.name]
         held = sum(each["examples"] for each in found if not each["wrong"])
         seconds = sum(each["seconds"] for each in found)
         peak = max((each["peak_bytes"] for each in found), default=0) / 2**20
@@ -122,7 +118,7 @@ def main() -> int:
     for parser in () if asked.table else PARSERS:
         if asked.parser and not any(part in parser.name for part in asked.parser):
             continue
-        known = latest(read(asked.results))
+        known = latest(read(asked.results), *PART)
         for seed, examples in portions(asked.examples):
             last = known.get((parser.name, seed))
             if last and not last["wrong"] and last["examples"] >= examples:
@@ -140,7 +136,7 @@ def main() -> int:
     print(table(results))
     if left:
         print(f"{left} inputs are left to the next sitting")
-    return int(any(each["wrong"] for each in latest(results).values()))
+    return int(any(each["wrong"] for each in latest(results, *PART).values()))
 
 
 if __name__ == "__main__":

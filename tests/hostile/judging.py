@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.hostile.parsers import Parser
+from tests.sittings import in_memory
 
 
 def judge(parser: Parser, examples: int, number: int = 0) -> None:
@@ -17,7 +18,7 @@ def judge(parser: Parser, examples: int, number: int = 0) -> None:
         examples: How many.
         number: Seed of the inputs.
     """
-    with tempfile.TemporaryDirectory(prefix="vpmoe-hostile-") as where:
+    with tempfile.TemporaryDirectory(prefix="vpmoe-hostile-", dir=in_memory()) as where:
 
         @seed(number)
         @settings(
