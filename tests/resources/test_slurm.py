@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from trainer.contract.schema.base import ConfigError
-from trainer.contract.status import HEARTBEAT_NAME
+from trainer.contract.status import HEARTBEAT_NAME, STATUS_NAME
+from vpmoe_assets.resources.detached import DetachedJob
 from vpmoe_assets.resources.launcher import Launch, LaunchError
 from vpmoe_assets.resources.launcher_settings import settings_of
 from vpmoe_assets.resources.launchers import slurm
-from vpmoe_assets.resources.launchers.slurm import SlurmHandle
+from vpmoe_assets.resources.launchers.slurm import JobLostError, SlurmHandle
+from vpmoe_assets.resources.process_record import Orchestrator
 from vpmoe_assets.resources.slurm import batch
 from vpmoe_assets.resources.slurm.cluster import Cluster, ClusterSilentError, SlurmMissingError
 from vpmoe_assets.resources.slurm.settings import Layout, SlurmSettings, seconds
@@ -159,6 +161,10 @@ def test_what_a_job_said_last_is_read_whole_or_not_at_all(tmp_path):
     for number, name in {10: "third", 2: "second\nsecond", 0: "first"}.items():
         (place / f"devices.{number}").write_text(f"{name}\n")
     assert batch.devices(tmp_path) == ("first", "second", "second", "third")
+    (place / batch.STARTED).write_text("17 2")
+    assert batch.began(tmp_path) is None
+    (place / batch.STARTED).write_text("17 2 n1\n")
+    assert batch.began(tmp_path) == batch.Began("17", 2, "n1")
     batch.write(launch(tmp_path), "vpmoe-x", SlurmSettings(), Layout(1, 1), 3)
     assert (batch.ended(tmp_path), batch.devices(tmp_path)) == (None, ())
 
@@ -207,6 +213,58 @@ def test_nothing_of_the_allocation_that_the_orchestrator_runs_in_reaches_the_job
 def test_a_machine_without_slurm_is_told_so(tmp_path):
     with pytest.raises(SlurmMissingError, match="no sbatch, squeue, scontrol, scancel, srun in PATH"):
         Cluster({"PATH": str(tmp_path)})
+
+
+@pytest.fixture
+def followed(tmp_path, commands, monkeypatch):
+    """Returns what follows a job, 17, that has begun once, and of which the cluster has a last word."""
+    monkeypatch.setattr(slurm, "_FILES_S", 0.0)
+
+    def follow(word: str, restarts: int, log: list[str]) -> SlurmHandle:
+        answers = commands(
+            scontrol=f"echo 'JobId=17 JobState={word} Reason=None Restarts={restarts} NodeList=n0'",
+            sbatch="echo 18",
+        )
+        handle = SlurmHandle(launch(tmp_path), SlurmSettings(), Layout(1, 1), answers, log.append)
+        handle.job = DetachedJob(
+            launcher="slurm",
+            name="vpmoe-x-0",
+            job_id="17",
+            asset="vpmoe_stage1",
+            nproc=1,
+            nodes=1,
+            device="cpu",
+            orchestrator=Orchestrator.this(),
+            dagster_run_id=None,
+        )
+        (tmp_path / batch.PLACE).mkdir()
+        (tmp_path / batch.PLACE / batch.STARTED).write_text("17 0 n0\n")
+        (tmp_path / STATUS_NAME).write_text("interrupted\n")
+        return handle
+
+    return follow
+
+
+@pytest.mark.parametrize("word", ["COMPLETED", "FAILED"])
+def test_a_job_that_was_queued_again_and_never_began_is_handed_over_once_more(followed, tmp_path, word):
+    """A machine that has just ended it may refuse it ("Job credential revoked"): COMPLETED, Slurm says."""
+    log: list[str] = []
+    handle = followed(word, restarts=1, log=log)
+    assert handle.poll() is None
+    assert (handle.job.job_id, handle.job.restarts) == ("18", 1)
+    assert f"job 17 of Slurm ended as {word} before it began again; it is handed over again" in log[0]
+    assert not (tmp_path / batch.PLACE / batch.STARTED).exists()
+
+
+def test_one_that_began_and_ended_without_a_word_has_failed(followed):
+    assert followed("FAILED", restarts=0, log=[]).poll() == 1
+
+
+def test_one_that_another_cluster_has_begun_is_not_begun_twice(followed):
+    with pytest.raises(
+        JobLostError, match="ended as REVOKED: another cluster of the federation has begun it"
+    ):
+        followed("REVOKED", restarts=0, log=[]).poll()
 
 
 @pytest.mark.parametrize("ahead_s", [-86_400.0, 86_400.0])

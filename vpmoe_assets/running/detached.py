@@ -86,7 +86,7 @@ def _working(experiment: str, work: Path, told: Job | None) -> Working | None:
     if record is None and not (says and told is not None and told.alive):
         return _shards(experiment, work) or _shares(experiment, work)
     detached = record if isinstance(record, DetachedJob) else None
-    began = None if detached is None else batch.began_on(work)
+    began = None if detached is None else batch.began(work)
     state: State = "queued" if detached is not None and began is None else "silent"
     if told is not None and told.alive:
         state = "running"
@@ -107,7 +107,9 @@ def _working(experiment: str, work: Path, told: Job | None) -> Working | None:
         silent_s=None if told is None else told.silent_s,
         launcher=None if record is None else _launcher(detached, where),
         job_id=None if detached is None else detached.job_id,
-        host=began or (where or {}).get("host") or (None if record is None else record.orchestrator.host),
+        host=(None if began is None else began.machine)
+        or (where or {}).get("host")
+        or (None if record is None else record.orchestrator.host),
         work_dir=str(work),
     )
 

@@ -70,11 +70,17 @@ def still_there(work_dir: Path, record: DetachedJob, environment: Mapping[str, s
     """Say whether a job on record may still work; see `vpmoe_assets.resources.launcher.DetachingLauncher`."""
     cluster = Cluster(environment)
     try:
-        job_id = record.job_id or batch.began(work_dir) or cluster.find(record.name)
+        job_id = record.job_id or _known(work_dir, cluster, record.name)
         state = None if job_id is None else cluster.state(job_id)
     except ClusterSilentError as error:
         raise LaunchError(f"the cluster does not answer: {error}.") from error
     return state is not None and not state.over
+
+
+def _known(work_dir: Path, cluster: Cluster, name: str) -> str | None:
+    """Return the id of a job whose id was never noted: it says it itself, or the cluster knows its name."""
+    began = batch.began(work_dir)
+    return cluster.find(name) if began is None else began.job_id
 
 
 @dataclass
@@ -127,7 +133,7 @@ class SlurmHandle:
             if found is None or found.launcher != NAME:
                 return
             if found.job_id is None:  # whoever handed it over died before its id was known
-                job_id = batch.began(work_dir) or self.cluster.find(found.name)
+                job_id = _known(work_dir, self.cluster, found.name)
                 if job_id is None:
                     DetachedJob.remove(work_dir)
                     return
@@ -285,12 +291,18 @@ class SlurmHandle:
         if state is None or word in LOST:
             self._again(f"ended as {word}")
             return None
-        if batch.began(self.launch.work_dir) != self.job.job_id:
+        began = batch.began(self.launch.work_dir)
+        if began is None or began.job_id != self.job.job_id:
             raise JobLostError(
                 f"{job} ended as {word} before it began. The machines have to see {self.launch.work_dir} and "
                 f"{self.launch.sources} under these paths: put VPMOE_ARTIFACTS on a shared file system."
             )
         if word in ("COMPLETED", "FAILED"):
+            if began.restart < state.restarts:
+                # A machine on which it has just ended may refuse it ("Job credential revoked"), which Slurm
+                # calls COMPLETED; what lies in the work directory was said by the start before.
+                self._again(f"ended as {word} before it began again")
+                return None
             return 1
         raise JobLostError(f"{job} ended as {word}: {_REMEDIES.get(word, 'see `scontrol show job`')}.")
 
@@ -331,7 +343,7 @@ class SlurmHandle:
     def _found(self) -> str | None:
         assert self.job is not None
         try:
-            return batch.began(self.launch.work_dir) or self.cluster.find(self.job.name)
+            return _known(self.launch.work_dir, self.cluster, self.job.name)
         except ClusterSilentError as error:
             raise ProcessesRemainError(
                 f"{self.job.name} may be in the cluster, which does not answer: {error}. End it with "
@@ -342,6 +354,7 @@ class SlurmHandle:
 _REMEDIES = {
     "CANCELLED": "somebody cancelled it with `scancel`; run it again to go on from its checkpoint",
     "OUT_OF_MEMORY": "raise [launcher.slurm] memory, or spread it over more nodes",
+    "REVOKED": 'another cluster of the federation has begun it; name one, directives = ["--clusters=…"]',
     "DEADLINE": "remove the deadline from [launcher.slurm] directives",
 }
 

@@ -62,6 +62,21 @@ exit "$code"
 
 
 @dataclass(frozen=True)
+class Began:
+    """A start of a job whose script has begun.
+
+    Attributes:
+        job_id: Of it.
+        restart: How often it had been started again.
+        machine: Where the script runs.
+    """
+
+    job_id: str
+    restart: int
+    machine: str
+
+
+@dataclass(frozen=True)
 class Ended:
     """What a job said last.
 
@@ -85,19 +100,12 @@ def ended(work_dir: Path) -> Ended | None:
         return None
 
 
-def began(work_dir: Path) -> str | None:
-    """Return the id of the job that began in a work directory last, or None."""
+def began(work_dir: Path) -> Began | None:
+    """Return what began in a work directory last, or None where nothing has, or not all is told."""
     try:
-        return (work_dir / PLACE / STARTED).read_text(encoding="utf-8").split()[0]
-    except (FileNotFoundError, IndexError):
-        return None
-
-
-def began_on(work_dir: Path) -> str | None:
-    """Return the machine on which the job that began in a work directory last has its script, or None."""
-    try:
-        return (work_dir / PLACE / STARTED).read_text(encoding="utf-8").split()[2]
-    except (FileNotFoundError, IndexError):
+        words = (work_dir / PLACE / STARTED).read_text(encoding="utf-8").split()
+        return Began(words[0], int(words[1]), words[2])
+    except (FileNotFoundError, IndexError, ValueError):
         return None
 
 

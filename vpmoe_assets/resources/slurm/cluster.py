@@ -24,7 +24,7 @@ QUEUED = frozenset(
 HELD = frozenset({"SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING", "COMPLETING"})
 """Its processes are there, and get nowhere."""
 RUNNING = frozenset({"RUNNING"})
-LOST = frozenset({"NODE_FAIL", "PREEMPTED", "TIMEOUT", "BOOT_FAIL", "REVOKED"})
+LOST = frozenset({"NODE_FAIL", "PREEMPTED", "TIMEOUT", "BOOT_FAIL"})
 """It was taken away: nothing is wrong with it, and it goes on from its checkpoint."""
 
 
