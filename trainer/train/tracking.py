@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,6 +22,9 @@ Mode = Literal["offline", "online", "disabled"]
 
 _FINISH_S = 120
 """How long a run that is over may still be sending, in seconds; `wandb sync` sends the rest."""
+
+_STAGED_INPUTS = "wandb.sdk.launch.inputs.internal"
+"""Inputs of a job of W&B Launch, which the SDK looks for when a run begins; nobody stages any here."""
 
 
 class Tracker(Protocol):
@@ -72,16 +76,17 @@ class WandbTracker:
         )
         self._lost = False
         self._files = work_dir / "wandb"
-        self._run = wandb.init(
-            mode=mode,
-            dir=str(work_dir),
-            project=project,
-            name=name,
-            id=run_id,
-            resume="allow",
-            config=dict(config),
-            settings=settings,
-        )
+        with _absent(_STAGED_INPUTS):
+            self._run = wandb.init(
+                mode=mode,
+                dir=str(work_dir),
+                project=project,
+                name=name,
+                id=run_id,
+                resume="allow",
+                config=dict(config),
+                settings=settings,
+            )
 
     def log(self, step: int, values: Mapping[str, Value]) -> None:
         """Send the values of one step; after a failure, no more."""
@@ -149,6 +154,23 @@ def open_tracker(
             '%s; this run is in metrics.jsonl alone (execution.wandb = "disabled" says nothing)', _told(error)
         )
         return NoTracker()
+
+
+@contextlib.contextmanager
+def _absent(module: str) -> Iterator[None]:
+    """Let a module that was not imported pass for one that is not there, for the block.
+
+    What imports W&B Launch gets on without it, and that import takes longer than all else of a run's begin.
+    """
+    if module in sys.modules:
+        yield
+        return
+    modules: dict[str, Any] = sys.modules
+    modules[module] = None  # the import system's word for it
+    try:
+        yield
+    finally:
+        del modules[module]
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from tests.trainer.train.train_jobs import make_job, tiny_recipe
 from tests.trainer.train.train_work import run_train, train_until
 from trainer.contract.status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 from trainer.train.engine import Engine
+from trainer.train.tracking import open_tracker
 
 pytestmark = pytest.mark.slow
 
@@ -80,3 +81,13 @@ def test_the_first_run_of_a_training_has_the_same_id_everywhere(tmp_path, conver
     for place in ("here", "there"):
         assert train_until(job_in(tmp_path / place, conversations), 1) == EXIT_INTERRUPTED
     assert wandb.ids[0] == wandb.ids[1]
+
+
+def test_a_run_begins_without_launch_and_leaves_it_to_others(tmp_path, wandb, monkeypatch):
+    name = "wandb.sdk.launch.inputs.internal"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    there = []
+    monkeypatch.setattr(FakeWandb, "init", lambda self, **_: there.append(sys.modules[name]))
+    open_tracker("offline", tmp_path, experiment="x", asset="y", fingerprint="f", anew=False, config={})
+    assert there == [None]
+    assert name not in sys.modules
