@@ -21,10 +21,12 @@ def head_of(weight, bias=None):
     return model
 
 
-@pytest.fixture
-def narrow(monkeypatch):
+@pytest.fixture(params=[(12, 1), (1, 3)], ids=["head as it lies", "head laid out, but for the last chunk"])
+def narrow(monkeypatch, request):
     """Tiles that end in a padded block, chunks of three rows that two threads share."""
     monkeypatch.setattr(module, "_TILE", {"cpu": 1024})
+    for name, positions in zip(("_MANY", "_FEW"), request.param, strict=True):
+        monkeypatch.setattr(module, name, positions)
     monkeypatch.setattr(module, "_CHUNK_LOGITS", {"cpu": 3 * 2900})
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -65,8 +67,8 @@ def test_numbers_and_draws_are_those_of_the_whole_distribution(topk, mass, scale
 
 def test_threads_change_no_bit(narrow):
     seeded = torch.Generator().manual_seed(0)
-    model, hidden = head_of(torch.randn(2900, 16, generator=seeded)), torch.randn(20, 16, generator=seeded)
-    labels, chances = torch.arange(20), module.uniforms([4], [20], 5)
+    model, hidden = head_of(torch.randn(2900, 16, generator=seeded)), torch.randn(11, 16, generator=seeded)
+    labels, chances = torch.arange(11), module.uniforms([4], [11], 5)
     several = module.distributions(model, hidden, labels, 8, chances=chances)
     torch.set_num_threads(1)
     alone = module.distributions(model, hidden, labels, 8, chances=chances)
