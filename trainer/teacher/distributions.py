@@ -21,7 +21,7 @@ _BLOCK = 512
 _GROUP = 64
 """Columns of which the largest is found before any is sorted."""
 _MANY, _FEW = 1 << 10, 16
-"""On a CPU, positions from which on the head is laid out anew, and below which a chunk gains nothing by it."""
+"""On a CPU: positions for which the head is laid out anew, and those of a chunk that is made without that."""
 
 Uniforms = NDArray[np.float64]
 
