@@ -1,15 +1,24 @@
 """Which engine runs shards: found by its word, refused at once where it cannot; that needs no Ray."""
 
 import importlib.util
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Pipe
 from pathlib import Path
 
 import pytest
 
 from tests.services.cluster import free_ports
 from vpmoe_assets.errors import DataError
+from vpmoe_assets.project import ROOT
 from vpmoe_assets.resources.launcher import Launch, LaunchError
 from vpmoe_assets.resources.launchers import ray as ray_launcher
+from vpmoe_assets.resources.ray import shards
+from vpmoe_assets.resources.ray.cluster import ClusterError
 from vpmoe_assets.resources.ray.settings import DEFAULT_ADDRESS, RaySettings, ray_settings
+from vpmoe_assets.resources.ray.shards import Work
 from vpmoe_assets.resources.shards import ShardsResource, available
 from vpmoe_assets.resources.trainer import TrainerResource
 
@@ -24,6 +33,11 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if Ray were; nothing here imports it."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+
+
+def never(shard: int, report: Callable[[int], None]) -> None:
+    """A worker that no driver may get to."""
+    raise AssertionError(shard)
 
 
 def refusal(tmp_path: Path, **settings) -> str:
@@ -115,3 +129,24 @@ def reserved(work_dir: Path, *, nproc: int, address: str) -> None:
     )
     with ray_launcher.reserve(launch, print):
         pass
+
+
+def test_what_a_driver_fails_at_arrives_though_its_log_is_on_a_full_disk(tmp_path) -> None:
+    settings = RaySettings(address=f"127.0.0.1:{free_ports(1)[0]}")
+    ours, theirs = Pipe()
+    with ours, Path("/dev/full").open("wb") as full:
+        with theirs:
+            driver = subprocess.Popen(
+                [sys.executable, "-m", shards.__name__, str(theirs.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=full,
+                stderr=full,
+                pass_fds=[theirs.fileno()],
+                cwd=ROOT,
+            )
+        ours.send_bytes(pickle.dumps(Work(never, 1, tmp_path, settings)))
+        kind, error = ours.recv()
+        assert kind == "failed"
+        assert isinstance(error, ClusterError)
+        assert "no Ray cluster answers at" in str(error)
+        driver.communicate(timeout=60)

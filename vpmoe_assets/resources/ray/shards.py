@@ -187,7 +187,8 @@ def _main() -> None:
             results = Driver(work, place, connection.send).run()
         connection.send(("done", results))
     except BaseException as error:
-        traceback.print_exc()  # into the driver's log: an error of Ray's own says little without
+        with suppress(OSError):  # on a full disk the orchestrator is told all the same
+            traceback.print_exc()  # into the driver's log: an error of Ray's own says little without
         with suppress(OSError):
             connection.send(("failed", portable(error)))
     cluster.leave()
