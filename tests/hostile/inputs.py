@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
@@ -40,6 +41,7 @@ def deep(depth: int, key: str | None) -> Any:
     return value
 
 
+@cache
 def odd_values() -> st.SearchStrategy[Any]:
     """A JSON value that does not belong where it is put."""
     return st.one_of(
@@ -82,12 +84,16 @@ def _changed(value: Any, path: tuple[Any, ...], change: tuple[str, Any]) -> Any:
     return copy
 
 
+_TIMES = st.integers(1, 3)
+_WHAT = st.sampled_from(("put", "put", "put", "drop", "rename", "twice"))
+
+
 @st.composite
 def changed_values(draw: st.DrawFn, value: Any) -> Any:
     """A JSON value with one to three places replaced, dropped, renamed or doubled."""
-    for _ in range(draw(st.integers(1, 3))):
+    for _ in range(draw(_TIMES)):
         path = draw(st.sampled_from(_places(value)))
-        what = draw(st.sampled_from(("put", "put", "put", "drop", "rename", "twice")))
+        what = draw(_WHAT)
         value = _changed(value, path, (what, draw(odd_values())))
     return value
 
