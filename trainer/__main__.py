@@ -19,6 +19,7 @@ from trainer.contract.status import EXIT_FAILED
 from trainer.count import command as count_command
 from trainer.generate import command as generate_command
 from trainer.job.prompt_end import PromptEnd
+from trainer.job.startup import wait_passively
 from trainer.profiling import command as profile_command
 from trainer.teacher import command as score_command
 
@@ -216,10 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not (text := os.environ.get(name, "0")).isdecimal():
             print(f"error: {name} = {text!r} is no number: unset it, or start with torchrun", file=sys.stderr)
             return EXIT_FAILED
-    # Read when torch is imported. OpenMP's threads spin at the end of every parallel region by default, which
-    # on a machine with other work to do makes a step ten times slower; waiting passively costs nothing
-    # measurable.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_passively()
     # Said at import about Transformer Engine and Apex; what needs them says so itself.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     code: int = options.run(options)

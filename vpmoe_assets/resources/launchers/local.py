@@ -11,15 +11,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from trainer.contract.status import CONSOLE_NAME
-from vpmoe_assets.resources import bound
+from vpmoe_assets.resources import bound, forked
 from vpmoe_assets.resources.launcher import Launch
 from vpmoe_assets.resources.leases import Lease, lease
 from vpmoe_assets.resources.process_record import Orchestrator, ProcessRecord
 from vpmoe_assets.resources.processes import MARKER_ENV, Log, end_job, members
+from vpmoe_assets.resources.warm import STARTS
 
 _ALLOCATION = ":".join(
     f"glibc.malloc.{name}={value}"
@@ -89,29 +90,32 @@ class LocalHandle:
         environment = {
             **launch.environment,
             **self.lease.environment,
-            MARKER_ENV: launch.marker,
             bound.PARENT_ENV: str(os.getpid()),
             "PYTHONFAULTHANDLER": "1",
             "PYTHONUNBUFFERED": "1",
         }
         if launch.device == "cpu":
             environment.setdefault("GLIBC_TUNABLES", _ALLOCATION)
-        with (launch.work_dir / CONSOLE_NAME).open("ab") as console:
+        alone = launch.device == "cpu" and launch.nproc == 1
+        link = STARTS.link(launch.sources, environment) if alone else None
+        descriptors = [*self.lease.descriptors]  # held as long as any process of the job lives
+        with (launch.work_dir / CONSOLE_NAME).open("ab") as console, link or nullcontext():
+            if link is not None:
+                descriptors.append(link.fileno())
             self.process = subprocess.Popen(
-                self.command_line(),
+                command_line(launch) if link is None else forked_line(launch, link.fileno()),
                 cwd=launch.sources,
-                env=environment,
+                env={**environment, MARKER_ENV: launch.marker},
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=self.lease.descriptors,  # held as long as any process of the job lives
+                pass_fds=descriptors,
             )
         replace(record, pid=self.process.pid).write(launch.work_dir)
-
-    def command_line(self) -> list[str]:
-        """Return the command line of the job's first process."""
-        return command_line(self.launch)
+        if alone:
+            ending = bound_to_parent(launch, "SIGTERM")
+            STARTS.started(launch.dagster_run_id, launch.sources, environment, ending)
 
     def poll(self) -> int | None:
         """Return the exit code of the trainer or of torchrun; negative for a signal; None while it runs."""
@@ -141,6 +145,18 @@ def command_line(launch: Launch) -> list[str]:
         *bound_to_parent(launch, "SIGTERM"),
         *launch.trainer,
     ]
+
+
+def forked_line(launch: Launch, link: int) -> list[str]:
+    """Return the command line of what has the job forked, and ends as it does.
+
+    Args:
+        launch: Of one rank.
+        link: Descriptor of `Starts.link`.
+    """
+    program = launch.sources.joinpath(*forked.__name__.split(".")).with_suffix(".py")
+    asks = [sys.executable, "-I", "-S", str(program), str(link)]
+    return [*bound_to_parent(launch, BOUND_SIGNAL), *asks, *launch.trainer]
 
 
 def bound_to_parent(launch: Launch, name: str) -> list[str]:
