@@ -24,7 +24,7 @@ if not GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
-# Jobs of tests are forks already, of `tests.forks`; those of the product have their own tests, of `test_warm`.
+# Jobs of tests are forks already, of `tests.forks`; what the product forks has its own, `test_warm`.
 os.environ.setdefault("VPMOE_WARM_START", "0")
 # One thread, whatever a fixture's scope and whichever process: bits are compared, and on some CPUs they
 # depend on the number of threads. Two workers share two cores besides.

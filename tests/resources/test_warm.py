@@ -53,7 +53,6 @@ if __name__ == "__main__":
 def starts(monkeypatch) -> Iterator[Starts]:
     own = Starts()
     monkeypatch.setattr(local, "STARTS", own)
-    monkeypatch.delenv(SETTING, raising=False)
     yield own
     own.end()
 
@@ -65,6 +64,7 @@ def first(tmp_path, monkeypatch) -> Launch:
     monkeypatch.setattr(launcher, "PROGRAM", "standing_in")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv(SETTING, raising=False)
     return Launch(
         command="train",
         experiment="smoke",

@@ -7,9 +7,9 @@ torch's, so a fork lacks none.
 
 The descriptor is a socket to whoever starts jobs. One byte on it says that forks can be had; then each
 message brings a socket on which a program asks for one (`vpmoe_assets.resources.forked`): its streams, then a
-line of JSON with module and arguments, environment and directory. It is sent a descriptor of the fork's process,
-by which it passes signals on, and in the end the exit code. Between the two stands a guardian, the fork's
-parent: when the program that asked is killed, so is the fork.
+line of JSON with arguments (the module first), environment and directory. It is sent a descriptor of the
+fork's process, by which it passes signals on, and in the end the exit code. Between the two stands a
+guardian, the fork's parent: when the program that asked is killed, so is the fork.
 """
 
 import atexit
@@ -97,7 +97,7 @@ def _guard(descriptor: int) -> NoReturn:
             _become(request, streams)
         ended = os.pidfd_open(pid)
         socket.send_fds(link, [b"p"], [ended])
-        if ended not in select.select([ended, link], [], [])[0]:
+        if ended not in select.select([ended, link.fileno()], [], [])[0]:
             signal.pidfd_send_signal(ended, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         link.sendall(struct.pack("i", os.waitstatus_to_exitcode(status)))
