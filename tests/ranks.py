@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing import connection, forkserver, reduction, resource_tracker
 from typing import Any
 
 import torch
@@ -46,8 +46,23 @@ def start_server() -> None:
     server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = address, held, pid
 
 
+class _Streams:
+    """Standard output and error of whoever starts a rank, of which pytest keeps what a test says.
+
+    The server's, which a rank would have else, are those of the run of all tests.
+    """
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Any, ...]]:
+        return _take, tuple(reduction.DupFd(number) for number in (1, 2))
+
+
+def _take(*streams: Any) -> None:
+    for number, stream in enumerate(streams, 1):
+        os.dup2(stream.detach(), number)
+
+
 def _child(
-    told: Any, variables: dict[str, str], function: Callable[..., Any], arguments: Sequence[Any]
+    _: None, told: Any, variables: dict[str, str], function: Callable[..., Any], arguments: Sequence[Any]
 ) -> None:
     os.environ.update(variables)
     os.setpgrp()
@@ -81,7 +96,7 @@ class Ranks:
             mine, theirs = _context.Pipe()
             variables = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             process = _context.Process(
-                target=_child, args=(theirs, variables, function, arguments), daemon=True
+                target=_child, args=(_Streams(), theirs, variables, function, arguments), daemon=True
             )
             process.start()
             theirs.close()

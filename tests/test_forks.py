@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.forks import OURS
+from tests.ranks import run_ranks
 
 BIN = Path(sys.executable).parent
 SAID = f"""
@@ -74,3 +75,14 @@ def test_exit_functions_run_and_threads_are_waited_for(forks, tmp_path):
 def test_a_worker_has_the_python_that_was_started():
     """What the tests find beside it is found where it is: modules are imported before a worker is forked."""
     assert BIN == Path(sys.executable).parent == Path(sys.prefix) / "bin"
+
+
+def _speak() -> None:
+    for descriptor in (1, 2):
+        os.write(descriptor, f"rank {os.environ['RANK']}\n".encode())
+
+
+def test_what_ranks_say_is_what_their_test_says(capfd):
+    run_ranks(2, _speak)
+    said = capfd.readouterr()
+    assert [sorted(stream.splitlines()) for stream in said] == [["rank 0", "rank 1"]] * 2
