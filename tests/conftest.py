@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.forks import SELDOM, forks, light_forks, read_migrations_once  # noqa: F401 - fixtures
+from tests.forks import SELDOM, forks, light_forks, read_migrations_once, wait_for_no_disk  # noqa: F401 - fixtures
 from tests.workers import fork_workers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +33,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # process of a test would compile this project.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+wait_for_no_disk()
 
 # How long an example takes says more of what else the machine has to do.
 settings.register_profile("busy", deadline=None)

@@ -294,6 +294,18 @@ def light_forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         yield server
 
 
+def wait_for_no_disk() -> None:
+    """Let this process and its forks go on before the disk has what they write: no test pulls a plug.
+
+    A test that looks at when something is written finds `os.fsync` called as ever.
+    """
+
+    def written(descriptor: int) -> None:
+        os.fstat(descriptor)  # which refuses what is no open file, as the system does
+
+    os.fsync = os.fdatasync = written
+
+
 def read_migrations_once() -> None:
     """Let one reading of Dagster's migrations serve every storage that this process makes, and its forks.
 
@@ -455,4 +467,5 @@ def _become(request: dict, descriptors: Sequence[int]) -> NoReturn:
 
 if __name__ == "__main__":
     _load()
+    wait_for_no_disk()
     serve(sys.argv[1])
