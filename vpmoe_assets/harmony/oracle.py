@@ -6,10 +6,13 @@ Nothing is shared with the fast renderer but the tokenizer file.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vpmoe_assets.harmony import tokenizer
 from vpmoe_assets.harmony.render import render_with_harmony
+
+if TYPE_CHECKING:
+    import tiktoken
 
 Document = tuple[list[int], list[int], list[int]]
 
@@ -52,7 +55,7 @@ def _truncated(
         start = ids.index(tokenizer.MESSAGE) + 1
         header, content, end = ids[:start], ids[start:-1], ids[-1:]
         content = content[len(content) - keep :]
-        while content and _inside_character(tokenizer_dir, content[0]):
+        while content and _inside_character(encoding, content[0]):
             content = content[1:]
         parts[position] = (label, header + content + end)
         return len(content)
@@ -67,6 +70,7 @@ def _truncated(
         return parts
     if len(parts[final][1]) + 1 > seq_len:
         return None
+    encoding = tokenizer.load_tiktoken(tokenizer_dir)  # verifies the file: once, not for every token
     length = content_length(analysis)
     shorten(analysis, max(0, min(length, length - (total() - seq_len))))
     if total() > seq_len:
@@ -76,6 +80,6 @@ def _truncated(
     return parts
 
 
-def _inside_character(tokenizer_dir: Path, number: int) -> bool:
-    token = tokenizer.load_tiktoken(tokenizer_dir).decode_single_token_bytes(number)
+def _inside_character(encoding: "tiktoken.Encoding", number: int) -> bool:
+    token = encoding.decode_single_token_bytes(number)
     return 0x80 <= token[0] <= 0xBF
