@@ -56,7 +56,7 @@ test: $(STAMP) .env  ## lint, then every test this machine can run; the type che
 	@said=$$(mktemp); trap 'rm -f "$$said"' EXIT; \
 	$(BIN)/mypy > "$$said" 2>&1 & types=$$!; \
 	$(MAKE) --no-print-directory style || { kill $$types; exit 1; }; \
-	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m 'not services'; tests=$$?; \
+	$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder -m 'not services'; tests=$$?; \
 	wait $$types || tests=1; cat "$$said"; exit $$tests
 
 # Whoever carries the mark is one of them. Slurm's, which wait more than they work, come first, beside all others.
