@@ -9,9 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.lineage.fabricate import damage, publish
 from vpmoe_assets.codebase.tree import SourceTree
-from vpmoe_assets.lineage import filememory, hashcache, heads
+from vpmoe_assets.lineage import filememory, hashcache
 from vpmoe_assets.lineage.digest import file_sha256, hash_files
 from vpmoe_assets.lineage.filememory import FileMemory, identity
 from vpmoe_assets.lineage.hashcache import HashCache
@@ -118,20 +117,6 @@ def test_a_fork_goes_on_with_a_connection_of_its_own(tmp_path):
     assert answers.get(timeout=30) == {file: "said"}
     child.join(timeout=30)
     assert memory.recall(known) == {file: "said"}
-
-
-def test_a_fresh_process_takes_heads_from_memory_and_notices_a_rewritten_record(tmp_path, monkeypatch):
-    store = Store(tmp_path)
-    record = publish(store, "a", metrics={"rows": 12})
-    head = store.latest("smoke", "a")
-    monkeypatch.setattr(filememory, "_SETTLED_NS", 0)
-    time.sleep(0.02)
-    store.latest("smoke", "a")
-    monkeypatch.setattr(heads, "read_record", lambda path: pytest.fail(f"{path} was read again"))
-    assert Store(tmp_path).latest("smoke", "a") == head == heads.Head.of(record)
-    monkeypatch.undo()
-    damage(tmp_path / "smoke" / "a" / record.version / ".artifact.json", 60)
-    assert [bad.version for bad in Store(tmp_path).damaged()] == [record.version]
 
 
 def test_files_beside_the_sources_are_read_once_for_all_assets_of_a_run(hashed, tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vpmoe_assets.lineage.errors import LineageError
 from vpmoe_assets.lineage.graph import Node, Records
-from vpmoe_assets.lineage.heads import Damaged, Head
+from vpmoe_assets.lineage.heads import Damaged, Head, Versions
 from vpmoe_assets.lineage.latest import Latest
 from vpmoe_assets.lineage.layout import Versioned, directories
 from vpmoe_assets.lineage.record import InputRef, Record
@@ -41,18 +41,13 @@ class Asset:
 
     experiment: str
     name: str
-    heads: tuple[Head, ...]
+    heads: Versions
     damaged: tuple[Damaged, ...]
 
     @property
     def latest(self) -> Head | None:
         """The newest readable version."""
         return self.heads[-1] if self.heads else None
-
-    @cached_property
-    def size(self) -> int:
-        """Bytes of all payloads; files that a version only names again are not counted."""
-        return sum(head.size for head in self.heads if head.original is None)
 
     @cached_property
     def by_version(self) -> Mapping[str, Head]:
@@ -192,9 +187,9 @@ class Catalog:
         """Return the latest versions of an experiment's assets, as the view has them."""
         view = self.view(experiment)
 
-        def scan(asset: str) -> tuple[tuple[Head, ...], tuple[Damaged, ...]]:
+        def scan(asset: str) -> tuple[Versions, tuple[Damaged, ...]]:
             found = view.assets.get(asset)
-            return ((), ()) if found is None else (found.heads, found.damaged)
+            return (Versions(), ()) if found is None else (found.heads, found.damaged)
 
         def read(head: Head) -> Record:
             return self.record(head) or self.store.record(head)
@@ -219,7 +214,7 @@ class Catalog:
         try:
             changed = os.stat(self.store.root / experiment / name).st_mtime_ns
         except FileNotFoundError:
-            return Asset(experiment, name, (), ())
+            return Asset(experiment, name, Versions(), ())
         known = self._known.get((experiment, name))
         if known is not None and known[0] == changed and not known[1].damaged:
             return known[1]
@@ -227,8 +222,8 @@ class Catalog:
         try:
             heads, damaged = self.store.scan(experiment, name)
         except LineageError:  # a directory that is no name of an asset
-            return Asset(experiment, name, (), ())
-        asset = Asset(experiment, name, tuple(heads), tuple(damaged))
+            return Asset(experiment, name, Versions(), ())
+        asset = Asset(experiment, name, heads, tuple(damaged))
         if known is not None and known[1] == asset:
             asset = known[1]
         self._known[experiment, name] = (changed if settled else -1), asset
@@ -238,10 +233,10 @@ class Catalog:
         """Return the records of an experiment that only the ledger knows."""
         root = self.store.ledger.root
         there = {
-            head.record_digest
+            digest
             for name in self.store.experiments()
             for asset in self.view(name).assets.values()
-            for head in asset.heads
+            for digest in asset.heads.record_digests
         }
         for shard in directories(root):
             if len(shard) == _SHARD_DIGITS:

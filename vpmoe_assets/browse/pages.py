@@ -143,7 +143,7 @@ class Pages:
         for name, view in self.catalog.experiments().items():
             newest = max(view.latest.values(), key=lambda head: head.published_utc, default=None)
             versions = sum(len(asset.heads) for asset in view.assets.values())
-            size = sum(asset.size for asset in view.assets.values())
+            size = sum(asset.heads.own_size for asset in view.assets.values())
             rows.append((name, len(view.assets), versions, size, newest))
         return self._template("store.html", links, rows=rows, root=self.store.root)
 

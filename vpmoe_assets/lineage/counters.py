@@ -15,7 +15,8 @@ from typing import Any
 
 from trainer.contract.files import replace_bytes
 from trainer.contract.json_text import parse_json
-from vpmoe_assets.lineage.heads import Head, Heads
+from vpmoe_assets.lineage.headcache import Heads
+from vpmoe_assets.lineage.heads import Head
 from vpmoe_assets.lineage.layout import Layout, directories, make_directory, version_order
 from vpmoe_assets.lineage.ledger import DIRECTORY
 

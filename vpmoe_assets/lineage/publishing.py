@@ -23,7 +23,7 @@ from vpmoe_assets.lineage.drafting import checked
 from vpmoe_assets.lineage.errors import ArtifactDamaged, PublishError
 from vpmoe_assets.lineage.filememory import Identity, identity
 from vpmoe_assets.lineage.hashcache import HashCache
-from vpmoe_assets.lineage.heads import Heads
+from vpmoe_assets.lineage.headcache import Heads
 from vpmoe_assets.lineage.integrity import payload_problems
 from vpmoe_assets.lineage.layout import Layout, version_order
 from vpmoe_assets.lineage.linking import link_file, link_tree

@@ -16,7 +16,7 @@ from vpmoe_assets.lineage.collected import removed_on_purpose
 from vpmoe_assets.lineage.digest import FileEntry, tree_files
 from vpmoe_assets.lineage.errors import RecordError, UnsafePathError
 from vpmoe_assets.lineage.hashcache import HashCache
-from vpmoe_assets.lineage.heads import Heads
+from vpmoe_assets.lineage.headcache import Heads
 from vpmoe_assets.lineage.integrity import payload_problems
 from vpmoe_assets.lineage.layout import Layout, version_name
 from vpmoe_assets.lineage.ledger import Ledger

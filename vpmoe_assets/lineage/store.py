@@ -11,7 +11,8 @@ from pathlib import Path
 
 from vpmoe_assets.lineage.errors import ArtifactBlocked, ArtifactDamaged, ArtifactMissing, RecordError
 from vpmoe_assets.lineage.hashcache import HashCache
-from vpmoe_assets.lineage.heads import Damaged, Head, Heads, newest
+from vpmoe_assets.lineage.headcache import Heads
+from vpmoe_assets.lineage.heads import Damaged, Head, Versions, newest
 from vpmoe_assets.lineage.intact import IntactStates
 from vpmoe_assets.lineage.integrity import payload_problems
 from vpmoe_assets.lineage.layout import Layout, Versioned, directories
@@ -95,7 +96,7 @@ class Store:
 
     # What there is.
 
-    def scan(self, experiment: str, asset: str) -> tuple[list[Head], list[Damaged]]:
+    def scan(self, experiment: str, asset: str) -> tuple[Versions, list[Damaged]]:
         """Return every version of an asset, by sequence, and those whose record cannot be read, by name."""
         return self._heads.of_asset(experiment, asset)
 
