@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.lineage.fabricate import FILES, damage, publish
-from vpmoe_assets.lineage import filememory, heads
+from vpmoe_assets.lineage import filememory, headcache
 from vpmoe_assets.lineage.digest import FileEntry, merkle_root
 from vpmoe_assets.lineage.errors import ArtifactBlocked, ArtifactDamaged, ArtifactMissing, RecordError
 from vpmoe_assets.lineage.record import RECORD_NAME, Record, record_bytes
@@ -162,7 +162,7 @@ def test_the_latest_of_forty_artifacts_of_a_thousand_files_is_found_in_50_ms_by_
 def test_a_record_is_known_from_its_publication_on(store, monkeypatch):
     monkeypatch.setattr(filememory, "_SEALED_SETTLED_NS", 0)
     record = publish(store, "a")
-    monkeypatch.setattr(heads, "read_record", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(headcache, "read_record", lambda path: pytest.fail(f"{path} was read"))
     assert Store(store.root).latest("smoke", "a").record_digest == record.record_digest
 
 
