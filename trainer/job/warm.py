@@ -59,6 +59,9 @@ def main(descriptor: int) -> None:
     for name in _OF_OTHERS:
         importlib.import_module(name)
     gc.freeze()
+    if (pid := os.fork()) == 0:  # OpenBLAS ends its threads before a fork, and begins them when it needs them
+        os._exit(0)
+    os.waitpid(pid, 0)
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("what was imported has started threads: no job can be forked from here")
     with socket.socket(fileno=descriptor) as control:
