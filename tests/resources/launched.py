@@ -10,6 +10,8 @@ from typing import Protocol
 import dagster as dg
 import psutil
 
+from vpmoe_assets.resources.warm import SETTING
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 TEST_ENV = "VPMOE_TEST_ID"
@@ -28,7 +30,9 @@ def carrying(test_id: str) -> list[psutil.Process]:
 
 def bare_environment() -> dict[str, str]:
     """This process's, without what names a store, an experiment or an instance."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("DAGSTER_", "VPMOE_"))}
+    left_out = ("DAGSTER_", "VPMOE_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
+    return {**kept, SETTING: os.environ[SETTING]} if SETTING in os.environ else kept
 
 
 class Place(Protocol):
