@@ -110,7 +110,7 @@ class Trial:
         shards = ShardsResource(engine="ray", engine_settings=self.settings)
         engine = shards.open(self.place / "scratch", self.said.append)
         assert engine is not None
-        return engine(self.slow, SHARDS, self.progress)
+        return engine(self.slow, len(self.slow.worker.sources), self.progress)
 
     def run_while(self, happens: Callable[[], None]) -> list[Any]:
         wrong: list[BaseException] = []

@@ -33,6 +33,7 @@ from trainer.teacher.descriptor import DESCRIPTOR_NAME, read_descriptor
 from trainer.teacher.modes import ModeWriter
 from trainer.teacher.opening import open_teacher, teacher_identity
 from trainer.teacher.scope import Conversation, Place, Scope
+from trainer.teacher.second_asking import ask_again
 from trainer.teacher.self_test import LEAST_TOKENS, require_tokenizer, self_test
 from trainer.teacher.shards import (
     SPANS,
@@ -285,6 +286,10 @@ class Run:
             entry = score_shard(self.shards, self.scope, place, teacher, terms, done)
         self.work.at(f"{place}: reading back", before)
         tally = tally_shard(self.shards, self.scope, place, terms.identity, entry)
+        self.work.at(f"{place}: asking again", before)
+        ask_again(
+            self.shards, self.scope, place, teacher, terms, int(entry["sequences"]), float(tested["signal"])
+        )
         finished = Finished(entry, tally, round(time.perf_counter() - began, 3), tested)
         write_finished(self.shards, place, terms.identity, finished)
         LOGGER.info("%s: %d conversations, %d tokens", place, entry["sequences"], entry["tokens"])

@@ -105,17 +105,17 @@ def self_test(
         again = [_ask(voice, [one], [at])[0] for one, at in zip(sequences, wanted, strict=True)]
         mixed = _ask(voice, [sequences[i] for i in order], [wanted[i] for i in order])
         signal = _signal(first)
-        apart = _rms(first - _flat(again)), _rms(first - _flat([mixed[place] for place in back]))
+        apart = rms(first - _flat(again)), rms(first - _flat([mixed[place] for place in back]))
         for noise, how in zip(apart, ("one by one", "in another order"), strict=True):
-            _require(noise, signal, f"{name} answered, and asked again {how}, answered")
+            require_same(noise, signal, f"{name} answered, and asked again {how}, answered")
         repeated, shuffled = max(repeated, apart[0]), max(shuffled, apart[1])
         said[name] = first
     replicas = 0.0
     names = list(said)
     for place, one in enumerate(names):
         for other in names[place + 1 :]:
-            found = _rms(said[one] - said[other])
-            _require(found, _signal(said[one]), f"replicas {one} and {other} answered")
+            found = rms(said[one] - said[other])
+            require_same(found, _signal(said[one]), f"replicas {one} and {other} answered")
             replicas = max(replicas, found)
     return SelfTest(tokens, _signal(said[names[0]]), repeated, shuffled, replicas)
 
@@ -130,7 +130,8 @@ def _flat(parts: Sequence[Logprobs]) -> Logprobs:
     return np.concatenate(parts)
 
 
-def _rms(difference: Logprobs) -> float:
+def rms(difference: Logprobs) -> float:
+    """Return the root mean square of differences."""
     return float(np.sqrt(np.mean(difference**2)))
 
 
@@ -138,7 +139,17 @@ def _signal(logprobs: Logprobs) -> float:
     return max(float(logprobs.std()), LEAST_SIGNAL)
 
 
-def _require(noise: float, signal: float, who: str) -> None:
+def require_same(noise: float, signal: float, who: str) -> None:
+    """Refuse a teacher that contradicts itself, or another, by more than `NOISE` of the signal.
+
+    Args:
+        noise: Root mean square of the difference, nats.
+        signal: What it is a share of, nats.
+        who: Subject of the message, with its verb.
+
+    Raises:
+        TeacherError: It does.
+    """
     if not noise <= NOISE * signal:
         raise TeacherError(
             f"{who} the same tokens with log-probabilities that differ by {noise:.3g} nats (root mean "

@@ -247,8 +247,9 @@ def test_damage_in_the_data_ends_the_job(teacher, tmp_path, capsys):
     assert "truncated" in failure(tmp_path, capsys)
 
 
-def test_a_served_teacher_makes_a_store_without_draws(llama, tmp_path, monkeypatch, capsys):
-    data = write_conversations(tmp_path / "data", rows=4, valid=2, vocab=llama.vocab_size)
+@pytest.fixture
+def described(tmp_path) -> Path:
+    """The description of a served teacher."""
     (tmp_path / "teacher").mkdir()
     said = {
         "schema": "vpmoe.teacher/1",
@@ -258,9 +259,39 @@ def test_a_served_teacher_makes_a_store_without_draws(llama, tmp_path, monkeypat
     }
     text = json.dumps(said | {"model": MODEL, "revision": "1a2b"})
     (tmp_path / "teacher" / "teacher.json").write_text(text)
+    return tmp_path / "teacher"
+
+
+class Swapped(Served):
+    """Has other weights for one request, the first after a self-test."""
+
+    def logprobs(self, tokens: list[int]) -> np.ndarray:
+        self.shift = 3.0 if len(self.requests) == 7 else 0.0
+        return super().logprobs(tokens)
+
+
+def test_what_a_teacher_contradicts_later_does_not_stay_in_the_store(
+    llama, described, tmp_path, monkeypatch, capsys
+):
+    data = write_conversations(tmp_path / "data", rows=4, valid=2, vocab=llama.vocab_size)
+    terms = {"subset_fraction": 1.0, "tail_draws": 0}
+    for output, served in ("good", Served(llama.model.module)), ("bad", Swapped(llama.model.module)):
+        with serving(served):
+            monkeypatch.setenv("VPMOE_TEACHER_URL", served.url)
+            if output == "bad":
+                assert score(described, data, tmp_path / output, **terms) == EXIT_FAILED
+                said = failure(tmp_path / output, capsys)
+                assert "train/shard_00: the teacher answered, and now answers the same tokens with" in said
+                assert "The shard is removed: start again, and it is scored anew" in said
+            assert score(described, data, tmp_path / output, **terms) == EXIT_DONE
+    assert content(tmp_path / "bad" / "payload") == content(tmp_path / "good" / "payload")
+
+
+def test_a_served_teacher_makes_a_store_without_draws(llama, described, tmp_path, monkeypatch, capsys):
+    data = write_conversations(tmp_path / "data", rows=4, valid=2, vocab=llama.vocab_size)
     with serving(Served(llama.model.module)) as served:
         monkeypatch.setenv("VPMOE_TEACHER_URL", served.url)
-        described, terms = tmp_path / "teacher", {"subset_fraction": 1.0}
+        terms = {"subset_fraction": 1.0}
         assert score(described, data, tmp_path / "drawn", **terms) == EXIT_FAILED
         assert "tail_draws = 2: a server gives its likeliest tokens" in failure(tmp_path / "drawn", capsys)
         other = {"reasoning_mode": "low", "stored_mode": "low"}
