@@ -102,6 +102,13 @@ def test_a_cut_file_is_refused(tmp_path):
         inspect_inputs([path])
 
 
+def test_a_column_whose_name_is_not_utf8_is_refused(tmp_path):
+    path = write(tmp_path / "a.parquet", rows(20))
+    path.write_bytes(path.read_bytes().replace(b"extra", b"\xd0xtra"))
+    with pytest.raises(DataError, match=r"a\.parquet is not a whole parquet file .*can't decode byte 0xd0"):
+        inspect_inputs([path])
+
+
 def test_a_page_damaged_in_the_middle_is_refused_when_read(tmp_path):
     path = write(tmp_path / "a.parquet", rows(60))
     content = bytearray(path.read_bytes())

@@ -43,6 +43,10 @@ GOOD = {
 BAD = {
     "cut off": ({"model.safetensors": TENSORS[:-5]}, "model.safetensors is damaged"),
     "no parquet": ({"rows.parquet": table()[:-9]}, "is no parquet file, or is cut off"),
+    "a name in no text": (
+        {"rows.parquet": table().replace(b"text", b"\xd0ext")},
+        "is no parquet file, or is cut",
+    ),
     "no index": ({"x.idx": b"x" * 50, "x.bin": b""}, "is no index of an IndexedDataset"),
     "short index": ({"x.idx": index_of()[:-1], "x.bin": b""}, "its header says"),
     "index alone": ({"x.idx": index_of()}, "has no .bin beside it"),

@@ -26,7 +26,7 @@ def rows_as_generated(payload_dir: Path, *, seed: int, rows: int, sample: int) -
     for path in sorted(payload_dir.iterdir()):
         try:
             file = pq.ParquetFile(path, page_checksum_verification=True)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             faults.append(f"{path.name} is no parquet file: {error}")
             continue
         if not file.schema_arrow.equals(schema()):

@@ -176,7 +176,7 @@ def open_parquet(path: Path) -> "pq.ParquetFile":
         return pq.ParquetFile(
             path, buffer_size=_READ_BUFFER, pre_buffer=False, page_checksum_verification=True
         )
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: of a column's name
         raise damaged(path, error) from error
 
 

@@ -197,7 +197,7 @@ def _parquet_fault(path: Path) -> str:
 
     try:
         pq.ParquetFile(path).metadata  # noqa: B018 - read from the file's end
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         return f"is no parquet file, or is cut off: {error}"
     return ""
 

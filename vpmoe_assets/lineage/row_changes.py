@@ -211,7 +211,7 @@ def _table(path: Path, split: str) -> Iterator[_Row]:
             for batch in file.iter_batches(_BATCH):
                 for columns in batch.to_pylist():
                     yield _row(columns, split)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ArtifactDamaged(f"{path} cannot be read: {error}") from error
 
 
