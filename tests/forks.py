@@ -12,6 +12,7 @@ too, of a process that has imported the tests: see `tests/workers.py`.
 
 import atexit
 import contextlib
+import ctypes
 import fcntl
 import gc
 import hashlib
@@ -64,6 +65,9 @@ OF_OTHERS = (
     "mergekit.tokensurgeon",
 )
 """What the programs import of others sooner or later. None of these starts a thread, as pyarrow does."""
+HUGE = 2 << 20
+COLLAPSE = 25
+"""Linux's advice to gather small pages in huge ones now."""
 SELDOM = (10_000, 10, 10)
 """When the collector looks: often, as is usual, it takes a twentieth of what most tests take."""
 ROOT = Path(__file__).resolve().parents[1]
@@ -343,6 +347,21 @@ def _load() -> None:
     assert threading.active_count() == 1, threading.enumerate()
 
 
+def gather_memory() -> None:
+    """Keep what this process has in memory in huge pages, where Linux can, so that its forks are cheap.
+
+    To copy, and to drop, the tables of half a gigabyte of small pages takes 32 ms; of huge ones, 12 ms.
+    """
+    advise = ctypes.CDLL(None).madvise
+    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        place, mode, _, _, inode, *_ = line.split()
+        start, end = (int(number, 16) for number in place.split("-"))
+        if mode == "rw-p" and inode == "0":
+            for page in range(-(-start // HUGE) * HUGE, end - HUGE + 1, HUGE):
+                advise(page, HUGE, COLLAPSE)  # is refused where there is nothing to gather
+
+
 def serve(path: str) -> None:
     """Fork whatever is asked for until nobody holds a lease.
 
@@ -468,4 +487,6 @@ def _become(request: dict, descriptors: Sequence[int]) -> NoReturn:
 if __name__ == "__main__":
     _load()
     wait_for_no_disk()
+    if sys.platform == "linux":
+        gather_memory()
     serve(sys.argv[1])
