@@ -63,6 +63,7 @@ OF_OTHERS = (
     "mergekit.options",
     "mergekit.tokenizer.normalization",
     "mergekit.tokensurgeon",
+    "tabulate",  # of Dynamo, where it is loaded, at the end of every process
 )
 """What the programs import of others sooner or later. None of these starts a thread, as pyarrow does."""
 HUGE = 2 << 20
