@@ -52,11 +52,12 @@ ui: $(STAMP) .env  ## open the Dagster UI on http://127.0.0.1:3000, or what is f
 	exec $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p "$$port"
 
 # The type check is a minute of one core for which nothing waits; what else lint says, it says before the tests.
+# Tests wait for processes, locks and pauses as long as they work: six workers keep two cores busy, three did not.
 test: $(STAMP) .env  ## lint, then every test this machine can run; the type check beside them
 	@said=$$(mktemp); trap 'rm -f "$$said"' EXIT; \
 	$(BIN)/mypy > "$$said" 2>&1 & types=$$!; \
 	$(MAKE) --no-print-directory style || { kill $$types; exit 1; }; \
-	$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder -m 'not services'; tests=$$?; \
+	$(BIN)/python -m pytest -n 6 --dist loadscope --no-loadscope-reorder -m 'not services'; tests=$$?; \
 	wait $$types || tests=1; cat "$$said"; exit $$tests
 
 # Whoever carries the mark is one of them. Slurm's, which wait more than they work, come first, beside all others.
