@@ -75,7 +75,9 @@ def trial(
     begun = time.monotonic()
     draw = random.Random(f"{seed}: {kind}")
     asset = _drawn([each for each in KINDS[kind][1] if each in assets], draw)
-    site = lab.before(asset).copy(lab.directory / f"fault-{seed}")
+    place = lab.directory / f"fault-{seed}"
+    shutil.rmtree(place, ignore_errors=True)  # what stays of a fault that was not survived
+    site = lab.before(asset).copy(place)
     wrong = []
     try:
         did = KINDS[kind][0](Fault(site, asset, lab.pace * seconds[asset], draw))
