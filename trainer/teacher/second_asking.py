@@ -41,7 +41,9 @@ def ask_again(
     sequences, wanted = questions(chosen, terms)
     if not sum(map(len, wanted)):
         return  # nothing in it is supervised
-    said = np.concatenate([one.label_logprob for one in teacher.score(sequences, wanted, topk=0)])
+    # The same question: a server need not say the same of a token beside other alternatives.
+    answers = teacher.score(sequences, wanted, terms.identity.topk, mass=terms.identity.mass)
+    said = np.concatenate([one.label_logprob for one in answers])
     apart = rms(said.astype(np.float64) - _stored(root, place, terms.identity, chosen))
     try:
         require_same(

@@ -116,6 +116,7 @@ def changed(rung: str, **changes):
     [
         ({}, f"step: missing; allowed: {', '.join(map(repr, RECIPES))}"),
         ({"step": "fly"}, "step: found 'fly'"),
+        ({"step": {"fly": 1}}, "step: found {'fly': 1}"),
         (changed("vpdense_80", surgeri={}), "surgeri: unknown key; the nearest valid key is 'surgery'"),
         (changed("vpdense0_5_28", donor__head_dim=64), "model.head_dim = 128, but the donor has 64"),
         (

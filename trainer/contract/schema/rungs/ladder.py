@@ -52,6 +52,6 @@ def parse_convert_recipe(raw: Mapping[str, Any], *, origin: str = "recipe") -> C
     allowed = ", ".join(map(repr, RECIPES))
     if step is None:
         raise ConfigError(f"step: missing; allowed: {allowed}", origin=origin)
-    if step not in RECIPES:
+    if not isinstance(step, str) or step not in RECIPES:
         raise ConfigError(f"step: found {step!r}; allowed: {allowed}", origin=origin)
     return parse(RECIPES[step], raw, origin=origin)
