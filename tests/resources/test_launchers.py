@@ -128,7 +128,9 @@ def test_a_job_on_the_cpu_keeps_its_memory_unless_the_user_says_how(tmp_path: Pa
     with local.reserve(job, print) as handle:
         handle.start()
         assert handle.process is not None
-        found = psutil.Process(handle.process.pid).environ()["GLIBC_TUNABLES"]
+        while not (given := psutil.Process(handle.process.pid).environ()):
+            time.sleep(0.01)  # it is just becoming another program
+        found = given["GLIBC_TUNABLES"]
         handle.stop(grace_s=5.0, log=print)
     assert found == own if own else "mmap_max=0" in found
 

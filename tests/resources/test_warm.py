@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from trainer.contract.status import CONSOLE_NAME
-from vpmoe_assets.resources import launcher
+from vpmoe_assets.resources import launcher, warm
 from vpmoe_assets.resources.launcher import Launch
 from vpmoe_assets.resources.launchers import local
 from vpmoe_assets.resources.launchers.local import LocalHandle
@@ -24,17 +24,26 @@ from vpmoe_assets.resources.warm import SETTING, Starts
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="descriptors of processes are Linux's")
 
 ROOT = Path(__file__).resolve().parents[2]
+LOADED = "TEST_LOADED"
+"""Names what those who fork have imported, and their jobs import: torch, or what takes no time."""
+LIGHT = """
+import sys, wave
+from trainer.job import warm
+warm.load_megatron, warm._OF_OTHERS = (lambda: None), ("numpy",)
+warm.main(int(sys.argv[1]))
+"""
 PROGRAM = f"""
-import os, signal, sys, threading, time
+import importlib, os, signal, sys, threading, time
 from pathlib import Path
 here = Path(sys.argv[3]).parent
 print("arguments", sys.argv[1:3], flush=True)
 print("marker", os.environ["{MARKER_ENV}"], "in", os.getcwd(), flush=True)
-print("torch is there:", "torch" in sys.modules, flush=True)
+print("it is there:", os.environ["{LOADED}"] in sys.modules, flush=True)
 print("ours:", sorted(name for name in sys.modules if name.partition(".")[0] in ("trainer", "vpmoe_assets")))
 if __name__ == "__main__":
-    import torch
-    print("sum", torch.ones(3).sum().item(), torch.get_num_threads(), threading.active_count())
+    loaded = importlib.import_module(os.environ["{LOADED}"])
+    if loaded.__name__ == "torch":
+        print("sum", loaded.ones(3).sum().item(), loaded.get_num_threads(), threading.active_count())
     caught = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: caught.append(number))
@@ -61,8 +70,10 @@ def starts(monkeypatch) -> Iterator[Starts]:
 def first(tmp_path, monkeypatch) -> Launch:
     """The first job of a run, of a program that says where it is and ends as a file tells it."""
     (tmp_path / "standing_in.py").write_text(PROGRAM)
+    (tmp_path / "warm_standing_in.py").write_text(LIGHT)
     monkeypatch.setattr(launcher, "PROGRAM", "standing_in")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv(LOADED, "torch")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # OpenBLAS has threads then, as in a run of a user's
     monkeypatch.delenv(SETTING, raising=False)
     return Launch(
@@ -79,6 +90,13 @@ def first(tmp_path, monkeypatch) -> Launch:
         wait_s=0.0,
         dagster_run_id="run",
     )
+
+
+@pytest.fixture
+def light(first, monkeypatch) -> Launch:
+    """The same where next to nothing is imported beforehand."""
+    monkeypatch.setattr(warm, "_MODULE", "warm_standing_in")
+    return replace(first, environment={**first.environment, LOADED: "wave"})
 
 
 def begun(first: Launch, number: int, **changed) -> LocalHandle:
@@ -132,76 +150,76 @@ def gone(process: psutil.Process, seconds: float = 10.0) -> None:
 def said(handle: LocalHandle) -> list[str]:
     marker = handle.launch.marker
     lines = console(handle).replace(marker, "MARKER").splitlines()
-    return [line for line in lines if not line.startswith(("torch is there", "ours"))]
+    return [line for line in lines if not line.startswith(("it is there", "ours"))]
 
 
 def test_a_fork_is_as_if_it_had_been_started_by_itself(first, starts) -> None:
     alone = begun(first, 0)
-    assert "torch is there: False" in ended(alone, 3)
+    assert "it is there: False" in ended(alone, 3)
     assert starts.warm is None  # one job is no reason yet
     second = begun(first, 1)
-    assert "torch is there: False" in ended(second, 0)
+    assert "it is there: False" in ended(second, 0)
     job, process = forked(first, starts, 2)
     assert [child.pid for child in members(job.launch.marker)] == [job.process.pid]
     assert process.pid != job.process.pid
-    assert "torch is there: True" in ended(job, 3)
+    assert "it is there: True" in ended(job, 3)
     assert said(job) == said(alone)
     # Every job loads that, and it is part of every job's code.
     assert "ours: ['trainer', 'trainer.job', 'trainer.job.startup']" in console(job)
     gone(process)
 
 
-def test_signals_reach_it_and_it_dies_with_who_asked(first, starts) -> None:
+def test_signals_reach_it_and_it_dies_with_who_asked(light, starts) -> None:
     for number, name in enumerate(("SIGINT", "SIGTERM")):
-        job, process = forked(first, starts, number)
+        job, process = forked(light, starts, number)
         job.process.send_signal(signal.Signals[name])
         until(lambda job=job: job.poll() is not None, job)
         assert job.poll() == 75
         assert f"caught {name}" in console(job)
         gone(process)
-    job, process = forked(first, starts, 2)
+    job, process = forked(light, starts, 2)
     assert job.stop(grace_s=10.0, log=print) == "SIGINT"
     gone(process)
-    job, process = forked(first, starts, 3)
+    job, process = forked(light, starts, 3)
     job.process.kill()
     gone(process)
-    job, process = forked(first, starts, 4)
+    job, process = forked(light, starts, 4)
     process.parent().kill()  # its guardian
     until(lambda: job.poll() is not None, job)
     assert job.poll() == 1
     gone(process)
-    job, process = forked(first, starts, 5)
+    job, process = forked(light, starts, 5)
     process.send_signal(signal.SIGABRT)
     until(lambda: job.poll() is not None, job)
     assert job.poll() == -signal.SIGABRT
     assert "Fatal Python error: Aborted" in console(job)
 
 
-def test_a_job_outlives_who_forked_it_and_others_then_start_by_themselves(first, starts) -> None:
-    job, _ = forked(first, starts, 0)
+def test_a_job_outlives_who_forked_it_and_others_then_start_by_themselves(light, starts) -> None:
+    job, _ = forked(light, starts, 0)
     starts.warm.process.kill()
     starts.warm.process.wait()
-    assert "sum 3.0" in ended(job, 0)
-    assert "torch is there: False" in ended(begun(first, 1), 0)
+    assert "it is there: True" in ended(job, 0)
+    assert "it is there: False" in ended(begun(light, 1), 0)
 
 
-def test_a_job_that_does_not_suit_starts_by_itself(first, starts) -> None:
-    job, _ = forked(first, starts, 0)
+def test_a_job_that_does_not_suit_starts_by_itself(light, starts) -> None:
+    job, _ = forked(light, starts, 0)
     ended(job, 0)
-    other = begun(first, 1, environment={**first.environment, "OMP_NUM_THREADS": "2"})
-    assert "torch is there: False" in ended(other, 0)
+    other = begun(light, 1, environment={**light.environment, "OMP_NUM_THREADS": "2"})
+    assert "it is there: False" in ended(other, 0)
     assert starts.warm.suits[1]["OMP_NUM_THREADS"] == "2"  # the next one will be of its kind
 
 
-def test_nobody_forks_where_that_is_not_wanted(first, starts) -> None:
-    unwanted = {**first.environment, SETTING: "0"}
+def test_nobody_forks_where_that_is_not_wanted(light, starts) -> None:
+    unwanted = {**light.environment, SETTING: "0"}
     for number in range(3):
-        ended(begun(first, number, environment=unwanted), 0)
+        ended(begun(light, number, environment=unwanted), 0)
     assert starts.warm is None
 
 
-def test_who_forks_ends_with_the_process_that_started_it(first, starts) -> None:
-    forked(first, starts, 0)[0].stop(grace_s=10.0, log=print)
+def test_who_forks_ends_with_the_process_that_started_it(light, starts) -> None:
+    forked(light, starts, 0)[0].stop(grace_s=10.0, log=print)
     process = starts.warm.process
     starts.end()
     assert process.poll() == 0
