@@ -291,10 +291,10 @@ def test_a_job_whose_worker_is_killed_goes_on_from_its_checkpoint(run, tmp_path)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    result, trained = run({"steps": 30, "step_s": 0.1, "save_every": 5})
+    result, trained = run({"steps": 120, "step_s": 0.1, "save_every": 5})
     killer.join()
     assert result.success, failure_message(result)
-    assert (trained.summary["steps"], trained.returncode) == (30, 0)
+    assert (trained.summary["steps"], trained.returncode) == (120, 0)
     first, again = starts(work)
     assert first == 0
     assert again >= 5
