@@ -9,15 +9,17 @@ import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import psutil
 import pytest
 
 from vpmoe_assets.resources import bound, launcher, torchrun
 from vpmoe_assets.resources.launcher import Launch, LauncherNotAvailableError, available, find
-from vpmoe_assets.resources.launchers import local
-from vpmoe_assets.resources.leases import Gpu, GpusBusyError, lease
+from vpmoe_assets.resources.launchers import local, ray
+from vpmoe_assets.resources.leases import Gpu, GpusBusyError, Lease, lease
+from vpmoe_assets.resources.ray.settings import RaySettings
 from vpmoe_assets.resources.torchrun import ShutdownTimeoutError, with_shutdown_timeout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -250,3 +252,21 @@ def test_torchrun_waits_for_its_ranks_as_long_as_it_is_told(tmp_path: Path) -> N
     assert len(ranks) == 4
     for rank in ranks:
         wait_gone(rank)
+
+
+def test_a_job_for_a_cluster_starts_as_its_driver_however_many_came_before(tmp_path, monkeypatch) -> None:
+    """Never as a local job, nor as a fork of what starts those."""
+    started = []
+
+    def start(command: list[str], **_: Any) -> SimpleNamespace:
+        started.append(command)
+        return SimpleNamespace(pid=os.getpid())
+
+    monkeypatch.setattr(local.subprocess, "Popen", start)
+    monkeypatch.setattr(local, "STARTS", None)
+    for number in range(3):
+        job = replace(launch(tmp_path, 1), work_dir=tmp_path / str(number), dagster_run_id="run")
+        job.work_dir.mkdir()
+        ray.RayHandle(job, Lease(), settings=RaySettings()).start()
+    assert len(started) == 3
+    assert all(line.index("vpmoe_assets.resources.ray.process") < line.index("--") for line in started)

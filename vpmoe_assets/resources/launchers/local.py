@@ -74,6 +74,15 @@ class LocalHandle:
         """False: what it needs is there before it starts."""
         return False
 
+    @property
+    def forkable(self) -> bool:
+        """Whether it may be a fork of what has imported what jobs do; see `vpmoe_assets.resources.warm`."""
+        return self.launch.device == "cpu" and self.launch.nproc == 1
+
+    def command_line(self) -> list[str]:
+        """Return the command line of the first process, where it is not forked."""
+        return command_line(self.launch)
+
     def start(self) -> None:
         """Start it; what its processes print goes to `console.txt` in the work directory."""
         launch = self.launch
@@ -96,14 +105,13 @@ class LocalHandle:
         }
         if launch.device == "cpu":
             environment.setdefault("GLIBC_TUNABLES", _ALLOCATION)
-        alone = launch.device == "cpu" and launch.nproc == 1
-        link = STARTS.link(launch.sources, environment) if alone else None
+        link = STARTS.link(launch.sources, environment) if self.forkable else None
         descriptors = [*self.lease.descriptors]  # held as long as any process of the job lives
         with (launch.work_dir / CONSOLE_NAME).open("ab") as console, link or nullcontext():
             if link is not None:
                 descriptors.append(link.fileno())
             self.process = subprocess.Popen(
-                command_line(launch) if link is None else forked_line(launch, link.fileno()),
+                self.command_line() if link is None else forked_line(launch, link.fileno()),
                 cwd=launch.sources,
                 env={**environment, MARKER_ENV: launch.marker},
                 stdin=subprocess.DEVNULL,
@@ -113,7 +121,7 @@ class LocalHandle:
                 pass_fds=descriptors,
             )
         replace(record, pid=self.process.pid).write(launch.work_dir)
-        if alone:
+        if self.forkable:
             ending = bound_to_parent(launch, "SIGTERM")
             STARTS.started(launch.dagster_run_id, launch.sources, environment, ending)
 

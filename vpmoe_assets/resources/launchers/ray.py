@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, override
 
 from trainer.contract.schema.base import ConfigError
 from vpmoe_assets.errors import DataError
@@ -61,6 +61,7 @@ class RayHandle(LocalHandle):
     where: dict[str, Any] | None = None
 
     @property
+    @override
     def devices(self) -> tuple[str, ...]:
         """Which GPUs of which machine the job has; empty on a CPU, and before it starts."""
         where = self.where or placed(self.launch.work_dir)
@@ -69,10 +70,18 @@ class RayHandle(LocalHandle):
         return tuple(f"{where['host']}:{gpu}" for gpu in str(where["gpus"]).split(",") if gpu)
 
     @property
+    @override
     def waiting(self) -> bool:
         """Whether no machine has begun it: it waits for a core or a GPU, or is being started again."""
         return not (self.launch.work_dir / PLACED_NAME).exists()
 
+    @property
+    @override
+    def forkable(self) -> bool:
+        """False: it is a driver, which does not import what jobs do."""
+        return False
+
+    @override
     def command_line(self) -> list[str]:
         """Return the command line of the driver; it ends with the job's own."""
         launch = self.launch
